@@ -1,0 +1,50 @@
+# Everything runs in a virtual environment of its own; `make PYTHON=python3.12 VENV=/tmp/env test`
+# chooses another interpreter or folder.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.flower-split-installed
+OUTPUTS ?= outputs/quickstart
+PROTOS := $(wildcard protos/*.proto)
+
+.PHONY: venv demo test lint format types contract proto proto-check wheel clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flower_split needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[simulation,data,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m flower_split.apps.simulate examples/quickstart --silos 3 -c strategy.min-nodes=3 --output-dir $(OUTPUTS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+contract: $(STAMP)
+	$(BIN)/lint-imports --no-logo
+
+proto: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -Iflower_split/proto=protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+proto-check: $(STAMP)
+	$(BIN)/python -m pytest -q tests/project/test_generated_protos.py
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

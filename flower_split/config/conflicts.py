@@ -1,0 +1,75 @@
+"""Conflicts: settings that are each valid and contradict one another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flower_split.config.sections import SplitConfig
+
+ANY_ADDRESS = ("0.0.0.0", "::", "[::]", "")
+
+
+def conflicts(config: SplitConfig) -> list[str]:
+    """One sentence for every contradiction between the settings of a run."""
+    return [
+        *_trunk_bounds(config),
+        *_trunk_address(config),
+        *_schedule(config),
+        *_extras(config),
+    ]
+
+
+def _trunk_bounds(config: SplitConfig) -> list[str]:
+    train, trunk, found = config.train, config.trunk, list[str]()
+    for key, batch in (
+        ("train.batch-size", train.batch_size),
+        ("train.eval-batch-size", train.eval_batch_size),
+    ):
+        tokens = batch * train.max_length
+        if tokens > trunk.max_message_tokens:
+            found.append(
+                f"{key} {batch} x train.max-length {train.max_length} is {tokens} tokens, more "
+                f"than trunk.max-message-tokens {trunk.max_message_tokens} allows in a microbatch"
+            )
+    return found
+
+
+def _trunk_address(config: SplitConfig) -> list[str]:
+    trunk = config.trunk
+    if trunk.advertise:
+        host, _, port = trunk.advertise.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            return [f"trunk.advertise must be host:port, not {trunk.advertise!r}"]
+    elif trunk.host in ANY_ADDRESS:
+        return [
+            f"trunk.host {trunk.host!r} is every address of this machine and none that a silo can "
+            "connect to: set trunk.advertise to the host:port that silos reach"
+        ]
+    return []
+
+
+def _schedule(config: SplitConfig) -> list[str]:
+    steps = config.train.local_steps * config.num_server_rounds
+    if 0 < steps < config.train.warmup_steps:
+        return [
+            f"train.warmup-steps is {config.train.warmup_steps}, more than the {steps} steps of "
+            f"the whole run (num-server-rounds {config.num_server_rounds} x train.local-steps "
+            f"{config.train.local_steps})"
+        ]
+    return []
+
+
+def _extras(config: SplitConfig) -> list[str]:
+    found = []
+    if config.baseline_alone and config.trunk.adapters == "shared":
+        found.append(
+            "baseline-alone needs trunk adapters of every silo's own: set trunk.adapters to "
+            "'federated' or 'frozen', not 'shared'"
+        )
+    if config.sample_prompt and config.strategy.fraction_evaluate == 0:
+        found.append(
+            "sample-prompt is continued when the silos evaluate, and strategy.fraction-evaluate "
+            "is 0: raise it, or leave sample-prompt empty"
+        )
+    return found

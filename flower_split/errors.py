@@ -1,0 +1,102 @@
+"""The exception tree: every error that flower_split raises on purpose.
+
+::
+
+    FlowerSplitError
+    ├── ConfigError              a setting is unknown, malformed or contradicts another one
+    ├── ModelError               a model cannot be cut, loaded or recognised
+    │   ├── CutError             the cut points do not fit the model
+    │   ├── UnsupportedFamilyError  the family is not known to be exact when cut
+    │   └── CheckpointError      a checkpoint lacks what a party needs
+    ├── AdapterError             a LoRA setting or an adapter tensor does not fit the model
+    ├── DataError                a data set is missing, empty or broken
+    ├── DivergenceError          a loss or a gradient is no longer a finite number
+    ├── RoundError               a federated round has nothing that could be aggregated
+    ├── SiloError                a silo's own code failed; only its log says more
+    └── TrunkError               something between a silo and the trunk
+        ├── WireError            a frame failed its checks               INVALID_ARGUMENT
+        ├── HandshakeError       the two parties were set up differently  INVALID_ARGUMENT
+        ├── SequenceError        a frame came out of order                FAILED_PRECONDITION
+        ├── TokenError           no token, or one that is used or expired UNAUTHENTICATED
+        ├── ForeignRunError      a token of another run or node           PERMISSION_DENIED
+        ├── TrunkBusyError       a bound of the trunk was reached         RESOURCE_EXHAUSTED
+        └── TrunkUnavailableError  the trunk is gone or not reachable     UNAVAILABLE
+
+The right-hand column is the gRPC status under which a `TrunkError` crosses the wire.
+"""
+
+
+class FlowerSplitError(Exception):
+    """Base of every error that flower_split raises on purpose."""
+
+
+class ConfigError(FlowerSplitError, ValueError):
+    """A setting is unknown, malformed or contradicts another one."""
+
+
+class ModelError(FlowerSplitError, ValueError):
+    """A model cannot be cut, loaded or recognised."""
+
+
+class CutError(ModelError):
+    """The cut points do not fit the model."""
+
+
+class UnsupportedFamilyError(ModelError):
+    """The model's family is not known to be exact when it is cut."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint is missing, unreadable, or lacks what a party needs."""
+
+
+class AdapterError(FlowerSplitError, ValueError):
+    """A LoRA setting or an adapter tensor does not fit the model."""
+
+
+class DataError(FlowerSplitError, ValueError):
+    """A data set is missing, empty or broken."""
+
+
+class DivergenceError(FlowerSplitError, ArithmeticError):
+    """A loss or a gradient is no longer a finite number."""
+
+
+class RoundError(FlowerSplitError, RuntimeError):
+    """A federated round has nothing that could be aggregated."""
+
+
+class SiloError(FlowerSplitError, RuntimeError):
+    """A silo's own code failed. The text leaves the silo, so it carries no part of the data."""
+
+
+class TrunkError(FlowerSplitError, RuntimeError):
+    """Something went wrong between a silo and the trunk."""
+
+
+class WireError(TrunkError):
+    """A frame failed its checks: size, shape, dtype, checksum or finite values."""
+
+
+class HandshakeError(TrunkError):
+    """The silo and the trunk were set up differently."""
+
+
+class SequenceError(TrunkError):
+    """A frame came out of order."""
+
+
+class TokenError(TrunkError):
+    """The session token is missing, unknown, used or expired."""
+
+
+class ForeignRunError(TrunkError):
+    """The session token belongs to another run, node or round."""
+
+
+class TrunkBusyError(TrunkError):
+    """A bound of the trunk was reached: sessions, bytes or microbatches in flight."""
+
+
+class TrunkUnavailableError(TrunkError):
+    """The trunk is gone or cannot be reached."""

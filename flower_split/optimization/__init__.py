@@ -1,0 +1,1 @@
+"""What both sides of the cut compute alike: AdamW, learning rates, global-norm clipping."""
