@@ -1,0 +1,45 @@
+"""Segments: the stock model with holes for what other parties hold."""
+
+from flower_split.segments.calls import watch_calls
+from flower_split.segments.cuts import Cuts
+from flower_split.segments.ends import Bottom, Top
+from flower_split.segments.exactness import check_exact, check_exact_cuts
+from flower_split.segments.families import FAMILIES, Family, family_of, register_family
+from flower_split.segments.fingerprint import fingerprint
+from flower_split.segments.joining import join
+from flower_split.segments.layers import held_by_trunk, layer_index, layers_path
+from flower_split.segments.loading import load_client_model, load_trunk
+from flower_split.segments.pass_through import PassThrough, TrunkSlot
+from flower_split.segments.skeleton import load_skeleton, load_tokenizer
+from flower_split.segments.source import Source, resolve_source
+from flower_split.segments.splitting import split_model, split_segments
+from flower_split.segments.trunk import Trunk
+
+__all__ = [
+    "FAMILIES",
+    "Bottom",
+    "Cuts",
+    "Family",
+    "PassThrough",
+    "Source",
+    "Top",
+    "Trunk",
+    "TrunkSlot",
+    "check_exact",
+    "check_exact_cuts",
+    "family_of",
+    "fingerprint",
+    "held_by_trunk",
+    "join",
+    "layer_index",
+    "layers_path",
+    "load_client_model",
+    "load_skeleton",
+    "load_tokenizer",
+    "load_trunk",
+    "register_family",
+    "resolve_source",
+    "split_model",
+    "split_segments",
+    "watch_calls",
+]

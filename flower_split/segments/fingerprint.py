@@ -1,0 +1,44 @@
+"""The fingerprint of a model's architecture, by which two parties know they cut the same model."""
+
+import hashlib
+import json
+
+from transformers import PreTrainedConfig
+
+# What two parties may set apart without computing different things in the layers, and the dtype,
+# which the handshake compares by name.
+_VOLATILE = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "experts_implementation",
+        "id2label",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+
+def fingerprint(config: PreTrainedConfig) -> str:
+    """SHA-256, in hexadecimal, of the configuration's canonical JSON without volatile keys.
+
+    It tells architectures apart, not weights.
+    """
+    kept = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

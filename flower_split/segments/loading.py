@@ -1,0 +1,156 @@
+"""Loading a party's segment from a checkpoint, of which nothing else is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from flower_split.config.checks import one_of
+from flower_split.config.sections import ATTENTION, DTYPES
+from flower_split.errors import CheckpointError, ModelError
+from flower_split.segments.checkpoint import Checkpoint
+from flower_split.segments.cuts import Cuts
+from flower_split.segments.families import family_of
+from flower_split.segments.fingerprint import fingerprint
+from flower_split.segments.layers import layer_index, layers_path
+from flower_split.segments.pass_through import Stub
+from flower_split.segments.refusals import refuse_config
+from flower_split.segments.skeleton import make_skeleton, read_config, stock_class
+from flower_split.segments.source import resolve_source
+from flower_split.segments.splitting import punch_client, punch_trunk
+from flower_split.segments.stock_loader import load_stock
+from flower_split.segments.trunk import Trunk
+
+Punch = Callable[[PreTrainedModel, Cuts], None]
+
+
+def load_client_model(
+    source: str | Path,
+    *,
+    bottom_layers: int,
+    top_layers: int,
+    revision: str = "",
+    dtype: str = "float32",
+    attention: str = "auto",
+) -> PreTrainedModel:
+    """The client model of a checkpoint, in evaluation mode, as `split_model` makes it.
+
+    The trunk's tensors are not read.
+
+    Args:
+        source: As for `resolve_source`.
+        bottom_layers: Layers the silo holds after the embeddings.
+        top_layers: Layers the silo holds before the head.
+        revision: Commit, tag or branch on the hub; empty for the default branch.
+        dtype: Of weights and activations: one of `flower_split.config` `DTYPES`.
+        attention: Attention implementation: one of `flower_split.config` `ATTENTION`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it lacks what the silo needs.
+        CutError: the cuts do not fit the model; no weight has been read.
+        UnsupportedFamilyError: the family is not known to be exact when it is cut.
+        ModelError: its configuration rules out cutting it, or it has no such attention.
+        ConfigError: `dtype` or `attention` is none of those known.
+    """
+    plan = _Plan(source, revision, bottom_layers, top_layers, dtype, attention)
+    trunk = plan.cuts.trunk_range
+    model = plan.load(punch_client, lambda index: index is None or index not in trunk)
+    model.generation_config = _generation_config(plan.source.folder) or model.generation_config
+    return model
+
+
+def load_trunk(
+    source: str | Path,
+    *,
+    bottom_layers: int,
+    top_layers: int,
+    revision: str = "",
+    dtype: str = "float32",
+    attention: str = "auto",
+) -> Trunk:
+    """The trunk of a checkpoint, in evaluation mode, as `split_model` makes it.
+
+    Only the tensors of its layers are read. Arguments and errors are those of
+    `load_client_model`.
+    """
+    plan = _Plan(source, revision, bottom_layers, top_layers, dtype, attention)
+    held = plan.cuts.trunk_range
+    model = plan.load(punch_trunk, lambda index: index is not None and index in held)
+    # Not of `plan.config`: some families settle open values of it when the model is made.
+    return Trunk(model, plan.cuts, fingerprint(model.config)).eval()
+
+
+class _Plan:
+    """What is to be loaded, checked before any weight is read."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        revision: str,
+        bottom_layers: int,
+        top_layers: int,
+        dtype: str,
+        attention: str,
+    ) -> None:
+        one_of("dtype", dtype, DTYPES)
+        one_of("attention", attention, ATTENTION)
+        self.source = resolve_source(source, revision)
+        self.config = read_config(self.source)
+        family_of(self.config)
+        refuse_config(self.config)
+        self.cuts = Cuts(
+            bottom_layers=bottom_layers,
+            top_layers=top_layers,
+            num_layers=int(self.config.get_text_config(decoder=True).num_hidden_layers),
+        )
+        has_sdpa = getattr(stock_class(self.config), "_supports_sdpa", True)
+        if attention == "auto":
+            attention = "sdpa" if has_sdpa else "eager"
+        if attention == "sdpa" and not has_sdpa:
+            raise ModelError(
+                f"transformers has no sdpa attention for {self.config.model_type}; set "
+                "model.attention to 'auto' or 'eager'"
+            )
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.attention = attention
+
+    def load(self, punch: Punch, held: Callable[[int | None], bool]) -> PreTrainedModel:
+        """The stock model after `punch`, with the tensors of the layers that are `held`.
+
+        `held` is asked about None for the tensors outside the layers.
+        """
+        path = layers_path(make_skeleton(self.config))
+
+        def wanted(name: str) -> bool:
+            index = layer_index(name, path)
+            # Some checkpoints have layers beyond the model's, which only pretraining uses.
+            return held(index) and (index is None or index < self.cuts.num_layers)
+
+        checkpoint = Checkpoint(self.source)
+        with checkpoint.open(wanted) as tensors:
+            model = load_stock(
+                stock_class(self.config),
+                self.config,
+                tensors,
+                punch=lambda model: punch(model, self.cuts),
+                dtype=self.dtype,
+                attention=self.attention,
+                name=self.source.name,
+                path=checkpoint.path,
+            )
+        for module in model.modules():
+            if isinstance(module, Stub):
+                # The stock loader leaves buffers that it does not know uninitialised.
+                module.like.zero_()
+        return model
+
+
+def _generation_config(folder: Path) -> GenerationConfig | None:
+    if not (folder / GENERATION_CONFIG_NAME).is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, TypeError) as exc:
+        raise CheckpointError(f"{folder / GENERATION_CONFIG_NAME} cannot be read: {exc}") from exc

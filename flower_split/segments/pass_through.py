@@ -1,0 +1,85 @@
+"""Modules that stand in a segment for what another party holds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flower_split.errors import ModelError
+from flower_split.segments.cuts import Cuts
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class PassThrough(nn.Module):
+    """Stands for a layer of another party: returns the hidden states it is given.
+
+    Args:
+        layer: The stock layer, or another stand-in, whose plain attributes (such as
+            `attention_type`) the stock model's loop may read.
+        returns_tuple: Whether the family's layers return a tuple; None takes it from `layer`.
+    """
+
+    returns_tuple: bool
+
+    def __init__(self, layer: nn.Module, *, returns_tuple: bool | None = None) -> None:
+        super().__init__()
+        for name, value in vars(layer).items():
+            if not name.startswith("_") and name != "training" and isinstance(value, _PLAIN):
+                setattr(self, name, value)
+        if returns_tuple is not None:
+            self.returns_tuple = returns_tuple
+        self.train(layer.training)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The hidden states (B, T, H), in the shape in which the family's layers return them."""
+        return (hidden_states, None) if self.returns_tuple else hidden_states
+
+
+class TrunkSlot(PassThrough):
+    """The place in a client model where `attach_trunk` puts the remote trunk.
+
+    Args:
+        layer: The stock layer at index `cuts.bottom_layers`.
+        returns_tuple: Whether the family's layers return a tuple.
+        cuts: Where the model was cut.
+        fingerprint: Of the uncut model.
+    """
+
+    def __init__(
+        self, layer: nn.Module, *, returns_tuple: bool, cuts: Cuts, fingerprint: str
+    ) -> None:
+        super().__init__(layer, returns_tuple=returns_tuple)
+        self.cuts = cuts
+        self.fingerprint = fingerprint
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Refused: without the trunk the answer would be wrong."""
+        raise ModelError("this model has no trunk yet: call attach_trunk(model, transport) first")
+
+
+class Stub(nn.Module):
+    """Stands for an embedding, norm, projection or head whose answer is thrown away.
+
+    It only has to let the stock code go on: it returns the hidden states it is given, (B, T, H),
+    or else a zero that broadcasts against anything.
+
+    Args:
+        dtype: Of the model; it and the device follow `.to()`.
+    """
+
+    like: Tensor
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        # On the CPU also where the model is built on the meta device.
+        zero = torch.zeros((), dtype=dtype, device="cpu")
+        self.register_buffer("like", zero, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The first floating-point argument with three axes, or a zero without axes."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        for value in tensors:
+            if value.is_floating_point() and value.dim() == 3:
+                return value
+        return self.like.new_zeros((), device=tensors[0].device if tensors else None)

@@ -1,0 +1,89 @@
+"""What cannot be exact when it is cut, and is therefore refused."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flower_split.errors import ModelError, UnsupportedFamilyError
+from flower_split.segments.outside import head_of
+from flower_split.segments.pass_through import PassThrough, Stub
+
+_OUTPUTS = {
+    "output_hidden_states": "the trunk's hidden states are not at the silo",
+    "output_attentions": "the trunk's attention weights are not at the silo",
+    "output_router_logits": "the balance loss needs the router logits of the trunk's layers",
+}
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Check that `model` is a whole stock causal language model.
+
+    Raises:
+        ModelError: it is something else, or it is cut already.
+        UnsupportedFamilyError: its configuration rules out exactness.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"expected a transformers model, not {type(model).__name__}; cut the model before "
+            "get_peft_model"
+        )
+    if any(isinstance(module, (PassThrough, Stub)) for module in model.modules()):
+        raise ModelError("this model is cut already; cut the whole model")
+    refuse_config(model.config)
+    if model.base_model is model or head_of(model) is None:
+        raise ModelError(
+            f"expected a causal language model with a head, not {type(model).__name__}; load it "
+            "with AutoModelForCausalLM"
+        )
+
+
+def refuse_config(config: PreTrainedConfig) -> None:
+    """Check what can be told from the configuration alone.
+
+    Raises:
+        ModelError: an option needs what the trunk does not send, or the model is quantized.
+        UnsupportedFamilyError: the architecture cannot be exact.
+    """
+    kind = config.model_type
+    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
+        raise UnsupportedFamilyError(
+            f"{kind} with an encoder or cross-attention cannot be cut; expected a decoder-only "
+            "causal language model"
+        )
+    if config.get_text_config(decoder=True) is not config:
+        raise UnsupportedFamilyError(
+            f"{kind} has parts beside its text model, such as a vision tower, and cannot be cut; "
+            "cut a text-only causal language model"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"this {kind} model is quantized, which is not exact when it is cut; load it in "
+            "float32, bfloat16 or float16"
+        )
+    for option, reason in _OUTPUTS.items():
+        if getattr(config, option, False):
+            raise ModelError(f"config.{option} must be off: {reason}")
+    if getattr(config, "layerdrop", 0.0):
+        raise ModelError(
+            f"config.layerdrop must be 0, not {config.layerdrop}: it would skip the trunk as one "
+            "layer"
+        )
+    if "dynamic" in set(_rope_types(getattr(config, "rope_parameters", None))):
+        raise UnsupportedFamilyError(
+            "rope_type 'dynamic' makes frequencies depend on sequences seen before, which a "
+            "trunk that several silos share cannot know; use 'default', 'linear', 'yarn', "
+            "'llama3' or 'longrope'"
+        )
+
+
+def _rope_types(parameters: Any) -> Iterator[str]:
+    """Every `rope_type` in `rope_parameters`, which may be given for each kind of layer."""
+    if not isinstance(parameters, Mapping):
+        return
+    for key, value in parameters.items():
+        if key == "rope_type" and value is not None:
+            yield str(value)
+        else:
+            yield from _rope_types(value)

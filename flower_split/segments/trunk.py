@@ -1,0 +1,50 @@
+"""The trunk: the stock model with only its middle layers."""
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from flower_split.segments.cuts import Cuts
+from flower_split.segments.segment import Segment
+
+
+class Trunk(Segment):
+    """Layers k … n-m-1 of a stock model, computing exactly what they compute in it.
+
+    Args:
+        model: The stock `…ForCausalLM` with stand-ins for everything but the trunk's layers.
+        cuts: Which layers those are.
+        fingerprint: Of the uncut model.
+    """
+
+    def __init__(self, model: PreTrainedModel, cuts: Cuts, fingerprint: str) -> None:
+        held = cuts.trunk_range
+        super().__init__(model, cuts, fingerprint, enters=held.start, leaves=held.stop - 1)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """h2 for h1, both (B, T, H) of the model's dtype.
+
+        Args:
+            hidden: h1.
+            attention_mask: (B, S) as the uncut model would be given it.
+            position_ids: (B, T) or (1, T) as the uncut model would be given them.
+            past_key_values: Key-value cache that the pass extends.
+
+        Raises:
+            ModelError: the stock model did not run the trunk's layers.
+        """
+        return self._through(
+            hidden,
+            inputs_embeds=hidden.detach(),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+        )
