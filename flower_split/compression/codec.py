@@ -1,0 +1,47 @@
+"""Codec: the interface of everything that turns a tensor into bytes and back."""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flower_split.proto import trunk_pb2 as pb
+
+if sys.byteorder != "little":  # every codec sends the host's own element bytes
+    raise ImportError("flower_split sends tensors little-endian; this machine is big-endian")
+
+
+class Codec(ABC):
+    """One encoding of tensors.
+
+    Encoded bytes are a one-dimensional `uint8` tensor on the CPU rather than a `bytes` object:
+    torch aligns its own storage, and matrix kernels may round differently on unaligned memory.
+    """
+
+    name: ClassVar[str]
+    """The codec's name in a run's configuration."""
+    wire: ClassVar[pb.Codec]
+    """The codec's number on the wire."""
+
+    @abstractmethod
+    def encode(self, tensor: Tensor) -> Tensor:
+        """The bytes of `tensor`, any shape and device; they may share memory with `tensor`.
+
+        Raises:
+            WireError: `tensor` holds values that this codec does not carry.
+        """
+
+    @abstractmethod
+    def decode(self, payload: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The tensor that `payload` encodes, on the CPU; it may share memory with `payload`.
+
+        Raises:
+            WireError: `payload` does not hold a valid tensor of this shape and dtype.
+        """
+
+    @abstractmethod
+    def encoded_bytes(self, shape: Sequence[int]) -> int:
+        """How many bytes `encode` makes of a tensor of `shape`."""

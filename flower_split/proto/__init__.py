@@ -1,0 +1,1 @@
+"""The wire format, generated from `protos/`; regenerate it, never edit it."""

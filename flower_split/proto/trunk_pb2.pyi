@@ -1,0 +1,322 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    DTYPE_FLOAT32: _ClassVar[DType]
+    DTYPE_BFLOAT16: _ClassVar[DType]
+    DTYPE_FLOAT16: _ClassVar[DType]
+    DTYPE_INT64: _ClassVar[DType]
+    DTYPE_BOOL: _ClassVar[DType]
+
+class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODEC_UNSPECIFIED: _ClassVar[Codec]
+    CODEC_RAW: _ClassVar[Codec]
+    CODEC_FP32: _ClassVar[Codec]
+    CODEC_BF16: _ClassVar[Codec]
+    CODEC_FP16: _ClassVar[Codec]
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_H1: _ClassVar[Role]
+    ROLE_H2: _ClassVar[Role]
+    ROLE_G2: _ClassVar[Role]
+    ROLE_G1: _ClassVar[Role]
+    ROLE_ATTENTION_MASK: _ClassVar[Role]
+    ROLE_POSITION_IDS: _ClassVar[Role]
+
+class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PURPOSE_UNSPECIFIED: _ClassVar[Purpose]
+    PURPOSE_TRAIN: _ClassVar[Purpose]
+    PURPOSE_EVALUATE: _ClassVar[Purpose]
+
+class EditKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EDIT_KIND_UNSPECIFIED: _ClassVar[EditKind]
+    EDIT_KIND_REORDER: _ClassVar[EditKind]
+    EDIT_KIND_CROP: _ClassVar[EditKind]
+    EDIT_KIND_REPEAT: _ClassVar[EditKind]
+    EDIT_KIND_SELECT: _ClassVar[EditKind]
+    EDIT_KIND_RESET: _ClassVar[EditKind]
+DTYPE_UNSPECIFIED: DType
+DTYPE_FLOAT32: DType
+DTYPE_BFLOAT16: DType
+DTYPE_FLOAT16: DType
+DTYPE_INT64: DType
+DTYPE_BOOL: DType
+CODEC_UNSPECIFIED: Codec
+CODEC_RAW: Codec
+CODEC_FP32: Codec
+CODEC_BF16: Codec
+CODEC_FP16: Codec
+ROLE_UNSPECIFIED: Role
+ROLE_H1: Role
+ROLE_H2: Role
+ROLE_G2: Role
+ROLE_G1: Role
+ROLE_ATTENTION_MASK: Role
+ROLE_POSITION_IDS: Role
+PURPOSE_UNSPECIFIED: Purpose
+PURPOSE_TRAIN: Purpose
+PURPOSE_EVALUATE: Purpose
+EDIT_KIND_UNSPECIFIED: EditKind
+EDIT_KIND_REORDER: EditKind
+EDIT_KIND_CROP: EditKind
+EDIT_KIND_REPEAT: EditKind
+EDIT_KIND_SELECT: EditKind
+EDIT_KIND_RESET: EditKind
+
+class TensorHeader(_message.Message):
+    __slots__ = ("role", "dtype", "codec", "shape", "num_bytes", "crc32")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    dtype: DType
+    codec: Codec
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    num_bytes: int
+    crc32: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[_Union[Codec, str]] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("tensor", "offset", "data")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    tensor: int
+    offset: int
+    data: bytes
+    def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ClientFrame(_message.Message):
+    __slots__ = ("hello", "forward", "backward", "release", "drop_cache", "step", "finish", "chunks")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    DROP_CACHE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    forward: Forward
+    backward: Backward
+    release: Release
+    drop_cache: DropCache
+    step: Step
+    finish: Finish
+    chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., drop_cache: _Optional[_Union[DropCache, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+
+class ServerFrame(_message.Message):
+    __slots__ = ("welcome", "forward", "backward", "step", "summary", "chunks")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    forward: ForwardReply
+    backward: BackwardReply
+    step: StepReply
+    summary: Summary
+    chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., step: _Optional[_Union[StepReply, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+
+class Ticket(_message.Message):
+    __slots__ = ("run_id", "node_id", "server_round", "token")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    run_id: int
+    node_id: int
+    server_round: int
+    token: str
+    def __init__(self, run_id: _Optional[int] = ..., node_id: _Optional[int] = ..., server_round: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
+
+class Optimizer(_message.Message):
+    __slots__ = ("beta1", "beta2", "eps", "weight_decay", "max_grad_norm", "max_learning_rate")
+    BETA1_FIELD_NUMBER: _ClassVar[int]
+    BETA2_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    MAX_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    max_grad_norm: float
+    max_learning_rate: float
+    def __init__(self, beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_learning_rate: _Optional[float] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    BOTTOM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    H1_FIELD_NUMBER: _ClassVar[int]
+    H2_FIELD_NUMBER: _ClassVar[int]
+    G2_FIELD_NUMBER: _ClassVar[int]
+    G1_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    ticket: Ticket
+    purpose: Purpose
+    fingerprint: str
+    num_layers: int
+    bottom_layers: int
+    top_layers: int
+    dtype: DType
+    trunk_adapters: str
+    adapter: str
+    h1: Codec
+    h2: Codec
+    g2: Codec
+    g1: Codec
+    optimizer: Optimizer
+    seed: int
+    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens")
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_in_flight: int
+    max_message_tokens: int
+    max_cached_tokens: int
+    def __init__(self, max_in_flight: _Optional[int] = ..., max_message_tokens: _Optional[int] = ..., max_cached_tokens: _Optional[int] = ...) -> None: ...
+
+class CacheEdit(_message.Message):
+    __slots__ = ("kind", "values")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    kind: EditKind
+    values: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[EditKind, str]] = ..., values: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CacheUse(_message.Message):
+    __slots__ = ("cache_id", "past_length", "edits")
+    CACHE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAST_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    cache_id: int
+    past_length: int
+    edits: _containers.RepeatedCompositeFieldContainer[CacheEdit]
+    def __init__(self, cache_id: _Optional[int] = ..., past_length: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[CacheEdit, _Mapping]]] = ...) -> None: ...
+
+class Forward(_message.Message):
+    __slots__ = ("step", "microbatch", "keep_graph", "dropout", "cache", "tensors")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    KEEP_GRAPH_FIELD_NUMBER: _ClassVar[int]
+    DROPOUT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    microbatch: int
+    keep_graph: bool
+    dropout: bool
+    cache: CacheUse
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., keep_graph: bool = ..., dropout: bool = ..., cache: _Optional[_Union[CacheUse, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class ForwardReply(_message.Message):
+    __slots__ = ("microbatch", "tensors")
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    microbatch: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class Backward(_message.Message):
+    __slots__ = ("step", "microbatch", "wants_input_grad", "tensors")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    WANTS_INPUT_GRAD_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    microbatch: int
+    wants_input_grad: bool
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., wants_input_grad: bool = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class BackwardReply(_message.Message):
+    __slots__ = ("microbatch", "tensors")
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    microbatch: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("microbatch",)
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    microbatch: int
+    def __init__(self, microbatch: _Optional[int] = ...) -> None: ...
+
+class DropCache(_message.Message):
+    __slots__ = ("cache_id",)
+    CACHE_ID_FIELD_NUMBER: _ClassVar[int]
+    cache_id: int
+    def __init__(self, cache_id: _Optional[int] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("step", "learning_rate", "norms_before", "norms_after")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    NORMS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    NORMS_AFTER_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    learning_rate: float
+    norms_before: _containers.RepeatedScalarFieldContainer[float]
+    norms_after: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., norms_before: _Optional[_Iterable[float]] = ..., norms_after: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class StepReply(_message.Message):
+    __slots__ = ("step", "norms")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    norms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Summary(_message.Message):
+    __slots__ = ("steps", "forwards", "backwards", "tokens")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FORWARDS_FIELD_NUMBER: _ClassVar[int]
+    BACKWARDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    forwards: int
+    backwards: int
+    tokens: int
+    def __init__(self, steps: _Optional[int] = ..., forwards: _Optional[int] = ..., backwards: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...

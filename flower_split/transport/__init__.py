@@ -1,0 +1,1 @@
+"""How a silo's tensors reach the trunk: one interface, in process and over gRPC."""

@@ -1,0 +1,125 @@
+"""The interfaces of the trunk stream: `Transport`, the silo's end, `TrunkBackend`, the trunk's.
+
+A transport carries requests in the order in which they were made and answers each by a future,
+so that several microbatches can be in flight. A backend computes one request at a time and knows
+no wire.
+"""
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Protocol, Self
+
+from torch import Tensor
+
+from flower_split.transport.messages import (
+    BackwardRequest,
+    ForwardRequest,
+    SessionSpec,
+    SessionSummary,
+    StepReply,
+    StepRequest,
+    Ticket,
+)
+
+
+class BackendSession(Protocol):
+    """One silo's state at the trunk: activations, adapters, optimizer.
+
+    Calls come one at a time. A call that raises a `TrunkError` changes nothing.
+    """
+
+    def forward(self, request: ForwardRequest) -> Tensor:
+        """h2, (B, T, H); keeps the graph when the request says so."""
+        ...
+
+    def backward(self, request: BackwardRequest) -> Tensor | None:
+        """g1, (B, T, H), or None when not wanted; frees the microbatch's activations."""
+        ...
+
+    def release(self, microbatch: int) -> None:
+        """Free the activations of a microbatch that gets no backward pass."""
+        ...
+
+    def drop_cache(self, cache_id: int) -> None:
+        """Free a key-value cache."""
+        ...
+
+    def step(self, request: StepRequest) -> StepReply:
+        """One optimizer step on the trunk's adapters, applied exactly once per step number."""
+        ...
+
+    def finish(self) -> SessionSummary:
+        """Declare the session complete: only now do its adapters count."""
+        ...
+
+    def close(self) -> None:
+        """Free everything, however the session ended. Can be called twice."""
+        ...
+
+
+class TrunkBackend(Protocol):
+    """What hosts sessions on a trunk."""
+
+    def open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
+        """A session, or `HandshakeError` naming the field that differs."""
+        ...
+
+
+class Transport(ABC):
+    """A silo's connection to the trunk, for one session.
+
+    Futures fail with a `TrunkError`. After one failure of the connection every further call and
+    every future in flight fails with the same error.
+    """
+
+    spec: SessionSpec
+
+    @abstractmethod
+    def forward(self, request: ForwardRequest) -> Future[Tensor]:
+        """h1 -> h2."""
+
+    @abstractmethod
+    def backward(self, request: BackwardRequest) -> Future[Tensor | None]:
+        """g2 -> g1."""
+
+    @abstractmethod
+    def release(self, microbatch: int) -> None:
+        """Free a microbatch that gets no backward pass. Never waits and never raises."""
+
+    @abstractmethod
+    def drop_cache(self, cache_id: int) -> None:
+        """Free a key-value cache. Never waits and never raises."""
+
+    @abstractmethod
+    def step(self, request: StepRequest) -> Future[StepReply]:
+        """One optimizer step on both sides."""
+
+    @abstractmethod
+    def finish(self) -> SessionSummary:
+        """Declare the session complete and wait for the trunk's word. Ends the session."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave, complete or not. Can be called twice; never raises."""
+
+    @property
+    @abstractmethod
+    def bytes_sent(self) -> int:
+        """Bytes of tensor payload sent so far, as encoded."""
+
+    @property
+    @abstractmethod
+    def bytes_received(self) -> int:
+        """Bytes of tensor payload received so far, as encoded."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,85 @@
+"""The invitation: what a Flower message tells a silo about its session at the trunk.
+
+It travels as scalar fields of the message's own config, all named `split.…`. The silo shows in
+its reply that it had the token, by a keyed hash, and never sends the token itself back.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flower_split.errors import TokenError
+from flower_split.transport.messages import Purpose, Ticket
+
+PREFIX = "split."
+PROOF = "proof"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invitation:
+    """Where the trunk is, and the ticket that opens one session there."""
+
+    address: str
+    """`host:port` of the trunk's server."""
+    ticket: Ticket
+    purpose: Purpose
+    num_rounds: int
+    """Federated rounds of the whole run, for learning-rate schedules."""
+    sample: bool = False
+    """Whether the silo is asked to continue the run config's sample prompt."""
+
+    def to_fields(self) -> dict[str, str | int | bool]:
+        """The fields that join the message's config; run and node are in the message itself."""
+        return {
+            "split.address": self.address,
+            "split.token": self.ticket.token,
+            "split.round": self.ticket.server_round,
+            "split.purpose": self.purpose,
+            "split.num-rounds": self.num_rounds,
+            "split.sample": self.sample,
+        }
+
+    @classmethod
+    def from_fields(
+        cls, fields: Mapping[str, object], *, run_id: int, node_id: int
+    ) -> "Invitation":
+        """The invitation in a message's config.
+
+        Raises:
+            TokenError: the config carries none, or a malformed one.
+        """
+        address, token = fields.get("split.address"), fields.get("split.token")
+        server_round, purpose = fields.get("split.round"), fields.get("split.purpose")
+        num_rounds, sample = fields.get("split.num-rounds"), fields.get("split.sample")
+        if (
+            not isinstance(address, str)
+            or not isinstance(token, str)
+            or not isinstance(server_round, int)
+            or not isinstance(num_rounds, int)
+            or purpose not in ("train", "evaluate")
+        ):
+            raise TokenError(
+                "the message carries no invitation to a trunk: the ServerApp must send it through "
+                "SplitStrategy, in the same version of flower_split"
+            )
+        ticket = Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
+        return cls(
+            address=address,
+            ticket=ticket,
+            purpose="train" if purpose == "train" else "evaluate",
+            num_rounds=num_rounds,
+            sample=sample is True,
+        )
+
+    def proof(self) -> str:
+        """Hexadecimal HMAC-SHA256, under the token, of what the session is for."""
+        ticket = self.ticket
+        subject = f"{ticket.run_id}/{ticket.node_id}/{ticket.server_round}/{self.purpose}"
+        return hmac.new(ticket.token.encode(), subject.encode(), hashlib.sha256).hexdigest()
+
+    def is_proven_by(self, proof: object) -> bool:
+        """Whether `proof` was made by someone who had the token."""
+        return isinstance(proof, str) and hmac.compare_digest(
+            proof.encode(), self.proof().encode()
+        )

@@ -1,0 +1,50 @@
+from dataclasses import replace
+
+import pytest
+
+from flower_split.errors import TokenError
+from flower_split.transport.invitation import Invitation
+from flower_split.transport.messages import Ticket
+
+TICKET = Ticket(run_id=1, node_id=2, server_round=3, token="secret-token")
+GIVEN = Invitation(address="host:1", ticket=TICKET, purpose="train", num_rounds=5, sample=True)
+
+
+def test_it_survives_the_message():
+    fields = {"server-round": 3, **GIVEN.to_fields()}
+    assert Invitation.from_fields(fields, run_id=1, node_id=2) == GIVEN
+
+
+@pytest.mark.parametrize("missing", sorted(set(GIVEN.to_fields()) - {"split.sample"}))
+def test_a_message_without_an_invitation_is_refused(missing):
+    fields = {name: value for name, value in GIVEN.to_fields().items() if name != missing}
+    with pytest.raises(TokenError, match="SplitStrategy"):
+        Invitation.from_fields(fields, run_id=1, node_id=2)
+
+
+def test_an_unknown_purpose_is_refused():
+    with pytest.raises(TokenError):
+        Invitation.from_fields({**GIVEN.to_fields(), "split.purpose": "spy"}, run_id=1, node_id=2)
+
+
+def test_only_the_token_proves_it():
+    assert GIVEN.is_proven_by(GIVEN.proof())
+    assert "secret" not in GIVEN.proof()
+    for field, other in (
+        ("run_id", 9),
+        ("node_id", 9),
+        ("server_round", 9),
+        ("token", "other-token"),
+    ):
+        forged = replace(GIVEN, ticket=replace(TICKET, **{field: other}))
+        assert not GIVEN.is_proven_by(forged.proof()), field
+    assert not GIVEN.is_proven_by(replace(GIVEN, purpose="evaluate").proof())
+
+
+@pytest.mark.parametrize("proof", [None, "", 0, b"x", "é"])
+def test_anything_else_proves_nothing(proof):
+    assert not GIVEN.is_proven_by(proof)
+
+
+def test_the_token_is_not_shown():
+    assert "secret-token" not in repr(GIVEN)
