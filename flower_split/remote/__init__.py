@@ -1,0 +1,8 @@
+"""The silo's side of the cut: the layer that stands for the trunk, and the two-sided optimizer."""
+
+from flower_split.remote.attach import attach_trunk
+from flower_split.remote.optimizer import SplitAdamW
+from flower_split.remote.spec import session_spec
+from flower_split.remote.trunk import RemoteTrunk
+
+__all__ = ["RemoteTrunk", "SplitAdamW", "attach_trunk", "session_spec"]

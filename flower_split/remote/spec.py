@@ -1,0 +1,63 @@
+"""What a silo brings to the handshake, read off its model."""
+
+from torch import nn
+
+from flower_split.adapters import AdapterPlan
+from flower_split.config.sections import WireConfig
+from flower_split.errors import ModelError
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.remote.trunk import RemoteTrunk
+from flower_split.segments import TrunkSlot
+from flower_split.transport.messages import Purpose, SessionSpec
+
+
+def session_spec(
+    client_model: nn.Module,
+    *,
+    plan: AdapterPlan | None,
+    trunk_adapters: str,
+    purpose: Purpose = "train",
+    wire: WireConfig | None = None,
+    optimizer: OptimizerSettings | None = None,
+    seed: int = 0,
+) -> SessionSpec:
+    """The specification of a session for `client_model`.
+
+    Args:
+        client_model: From `split_model` or `load_client_model`, wrapped by PEFT or not.
+        plan: The whole model's adapter plan; None for a frozen trunk.
+        trunk_adapters: `federated`, `shared` or `frozen`.
+        purpose: `train` or `evaluate`.
+        wire: Codec of each hop; float32 where not given.
+        optimizer: Constants of AdamW and of clipping.
+        seed: Seed of the trunk's dropout.
+
+    Raises:
+        ModelError: the model has no place for a trunk.
+    """
+    slot = next(
+        (m for m in client_model.modules() if isinstance(m, (TrunkSlot, RemoteTrunk))), None
+    )
+    if slot is None:
+        raise ModelError(
+            "this model has no place for a trunk: it was not made by split_model or "
+            "load_client_model"
+        )
+    hops = wire or WireConfig()
+    weights = next(p for n, p in client_model.named_parameters() if "lora_" not in n)
+    return SessionSpec(
+        purpose=purpose,
+        fingerprint=slot.fingerprint,
+        num_layers=slot.cuts.num_layers,
+        bottom_layers=slot.cuts.bottom_layers,
+        top_layers=slot.cuts.top_layers,
+        dtype=str(weights.dtype).removeprefix("torch."),
+        trunk_adapters=trunk_adapters,
+        adapter="" if plan is None or trunk_adapters == "frozen" else plan.json,
+        h1=hops.h1,
+        h2=hops.h2,
+        g2=hops.g2,
+        g1=hops.g1,
+        optimizer=optimizer or OptimizerSettings(),
+        seed=seed,
+    )

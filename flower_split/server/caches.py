@@ -1,0 +1,155 @@
+"""The trunk's key-value caches of one session, bounded in rows x tokens."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from flower_split.errors import SequenceError, TrunkBusyError, WireError
+from flower_split.segments import Trunk
+from flower_split.segments.cache import StandIn, place_stand_ins
+from flower_split.transport.messages import CacheEdit, CacheUse
+
+
+@dataclass(kw_only=True)
+class TrunkCache:
+    """One cache: keys and values of the trunk's layers, stand-ins for the silo's."""
+
+    keys: DynamicCache
+    stand_ins: list[StandIn]
+    rows: int
+    length: int = 0
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` that a forward pass has added."""
+        self.length += tokens
+        for layer in self.stand_ins:
+            layer.advance(tokens)
+
+    def edit(self, edit: CacheEdit) -> None:
+        """Make a change that `generate()` made to the silo's cache.
+
+        Raises:
+            WireError: the change does not fit the cache.
+        """
+        rows = range(self.rows)
+        match edit.kind, edit.values:
+            case "reorder", values if len(values) == self.rows and _within(values, rows):
+                self.keys.reorder_cache(torch.LongTensor(values))
+            case "select", values if values and _within(values, rows):
+                self.keys.batch_select_indices(torch.tensor(values))
+                self.rows = len(values)
+            case "repeat", (times,) if 1 <= times <= 1024:
+                self.keys.batch_repeat_interleave(times)
+                self.rows *= times
+            case "crop", (tokens,) if 0 <= tokens <= self.length:
+                self._crop(tokens)
+            case "reset", ():
+                self.keys.reset()
+                self.length = 0
+            case kind, values:
+                raise WireError(
+                    f"cache edit {kind!r} with {len(values)} values does not fit a cache of "
+                    f"{self.rows} rows and {self.length} tokens"
+                )
+
+    def _crop(self, tokens: int) -> None:
+        try:
+            self.keys.crop(-tokens)
+        except RuntimeError as error:
+            raise SequenceError(
+                "a sliding-window cache that is full cannot be cropped: generate without "
+                "assisted decoding"
+            ) from error
+        self.length -= tokens
+
+
+class CacheShelf:
+    """All caches of one session.
+
+    Args:
+        trunk: Whose layers the caches are for.
+        max_tokens: Bound of rows x tokens over all of them.
+    """
+
+    def __init__(self, trunk: Trunk, max_tokens: int) -> None:
+        self._trunk = trunk
+        self._max_tokens = max_tokens
+        self._caches: dict[int, TrunkCache] = {}
+
+    def use(self, use: CacheUse, rows: int, tokens: int) -> TrunkCache:
+        """The cache for a forward pass over `rows` x `tokens`, brought up to date.
+
+        Raises:
+            SequenceError: the cache does not hold what the silo thinks it holds.
+            WireError: an edit does not fit.
+            TrunkBusyError: the pass would exceed the bound.
+        """
+        cache = self._caches.get(use.cache_id)
+        if cache is None:
+            if use.past_length or any(edit.kind != "reset" for edit in use.edits):
+                raise SequenceError(
+                    f"cache {use.cache_id} is not known and cannot hold {use.past_length} tokens"
+                )
+            cache = self._new_cache(rows)
+        else:
+            growth = _product(e.values[0] for e in use.edits if e.kind == "repeat" and e.values)
+            self._admit(cache.rows * growth, cache.length, without=use.cache_id)
+            for edit in use.edits:
+                cache.edit(edit)
+        if cache.length == 0:
+            cache.rows = rows
+        if cache.length != use.past_length or cache.rows != rows:
+            raise SequenceError(
+                f"cache {use.cache_id} holds {cache.rows} rows of {cache.length} tokens; the "
+                f"request expects {rows} rows of {use.past_length}"
+            )
+        self._admit(rows, cache.length + tokens, without=use.cache_id)
+        self._caches[use.cache_id] = cache
+        return cache
+
+    def scratch(self, rows: int) -> TrunkCache:
+        """A cache for one pass with gradients, which nobody will extend.
+
+        The stock code takes restarting position ids for packed sequences only where it has no
+        cache, so that the trunk must have one whenever the silo's model has.
+        """
+        return self._new_cache(rows)
+
+    def drop(self, cache_id: int) -> None:
+        """Free a cache; one that is not there is no error."""
+        self._caches.pop(cache_id, None)
+
+    def clear(self) -> None:
+        """Free all caches."""
+        self._caches.clear()
+
+    def _admit(self, rows: int, length: int, without: int) -> None:
+        others = sum(c.rows * c.length for i, c in self._caches.items() if i != without)
+        wanted = others + rows * length
+        if wanted > self._max_tokens:
+            raise TrunkBusyError(
+                f"the session's key-value caches would hold {wanted} tokens; the trunk keeps at "
+                f"most {self._max_tokens}. Generate fewer rows or shorter texts, or raise "
+                "trunk.max-cached-tokens"
+            )
+
+    def _new_cache(self, rows: int) -> TrunkCache:
+        cuts = self._trunk.cuts
+        keys = DynamicCache(config=self._trunk.config)
+        bottom = range(cuts.bottom_layers)
+        top = range(cuts.trunk_range.stop, cuts.num_layers)
+        stand_ins = [*place_stand_ins(keys, bottom), *place_stand_ins(keys, top)]
+        return TrunkCache(keys=keys, stand_ins=stand_ins, rows=rows)
+
+
+def _within(values: tuple[int, ...], rows: range) -> bool:
+    return all(value in rows for value in values)
+
+
+def _product(values: Iterable[int]) -> int:
+    product = 1
+    for value in values:
+        product *= max(1, value)
+    return product

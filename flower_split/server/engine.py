@@ -1,0 +1,221 @@
+"""The trunk engine: hosts sessions on one trunk, whatever wire they come over."""
+
+import itertools
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+
+from torch import Tensor
+
+from flower_split.adapters import AdapterPlan, TrunkAdapters
+from flower_split.adapters.trunk_adapters import MASTER
+from flower_split.config.checks import one_of
+from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
+from flower_split.errors import ConfigError, HandshakeError
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.segments import Trunk
+from flower_split.server.session import TrunkSession
+from flower_split.server.stepping import AdapterSlot, Stepper
+from flower_split.transport.limits import SessionLimits
+from flower_split.transport.messages import (
+    SessionSpec,
+    SessionSummary,
+    Ticket,
+)
+
+Outcome = tuple[dict[str, Tensor], SessionSummary]
+
+
+class TrunkEngine:
+    """`TrunkBackend` on one trunk. The weights exist once, whatever the number of sessions.
+
+    Args:
+        trunk: The layers; its weights are frozen, and wrapped with adapters where there is a plan.
+        plan: The whole model's adapter plan; None only for a frozen trunk.
+        mode: `federated` (every session steps its own adapter), `shared` (all step one), or
+            `frozen` (no adapter). Without a value: `federated` with a plan, else `frozen`.
+        initial: The trunk's part of an adapter that sessions start from; without it, PEFT's
+            initialisation.
+        wire: Codecs that a session must use; None leaves the choice to the silo.
+        optimizer: Constants that a session must use; None leaves the choice to the silo.
+        limits: What one session may hold.
+
+    Raises:
+        ConfigError: mode and plan contradict each other.
+        AdapterError: the plan or `initial` does not fit the trunk.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        plan: AdapterPlan | None = None,
+        mode: str | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+        wire: WireConfig | None = None,
+        optimizer: OptimizerSettings | None = None,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        self.mode = mode or ("frozen" if plan is None else "federated")
+        one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
+        if self.mode != "frozen" and plan is None:
+            raise ConfigError(f"trunk.adapters {self.mode!r} needs an adapter plan; pass plan=")
+        self.trunk = trunk
+        self.plan = None if self.mode == "frozen" else plan
+        self.limits = limits or SessionLimits()
+        self._wire = wire
+        self._optimizer = optimizer
+        self._lock = threading.RLock()
+        self._numbers = itertools.count()
+        self._prepared: dict[str, Mapping[str, Tensor]] = {}
+        self._outcomes: dict[str, Outcome] = {}
+        self._master: Stepper | None = None
+        trunk.requires_grad_(False)
+        self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
+        if self._adapters is not None and initial is not None:
+            self._adapters.load(MASTER, initial)
+
+    def describe(self, purpose: str = "train") -> SessionSpec:
+        """The specification that a session of this engine must bring."""
+        cuts = self.trunk.cuts
+        wire = self._wire or WireConfig()
+        return SessionSpec(
+            purpose="evaluate" if purpose == "evaluate" else "train",
+            fingerprint=self.trunk.fingerprint,
+            num_layers=cuts.num_layers,
+            bottom_layers=cuts.bottom_layers,
+            top_layers=cuts.top_layers,
+            dtype=str(self.trunk.dtype).removeprefix("torch."),
+            trunk_adapters=self.mode,
+            adapter="" if self.plan is None else self.plan.json,
+            h1=wire.h1,
+            h2=wire.h2,
+            g2=wire.g2,
+            g1=wire.g1,
+            optimizer=self._optimizer or OptimizerSettings(),
+        )
+
+    def open(self, spec: SessionSpec, ticket: Ticket | None) -> TrunkSession:
+        """A session with an adapter of its own.
+
+        It starts from what `prepare` was given for the ticket, or else from the master adapter.
+
+        Raises:
+            HandshakeError: naming the field in which the two parties differ.
+        """
+        self._check(spec)
+        key = "" if ticket is None else ticket.token
+        with self._lock:
+            slot = self._make_slot(spec, key)
+
+            def on_finish(summary: SessionSummary) -> None:
+                if key:
+                    state = {} if slot is None else slot.state()
+                    self._outcomes[key] = (state, summary)
+
+            freed = False
+
+            def on_close() -> None:
+                nonlocal freed
+                if slot is not None and self._adapters is not None and not freed:
+                    self._adapters.remove(slot.name)
+                freed = True
+
+            return TrunkSession(
+                self.trunk,
+                spec,
+                slot,
+                self.limits,
+                self._lock,
+                on_finish=on_finish,
+                on_close=on_close,
+            )
+
+    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
+        """The trunk's part of the adapter that the ticket's session starts from."""
+        with self._lock:
+            self._prepared[ticket.token] = state
+
+    def collect(self, ticket: Ticket) -> Outcome | None:
+        """The adapter and summary of the ticket's session, once; None unless it was finished."""
+        with self._lock:
+            self._prepared.pop(ticket.token, None)
+            return self._outcomes.pop(ticket.token, None)
+
+    def discard(self, ticket: Ticket) -> None:
+        """Forget what was prepared for or left by the ticket's session."""
+        self.collect(ticket)
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """The master adapter: what a `shared` trunk has learned so far."""
+        with self._lock:
+            return {} if self._adapters is None else self._adapters.state(MASTER)
+
+    def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the master adapter.
+
+        Raises:
+            AdapterError: `state` does not fit the trunk.
+        """
+        with self._lock:
+            if self._adapters is not None:
+                self._adapters.load(MASTER, state)
+
+    def _make_slot(self, spec: SessionSpec, key: str) -> AdapterSlot | None:
+        if self._adapters is None:
+            return None
+        name = f"session{next(self._numbers)}"
+        shared = self.mode == "shared"
+        self._adapters.add(name, None if shared else self._prepared.pop(key, None))
+        if not shared:
+            stepper = Stepper(self._adapters, name, spec.optimizer)
+        else:
+            if self._master is None:
+                self._master = Stepper(self._adapters, MASTER, spec.optimizer)
+            stepper = self._master
+        return AdapterSlot(self._adapters, name, stepper, shared=shared)
+
+    def _check(self, spec: SessionSpec) -> None:
+        expected = self.describe(spec.purpose)
+        free = {"purpose", "seed"}
+        if self._wire is None:
+            free |= {"h1", "h2", "g2", "g1"}
+        if self._optimizer is None:
+            free.add("optimizer")
+        for field in fields(SessionSpec):
+            ours, theirs = getattr(expected, field.name), getattr(spec, field.name)
+            if field.name in free or ours == theirs:
+                continue
+            name = field.name
+            if isinstance(ours, OptimizerSettings) and isinstance(theirs, OptimizerSettings):
+                name, ours, theirs = _first_difference(name, asdict(ours), asdict(theirs))
+            elif field.name == "adapter" and ours and theirs:
+                name, ours, theirs = _first_difference(name, _fields_of(ours), _fields_of(theirs))
+            raise HandshakeError(
+                f"the silo and the trunk differ in {name}: the trunk has {_short(ours)}, the "
+                f"silo {_short(theirs)}. Start both from the same run configuration and model"
+            )
+
+
+def _first_difference(
+    name: str, ours: dict[str, object], theirs: dict[str, object]
+) -> tuple[str, object, object]:
+    for key, own in ours.items():
+        other = theirs.get(key)
+        if own != other:
+            return f"{name}.{key}", own, other
+    return name, "these settings", f"further settings {sorted(theirs.keys() - ours.keys())}"
+
+
+def _fields_of(text: str) -> dict[str, object]:
+    try:
+        fields_found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return fields_found if isinstance(fields_found, dict) else {}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,64 @@
+"""The two listeners of a trunk server: the trunk's own, and health's.
+
+The trunk's listener turns every call away, health checks too, once it has as many as it may.
+"""
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from flower_split.errors import ConfigError
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.proto.trunk_pb2_grpc import TrunkServicer, add_TrunkServicer_to_server
+from flower_split.transport.channel import Options
+
+TRUNK_SERVICE: str = pb.DESCRIPTOR.services_by_name["Trunk"].full_name
+# Two processes on one port would share the silos between them.
+_OWN_PORT = ("grpc.so_reuseport", 0)
+
+
+async def listen_trunk(
+    service: TrunkServicer,
+    address: str,
+    credentials: grpc.ServerCredentials | None,
+    options: Options,
+    max_streams: int,
+) -> tuple[grpc.aio.Server, int]:
+    """A server for `service`, and the port that it listens on.
+
+    Raises:
+        ConfigError: it cannot listen on `address`.
+    """
+    server = grpc.aio.server(options=[*options, _OWN_PORT], maximum_concurrent_rpcs=max_streams)
+    add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    return server, await _start(server, address, credentials)
+
+
+async def listen_health(address: str) -> tuple[grpc.aio.Server, int]:
+    """A server of the standard gRPC health service, and the port that it listens on.
+
+    Raises:
+        ConfigError: it cannot listen on `address`.
+    """
+    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    server = grpc.aio.server(options=[_OWN_PORT])
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    return server, await _start(server, address, None)
+
+
+async def _start(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
+) -> int:
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as exc:
+        raise ConfigError(
+            f"cannot listen on {address}: the port is in use, or the host is not one of this"
+            " machine's. Choose another trunk.host and trunk.port"
+        ) from exc
+    await server.start()
+    return port

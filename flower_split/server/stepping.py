@@ -1,0 +1,98 @@
+"""Optimizer steps on the trunk's adapters: a session's own, or the one that all sessions share.
+
+A `federated` session steps its own adapter. A `shared` session computes with a replica of the
+master adapter; its step applies its gradients to the master and refreshes the replica, as
+split learning with a server-side model does (SplitFed V2, Thapa et al. 2022, arXiv:2004.12088).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flower_split.adapters import TrunkAdapters
+from flower_split.optimization.settings import OptimizerSettings
+
+
+def adamw(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW with the constants that both parties agreed on."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=0.0,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+class Stepper:
+    """AdamW on one named adapter."""
+
+    def __init__(self, adapters: TrunkAdapters, name: str, settings: OptimizerSettings) -> None:
+        self.parameters = adapters.parameters(name)
+        self._optimizer = adamw(self.parameters, settings)
+
+    def step(self, gradients: Sequence[Tensor | None], learning_rate: float) -> None:
+        """One step; a tensor without gradient is left as it is."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+class AdapterSlot:
+    """The adapter that one session computes with, its gradients, and who steps it.
+
+    Args:
+        adapters: All adapters of the trunk.
+        name: The session's adapter, already made.
+        stepper: The session's own stepper, or the master's.
+        shared: Whether `stepper` is the master's.
+    """
+
+    def __init__(
+        self, adapters: TrunkAdapters, name: str, stepper: Stepper, *, shared: bool
+    ) -> None:
+        self._adapters = adapters
+        self.name = name
+        self._stepper = stepper
+        self._shared = shared
+        self._parameters = adapters.parameters(name)
+        self._gradients: list[Tensor | None] = [None] * len(self._parameters)
+
+    def activate(self) -> list[nn.Parameter]:
+        """Compute with this adapter from now on; its tensors, in model order."""
+        self._adapters.activate(self.name)
+        return self._parameters
+
+    def accumulate(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add a microbatch's gradients to those of the step."""
+        for index, gradient in enumerate(gradients):
+            total = self._gradients[index]
+            if total is None or gradient is None:
+                self._gradients[index] = gradient if total is None else total
+            else:
+                total.add_(gradient)
+
+    def gather(self) -> list[nn.Parameter]:
+        """The adapter's tensors with the step's gradients as their `grad`."""
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        return self._parameters
+
+    def step(self, learning_rate: float) -> None:
+        """Apply and forget the gathered gradients."""
+        self._stepper.step([parameter.grad for parameter in self._parameters], learning_rate)
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._gradients = [None] * len(self._parameters)
+        if self._shared:
+            with torch.no_grad():
+                for own, master in zip(self._parameters, self._stepper.parameters, strict=True):
+                    own.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """A float32 CPU copy of the adapter."""
+        return self._adapters.state(self.name)

@@ -1,0 +1,166 @@
+"""The trunk server: hosts a backend for silos that come over gRPC."""
+
+import atexit
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import grpc
+import grpc.aio
+
+from flower_split.errors import ConfigError
+from flower_split.segments import Trunk
+from flower_split.server.engine import TrunkEngine
+from flower_split.server.listeners import listen_health, listen_trunk
+from flower_split.server.loop_thread import LoopThread
+from flower_split.server.service import ServiceLimits, TrunkService
+from flower_split.server.tickets import Admission
+from flower_split.transport.base import TrunkBackend
+from flower_split.transport.channel import Keepalive, channel_options
+
+# Streams beyond the sessions that may be open: they get a proper refusal instead of gRPC's own.
+_SPARE_STREAMS = 16
+_WILDCARDS = ("0.0.0.0", "[::]")
+
+
+class TrunkServer:
+    """A gRPC server for `backend`, in a thread of its own; a context manager.
+
+    All calls of the backend come from one further thread, one at a time. A session is closed
+    there exactly once, however its stream ends.
+
+    Args:
+        backend: Hosts the sessions: an engine, or a trunk that then stays frozen.
+        address: `host:port` to listen on; port 0 takes a free one.
+        admit: Decides who may open a session, such as a `TicketBook`; None lets everyone in.
+        limits: Bounds of the service and of its sessions.
+        credentials: TLS credentials; None serves without encryption.
+        advertise: `host:port` that silos are told to connect to; empty for the bound address.
+        health: Whether the gRPC health service listens too, on the same host.
+        health_port: Its port; 0 takes a free one.
+        keepalive: How a dead silo is found.
+
+    Raises:
+        ConfigError: `address` is not `host:port`.
+    """
+
+    def __init__(
+        self,
+        backend: TrunkBackend | Trunk,
+        address: str = "127.0.0.1:0",
+        *,
+        admit: Admission | None = None,
+        limits: ServiceLimits | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+        advertise: str = "",
+        health: bool = True,
+        health_port: int = 0,
+        keepalive: Keepalive | None = None,
+    ) -> None:
+        self._host = _host(address)
+        self._health_address = f"{self._host}:{health_port}" if health else ""
+        if advertise:
+            _host(advertise)
+        self._bind = address
+        self._advertise = advertise
+        self._credentials = credentials
+        self._limits = limits or ServiceLimits()
+        self._options = channel_options(keepalive or Keepalive())
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix="trunk-compute")
+        self._codecs = ThreadPoolExecutor(2, thread_name_prefix="trunk-codecs")
+        hosted = TrunkEngine(backend) if isinstance(backend, Trunk) else backend
+        self._service = TrunkService(hosted, admit, self._limits, self._compute, self._codecs)
+        self._loop: LoopThread | None = None
+        self._stopped = False
+        self._servers: list[grpc.aio.Server] = []
+        self._port = self._health_port = 0
+
+    def start(self) -> Self:
+        """Listen; returns once silos can connect.
+
+        Raises:
+            ConfigError: the server cannot listen on its address, or was started before.
+        """
+        if self._loop is not None or self._stopped:
+            raise ConfigError("a TrunkServer starts once; make a new one")
+        self._loop = LoopThread("trunk-server")
+        atexit.register(self.stop, 0.0)
+        try:
+            self._loop.run(self._listen())
+        except BaseException:
+            self.stop(grace=0.0)
+            raise
+        return self
+
+    def stop(self, grace: float = 0.5) -> None:
+        """Stop listening, end all sessions and join all threads. Can be called twice.
+
+        Args:
+            grace: Seconds that open sessions have to end by themselves.
+        """
+        atexit.unregister(self.stop)
+        loop, self._loop, self._stopped = self._loop, None, True
+        if loop is not None:
+            loop.run(self._end(grace))
+            loop.close()
+        self._compute.shutdown()
+        self._codecs.shutdown()
+
+    @property
+    def port(self) -> int:
+        """The port that the server listens on; 0 before `start`."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """`host:port` that silos connect to; this machine's name when all hosts are bound."""
+        if self._advertise:
+            return self._advertise
+        host = socket.gethostname() if self._host in _WILDCARDS else self._host
+        return f"{host}:{self._port}"
+
+    @property
+    def health_address(self) -> str:
+        """`host:port` of the health service; empty without one."""
+        return f"{self._host}:{self._health_port}" if self._health_port else ""
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that are open now."""
+        return self._service.num_sessions
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def _listen(self) -> None:
+        max_streams = self._limits.max_sessions + _SPARE_STREAMS
+        server, self._port = await listen_trunk(
+            self._service, self._bind, self._credentials, self._options, max_streams
+        )
+        self._servers.append(server)
+        if self._health_address:
+            server, self._health_port = await listen_health(self._health_address)
+            self._servers.append(server)
+
+    async def _end(self, grace: float) -> None:
+        for server in reversed(self._servers):
+            await server.stop(grace)
+        self._servers.clear()
+        await self._service.drain()
+
+
+def _host(address: str) -> str:
+    """The host of `host:port`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"an address must be host:port with a port up to 65535, not {address!r}")
+    return host

@@ -1,0 +1,403 @@
+"""The trunk engine: sessions that share weights and nothing else."""
+
+import gc
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from flower_split.adapters import initial_state, resolve_lora, split_state
+from flower_split.config.sections import LoraSettings, WireConfig
+from flower_split.errors import (
+    AdapterError,
+    ConfigError,
+    HandshakeError,
+    SequenceError,
+    TrunkBusyError,
+    WireError,
+)
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.segments import layers_path, split_model
+from flower_split.server.engine import TrunkEngine
+from flower_split.server.session import TrunkSession
+from flower_split.transport.limits import SessionLimits
+from flower_split.transport.messages import (
+    BackwardRequest,
+    CacheEdit,
+    CacheUse,
+    ForwardRequest,
+    StepRequest,
+    Ticket,
+)
+
+LORA = LoraSettings(r=2, alpha=4.0, dropout=0.0)
+
+
+def make_engine(mode: str = "federated", lora: LoraSettings = LORA, **options: Any) -> TrunkEngine:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=31,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+        )
+    )
+    plan = None if mode == "frozen" else resolve_lora(model, lora)
+    _, trunk = split_model(model, 1, 1)
+    engine = TrunkEngine(trunk, plan=plan, mode=mode, **options)
+    if plan is not None:
+        state = initial_state(model, lora, seed=3)
+        state = {n: t + 0.05 for n, t in state.items()}
+        engine.load_shared_state(split_state(state, layers_path(model), trunk.cuts)[1])
+    return engine
+
+
+def hidden(seed: int, rows: int = 2, tokens: int = 5) -> Tensor:
+    return torch.randn(rows, tokens, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def turn(session: TrunkSession, step: int, microbatch: int, seed: int) -> Tensor:
+    session.forward(
+        ForwardRequest(step=step, microbatch=microbatch, hidden=hidden(seed), keep_graph=True)
+    )
+    grad = session.backward(
+        BackwardRequest(step=step, microbatch=microbatch, grad=hidden(seed + 100))
+    )
+    assert grad is not None
+    return grad
+
+
+def stepped(session: TrunkSession, steps: range, seed: int) -> dict[str, Tensor]:
+    for step in steps:
+        turn(session, step, step, seed + step)
+        session.step(StepRequest(step=step, learning_rate=0.01))
+    assert session._slot is not None
+    return session._slot.state()
+
+
+def ticket(name: str) -> Ticket:
+    return Ticket(run_id=1, node_id=2, server_round=3, token=name)
+
+
+def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
+    alone = []
+    for seed in (10, 20):
+        engine = make_engine()
+        alone.append(stepped(engine.open(engine.describe(), None), range(3), seed))
+    engine = make_engine()
+    sessions = [engine.open(engine.describe(), None) for _ in range(2)]
+    for step in range(3):
+        for session, seed in zip(sessions, (10, 20), strict=True):
+            session.forward(
+                ForwardRequest(
+                    step=step, microbatch=step, hidden=hidden(seed + step), keep_graph=True
+                )
+            )
+        for session, seed in zip(sessions, (10, 20), strict=True):
+            session.backward(
+                BackwardRequest(step=step, microbatch=step, grad=hidden(seed + step + 100))
+            )
+            session.step(StepRequest(step=step, learning_rate=0.01))
+    for session, expected in zip(sessions, alone, strict=True):
+        assert session._slot is not None
+        for name, tensor in session._slot.state().items():
+            assert torch.equal(tensor, expected[name]), name
+    assert not torch.equal(*(next(iter(state.values())) for state in alone))
+
+
+def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
+    engine = make_engine("shared")
+    first, second = (engine.open(engine.describe(), None) for _ in range(2))
+    start = engine.shared_state()
+    turn(first, 0, 0, 1)
+    turn(second, 0, 0, 2)
+    first.step(StepRequest(step=0, learning_rate=0.01))
+    middle = engine.shared_state()
+    second.step(StepRequest(step=0, learning_rate=0.01))
+    end = engine.shared_state()
+    for name in start:
+        assert not torch.equal(start[name], middle[name])
+        assert not torch.equal(middle[name], end[name])
+    assert second._slot is not None
+    assert all(torch.equal(second._slot.state()[n], end[n]) for n in end)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("protocol_version", 99),
+        ("fingerprint", "00"),
+        ("num_layers", 5),
+        ("bottom_layers", 2),
+        ("top_layers", 0),
+        ("dtype", "bfloat16"),
+        ("trunk_adapters", "shared"),
+        ("adapter", "{}"),
+        ("h1", "bf16"),
+        ("g1", "fp16"),
+    ],
+)
+def test_a_handshake_names_the_field_that_differs(field: str, value: Any) -> None:
+    engine = make_engine(wire=WireConfig())
+    with pytest.raises(HandshakeError, match=rf"differ in {field}[:.]"):
+        engine.open(replace(engine.describe(), **{field: value}), None)
+    assert "session0" not in engine._adapters._model.peft_config  # type: ignore[union-attr]
+
+
+def test_a_handshake_names_the_constant_that_differs() -> None:
+    engine = make_engine(optimizer=OptimizerSettings(max_grad_norm=1.0))
+    spec = replace(engine.describe(), optimizer=OptimizerSettings(max_grad_norm=2.0))
+    with pytest.raises(HandshakeError, match=r"optimizer\.max_grad_norm"):
+        engine.open(spec, None)
+
+
+def test_a_handshake_names_the_adapter_setting_that_differs() -> None:
+    engine, other = make_engine(), make_engine(lora=LoraSettings(r=3, alpha=4.0))
+    with pytest.raises(HandshakeError, match=r"adapter\.r: the trunk has 2, the silo 3"):
+        engine.open(replace(engine.describe(), adapter=other.describe().adapter), None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"r": 2}'])
+def test_a_hostile_adapter_text_is_a_mismatch(text: str) -> None:
+    engine = make_engine()
+    with pytest.raises(HandshakeError, match="adapter"):
+        engine.open(replace(engine.describe(), adapter=text), None)
+
+
+def test_order_is_enforced_and_a_refused_call_changes_nothing() -> None:
+    engine = make_engine()
+    session = engine.open(engine.describe(), None)
+    with pytest.raises(SequenceError, match="expected step 0, got step 1"):
+        session.forward(ForwardRequest(step=1, microbatch=0, hidden=hidden(0)))
+    turn(session, 0, 4, 0)
+    with pytest.raises(SequenceError, match="does not follow 4"):
+        session.forward(ForwardRequest(step=0, microbatch=4, hidden=hidden(0)))
+    with pytest.raises(SequenceError, match="no activations"):
+        session.backward(BackwardRequest(step=0, microbatch=4, grad=hidden(0)))
+    with pytest.raises(SequenceError, match="expected step 0"):
+        session.step(StepRequest(step=3, learning_rate=0.1))
+    before = session._slot.state()  # type: ignore[union-attr]
+    session.step(StepRequest(step=0, learning_rate=0.1))
+    after = session._slot.state()  # type: ignore[union-attr]
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+    with pytest.raises(SequenceError, match="expected step 1, got step 0"):
+        session.step(StepRequest(step=0, learning_rate=0.1))
+    assert all(torch.equal(after[n], t) for n, t in session._slot.state().items())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "says"),
+    [
+        ({"hidden": torch.zeros(2, 5, 8)}, WireError, "h1 is"),
+        ({"hidden": torch.zeros(2, 16)}, WireError, "h1 is"),
+        ({"hidden": torch.zeros(0, 5, 16)}, WireError, "h1 is"),
+        ({"hidden": torch.zeros(2, 5, 16, dtype=torch.float64)}, WireError, "float64"),
+        ({"hidden": torch.zeros(9, 9, 16)}, TrunkBusyError, "81 tokens"),
+        (
+            {"hidden": torch.zeros(2, 5, 16), "attention_mask": torch.ones(2, 4).bool()},
+            WireError,
+            "attention mask",
+        ),
+        (
+            {"hidden": torch.zeros(2, 5, 16), "position_ids": torch.ones(3, 5).long()},
+            WireError,
+            "position ids",
+        ),
+        (
+            {"hidden": torch.zeros(2, 5, 16), "cache": CacheUse(cache_id=1, past_length=3)},
+            SequenceError,
+            "not known",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(
+    request_: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    engine = make_engine(limits=SessionLimits(max_message_tokens=80))
+    session = engine.open(engine.describe(), None)
+    with pytest.raises(error, match=says):
+        session.forward(ForwardRequest(step=0, microbatch=0, **request_))
+    turn(session, 0, 0, 0)
+
+
+def test_gradients_of_another_shape_are_refused() -> None:
+    engine = make_engine()
+    session = engine.open(engine.describe(), None)
+    session.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden(0), keep_graph=True))
+    with pytest.raises(WireError, match="g2 is"):
+        session.backward(BackwardRequest(step=0, microbatch=0, grad=torch.zeros(1, 5, 16)))
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), 2.0])
+def test_a_learning_rate_out_of_bounds_is_refused(rate: float) -> None:
+    engine = make_engine(optimizer=OptimizerSettings(max_learning_rate=1.0))
+    session = engine.open(engine.describe(), None)
+    with pytest.raises(WireError, match="learning rate"):
+        session.step(StepRequest(step=0, learning_rate=rate))
+
+
+def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
+    engine = make_engine(limits=SessionLimits(max_in_flight=2))
+    session = engine.open(engine.describe(), None)
+    for microbatch in range(2):
+        session.forward(
+            ForwardRequest(step=0, microbatch=microbatch, hidden=hidden(0), keep_graph=True)
+        )
+    with pytest.raises(TrunkBusyError, match=r"trunk\.max-in-flight"):
+        session.forward(ForwardRequest(step=0, microbatch=2, hidden=hidden(0), keep_graph=True))
+    kept = [weakref.ref(output) for _, output in session._pending.values()]
+    session.close()
+    session.close()
+    gc.collect()
+    assert all(reference() is None for reference in kept)
+    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
+    with pytest.raises(SequenceError, match="ended"):
+        session.finish()
+
+
+def test_only_a_finished_session_leaves_an_adapter() -> None:
+    engine = make_engine()
+    state = {n: t + 1 for n, t in engine.shared_state().items()}
+    for name, finishes in (("a", True), ("b", False)):
+        engine.prepare(ticket(name), state)
+        session = engine.open(engine.describe(), ticket(name))
+        stepped(session, range(1), 5)
+        if finishes:
+            assert session.finish().steps == 1
+        session.close()
+    outcome = engine.collect(ticket("a"))
+    assert outcome is not None
+    assert all(not torch.equal(outcome[0][n], state[n]) for n in state)
+    assert engine.collect(ticket("a")) is None
+    assert engine.collect(ticket("b")) is None
+
+
+def test_a_prepared_adapter_that_does_not_fit_opens_no_session() -> None:
+    engine = make_engine()
+    engine.prepare(ticket("a"), {"unknown": torch.zeros(1)})
+    with pytest.raises(AdapterError, match="do not fit"):
+        engine.open(engine.describe(), ticket("a"))
+    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
+
+
+def test_an_evaluation_session_trains_nothing() -> None:
+    engine = make_engine()
+    session = engine.open(engine.describe("evaluate"), None)
+    with pytest.raises(SequenceError, match="evaluate"):
+        session.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden(0), keep_graph=True))
+    with pytest.raises(SequenceError, match="evaluation"):
+        session.step(StepRequest(step=0, learning_rate=0.1))
+    session.forward(ForwardRequest(step=0, microbatch=1, hidden=hidden(0)))
+
+
+def test_a_pass_with_gradients_keeps_no_cache() -> None:
+    engine = make_engine()
+    session = engine.open(engine.describe(), None)
+    fresh = CacheUse(cache_id=0, past_length=0)
+    session.forward(
+        ForwardRequest(step=0, microbatch=0, hidden=hidden(0), keep_graph=True, cache=fresh)
+    )
+    with pytest.raises(SequenceError, match="not known"):
+        grown = CacheUse(cache_id=0, past_length=5)
+        session.forward(ForwardRequest(step=0, microbatch=1, hidden=hidden(0), cache=grown))
+    with pytest.raises(SequenceError, match="filled"):
+        session.forward(
+            ForwardRequest(step=0, microbatch=1, hidden=hidden(0), keep_graph=True, cache=grown)
+        )
+
+
+def test_dropout_depends_on_the_sessions_seed_alone() -> None:
+    def run(seed: int) -> Tensor:
+        engine = make_engine(lora=LoraSettings(r=2, alpha=4.0, dropout=0.5))
+        session = engine.open(replace(engine.describe(), seed=seed), None)
+        before = torch.get_rng_state()
+        output = session.forward(
+            ForwardRequest(step=0, microbatch=0, hidden=hidden(0), dropout=True)
+        )
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(1)
+        return output
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+def test_caches_are_bounded() -> None:
+    engine = make_engine(limits=SessionLimits(max_cached_tokens=24))
+    session = engine.open(engine.describe(), None)
+    first = CacheUse(cache_id=0, past_length=0)
+    session.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden(0), cache=first))
+    with pytest.raises(TrunkBusyError, match="max-cached-tokens"):
+        session.forward(
+            ForwardRequest(
+                step=0,
+                microbatch=1,
+                hidden=hidden(0, rows=4),
+                cache=CacheUse(cache_id=1, past_length=0),
+            )
+        )
+    with pytest.raises(TrunkBusyError, match="max-cached-tokens"):
+        edits = (CacheEdit(kind="repeat", values=(100,)),)
+        session.forward(
+            ForwardRequest(
+                step=0,
+                microbatch=1,
+                hidden=hidden(0, rows=200, tokens=1),
+                cache=CacheUse(cache_id=0, past_length=5, edits=edits),
+            )
+        )
+    session.drop_cache(0)
+    session.forward(
+        ForwardRequest(
+            step=0,
+            microbatch=2,
+            hidden=hidden(0, rows=4),
+            cache=CacheUse(cache_id=1, past_length=0),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        CacheEdit(kind="reorder", values=(0, 7)),
+        CacheEdit(kind="reorder", values=(0,)),
+        CacheEdit(kind="select", values=()),
+        CacheEdit(kind="select", values=(-1,)),
+        CacheEdit(kind="crop", values=(99,)),
+        CacheEdit(kind="repeat", values=(0,)),
+    ],
+)
+def test_a_cache_edit_that_does_not_fit_is_refused(edit: CacheEdit) -> None:
+    engine = make_engine()
+    session = engine.open(engine.describe(), None)
+    session.forward(
+        ForwardRequest(
+            step=0, microbatch=0, hidden=hidden(0), cache=CacheUse(cache_id=0, past_length=0)
+        )
+    )
+    with pytest.raises(WireError, match="does not fit"):
+        session.forward(
+            ForwardRequest(
+                step=0,
+                microbatch=1,
+                hidden=hidden(0),
+                cache=CacheUse(cache_id=0, past_length=5, edits=(edit,)),
+            )
+        )
+
+
+def test_mode_and_plan_must_agree() -> None:
+    engine = make_engine("frozen")
+    with pytest.raises(ConfigError, match="needs an adapter plan"):
+        TrunkEngine(engine.trunk, mode="shared")
+    with pytest.raises(ConfigError, match=r"trunk\.adapters"):
+        TrunkEngine(engine.trunk, mode="mixed")

@@ -1,0 +1,110 @@
+"""Pairs: a tiny model, cut and uncut, with the same adapters on both."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from flower_split.adapters import (
+    AdapterPlan,
+    initial_state,
+    load_state,
+    resolve_lora,
+    split_state,
+    wrap,
+)
+from flower_split.config.sections import LoraSettings, WireConfig
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.remote import attach_trunk, session_spec
+from flower_split.segments import layers_path, split_model
+from flower_split.server.engine import TrunkEngine
+from flower_split.server.local import LocalTransport
+
+LORA = LoraSettings(r=4, alpha=8.0)
+
+
+def tiny_llama(layers: int = 5) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=97,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            attention_dropout=0.0,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
+    )
+
+
+@dataclass
+class Pair:
+    """The same model twice: uncut with PEFT, and cut with a trunk behind a transport."""
+
+    whole: PeftModel
+    client: PreTrainedModel | PeftModel
+    engine: TrunkEngine
+    plan: AdapterPlan
+    state: dict[str, Tensor]
+    client_state: dict[str, Tensor]
+    trunk_state: dict[str, Tensor]
+    transport: LocalTransport
+
+
+def make_batch(rows: int = 3, tokens: int = 11, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 97, (rows, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, tokens - row :] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def make_pair(
+    model: PreTrainedModel | None = None,
+    *,
+    cuts: tuple[int, int] = (1, 2),
+    lora: LoraSettings = LORA,
+    mode: str = "federated",
+    optimizer: OptimizerSettings | None = None,
+    wire: WireConfig | None = None,
+    seed: int = 0,
+) -> Pair:
+    """A pair whose client model is attached to a trunk in this process."""
+    model = model or tiny_llama()
+    plan = resolve_lora(model, lora)
+    noise = torch.Generator().manual_seed(2)
+    state = {
+        name: tensor + 0.02 * torch.randn(tensor.shape, generator=noise)
+        for name, tensor in initial_state(model, lora, seed=1).items()
+    }
+    client, trunk = split_model(model, *cuts)
+    client_state, trunk_state = split_state(state, layers_path(model), trunk.cuts)
+    engine = TrunkEngine(trunk, plan=None if mode == "frozen" else plan, mode=mode, wire=wire)
+    engine.load_shared_state(trunk_state)
+    wrapped = wrap(client, plan)
+    load_state(wrapped, client_state)
+    spec = session_spec(
+        wrapped, plan=plan, trunk_adapters=mode, optimizer=optimizer, wire=wire, seed=seed
+    )
+    transport = LocalTransport(engine, spec)
+    attach_trunk(wrapped, transport)
+    whole = get_peft_model(model, plan.peft_config())
+    load_state(whole, state)
+    return Pair(
+        whole=whole,
+        client=wrapped,
+        engine=engine,
+        plan=plan,
+        state=state,
+        client_state=client_state,
+        trunk_state=trunk_state,
+        transport=transport,
+    )

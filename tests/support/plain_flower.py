@@ -1,0 +1,76 @@
+"""Plain Flower and PEFT on the uncut model: the run that a split run must equal.
+
+Nothing of flower_split is imported here.
+"""
+
+import random
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from in_process_grid import InProcessGrid
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM
+
+
+def uncut_model(folder, lora):
+    """The uncut model with PEFT's adapters, initialised by PEFT from seed 0."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+
+
+def plain_client_app(
+    folder, lora, steps_of, *, lr, max_grad_norm, weight_decay, rate=None, by_tokens=False
+):
+    """A ClientApp that trains the uncut model.
+
+    Args:
+        folder: The model.
+        lora: Arguments of PEFT's `LoraConfig`.
+        steps_of: Gives, for a partition id and a round, the microbatches of every step, and the
+            silo's weight.
+        lr: Peak learning rate.
+        max_grad_norm: Bound of the gradient norm.
+        weight_decay: AdamW's.
+        rate: Factor of the learning rate by step of the run.
+        by_tokens: Whether a step's loss is the mean over the tokens of all its microbatches.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        server_round = message.content["config"]["server-round"]
+        steps, num_examples = steps_of(context.node_config["partition-id"], server_round)
+        model = uncut_model(folder, lora)
+        set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+        model.train()
+        for number, microbatches in enumerate(steps, start=(server_round - 1) * len(steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * (rate(number) if rate else 1.0)
+            tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in microbatches)
+            for batch in microbatches:
+                extra = {"num_items_in_batch": tokens} if by_tokens else {}
+                loss = model(**batch, **extra).loss
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(get_peft_model_state_dict(model)),
+                "metrics": MetricRecord({"num-examples": num_examples, "train-loss": loss.item()}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def run_plain(app, strategy, initial, *, num_nodes, num_rounds):
+    """The adapters after a run of Flower's own loop."""
+    random.seed(0)
+    grid = InProcessGrid(app, num_nodes)
+    return strategy.start(grid, initial, num_rounds=num_rounds).arrays

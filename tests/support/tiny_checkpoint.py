@@ -1,0 +1,80 @@
+"""A tiny language model with a tokenizer in a folder, and tiny silos' texts."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = ("the", "a", "sum", "of", "array", "value", "returns", "number", "list", "axis", "given")
+SILOS = 3
+
+
+def save_tiny_model(folder: Path, family: str = "llama", layers: int = 4) -> Path:
+    """A random model of `family` and a word tokenizer in `folder`."""
+    torch.manual_seed(0)
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "<s>", "</s>", "<unk>", *WORDS))}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model: torch.nn.Module
+    if family == "llama":
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=64,
+                **ends,
+            )
+        )
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(vocabulary),
+                n_embd=16,
+                n_layer=layers,
+                n_head=4,
+                n_positions=64,
+                attn_pdrop=0.0,
+                embd_pdrop=0.0,
+                resid_pdrop=0.0,
+                **ends,
+            )
+        )
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_texts(path: Path, num_examples: int = 36) -> Path:
+    """JSON lines with a text, in which some words are frequent, and the silo it belongs to."""
+    generator = torch.Generator().manual_seed(1)
+    frequency = 0.6 ** torch.arange(len(WORDS))
+    with path.open("w", encoding="utf-8") as file:
+        for index in range(num_examples):
+            length = int(torch.randint(4, 12, (), generator=generator))
+            picks = frequency.multinomial(length, replacement=True, generator=generator).tolist()
+            row = {
+                "prompt": WORDS[index % len(WORDS)],
+                "text": " ".join(WORDS[p] for p in picks),
+                "silo": f"s{index % SILOS}",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path

@@ -1,0 +1,86 @@
+"""A toy trunk and a toy silo: every adapter tensor is counted up, so that sums are known."""
+
+import secrets
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from flower_split.config.sections import ModelConfig, SplitConfig, StrategyConfig
+from flower_split.strategies.parts import AdapterParts
+from flower_split.transport.invitation import Invitation
+from flower_split.transport.messages import SessionSummary, Ticket
+
+SHAPES = {"bottom.A": (2, 3), "trunk.A": (2, 2), "trunk.B": (3,), "top.A": (1,)}
+TRUNK = ("trunk.A", "trunk.B")
+
+
+class ToyHost:
+    """Keeps the trunk's part of every ticket; a finished session adds `gain` to it."""
+
+    def __init__(self, gain=10.0):
+        self.address = "toy:1"
+        self.parts = AdapterParts(SHAPES, TRUNK)
+        self.gain = gain
+        self.prepared, self.finished, self.tokens = {}, {}, []
+
+    def begin(self, arrays):
+        if arrays is not None:
+            return arrays
+        return ArrayRecord(
+            {name: Array(np.zeros(shape, np.float32)) for name, shape in SHAPES.items()}
+        )
+
+    def adapter(self, arrays):
+        return self.parts.to_state(arrays)
+
+    def issue(self, run_id, node_id, server_round, purpose):
+        token = secrets.token_hex(8)
+        self.tokens.append(token)
+        return Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
+
+    def prepare(self, ticket, state):
+        self.prepared[ticket.token] = state
+
+    def finish(self, token):
+        """What the silo's session does at its end."""
+        state = {name: tensor + self.gain for name, tensor in self.prepared[token].items()}
+        self.finished[token] = (state, SessionSummary(steps=1, forwards=1, backwards=1, tokens=1))
+
+    def collect(self, ticket):
+        return self.finished.pop(ticket.token, None)
+
+    def discard(self, ticket):
+        self.finished.pop(ticket.token, None)
+        self.prepared.pop(ticket.token, None)
+
+
+def honest_reply(message, context, host, *, finish=True, arrays=None, metrics=None, proof=None):
+    """A reply as a silo makes it: its own part plus one, examples 1 + partition id."""
+    invitation = Invitation.from_fields(
+        message.content["config"], run_id=context.run_id, node_id=context.node_id
+    )
+    if finish:
+        host.finish(invitation.ticket.token)
+    partition = int(context.node_config["partition-id"])
+    content = RecordDict()
+    if invitation.purpose == "train":
+        content["arrays"] = arrays or ArrayRecord(
+            {k: Array(v.numpy() + np.float32(1)) for k, v in message.content["arrays"].items()}
+        )
+        metrics = metrics or {"num-examples": 1 + partition, "train-loss": 0.5}
+    else:
+        metrics = metrics or {"num-examples": 1 + partition, "eval-loss": 0.25}
+    content["metrics"] = MetricRecord(metrics)
+    content["split"] = ConfigRecord(
+        {"proof": proof or invitation.proof(), "silo": str(partition), "bytes-sent": 8}
+    )
+    return Message(content, reply_to=message)
+
+
+def toy_config(**fields):
+    defaults = {"num_server_rounds": 2, "round_timeout": 1.0, "evaluate_initial": False}
+    return SplitConfig(
+        model=ModelConfig(name="toy"),
+        strategy=StrategyConfig(min_nodes=1),
+        **{**defaults, **fields},
+    )
