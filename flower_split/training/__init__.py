@@ -1,0 +1,19 @@
+"""Local training and evaluation of a causal language model, cut or whole."""
+
+from flower_split.training.batch import Batch, Batches
+from flower_split.training.evaluation import evaluate
+from flower_split.training.loop import StepReport, steps_in_round, train_round
+from flower_split.training.metrics import EvalMetrics, TrainMetrics
+from flower_split.training.progress import show_progress
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "EvalMetrics",
+    "StepReport",
+    "TrainMetrics",
+    "evaluate",
+    "show_progress",
+    "steps_in_round",
+    "train_round",
+]

@@ -1,0 +1,37 @@
+"""Batches of token sequences, as the training loop takes them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]
+"""Keyword arguments of a stock causal language model, with `labels` (B, T), -100 for no loss."""
+
+IGNORED = -100
+"""Label without loss, as `torch.nn.functional.cross_entropy` and stock models have it."""
+
+
+class Batches(Protocol):
+    """A pass over the data at every iteration, such as a `DataLoader` or a list of batches."""
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+def count_targets(batch: Batch) -> int:
+    """Tokens with loss. The first position has none: a causal model has nothing to predict it."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

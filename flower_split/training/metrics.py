@@ -1,0 +1,62 @@
+"""Metrics of a round of training and of an evaluation."""
+
+import math
+from dataclasses import asdict, dataclass
+
+MAX_LOG_PERPLEXITY = 80.0
+"""Loss from which on perplexity is reported as e^80 (about 5.5e34).
+
+Metrics are averaged over silos, weighted by counts, and must be finite for that, in float32 too.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMetrics:
+    """What one silo did in one round."""
+
+    loss: float
+    """Mean cross-entropy in nats over all target tokens, each before the step that learnt it."""
+    steps: int
+    """Optimizer steps."""
+    examples: int
+    """Sequences trained on, counted as often as they were."""
+    tokens: int
+    """Target tokens trained on: those with loss, counted as often as they were."""
+    seconds: float
+    """Wall time."""
+    learning_rate: float
+    """That of the last step."""
+    grad_norm: float | None
+    """Mean over the steps of the gradient's global norm before clipping; None where unknown."""
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The metrics that are known, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalMetrics:
+    """How well a model predicts the target tokens of held-out data."""
+
+    loss: float
+    """Mean cross-entropy in nats over all target tokens."""
+    token_accuracy: float
+    """Share of the target tokens that are the model's most likely one."""
+    tokens: int
+    """Target tokens."""
+    examples: int
+    """Sequences."""
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss, at most e^`MAX_LOG_PERPLEXITY`."""
+        return perplexity(self.loss)
+
+    def as_dict(self) -> dict[str, float | int]:
+        """All metrics by name, perplexity among them."""
+        return {**asdict(self), "perplexity": self.perplexity}
+
+
+def perplexity(loss: float) -> float:
+    """Perplexity of a mean cross-entropy in nats; finite also where e^loss would not be."""
+    return math.exp(min(loss, MAX_LOG_PERPLEXITY))
