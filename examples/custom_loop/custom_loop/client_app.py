@@ -1,0 +1,25 @@
+"""A ClientApp with a training loop of its own, around the trunk."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from flower_split import SplitSession
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    with SplitSession(message, context) as session:
+        for batch in session.train_batches():
+            loss = session.model(**batch).loss
+            loss.backward()
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+        return session.reply({"train-loss": loss.item()})
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    with SplitSession(message, context) as session:
+        return session.reply({"eval-loss": session.evaluate().loss})

@@ -1,0 +1,39 @@
+"""The ready-made ClientApp: trains and evaluates as the run config says."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of local training through the trunk."""
+    # Imported late, because `flwr run` imports this module too, only to find `app`.
+    from flower_split.apps.logs import join_flower_log
+    from flower_split.client import SplitSession
+
+    join_flower_log()
+    with SplitSession(message, context) as session:
+        trained = session.train()
+        return session.reply({"train-loss": trained.loss, "train-tokens": trained.tokens})
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Loss, perplexity and accuracy on the silo's held-out data, through the trunk."""
+    from flower_split.apps.logs import join_flower_log
+    from flower_split.client import SplitSession
+
+    join_flower_log()
+    with SplitSession(message, context) as session:
+        found = session.evaluate()
+        if session.invitation.sample:
+            session.generate(session.config.sample_prompt)
+        return session.reply(
+            {
+                "eval-loss": found.loss,
+                "perplexity": found.perplexity,
+                "token-accuracy": found.token_accuracy,
+            }
+        )

@@ -1,0 +1,206 @@
+"""A private Flower SuperLink in simulation mode: started, used and ended by one process.
+
+It listens on a free port of this machine only, keeps its state in memory and in a temporary
+folder, and asks nothing of the internet. `flwr run`'s own managed SuperLink, in contrast, is
+shared by every run of a user and outlives them.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from flower_split.errors import FlowerSplitError
+
+CONNECTION = "private"
+START_SECONDS = 90.0
+STOP_SECONDS = 6.0
+# Of Ray about a default of its own, and of transformers about what PEFT calls.
+QUIET = (
+    "ignore::FutureWarning:ray._private.worker,ignore::FutureWarning:transformers.modeling_utils"
+)
+
+
+class LocalSuperLinkError(FlowerSplitError, RuntimeError):
+    """The SuperLink, or a `flwr` command that was given to it, failed."""
+
+
+class LocalSuperLink:
+    """A SuperLink for the time of a `with` block.
+
+    At the end every process that it started is stopped, Ray's included.
+
+    Raises:
+        LocalSuperLinkError: on entering, when Flower is not installed beside this interpreter or
+            the SuperLink does not start.
+    """
+
+    def __init__(self) -> None:
+        # Ray's sockets lie below this folder, and a socket's path has at most 107 bytes.
+        base = "/tmp" if os.path.isdir("/tmp") else None
+        self.home = Path(tempfile.mkdtemp(prefix="flower-split-", dir=base))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of every process that belongs to this SuperLink."""
+        binaries = str(Path(sys.executable).parent)
+        local = [host for host in (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost") if host]
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
+            "NO_PROXY": ",".join(local),
+            "no_proxy": ",".join(local),
+            "PYTHONUNBUFFERED": "1",
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "RAY_TMPDIR": str(self.home),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", QUIET),
+        }
+
+    def flwr(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a `flwr` command that writes to this process's own output."""
+        return subprocess.Popen(
+            [_binary("flwr"), *arguments], env=self.environment, stdin=subprocess.DEVNULL
+        )
+
+    def flwr_json(self, *arguments: str) -> dict[str, Any]:
+        """Run a `flwr` command and return what it prints as JSON.
+
+        Raises:
+            LocalSuperLinkError: with what the command printed, when it failed.
+        """
+        done = subprocess.run(
+            [_binary("flwr"), *arguments, "--format", "json"],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        start = done.stdout.find("{")
+        answer: dict[str, Any] = {}
+        if start >= 0:
+            answer, _ = json.JSONDecoder().raw_decode(done.stdout[start:])
+        if done.returncode != 0 or not answer or answer.get("success") is False:
+            said = answer.get("error-message") or (done.stdout + done.stderr).strip()
+            raise LocalSuperLinkError(f"flwr {arguments[0]} failed: {said}")
+        return answer
+
+    def close(self) -> None:
+        """Stop every process of this SuperLink and remove its folder. Can be called twice."""
+        left = self._processes()
+        for stop in (psutil.Process.terminate, psutil.Process.kill):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stop(process)
+            psutil.wait_procs(left, timeout=STOP_SECONDS)
+            left = self._processes(left)
+        if self._process is not None:
+            self._process.wait()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n'
+            f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        log = self.home / "superlink.log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [
+                    _binary("flower-superlink"),
+                    "--insecure",
+                    "--simulation",
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    str(port),
+                ],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches this process only, which then stops the others in order.
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = log.read_text(errors="replace").strip()
+                raise LocalSuperLinkError(f"the local SuperLink did not start:\n{said}")
+            time.sleep(0.1)
+
+    def _processes(self, known: Sequence[psutil.Process] = ()) -> list[psutil.Process]:
+        """The running processes among `known`, and those that belong to this SuperLink.
+
+        A process belongs to it as a descendant, or by the folder in its environment: a process
+        whose parent died has no ancestor here, and one that set its own title no environment.
+        """
+        found = {process for process in known if process.is_running()}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("FLWR_HOME") == str(self.home):
+                    found.add(process)
+        for process in tuple(found):
+            with contextlib.suppress(psutil.Error):
+                found.update(process.children(recursive=True))
+        return [process for process in found if process.pid != os.getpid()]
+
+
+def _answers(port: int) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=1.0) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _binary(name: str) -> str:
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        found = shutil.which(name)
+        if found is None:
+            raise LocalSuperLinkError(
+                f"{name} is not installed beside {sys.executable}: "
+                "install the extra flower-split[simulation]"
+            )
+        return found
+    return str(path)

@@ -1,0 +1,73 @@
+"""The pool of client models in one process: loaded once, borrowed by one session at a time.
+
+A simulation's worker serves many silos one after the other, and they borrow the same model. Every
+session overwrites all adapter tensors, so a model carries nothing from one silo to the next.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from flower_split.adapters import AdapterPlan, resolve_lora, wrap
+from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
+from flower_split.segments import load_client_model, load_skeleton
+
+Key = tuple[ModelConfig, CutConfig, LoraSettings]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClientModel:
+    """A silo's part of the model, with adapters, and what belongs to it."""
+
+    model: nn.Module
+    """Stock model with a place for the trunk, wrapped by PEFT where it holds adapters."""
+    plan: AdapterPlan
+    """Of the whole model."""
+    share: float
+    """Part of the uncut model's parameters that the silo holds, 0 to 1; adapters not counted."""
+
+
+_idle: dict[Key, list[ClientModel]] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def borrowed_model(config: SplitConfig) -> Iterator[ClientModel]:
+    """A client model for `config` that nobody else uses meanwhile.
+
+    A model whose session failed is not kept.
+
+    Raises:
+        ModelError: the model cannot be loaded, or not be cut there.
+        AdapterError: the adapter settings do not fit the model.
+    """
+    key = (config.model, config.split, config.lora)
+    with _lock:
+        models = _idle.setdefault(key, [])
+        model = models.pop() if models else None
+    model = model or _load(config)
+    yield model
+    with _lock:
+        # A run with other settings in the same process leaves nothing behind in memory.
+        for other in _idle.keys() - {key}:
+            del _idle[other]
+        _idle.setdefault(key, []).append(model)
+
+
+def _load(config: SplitConfig) -> ClientModel:
+    settings = config.model
+    skeleton = load_skeleton(settings.name, revision=settings.revision)
+    plan = resolve_lora(skeleton, config.lora)
+    client = load_client_model(
+        settings.name,
+        bottom_layers=config.split.bottom_layers,
+        top_layers=config.split.top_layers,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        attention=settings.attention,
+    )
+    held, whole = (sum(p.numel() for p in m.parameters()) for m in (client, skeleton))
+    return ClientModel(model=wrap(client, plan), plan=plan, share=held / whole)

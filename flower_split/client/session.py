@@ -1,0 +1,276 @@
+"""`SplitSession`: what a ClientApp needs to train or evaluate through the trunk on one message."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from flower_split.adapters import load_state, read_state
+from flower_split.client.failures import discreet
+from flower_split.client.model_pool import borrowed_model
+from flower_split.client.silo_data import SiloBatches, silo_batches
+from flower_split.config.sections import SplitConfig
+from flower_split.data.seeds import derive_seed
+from flower_split.errors import SequenceError, WireError
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.remote import SplitAdamW, attach_trunk, session_spec
+from flower_split.training import (
+    Batch,
+    EvalMetrics,
+    TrainMetrics,
+    evaluate,
+    show_progress,
+    steps_in_round,
+    train_round,
+)
+from flower_split.transport.base import Transport
+from flower_split.transport.grpc import GrpcTransport
+from flower_split.transport.invitation import PROOF, Invitation
+from flower_split.transport.messages import SessionSpec, SessionSummary, Ticket
+
+Connect = Callable[[str, SessionSpec, Ticket], Transport]
+"""Opens a session at the trunk: address, what the silo brings to the handshake, its ticket."""
+
+Metric = int | float | list[int] | list[float]
+
+SAMPLE_TOKENS = 48
+"""Tokens by which the sample prompt is continued."""
+
+
+class SplitSession:
+    """A context manager from a message to its reply: model, data, optimizer, trunk.
+
+    ::
+
+        @app.train()
+        def train(message, context):
+            with SplitSession(message, context) as session:
+                for batch in session.train_batches():
+                    loss = session.model(**batch).loss
+                    loss.backward()
+                    session.optimizer.step()
+                    session.optimizer.zero_grad()
+                return session.reply({"train-loss": float(loss)})
+
+    An exception that is not flower_split's own leaves the session as a `SiloError` without its
+    text, because Flower sends that text to the server; the silo's log has all of it.
+
+    Args:
+        message: A train or evaluate message that `SplitStrategy` sent.
+        context: The ClientApp's context; its run config must be the server's.
+        config: The configuration; None reads it from the context.
+        connect: Opens the session at the trunk.
+
+    Raises:
+        ConfigError: on entering: the run config is not valid.
+        ModelError, AdapterError: on entering: model or adapters cannot be loaded.
+        TrunkError: on entering or later: the trunk refused the session, or is gone.
+    """
+
+    def __init__(
+        self,
+        message: Message,
+        context: Context,
+        *,
+        config: SplitConfig | None = None,
+        connect: Connect = GrpcTransport,
+    ) -> None:
+        self.config = config or SplitConfig.from_run_config(context.run_config)
+        self._message = message
+        self._context = context
+        self._connect = connect
+        self._stack = ExitStack()
+        self._optimizer: SplitAdamW | None = None
+        self._data: SiloBatches | None = None
+        self._sample = ""
+
+    def __enter__(self) -> Self:
+        content, metadata = self._message.content, self._message.metadata
+        if len(content.array_records) != 1 or len(content.config_records) != 1:
+            raise WireError(
+                f"the message has {len(content.array_records)} ArrayRecords and "
+                f"{len(content.config_records)} ConfigRecords, expected exactly one of each: the "
+                "ServerApp must use SplitStrategy"
+            )
+        self._started = time.monotonic()
+        self.invitation = Invitation.from_fields(
+            next(iter(content.config_records.values())),
+            run_id=metadata.run_id,
+            node_id=metadata.dst_node_id,
+        )
+        with ExitStack() as stack:
+            stack.enter_context(discreet())
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(self.seed)
+            held = stack.enter_context(borrowed_model(self.config))
+            self.model: nn.Module = held.model
+            self._share = held.share
+            arrays = next(iter(content.array_records.values()))
+            load_state(self.model, {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()})
+            mode = self.config.trunk.adapters
+            spec = session_spec(
+                self.model,
+                plan=None if mode == "frozen" else held.plan,
+                trunk_adapters=mode,
+                purpose=self.invitation.purpose,
+                wire=self.config.wire,
+                optimizer=OptimizerSettings.of_training(self.config.train),
+                seed=self.seed,
+            )
+            self.transport = self._connect(
+                self.invitation.address, spec, self.invitation.ticket
+            )
+            stack.callback(self.transport.close)
+            attach_trunk(self.model, self.transport)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(exc_type, exc, traceback)
+
+    @property
+    def server_round(self) -> int:
+        """The federated round, from 1; 0 for the evaluation before the first."""
+        return self.invitation.ticket.server_round
+
+    @property
+    def silo(self) -> str:
+        """The silo's name: `silo` of its node config, else its partition id, else its node id."""
+        given = self._context.node_config
+        return str(given.get("silo", given.get("partition-id", self._context.node_id)))
+
+    @property
+    def seed(self) -> int:
+        """A seed of this silo's own in this round, made from the run's."""
+        return derive_seed(self.config.seed, "session", self.server_round, self.silo)
+
+    @property
+    def data(self) -> SiloBatches:
+        """The silo's tokenised data, made once a process.
+
+        Raises:
+            DataError: it is missing, empty or broken.
+        """
+        if self._data is None:
+            self._data = silo_batches(self.config, self._context.node_config)
+        return self._data
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.data.tokenizer
+
+    @property
+    def optimizer(self) -> SplitAdamW:
+        """AdamW over both sides of the cut; its `step()` also clips by the global norm."""
+        if self.invitation.purpose != "train":
+            raise SequenceError("an evaluation session has no optimizer: nothing is trained in it")
+        if self._optimizer is None:
+            self._optimizer = SplitAdamW(self.model, lr=self.config.train.learning_rate)
+        return self._optimizer
+
+    def train_batches(self) -> Iterator[Batch]:
+        """The round's microbatches: `input_ids`, `attention_mask`, `labels`, all (B, T) int64.
+
+        As many as `train.local-steps` or `train.local-epochs` ask for, and always the same ones.
+        """
+        train = self.config.train
+        one_pass = self.data.train(self.server_round)
+        if train.local_steps:
+            passes = itertools.chain.from_iterable(itertools.repeat(one_pass))
+            return itertools.islice(passes, train.local_steps * train.accumulation)
+        return itertools.chain.from_iterable(itertools.repeat(one_pass, train.local_epochs))
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """The held-out data, as `train_batches` gives the training data."""
+        return iter(self.data.held_out())
+
+    def train(self) -> TrainMetrics:
+        """Train for one round as the run config says.
+
+        Raises:
+            DataError: the silo has no data.
+            ModelError: the training diverged.
+            TrunkError: the trunk is gone.
+        """
+        batches = self.data.train(self.server_round)
+        steps = steps_in_round(self.config.train, len(batches))
+        label = f"round {self.server_round}, silo {self.silo}"
+        with show_progress(label, steps) as progress:
+            return train_round(
+                self.model,
+                self.optimizer,
+                batches,
+                self.config.train,
+                first_step=steps * (self.server_round - 1),
+                total_steps=steps * self.invitation.num_rounds,
+                progress=progress,
+            )
+
+    def evaluate(self) -> EvalMetrics:
+        """Loss, perplexity and token accuracy on the held-out data."""
+        return evaluate(self.model, self.eval_batches())
+
+    def generate(self, prompt: str, max_new_tokens: int = SAMPLE_TOKENS) -> str:
+        """`prompt` continued greedily through the trunk; the reply carries it as the sample."""
+        encoded = self.tokenizer(prompt, return_tensors="pt")
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            ids = self.model.generate(  # type: ignore[operator]
+                **encoded, max_new_tokens=max_new_tokens, do_sample=False
+            )
+        self.model.train(was_training)
+        self._sample = str(self.tokenizer.decode(ids[0], skip_special_tokens=True))
+        return self._sample
+
+    def reply(
+        self, metrics: Mapping[str, Metric] | None = None, *, num_examples: int | None = None
+    ) -> Message:
+        """End the session and make the reply: adapters, metrics, and what the session cost.
+
+        Args:
+            metrics: Of this round; every silo must report the same names.
+            num_examples: Weight of this silo in averages; None takes the number of its training
+                or held-out examples.
+
+        Raises:
+            TrunkError: the trunk does not confirm the session.
+        """
+        trained = self.invitation.purpose == "train"
+        if num_examples is None:
+            num_examples = self.data.num_train if trained else self.data.num_held_out
+        summary = self.transport.finish()
+        content = RecordDict()
+        if trained:
+            content["arrays"] = ArrayRecord(dict(read_state(self.model)))
+        content["metrics"] = MetricRecord({"num-examples": num_examples, **(metrics or {})})
+        content["split"] = ConfigRecord(
+            {PROOF: self.invitation.proof(), **self._statistics(summary)}
+        )
+        return Message(content, reply_to=self._message)
+
+    def _statistics(self, summary: SessionSummary) -> dict[str, str | int | float]:
+        statistics: dict[str, str | int | float] = {
+            "silo": self.silo,
+            "bytes-sent": self.transport.bytes_sent,
+            "bytes-received": self.transport.bytes_received,
+            "seconds": time.monotonic() - self._started,
+            "parameter-share": self._share,
+            "optimizer-steps": summary.steps,
+            "trunk-forwards": summary.forwards,
+            "trunk-tokens": summary.tokens,
+        }
+        return statistics | ({"sample": self._sample} if self._sample else {})

@@ -1,0 +1,63 @@
+"""Agreement of replies: what Flower's strategies ask of a set of replies before they average it.
+
+A strategy of Flower ends the whole run when one silo's metrics have another name or lack the
+weight. Here such a reply is found first, so that only the silo that sent it is left out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+from flwr.app import MetricRecord, RecordDict
+
+Contents = Mapping[int, RecordDict]
+"""Content of a reply by node id."""
+
+
+def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
+    """Why a single reply cannot be averaged; empty when it can."""
+    counts = len(content.array_records), len(content.metric_records)
+    wanted = (1, 1) if trained else (counts[0], 1)
+    if counts != wanted:
+        return (
+            f"the reply has {counts[0]} ArrayRecords and {counts[1]} MetricRecords, expected "
+            f"{'exactly one of each' if trained else 'exactly one MetricRecord'}"
+        )
+    metrics = _metrics(content)
+    weight = metrics.get(weight_key)
+    if isinstance(weight, list) or weight is None or not weight > 0:
+        return f"metric {weight_key!r} must be a number above 0, not {weight!r}"
+    for name, value in metrics.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(entry) for entry in values):
+            return f"metric {name!r} is not finite: the training diverged"
+    return ""
+
+
+def outvoted(contents: Contents) -> dict[int, str]:
+    """Nodes whose metrics are named otherwise than those of most nodes, and how."""
+    shapes = {node: _shape(content) for node, content in contents.items()}
+    if len(set(shapes.values())) < 2:
+        return {}
+    usual = Counter(shapes.values()).most_common(1)[0][0]
+    return {
+        node: (
+            f"its metrics are {', '.join(sorted(keys))} in record {name!r}; most silos sent "
+            f"{', '.join(sorted(usual[1]))} in record {usual[0]!r}"
+        )
+        for node, (name, keys) in shapes.items()
+        if (name, keys) != usual
+    }
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    return next(iter(content.metric_records.values()))
+
+
+def _shape(content: RecordDict) -> tuple[str, frozenset[str]]:
+    """Name of the metrics' record, and every metric with its length where it is a list."""
+    name, metrics = next(iter(content.metric_records.items()))
+    return name, frozenset(
+        f"{key}[{len(value)}]" if isinstance(value, list) else key
+        for key, value in metrics.items()
+    )

@@ -1,0 +1,65 @@
+"""Alone: every silo goes on from its own adapters and nothing is averaged.
+
+The baseline that federated training is compared with: the same silos, data and steps, without
+each other.
+"""
+
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+
+class Alone(FedAvg):
+    """Keeps one set of arrays for each node; its aggregate is None, as there is none."""
+
+    def __init__(self, *, min_nodes: int, fraction_evaluate: float = 1.0) -> None:
+        super().__init__(
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_nodes,
+            min_evaluate_nodes=min_nodes,
+            min_available_nodes=min_nodes,
+        )
+        self.arrays_by_node: dict[int, ArrayRecord] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """A message a node, with the node's own arrays; `arrays` for one that has none yet."""
+        return self._individual(super().configure_train(server_round, arrays, config, grid))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """As `configure_train`."""
+        return self._individual(super().configure_evaluate(server_round, arrays, config, grid))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Keep every node's arrays; averages the metrics only."""
+        valid, _ = self._check_and_log_replies(replies, is_train=True)
+        for reply in valid:
+            self.arrays_by_node[reply.metadata.src_node_id] = next(
+                iter(reply.content.array_records.values())
+            )
+        contents = [reply.content for reply in valid]
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
+        return None, metrics
+
+    def _individual(self, messages: Iterable[Message]) -> list[Message]:
+        individual = []
+        for message in messages:
+            content = RecordDict(dict(message.content.items()))
+            node = message.metadata.dst_node_id
+            if node in self.arrays_by_node:
+                content[self.arrayrecord_key] = self.arrays_by_node[node]
+            individual.append(
+                Message(
+                    content=content,
+                    dst_node_id=node,
+                    message_type=message.metadata.message_type,
+                )
+            )
+        return individual

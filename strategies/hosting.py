@@ -1,0 +1,197 @@
+"""The host of a run's trunk: loads it, serves it, hands out tickets, and stops in every ending."""
+
+import logging
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Self
+
+from flwr.app import ArrayRecord
+from flwr.supercore.exit import add_exit_handler
+from torch import Tensor
+
+from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
+from flower_split.config.sections import SplitConfig
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
+from flower_split.server.engine import TrunkEngine
+from flower_split.server.service import ServiceLimits
+from flower_split.server.tickets import TicketBook
+from flower_split.server.trunk_server import TrunkServer
+from flower_split.strategies.parts import AdapterParts, to_arrays
+from flower_split.transport.limits import SessionLimits
+from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+
+logger = logging.getLogger(__name__)
+
+_open_hosts: "weakref.WeakSet[TrunkHost]" = weakref.WeakSet()
+
+
+class TrunkHost:
+    """The trunk of one or several runs with the same configuration, as a context manager.
+
+    Args:
+        config: The configuration of those runs.
+
+    Raises:
+        ModelError: on entering: the model cannot be loaded, or not be cut there.
+        AdapterError: on entering: the adapter settings do not fit the model.
+        ConfigError: on entering: the address cannot be bound.
+    """
+
+    def __init__(self, config: SplitConfig) -> None:
+        self.config = config
+        self._stack = ExitStack()
+        self._tickets = TicketBook()
+
+    def __enter__(self) -> Self:
+        config = self.config
+        limits = SessionLimits(
+            max_in_flight=config.trunk.max_in_flight,
+            max_message_tokens=config.trunk.max_message_tokens,
+            max_cached_tokens=config.trunk.max_cached_tokens,
+        )
+        with ExitStack() as stack:
+            trunk = self._resolve()
+            self._engine = TrunkEngine(
+                trunk,
+                plan=None if self._mode == "frozen" else self._whole_plan,
+                mode=self._mode,
+                initial={name: self._initial[name] for name in self._trunk_names},
+                wire=config.wire,
+                optimizer=OptimizerSettings.of_training(config.train),
+                limits=limits,
+            )
+            self._server = stack.enter_context(
+                TrunkServer(
+                    self._engine,
+                    f"{config.trunk.host}:{config.trunk.port}",
+                    admit=self._tickets,
+                    limits=ServiceLimits(
+                        session=limits,
+                        max_sessions=config.trunk.max_sessions,
+                        hidden_size=trunk.hidden_size,
+                    ),
+                    advertise=config.trunk.advertise,
+                )
+            )
+            _open_hosts.add(self)
+            self._stack = stack.pop_all()
+        logger.info("the trunk listens on %s", self.address)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every session and stop listening. Can be called twice."""
+        self._stack.close()
+        _open_hosts.discard(self)
+
+    @property
+    def address(self) -> str:
+        """`host:port` that silos connect to."""
+        return self._server.address
+
+    @property
+    def parts(self) -> AdapterParts:
+        """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
+        return self._parts
+
+    @property
+    def plan(self) -> AdapterPlan:
+        """The plan of the adapter that a run yields: without the trunk's layers when frozen."""
+        return self._plan
+
+    def begin(self, arrays: ArrayRecord | None) -> ArrayRecord:
+        """What a run's inner strategy starts from; a `shared` trunk starts anew too.
+
+        Args:
+            arrays: The adapter to start from, with the trunk's part or, unless `federated`,
+                without it; None makes PEFT's own initialisation from the configured seed.
+
+        Raises:
+            AdapterError: `arrays` is not such an adapter.
+        """
+        shared = {name: self._initial[name] for name in self._trunk_names}
+        seen = {name: self._initial[name] for name in self._parts.shapes}
+        if arrays is not None and self._mode == "shared" and shared.keys() <= arrays.keys():
+            whole = AdapterParts(dict(self._whole_plan.shapes), self._trunk_names)
+            arrays, shared = whole.split(arrays)
+        if self._mode == "shared":
+            self._engine.load_shared_state(shared)
+        if arrays is None:
+            return to_arrays(seen)
+        self._parts.split(arrays)
+        return ArrayRecord({name: arrays[name] for name in self._parts.shapes})
+
+    def adapter(self, arrays: ArrayRecord) -> dict[str, Tensor]:
+        """Every tensor of the adapter that `plan` names, float32, the trunk's included."""
+        state = self._parts.to_state(arrays)
+        if self._mode == "shared":
+            state |= self._engine.shared_state()
+        return {name: state[name] for name in self._plan.names}
+
+    def issue(self, run_id: int, node_id: int, server_round: int, purpose: Purpose) -> Ticket:
+        """A new ticket, good for one session."""
+        return self._tickets.issue(run_id, node_id, server_round, purpose)
+
+    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
+        """The trunk's part of the adapter that the ticket's session starts from."""
+        if self._mode == "federated":
+            self._engine.prepare(ticket, state)
+
+    def collect(self, ticket: Ticket) -> tuple[dict[str, Tensor], SessionSummary] | None:
+        """The adapter and summary of the ticket's session; None unless it was finished."""
+        return self._engine.collect(ticket)
+
+    def discard(self, ticket: Ticket) -> None:
+        """End the ticket's session if it is open, and make the ticket worthless."""
+        self._tickets.revoke(ticket)
+        self._engine.discard(ticket)
+
+    def _resolve(self) -> Trunk:
+        """Load the trunk, and find out which adapter tensors there are and who holds them."""
+        config, model = self.config, self.config.model
+        skeleton = load_skeleton(model.name, revision=model.revision)
+        trunk = load_trunk(
+            model.name,
+            bottom_layers=config.split.bottom_layers,
+            top_layers=config.split.top_layers,
+            revision=model.revision,
+            dtype=model.dtype,
+            attention=model.attention,
+        )
+        self._mode = config.trunk.adapters
+        self._whole_plan = plan = resolve_lora(skeleton, config.lora)
+        self._initial = initial_state(skeleton, config.lora, seed=config.seed)
+        path = layers_path(skeleton)
+        held = trunk.cuts.trunk_range
+        self._trunk_names = tuple(n for n in plan.names if layer_index(n, path) in held)
+        silo_modules = tuple(n for n in plan.modules if layer_index(f"{n}.", path) not in held)
+        silo_shapes = {n: shape for n, shape in plan.shapes if n not in self._trunk_names}
+        if self._mode == "frozen":
+            self._plan = replace(
+                plan,
+                targets=silo_modules,
+                modules=silo_modules,
+                shapes=tuple(silo_shapes.items()),
+            )
+        else:
+            self._plan = plan
+        self._parts = (
+            AdapterParts(dict(plan.shapes), self._trunk_names)
+            if self._mode == "federated"
+            else AdapterParts(silo_shapes, ())
+        )
+        return trunk
+
+
+def _close_all() -> None:
+    for host in list(_open_hosts):
+        host.close()
+
+
+# Flower ends a stopped run's process by itself, and then no `finally` runs.
+add_exit_handler(_close_all)

@@ -1,0 +1,131 @@
+"""The inner strategy: made by name from the run config, its options checked by its signature."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from flower_split.config.run_config import nearest, raise_problems
+from flower_split.config.sections import StrategyConfig
+from flower_split.errors import ConfigError
+from flower_split.transport.messages import Purpose
+
+StrategyTable = Mapping[str, Callable[..., Strategy]]
+
+REFUSED = {
+    "fedprox": (
+        "its proximal term pulls on the gradients of every layer, and the trunk's layers do not "
+        "know it; use train.weight-decay or fewer train.local-steps against client drift"
+    ),
+}
+"""Strategies whose split run would not equal the unsplit one, and why."""
+
+_SET_BY_FIELDS = frozenset(
+    {
+        "fraction_train",
+        "fraction_evaluate",
+        "min_train_nodes",
+        "min_evaluate_nodes",
+        "min_available_nodes",
+    }
+)
+
+
+def strategy_options(make: Callable[..., Strategy]) -> dict[str, inspect.Parameter]:
+    """The numeric arguments of a strategy that a run config may set."""
+    parameters = inspect.signature(make, eval_str=True).parameters
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.annotation in (int, float) and name not in _SET_BY_FIELDS
+    }
+
+
+def inner_problems(settings: StrategyConfig, table: StrategyTable) -> list[str]:
+    """What is wrong with the strategy's name and options; nothing when it can be made."""
+    if settings.name in REFUSED:
+        return [f"strategy.name {settings.name!r} is not offered: {REFUSED[settings.name]}"]
+    if settings.name not in table:
+        return [f"strategy.name {settings.name!r} is not known{nearest(settings.name, table)}"]
+    options = strategy_options(table[settings.name])
+    problems = []
+    for name, value in settings.options.items():
+        if name not in options:
+            valid = [_key(option) for option in (*options, "name", *_FIELDS)]
+            problems.append(
+                f"unknown key {_key(name)!r} for strategy {settings.name!r}"
+                f"{nearest(_key(name), valid)}"
+            )
+        elif options[name].annotation is int and not isinstance(value, int):
+            problems.append(f"{_key(name)} must be a whole number, not {value!r}")
+    for name, parameter in options.items():
+        if parameter.default is inspect.Parameter.empty and name not in settings.options:
+            problems.append(f"{_key(name)} is missing: strategy {settings.name!r} needs it")
+    if not problems:
+        try:
+            _make(settings, table)
+        except ValueError as error:
+            problems.append(f"strategy {settings.name!r} refuses its options: {error}")
+    return problems
+
+
+def make_inner(settings: StrategyConfig, table: StrategyTable) -> Strategy:
+    """The strategy that `settings` describe.
+
+    Raises:
+        ConfigError: with everything that is wrong with them.
+    """
+    raise_problems(inner_problems(settings, table), "the strategy's settings")
+    return _make(settings, table)
+
+
+def check_exact(inner: Strategy) -> None:
+    """Raise `ConfigError` when a split run cannot equal the unsplit one with `inner`."""
+    for one in _nested(inner):
+        for kind in type(one).__mro__:
+            reason = REFUSED.get(kind.__name__.lower())
+            if reason is not None:
+                raise ConfigError(f"{kind.__name__} cannot be an inner strategy: {reason}")
+
+
+def weight_key(inner: Strategy) -> str:
+    """The metric by which `inner`, or the strategy that it wraps, weighs replies."""
+    return str(_attribute(inner, "weighted_by_key", "num-examples"))
+
+
+def least_nodes(inner: Strategy, purpose: Purpose) -> int:
+    """The nodes that must be connected before `inner` sends anything for `purpose`."""
+    if not _attribute(inner, f"fraction_{purpose}", 1.0):
+        return 0
+    names = ("min_available_nodes", f"min_{purpose}_nodes")
+    return max(int(_attribute(inner, name, 1)) for name in names)
+
+
+def _attribute(inner: Any, name: str, default: Any) -> Any:
+    return next((getattr(one, name) for one in _nested(inner) if hasattr(one, name)), default)
+
+
+def _nested(inner: Any) -> Iterator[Any]:
+    """`inner` and the strategies inside it, as Flower's privacy wrappers hold one."""
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "strategy", None)
+
+
+_FIELDS = ("fraction_train", "fraction_evaluate", "min_nodes")
+
+
+def _make(settings: StrategyConfig, table: StrategyTable) -> Strategy:
+    arguments: dict[str, Any] = {
+        "fraction_train": settings.fraction_train,
+        "fraction_evaluate": settings.fraction_evaluate,
+        "min_train_nodes": settings.min_nodes,
+        "min_evaluate_nodes": settings.min_nodes,
+        "min_available_nodes": settings.min_nodes,
+    }
+    return table[settings.name](**arguments, **settings.options)
+
+
+def _key(name: str) -> str:
+    return f"strategy.{name.replace('_', '-')}"

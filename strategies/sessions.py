@@ -1,0 +1,254 @@
+"""The sessions of one round: whom a message invited to the trunk, and whether the reply counts."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from torch import Tensor
+
+from flower_split.errors import AdapterError, RoundError
+from flower_split.strategies.agreement import own_problem
+from flower_split.strategies.history import NodeRecord
+from flower_split.strategies.parts import AdapterParts
+from flower_split.strategies.reasons import readable
+from flower_split.transport.invitation import PROOF, Invitation
+from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+
+STATISTICS = "split"
+"""Name of the ConfigRecord in which a reply carries its proof and the session's statistics."""
+
+DROPPED = 0
+"""Code of the error that takes the place of a dropped reply (Flower's `ErrorCode.UNKNOWN`)."""
+
+
+class SessionHost(Protocol):
+    """What a round needs of the host of the trunk."""
+
+    @property
+    def address(self) -> str:
+        """`host:port` that silos connect to."""
+        ...
+
+    @property
+    def parts(self) -> AdapterParts:
+        """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
+        ...
+
+    def issue(
+        self, run_id: int, node_id: int, server_round: int, purpose: Purpose
+    ) -> Ticket:
+        """A new ticket, good for one session."""
+        ...
+
+    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
+        """The trunk's part of the adapter that the ticket's session starts from."""
+        ...
+
+    def collect(self, ticket: Ticket) -> tuple[dict[str, Tensor], SessionSummary] | None:
+        """The adapter and summary of the ticket's session; None unless it was finished."""
+        ...
+
+    def discard(self, ticket: Ticket) -> None:
+        """End the ticket's session if it is open, and make the ticket worthless."""
+        ...
+
+
+class RoundSessions:
+    """Context manager around one exchange; on leaving, every session of it has ended.
+
+    Args:
+        host: Hosts the trunk.
+        purpose: What the round does.
+        server_round: Its number.
+        num_rounds: Rounds of the run.
+        timeout: Seconds after which the exchange ends.
+        weight_key: Metric by which the inner strategy weighs replies.
+    """
+
+    def __init__(
+        self,
+        host: SessionHost,
+        *,
+        purpose: Purpose,
+        server_round: int,
+        num_rounds: int,
+        timeout: float,
+        weight_key: str,
+    ) -> None:
+        self.records: dict[int, NodeRecord] = {}
+        self.sample = ""
+        self._array_key = ""
+        self._host = host
+        self._purpose: Purpose = purpose
+        self._round = server_round
+        self._num_rounds = num_rounds
+        self._timeout = timeout
+        self._weight_key = weight_key
+        self._invited: dict[int, tuple[Message, Invitation]] = {}
+        self._split: tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]] | None = None
+
+    def __enter__(self) -> "RoundSessions":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for _, invitation in self._invited.values():
+            self._host.discard(invitation.ticket)
+
+    @property
+    def is_first_or_last(self) -> bool:
+        """Whether nothing was trained before this round, or nothing will be after it."""
+        return self._round in (0, self._num_rounds)
+
+    def invite(self, message: Message, *, sample: bool = False) -> Message:
+        """A copy of the inner strategy's `message` with the silo's part and an invitation.
+
+        The inner strategy's records may be shared between messages and are left as they are.
+
+        Raises:
+            RoundError: the message is not one arrays record and one config record.
+            AdapterError: the arrays are not the whole adapter.
+        """
+        content = RecordDict(dict(message.content.items()))
+        if len(content.array_records) != 1 or len(content.config_records) != 1:
+            raise RoundError(
+                f"the inner strategy's message has {len(content.array_records)} ArrayRecords and "
+                f"{len(content.config_records)} ConfigRecords, expected exactly one of each"
+            )
+        (array_key, arrays), = content.array_records.items()
+        (config_key, config), = content.config_records.items()
+        silo_part, trunk_part = self._parts_of(arrays)
+        metadata = message.metadata
+        if metadata.dst_node_id in self._invited:
+            raise RoundError(f"the inner strategy sent two messages to node {metadata.dst_node_id}")
+        ticket = self._host.issue(
+            metadata.run_id, metadata.dst_node_id, self._round, self._purpose
+        )
+        invitation = Invitation(
+            address=self._host.address,
+            ticket=ticket,
+            purpose=self._purpose,
+            num_rounds=self._num_rounds,
+            sample=sample,
+        )
+        self._array_key = array_key
+        content[array_key] = silo_part
+        content[config_key] = ConfigRecord({**dict(config.items()), **invitation.to_fields()})
+        invited = Message(
+            content=content,
+            dst_node_id=metadata.dst_node_id,
+            message_type=metadata.message_type,
+            ttl=metadata.ttl,
+            group_id=metadata.group_id,
+        )
+        self._invited[metadata.dst_node_id] = (invited, invitation)
+        self._host.prepare(ticket, trunk_part)
+        return invited
+
+    def receive(self, reply: Message) -> Message | None:
+        """The reply as the inner strategy shall see it.
+
+        A reply that counts has the silo's trunk adapters put into it. One that does not comes back
+        as an error reply of its node, with the reason. None for a reply to no message of this
+        round, or a second one.
+        """
+        wanted = reply.metadata.reply_to_message_id
+        found = [pair for pair in self._invited.values() if pair[0].metadata.message_id == wanted]
+        if not found or found[0][0].metadata.dst_node_id in self.records:
+            return None
+        sent, invitation = found[0]
+        if reply.has_error():
+            reason = readable(reply.error.reason or "") or f"error {reply.error.code}"
+            return self._refuse(sent, reason)
+        problem = self._admit(reply, invitation)
+        return self._refuse(sent, problem) if problem else reply
+
+    def refuse(self, node_id: int, reason: str) -> Message:
+        """Take back a reply that counted so far; an error reply stands for it."""
+        return self._refuse(self._invited[node_id][0], reason)
+
+    def note_silent(self) -> None:
+        """Record a failure for every node that has not answered."""
+        for node_id in self._invited.keys() - self.records.keys():
+            self._record(node_id, failure=f"no reply within {self._timeout:g} s")
+
+    def all_failed(self) -> str:
+        """What to say when no reply counts: each reason once, with the nodes that gave it."""
+        nodes: dict[str, list[int]] = {}
+        for record in self.records.values():
+            nodes.setdefault(record.failure, []).append(record.node_id)
+        reasons = "".join(
+            f"\n- node{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {reason}"
+            for reason, ids in nodes.items()
+        )
+        what = "training" if self._purpose == "train" else "evaluation"
+        return f"round {self._round}: {what} failed on every silo asked:{reasons}"
+
+    def in_order(self, replies: list[Message]) -> list[Message]:
+        """`replies` by name of silo, so that sums do not depend on who answered first."""
+        ranks = {record.node_id: rank for rank, record in enumerate(self.history())}
+        return sorted(replies, key=lambda reply: ranks[reply.metadata.src_node_id])
+
+    def history(self) -> list[NodeRecord]:
+        """All records by name of silo, numbers by their value; those that failed at the end."""
+
+        def key(record: NodeRecord) -> tuple[bool, int, str, int]:
+            number = int(record.silo) if record.silo.isdecimal() else -1
+            return bool(record.failure), number, record.silo, record.node_id
+
+        return sorted(self.records.values(), key=key)
+
+    def _parts_of(self, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Tensor]]:
+        """Both parts of `arrays`, computed once for messages that share one record."""
+        if self._split is None or self._split[0] is not arrays:
+            self._split = (arrays, *self._host.parts.split(arrays))
+        return self._split[1], self._split[2]
+
+    def _admit(self, reply: Message, invitation: Invitation) -> str:
+        """Complete the reply in place; otherwise say why it does not count."""
+        content, trained = reply.content, self._purpose == "train"
+        statistics = content.config_records.get(STATISTICS)
+        node_id = invitation.ticket.node_id
+        if (
+            statistics is None
+            or reply.metadata.src_node_id != node_id
+            or not invitation.is_proven_by(statistics.get(PROOF))
+        ):
+            return "the reply does not prove that it comes from the silo that was invited"
+        outcome = self._host.collect(invitation.ticket)
+        if outcome is None:
+            return "the silo did not finish its session at the trunk"
+        problem = own_problem(content, self._weight_key, trained=trained)
+        if problem:
+            return problem
+        complete = RecordDict(dict(content.items()))
+        if trained:
+            (key, silo_part), = content.array_records.items()
+            del complete[key]
+            try:
+                complete[self._array_key] = self._host.parts.join(silo_part, outcome[0])
+            except AdapterError as error:
+                return str(error)
+        reply.content = complete
+        told = dict(statistics.items())
+        sample = told.pop("sample", "")
+        self.sample = self.sample or str(sample)
+        self._record(
+            node_id,
+            silo=str(told.pop("silo", "")),
+            metrics=dict(next(iter(content.metric_records.values())).items()),
+            statistics={
+                name: value
+                for name, value in told.items()
+                if name != PROOF and isinstance(value, (str, int, float, bool))
+            },
+        )
+        return ""
+
+    def _refuse(self, sent: Message, reason: str) -> Message:
+        self._record(sent.metadata.dst_node_id, failure=reason)
+        return Message(Error(DROPPED, reason), reply_to=sent)
+
+    def _record(self, node_id: int, **told: Any) -> None:
+        self.records[node_id] = NodeRecord(
+            server_round=self._round, purpose=self._purpose, node_id=node_id, **told
+        )

@@ -1,0 +1,262 @@
+"""`SplitStrategy`: any Flower strategy over a model whose middle layers stay on the server."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from flower_split.config.sections import SplitConfig
+from flower_split.errors import RoundError
+from flower_split.strategies.agreement import outvoted
+from flower_split.strategies.exchange import exchange, wait_for_nodes
+from flower_split.strategies.history import SplitResult
+from flower_split.strategies.hosting import TrunkHost
+from flower_split.strategies.inner import check_exact, least_nodes, weight_key
+from flower_split.strategies.sessions import RoundSessions
+from flower_split.transport.messages import Purpose
+
+logger = logging.getLogger(__name__)
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same over the rounds of one `start()`."""
+
+    grid: Grid
+    host: TrunkHost
+    num_rounds: int
+    timeout: float
+    train_config: ConfigRecord
+    evaluate_config: ConfigRecord
+
+
+class SplitStrategy(Strategy):
+    """Hosts the trunk for a run and lets `inner` aggregate full adapters, as if nothing was cut.
+
+    It must be the outermost strategy: only its own `start()` hosts the trunk. Privacy wrappers of
+    Flower belong inside: `SplitStrategy(config, DifferentialPrivacy…(FedAvg()))`.
+
+    Args:
+        config: The run's configuration; silos must have the same.
+        inner: Any strategy of Flower's message API.
+        host: A trunk that is already hosted, and stays so afterwards; None hosts one per run.
+
+    Raises:
+        ConfigError: `inner` is of a kind that a split run could not follow exactly.
+    """
+
+    def __init__(
+        self,
+        config: SplitConfig,
+        inner: Strategy,
+        *,
+        host: TrunkHost | None = None,
+    ) -> None:
+        check_exact(inner)
+        self.config = config
+        self.inner = inner
+        self.result = SplitResult()
+        self._host = host
+        self._sessions: RoundSessions | None = None
+
+    def summary(self) -> None:
+        """Log what is cut where, and the inner strategy's own summary."""
+        split, trunk = self.config.split, self.config.trunk
+        logger.info(
+            "split of %s: silos hold %d bottom and %d top layers, trunk adapters %s, inner %s",
+            self.config.model.name,
+            split.bottom_layers,
+            split.top_layers,
+            trunk.adapters,
+            type(self.inner).__name__,
+        )
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """The inner strategy's messages, each with the silo's part and its own invitation."""
+        sessions = self._open_sessions()
+        messages = self.inner.configure_train(server_round, arrays, config, grid)
+        return [sessions.invite(message) for message in messages]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """As `configure_train`; in the first and last round one silo is asked for the sample."""
+        sessions = self._open_sessions()
+        messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
+        sampled = bool(self.config.sample_prompt) and sessions.is_first_or_last
+        return [
+            sessions.invite(message, sample=sampled and position == 0)
+            for position, message in enumerate(messages)
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The inner strategy's aggregate of the replies that count.
+
+        Raises:
+            RoundError: silos were asked, and no reply counts.
+        """
+        sessions = self._open_sessions()
+        received = self._receive(sessions, replies)
+        if all(reply.has_error() for reply in received):
+            if not sessions.records:
+                return None, None
+            raise RoundError(sessions.all_failed())
+        return self.inner.aggregate_train(server_round, received)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """The inner strategy's aggregate of the replies that count.
+
+        Raises:
+            RoundError: no reply counts in the evaluation before the first round; later on that is
+                logged, so that what was learned is not lost.
+        """
+        sessions = self._open_sessions()
+        received = self._receive(sessions, replies)
+        if all(reply.has_error() for reply in received):
+            if sessions.records:
+                if server_round == 0:
+                    raise RoundError(sessions.all_failed())
+                logger.warning("%s", sessions.all_failed())
+            return None
+        return self.inner.aggregate_evaluate(server_round, received)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> SplitResult:
+        """Host the trunk, run all rounds, and leave nothing behind, however the run ends.
+
+        Args:
+            grid: Flower's grid.
+            initial_arrays: The adapter to start from; None makes PEFT's own initialisation from
+                the configured seed.
+            num_rounds: None takes the configured number.
+            timeout: Seconds after which a round goes on without silent silos; None takes the
+                configured time.
+            train_config: Fields that every training message carries.
+            evaluate_config: Fields that every evaluation message carries.
+            evaluate_fn: Evaluation on the server, before the first and after every round.
+
+        Returns:
+            The result. It is also `self.result`, as far as it got when a run fails.
+
+        Raises:
+            RoundError: no silo's reply counts in a round, with the reasons.
+            ModelError, AdapterError, TrunkError: the trunk cannot be loaded or hosted.
+        """
+        started = time.monotonic()
+        result = self.result = SplitResult()
+        with ExitStack() as stack:
+            host = self._host or stack.enter_context(TrunkHost(self.config))
+            run = _Run(
+                grid=grid,
+                host=host,
+                num_rounds=self.config.num_server_rounds if num_rounds is None else num_rounds,
+                timeout=self.config.round_timeout if timeout is None else timeout,
+                train_config=train_config or ConfigRecord(),
+                evaluate_config=evaluate_config or ConfigRecord(),
+            )
+            result.arrays = host.begin(initial_arrays)
+            self.summary()
+            for server_round in range(run.num_rounds + 1):
+                if server_round > 0:
+                    logger.info("round %d of %d", server_round, run.num_rounds)
+                    self._train(run, server_round)
+                if server_round > 0 or self.config.evaluate_initial:
+                    self._evaluate(run, server_round)
+                metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
+                if metrics is not None:
+                    result.evaluate_metrics_serverapp[server_round] = metrics
+        logger.info("%d rounds in %.1f s", run.num_rounds, time.monotonic() - started)
+        return result
+
+    def _train(self, run: _Run, server_round: int) -> None:
+        with self._round(run, "train", server_round):
+            messages = self.configure_train(
+                server_round, self.result.arrays, run.train_config, run.grid
+            )
+            replies = exchange(run.grid, messages, run.timeout)
+            arrays, metrics = self.aggregate_train(server_round, replies)
+        if arrays is not None:
+            self.result.arrays = arrays
+        if metrics is not None:
+            self.result.train_metrics_clientapp[server_round] = metrics
+            logger.info("round %d trained: %s", server_round, dict(metrics))
+        self.result.adapter = run.host.adapter(self.result.arrays)
+
+    def _evaluate(self, run: _Run, server_round: int) -> None:
+        with self._round(run, "evaluate", server_round):
+            messages = self.configure_evaluate(
+                server_round, self.result.arrays, run.evaluate_config, run.grid
+            )
+            replies = exchange(run.grid, messages, run.timeout)
+            metrics = self.aggregate_evaluate(server_round, replies)
+        if metrics is not None:
+            self.result.evaluate_metrics_clientapp[server_round] = metrics
+            logger.info("round %d evaluated: %s", server_round, dict(metrics))
+
+    @contextmanager
+    def _round(self, run: _Run, purpose: Purpose, server_round: int) -> Iterator[None]:
+        """Sessions for one exchange; on leaving they have ended and are in the history."""
+        started = time.monotonic()
+        wait_for_nodes(run.grid, least_nodes(self.inner, purpose), run.timeout)
+        sessions = RoundSessions(
+            run.host,
+            purpose=purpose,
+            server_round=server_round,
+            num_rounds=run.num_rounds,
+            timeout=run.timeout,
+            weight_key=weight_key(self.inner),
+        )
+        with sessions:
+            self._sessions = sessions
+            try:
+                yield
+            finally:
+                self._sessions = None
+                result, spent = self.result, time.monotonic() - started
+                result.history += sessions.history()
+                result.seconds[server_round] = result.seconds.get(server_round, 0.0) + spent
+                if sessions.sample:
+                    result.samples[server_round] = sessions.sample
+
+    def _open_sessions(self) -> RoundSessions:
+        if self._sessions is None:
+            raise RoundError(
+                "SplitStrategy hosts the trunk in its own start(): make it the outermost strategy "
+                "and put the others inside, SplitStrategy(config, inner)"
+            )
+        return self._sessions
+
+    def _receive(self, sessions: RoundSessions, replies: Iterable[Message]) -> list[Message]:
+        """Every reply, those that do not count as error replies, in the order of the silos."""
+        received = [taken for reply in replies if (taken := sessions.receive(reply)) is not None]
+        sessions.note_silent()
+        contents = {r.metadata.src_node_id: r.content for r in received if not r.has_error()}
+        for node_id, reason in outvoted(contents).items():
+            received = [r for r in received if r.metadata.src_node_id != node_id]
+            received.append(sessions.refuse(node_id, reason))
+        for record in sessions.records.values():
+            if record.failure:
+                logger.warning("node %d does not count: %s", record.node_id, record.failure)
+        return sessions.in_order(received)

@@ -1,0 +1,62 @@
+import pytest
+
+from flower_split.client import model_pool
+from flower_split.client.model_pool import borrowed_model
+from flower_split.config.run_config import read_run_config
+
+
+@pytest.fixture(autouse=True)
+def _empty_pool():
+    model_pool._idle.clear()
+    yield
+    model_pool._idle.clear()
+
+
+@pytest.fixture
+def config(run_config):
+    return read_run_config(run_config)
+
+
+def test_a_model_is_loaded_once_for_one_after_the_other(config):
+    with borrowed_model(config) as first:
+        pass
+    with borrowed_model(config) as second:
+        assert second is first
+
+
+def test_two_at_once_have_a_model_each(config):
+    with borrowed_model(config) as first, borrowed_model(config) as second:
+        assert second.model is not first.model
+
+
+def test_a_model_whose_session_failed_is_not_used_again(config):
+    with pytest.raises(KeyError), borrowed_model(config) as first:
+        raise KeyError
+    with borrowed_model(config) as second:
+        assert second is not first
+
+
+def test_another_run_in_the_same_process_frees_the_first_ones_models(config, run_config):
+    with borrowed_model(config):
+        pass
+    other = read_run_config({**run_config, "lora.r": 3})
+    with borrowed_model(other):
+        pass
+    assert [key[2].r for key in model_pool._idle] == [3]
+
+
+def test_settings_that_the_model_does_not_depend_on_share_it(config, run_config):
+    with borrowed_model(config) as first:
+        pass
+    with borrowed_model(read_run_config({**run_config, "train.batch-size": 1})) as second:
+        assert second is first
+
+
+def test_the_share_is_what_the_silo_holds_of_the_uncut_model(config, tiny):
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(tiny / "model")
+    total = sum(parameter.numel() for parameter in whole.parameters())
+    trunk = sum(p.numel() for layer in whole.model.layers[1:3] for p in layer.parameters())
+    with borrowed_model(config) as held:
+        assert held.share == pytest.approx((total - trunk) / total)

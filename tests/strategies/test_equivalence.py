@@ -1,0 +1,184 @@
+"""The proof: a split run equals plain Flower and PEFT on the uncut model, adapter for adapter."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum
+from in_process_grid import InProcessGrid
+from peft import get_peft_model_state_dict
+from plain_flower import plain_client_app, run_plain, uncut_model
+from tiny_checkpoint import save_texts, save_tiny_model
+
+from flower_split.apps.client_app import app as ready_made
+from flower_split.client import SplitSession
+from flower_split.client.silo_data import silo_batches
+from flower_split.config.run_config import read_run_config
+from flower_split.server.trunk_server import TrunkServer
+from flower_split.strategies import SplitStrategy
+from flower_split.transport.grpc import GrpcTransport
+from flower_split.transport.local import InProcessTransport
+
+SILOS, ROUNDS, STEPS = 3, 3, 3
+TOLERANCE = 1e-6
+"""Largest difference of an adapter tensor, relative to its largest element."""
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+TRAIN = {"lr": 5e-3, "max_grad_norm": 0.05, "weight_decay": 0.01}
+
+RUN_CONFIG = {
+    "split.bottom-layers": 1,
+    "split.top-layers": 1,
+    "lora.r": 4,
+    "lora.alpha": 8,
+    "train.learning-rate": TRAIN["lr"],
+    "train.max-grad-norm": TRAIN["max_grad_norm"],
+    "train.weight-decay": TRAIN["weight_decay"],
+    "num-server-rounds": ROUNDS,
+    "strategy.fraction-evaluate": 0.0,
+    "evaluate-initial": False,
+}
+
+STRATEGIES = {
+    "fedavg": lambda: FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS),
+    "fedadam": lambda: FedAdam(fraction_evaluate=0.0, eta=1e-2, min_train_nodes=SILOS),
+    "fedmedian": lambda: FedMedian(fraction_evaluate=0.0, min_train_nodes=SILOS),
+    "krum": lambda: Krum(fraction_evaluate=0.0, num_malicious_nodes=1, min_train_nodes=SILOS),
+}
+
+
+def steps_of(partition, server_round):
+    """One microbatch for every step of a silo's round, padded on the right; the silo's weight."""
+    generator = torch.Generator().manual_seed(100 * server_round + partition)
+    steps = []
+    for _ in range(STEPS):
+        ids = torch.randint(4, 15, (3, 9), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[1, 7:] = 0
+        labels = ids.masked_fill(mask == 0, -100)
+        steps.append([{"input_ids": ids, "attention_mask": mask, "labels": labels}])
+    return steps, 10 * (partition + 1)
+
+
+def split_client_app(connect=GrpcTransport):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        with SplitSession(message, context, connect=connect) as session:
+            steps, num_examples = steps_of(
+                context.node_config["partition-id"], session.server_round
+            )
+            for (batch,) in steps:
+                loss = session.model(**batch).loss
+                loss.backward()
+                session.optimizer.step()
+                session.optimizer.zero_grad()
+            return session.reply({"train-loss": loss.item()}, num_examples=num_examples)
+
+    return app
+
+
+def run_split(folder, inner, initial, *, connect=GrpcTransport, threads=1):
+    values = {**RUN_CONFIG, "model.name": str(folder)}
+    grid = InProcessGrid(split_client_app(connect), SILOS, run_config=values, threads=threads)
+    result = SplitStrategy(read_run_config(values), inner).start(grid, initial)
+    assert [record.failure for record in result.history if record.failure] == []
+    return result
+
+
+def largest_difference(ours, theirs):
+    return max(
+        float((ours[k] - theirs[k]).abs().max() / theirs[k].abs().max().clamp(min=1e-12))
+        for k in theirs
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {family: save_tiny_model(root / family, family) for family in ("llama", "gpt2")}
+
+
+def initial_arrays(folder):
+    return ArrayRecord(get_peft_model_state_dict(uncut_model(folder, LORA)))
+
+
+CASES = [*(("llama", name) for name in STRATEGIES), ("gpt2", "fedavg")]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_every_adapter_tensor_equals_that_of_the_uncut_run(folders, family, name):
+    folder = folders[family]
+    initial = initial_arrays(folder)
+    app = plain_client_app(folder, LORA, steps_of, **TRAIN)
+    theirs = run_plain(app, STRATEGIES[name](), initial, num_nodes=SILOS, num_rounds=ROUNDS)
+    ours = run_split(folder, STRATEGIES[name](), initial).arrays
+    assert list(ours) == list(initial)
+    assert list(ours) == list(theirs)
+    ours, theirs = ours.to_torch_state_dict(), theirs.to_torch_state_dict()
+    assert any(not torch.equal(theirs[k], v) for k, v in initial.to_torch_state_dict().items())
+    assert largest_difference(ours, theirs) <= TOLERANCE
+
+
+def test_the_transport_in_process_gives_the_same_adapters_as_grpc(folders, monkeypatch):
+    over_grpc = run_split(folders["llama"], STRATEGIES["fedavg"](), None).arrays
+    engines = []
+
+    class WithoutSocket(TrunkServer):
+        def __init__(self, backend, *args, **kwargs):
+            super().__init__(backend, *args, **kwargs)
+            engines.append(backend)
+
+    def connect(address, spec, ticket):
+        return InProcessTransport(engines[-1], spec, ticket)
+
+    monkeypatch.setattr("flower_split.strategies.hosting.TrunkServer", WithoutSocket)
+    in_process = run_split(folders["llama"], STRATEGIES["fedavg"](), None, connect=connect).arrays
+    assert list(in_process) == list(over_grpc)
+    for name, array in over_grpc.items():
+        assert (array.numpy() == in_process[name].numpy()).all(), name
+
+
+def test_silos_at_once_give_the_same_adapters_as_one_by_one(folders):
+    one_by_one = run_split(folders["llama"], STRATEGIES["fedavg"](), None).arrays
+    at_once = run_split(folders["llama"], STRATEGIES["fedavg"](), None, threads=SILOS).arrays
+    for name, array in one_by_one.items():
+        assert (array.numpy() == at_once[name].numpy()).all(), name
+
+
+def test_the_ready_made_apps_equal_plain_flower_too(folders, tmp_path):
+    """The batches are flower_split's, with prompts masked; training and Flower are plain again."""
+    folder = folders["llama"]
+    values = {
+        **RUN_CONFIG,
+        "model.name": str(folder),
+        "data.path": str(save_texts(tmp_path / "texts.jsonl")),
+        "data.prompt": "prompt",
+        "train.batch-size": 2,
+        "train.accumulation": 2,
+        "train.schedule": "linear",
+        "train.warmup-steps": 2,
+        "num-server-rounds": ROUNDS,
+    }
+    config = read_run_config(values)
+
+    def silo(partition):
+        return silo_batches(config, {"partition-id": partition, "num-partitions": SILOS})
+
+    def silo_steps(partition, server_round):
+        one_pass = [dict(batch) for batch in silo(partition).train(server_round)]
+        return [one_pass[i : i + 2] for i in range(0, len(one_pass), 2)], silo(partition).num_train
+
+    def rate(step):
+        total = ROUNDS * len(silo_steps(0, 1)[0])
+        return step / 2 if step < 2 else (total - step) / (total - 2)
+
+    initial = initial_arrays(folder)
+    plain = plain_client_app(folder, LORA, silo_steps, rate=rate, by_tokens=True, **TRAIN)
+    theirs = run_plain(
+        plain, STRATEGIES["fedavg"](), initial, num_nodes=SILOS, num_rounds=ROUNDS
+    ).to_torch_state_dict()
+    grid = InProcessGrid(ready_made, SILOS, run_config=values)
+    ours = SplitStrategy(config, STRATEGIES["fedavg"]()).start(grid, initial).arrays
+    assert largest_difference(ours.to_torch_state_dict(), theirs) <= TOLERANCE

@@ -1,0 +1,348 @@
+import logging
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    FedProx,
+    Krum,
+)
+from in_process_grid import FIRST_NODE, InProcessGrid
+from toy_trunk import SHAPES, TRUNK, ToyHost, honest_reply, toy_config
+
+from flower_split.errors import AdapterError, ConfigError, RoundError
+from flower_split.strategies import Alone, SplitStrategy
+
+QUIET = {"fraction_evaluate": 0.0}
+
+
+def test_the_inner_strategy_sees_whole_adapters_and_silos_their_part(toy, values):
+    ran = toy(FedAvg())
+    assert values(ran.result.arrays) == {
+        "bottom.A": 2.0,
+        "trunk.A": 20.0,
+        "trunk.B": 20.0,
+        "top.A": 2.0,
+    }
+    assert list(ran.result.arrays) == list(SHAPES)
+    assert values(ran.result.adapter) == values(ran.result.arrays)
+    for message in ran.seen:
+        assert list(message.content["arrays"]) == ["bottom.A", "top.A"]
+
+
+def test_every_message_has_a_token_of_its_own_in_the_only_config_record(toy):
+    ran = toy(FedAvg())
+    tokens = {message.content["config"]["split.token"] for message in ran.seen}
+    assert len(tokens) == len(ran.seen) == 12
+    for message in ran.seen:
+        assert len(message.content.config_records) == 1
+        assert message.content["config"]["server-round"] == message.content["config"]["split.round"]
+        assert message.content["config"]["split.num-rounds"] == 2
+
+
+def test_the_inner_strategys_shared_records_stay_as_they_were(toy):
+    mine = ConfigRecord({"own": 1})
+    ran = toy(FedAvg(**QUIET), train_config=mine)
+    assert dict(mine) == {"own": 1, "server-round": 2}
+    assert all(message.content["config"]["own"] == 1 for message in ran.seen)
+
+
+def test_float64_of_an_inner_strategy_travels_as_float32(toy):
+    ran = toy(FedAdam(**QUIET))
+    assert {a.dtype for a in ran.result.arrays.values()} == {"float64"}
+    sent = [m.content["arrays"] for m in ran.seen]
+    assert {a.dtype for arrays in sent for a in arrays.values()} == {"float32"}
+    assert {t.dtype for t in ran.result.adapter.values()} == {ran.result.adapter["top.A"].dtype}
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: FedAvg(),
+        lambda: FedAdam(),
+        lambda: FedMedian(),
+        lambda: Krum(),
+        lambda: Alone(min_nodes=3),
+        lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.1, 0.1, 3),
+        lambda: DifferentialPrivacyServerSideAdaptiveClipping(FedAvg(), 0.0, 3),
+    ],
+    ids=["fedavg", "fedadam", "fedmedian", "krum", "alone", "dp-fixed", "dp-adaptive"],
+)
+def test_every_inner_strategy_runs_to_its_end(toy, inner):
+    ran = toy(inner())
+    assert len(ran.result.of("train", 2)) == 3
+    assert all(not record.failure for record in ran.result.history)
+
+
+def test_alone_gives_every_silo_its_own_arrays_back(toy):
+    def reply(message, context, host):
+        if message.metadata.message_type == "train":
+            gain = np.float32(1 + context.node_config["partition-id"])
+            own = ArrayRecord(
+                {k: Array(v.numpy() + gain) for k, v in message.content["arrays"].items()}
+            )
+            return honest_reply(message, context, host, arrays=own)
+        return honest_reply(message, context, host)
+
+    inner = Alone(min_nodes=3)
+    ran = toy(inner, reply=reply)
+    ends = {
+        node - FIRST_NODE: float(arrays["top.A"].numpy()[0])
+        for node, arrays in inner.arrays_by_node.items()
+    }
+    assert ends == {0: 2.0, 1: 4.0, 2: 6.0}
+    evaluated = {
+        m.metadata.dst_node_id - FIRST_NODE: float(m.content["arrays"]["top.A"].numpy()[0])
+        for m in ran.seen
+        if m.metadata.message_type == "evaluate" and m.content["config"]["split.round"] == 2
+    }
+    assert evaluated == ends
+
+
+def test_the_history_has_every_silo_of_every_round(toy):
+    ran = toy(FedAvg(), config=toy_config(evaluate_initial=True))
+    rounds = [(r.purpose, r.server_round) for r in ran.result.history]
+    assert sorted(set(rounds)) == [
+        ("evaluate", 0),
+        ("evaluate", 1),
+        ("evaluate", 2),
+        ("train", 1),
+        ("train", 2),
+    ]
+    record = ran.result.of("train", 1)[1]
+    assert record.silo == "1"
+    assert record.metrics == {"num-examples": 2, "train-loss": 0.5}
+    assert record.statistics == {"bytes-sent": 8}
+
+
+def test_the_token_is_nowhere_in_log_or_result(toy, caplog):
+    with caplog.at_level(logging.DEBUG):
+        ran = toy(FedAvg(), config=toy_config(evaluate_initial=True))
+    said = caplog.text + repr(ran.result.history) + repr(ran.result)
+    assert ran.host.tokens
+    assert not any(token in said for token in ran.host.tokens)
+
+
+def break_silo(partition, **changes):
+    """A reply function whose silo `partition` does not behave."""
+
+    def reply(message, context, host):
+        if context.node_config["partition-id"] != partition:
+            return honest_reply(message, context, host)
+        if "error" in changes:
+            raise changes["error"]
+        return honest_reply(message, context, host, **changes)
+
+    return reply
+
+
+def part(**changes):
+    arrays = {"bottom.A": np.ones((2, 3), np.float32), "top.A": np.ones(1, np.float32), **changes}
+    return ArrayRecord({k: Array(v) for k, v in arrays.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"error": ValueError("disk full")}, "disk full"),
+        ({"finish": False}, "did not finish its session"),
+        ({"proof": "00" * 32}, "does not prove"),
+        ({"arrays": part(**{"top.A": np.full(1, np.nan, np.float32)})}, "top.A has values"),
+        ({"arrays": part(**{"top.A": np.ones(2, np.float32)})}, "shape (2,), expected (1,)"),
+        ({"arrays": part(**{"top.A": np.ones(1)})}, "top.A is float64, expected float32"),
+        ({"arrays": part(**{"top.A": None})}, "1 tensors missing (first: top.A)"),
+        ({"arrays": part(extra=np.ones(1))}, "1 unknown (first: extra)"),
+        ({"metrics": {"num-examples": 3, "train-loss": float("nan")}}, "not finite"),
+        ({"metrics": {"num-examples": 0, "train-loss": 1.0}}, "must be a number above 0"),
+        ({"metrics": {"train-loss": 1.0}}, "'num-examples' must be a number above 0"),
+        ({"metrics": {"num-examples": [3], "train-loss": 1.0}}, "must be a number above 0"),
+        ({"metrics": {"num-examples": 3, "loss": 1.0}}, "most silos sent"),
+        ({"metrics": {"num-examples": 3, "train-loss": [1.0, 2.0]}}, "most silos sent"),
+    ],
+)
+def test_a_broken_reply_is_left_out_with_its_reason(toy, values, changes, reason):
+    ran = toy(FedAvg(**QUIET), reply=break_silo(1, **changes), num_rounds=1)
+    failed = [record for record in ran.result.history if record.failure]
+    assert [record.node_id for record in failed] == [FIRST_NODE + 1]
+    assert reason in failed[0].failure
+    assert values(ran.result.arrays)["trunk.A"] == 10.0
+    assert values(ran.result.arrays)["top.A"] == 1.0
+
+
+def test_non_finite_trunk_adapters_are_left_out_too(toy):
+    class Diverging(ToyHost):
+        def finish(self, token):
+            super().finish(token)
+            if len(self.tokens) > 1 and token == self.tokens[1]:
+                self.finished[token][0]["trunk.B"].fill_(float("inf"))
+
+    ran = toy(FedAvg(**QUIET), host=Diverging(), num_rounds=1)
+    assert [bool(r.failure) for r in ran.result.history].count(True) == 1
+
+
+def test_a_silent_silo_is_left_out_when_the_time_is_over(toy):
+    ran = toy(FedAvg(**QUIET), grid={"drop": [FIRST_NODE]}, num_rounds=1, timeout=0.3)
+    failed = {r.node_id: r.failure for r in ran.result.history if r.failure}
+    assert failed == {FIRST_NODE: "no reply within 0.3 s"}
+
+
+def test_a_second_or_foreign_reply_counts_for_nothing(toy, values):
+    def twice(reply):
+        return [reply, reply]
+
+    ran = toy(FedAvg(**QUIET), grid={"tamper": twice}, num_rounds=1)
+    assert len(ran.result.history) == 3
+    assert values(ran.result.arrays)["top.A"] == 1.0
+
+
+def test_an_error_from_the_superlink_is_booked_to_the_right_node(toy):
+    def by_superlink(reply):
+        if reply.metadata.src_node_id != FIRST_NODE + 2:
+            return [reply]
+        lost = Message(Error(3, "unavailable"), reply_to=reply)
+        lost.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+        lost.metadata.__dict__["_src_node_id"] = 1
+        return [lost]
+
+    ran = toy(FedAvg(**QUIET), grid={"tamper": by_superlink}, num_rounds=1)
+    failed = {r.node_id: r.failure for r in ran.result.history if r.failure}
+    assert failed == {FIRST_NODE + 2: "unavailable"}
+
+
+def test_the_inner_strategy_hears_of_failures(toy):
+    heard = []
+
+    class Listening(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            heard.extend((r.metadata.src_node_id, r.has_error()) for r in replies)
+            return super().aggregate_train(server_round, replies)
+
+    toy(Listening(**QUIET), reply=break_silo(0, finish=False), num_rounds=1)
+    assert heard == [(FIRST_NODE + 1, False), (FIRST_NODE + 2, False), (FIRST_NODE, True)]
+
+
+def all_broken(message, context, host):
+    raise OSError("no such folder: /data")
+
+
+def test_all_replies_failing_ends_the_run_with_the_reasons(toy):
+    with pytest.raises(RoundError) as caught:
+        toy(FedAvg(**QUIET), reply=all_broken)
+    said = str(caught.value)
+    assert "round 1: training failed on every silo asked" in said
+    assert said.count("no such folder: /data") == 1
+    assert all(str(FIRST_NODE + i) in said for i in range(3))
+
+
+def test_an_initial_evaluation_that_fails_everywhere_ends_the_run(toy):
+    with pytest.raises(RoundError, match="round 0: evaluation failed on every silo"):
+        toy(FedAvg(), reply=all_broken, config=toy_config(evaluate_initial=True))
+
+
+def test_a_later_evaluation_that_fails_everywhere_loses_nothing(toy, values, caplog):
+    def reply(message, context, host):
+        if message.metadata.message_type == "evaluate":
+            raise OSError("no held-out data")
+        return honest_reply(message, context, host)
+
+    ran = toy(FedAvg(), reply=reply)
+    assert values(ran.result.arrays)["top.A"] == 2.0
+    assert ran.result.evaluate_metrics_clientapp == {}
+    assert "no held-out data" in caplog.text
+
+
+def test_what_was_learned_before_a_failure_stays_readable(toy, values):
+    def reply(message, context, host):
+        if message.content["config"]["split.round"] == 2:
+            raise OSError("gone")
+        return honest_reply(message, context, host)
+
+    with pytest.raises(RoundError, match="round 2"):
+        toy(FedAvg(**QUIET), reply=reply)
+    assert values(toy.last.strategy.result.adapter)["trunk.A"] == 10.0
+    assert len(toy.last.strategy.result.history) == 6
+
+
+def test_none_from_the_inner_strategy_keeps_the_arrays(toy, values):
+    class Undecided(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return None, None
+
+    ran = toy(Undecided(**QUIET))
+    assert values(ran.result.arrays) == dict.fromkeys(SHAPES, 0.0)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_no_ticket_outlives_its_round(toy, failing):
+    host = ToyHost()
+    if failing:
+        with pytest.raises(RoundError):
+            toy(FedAvg(), host=host, reply=all_broken)
+    else:
+        toy(FedAvg(), host=host)
+    assert host.prepared == host.finished == {}
+
+
+def test_too_few_silos_end_the_run(toy):
+    with pytest.raises(RoundError, match="only 3 of 5 silos connected"):
+        toy(FedAvg(min_available_nodes=5), timeout=0.2)
+
+
+def test_evaluation_on_the_server_runs_before_and_after(toy):
+    called = []
+
+    def evaluate(server_round, arrays):
+        called.append(server_round)
+        return MetricRecord({"loss": float(arrays["top.A"].numpy()[0])})
+
+    ran = toy(FedAvg(**QUIET), evaluate_fn=evaluate)
+    assert called == [0, 1, 2]
+    assert ran.result.evaluate_metrics_serverapp[2]["loss"] == 2.0
+
+
+def test_arrays_that_are_not_the_adapter_are_refused(toy):
+    other = ArrayRecord({"head": Array(np.zeros(1, np.float32))})
+    with pytest.raises(AdapterError, match="4 tensors missing"):
+        toy(FedAvg(**QUIET), initial_arrays=other)
+
+
+def test_one_silo_is_asked_for_the_sample(toy):
+    ran = toy(FedAvg(), config=toy_config(sample_prompt="Return the", evaluate_initial=True))
+    asked = [m for m in ran.seen if m.content["config"]["split.sample"]]
+    assert [m.content["config"]["split.round"] for m in asked] == [0, 2]
+
+
+def test_an_inner_strategy_that_cannot_be_exact_is_refused():
+    with pytest.raises(ConfigError, match="FedProx cannot be an inner strategy"):
+        SplitStrategy(toy_config(), FedProx(proximal_mu=0.1))
+
+
+def test_split_strategy_must_be_outermost(toy):
+    from flwr.clientapp import ClientApp
+
+    outer = DifferentialPrivacyServerSideFixedClipping(
+        SplitStrategy(toy_config(), FedAvg(), host=ToyHost()), 0.1, 0.1, 2
+    )
+    arrays = ToyHost().begin(None)
+    with pytest.raises(RoundError, match="make it the outermost"):
+        outer.start(InProcessGrid(ClientApp(), 2), arrays, num_rounds=1)
+
+
+def test_a_message_without_arrays_is_refused(toy):
+    class Bare(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            content = RecordDict({"config": ConfigRecord({"server-round": server_round})})
+            return [Message(content, FIRST_NODE, "train")]
+
+    with pytest.raises(RoundError, match="0 ArrayRecords"):
+        toy(Bare(**QUIET))
+
+
+def test_trunk_tensors_are_those_the_toy_names():
+    assert tuple(ToyHost().parts.trunk_shapes) == TRUNK
