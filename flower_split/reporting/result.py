@@ -1,0 +1,97 @@
+"""The result of a run, as plain data: every round's metrics by silo, and what the run cost."""
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+
+Value = str | int | float | bool | list[int] | list[float]
+Metrics = Mapping[str, Value]
+
+TRAIN_LOSS = "train-loss"
+"""Metric of a training reply: mean cross-entropy of a target token, in nats."""
+EVAL_LOSS = "eval-loss"
+"""The same of an evaluation reply, over held-out text."""
+
+_REPORTED = ("flower-split", "flwr", "torch", "transformers", "peft", "grpcio", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """One round; round 0 is the evaluation before the first."""
+
+    server_round: int
+    train: Mapping[str, Metrics] = field(default_factory=dict)
+    """By silo: what it reported of its training."""
+    evaluate: Mapping[str, Metrics] = field(default_factory=dict)
+    """By silo: what it reported of its held-out data, after the round's aggregation."""
+    aggregated: Metrics = field(default_factory=dict)
+    """Over the silos, as the inner strategy weighs them."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """By silo: why its reply did not count."""
+    seconds: float = 0.0
+    """Wall-clock time of the round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A whole run."""
+
+    rounds: Sequence[RoundResult]
+    alone: Sequence[RoundResult] = ()
+    """The baseline: as many rounds in which every silo trained without the others."""
+    wire_bytes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By silo, then by hop (`h1`, `h2`, `g2`, `g1`) or direction: payload bytes of the run."""
+    parameter_share: Mapping[str, float] = field(default_factory=dict)
+    """By silo: the part of the model's parameters that it held, 0 to 1."""
+    samples: Mapping[int, str] = field(default_factory=dict)
+    """By round: text generated through the split."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """The run config, key by key."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of everything that computed; see `installed_versions`."""
+    seconds: float = 0.0
+    """Wall-clock time of the run."""
+
+    @property
+    def silos(self) -> list[str]:
+        """Every silo that reported anything, or failed to, sorted; numbers by their value."""
+        names = {
+            name
+            for one in (*self.rounds, *self.alone)
+            for held in (one.train, one.evaluate, one.failures)
+            for name in held
+        } | {*self.wire_bytes, *self.parameter_share}
+        return sorted(names, key=lambda name: (not name.isdecimal(), name.zfill(20), name))
+
+    def losses(
+        self, silo: str, *, evaluate: bool = True, alone: bool = False
+    ) -> list[tuple[int, float]]:
+        """One silo's loss by round; rounds in which it reported none, or no finite one, are out."""
+        found = []
+        for one in self.alone if alone else self.rounds:
+            reported = (one.evaluate if evaluate else one.train).get(silo, {})
+            loss = reported.get(EVAL_LOSS if evaluate else TRAIN_LOSS)
+            if isinstance(loss, (int, float)) and math.isfinite(loss):
+                found.append((one.server_round, float(loss)))
+        return found
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python, of the platform and of the packages that a run depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _REPORTED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that is not representable."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

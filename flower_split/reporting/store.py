@@ -1,0 +1,73 @@
+"""`result.json`: a run's result on disk, written whole or not at all."""
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flower_split.errors import DataError
+from flower_split.reporting.result import RoundResult, RunResult
+
+FORMAT = 1
+"""Value of the key `format`; a change that old readers would misread raises it."""
+
+
+def write_result(result: RunResult, path: Path) -> None:
+    """Write `result` to `path`, in a folder that is made if missing.
+
+    The file appears in one piece, so a reader never sees half of it. A number that JSON cannot
+    hold (infinite or not a number) becomes null.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain({"format": FORMAT, **_fields(result)}), indent=2, allow_nan=False)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def read_result(path: Path) -> RunResult:
+    """The result that `write_result` wrote.
+
+    Raises:
+        DataError: the file is missing, not a result, or of another format.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable result: {error}") from error
+    found = data.pop("format", None) if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{path} is a result of format {found!r}, expected {FORMAT}")
+    try:
+        for key in ("rounds", "alone"):
+            data[key] = tuple(RoundResult(**one) for one in data[key])
+        data["samples"] = {int(number): text for number, text in data["samples"].items()}
+        return RunResult(**data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} lacks what a result must have: {error}") from error
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {entry.name: getattr(record, entry.name) for entry in dataclasses.fields(record)}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (RunResult, RoundResult)):
+        return _plain(_fields(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(held) for held in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,88 @@
+"""The summary of a run on a console: what it did for each silo, and what it cost."""
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from flower_split.reporting.result import RunResult, perplexity
+
+NONE = "-"
+
+
+def print_summary(result: RunResult, console: Console | None = None) -> None:
+    """Print `summarise(result)`; on standard output if no console is given."""
+    (console or Console()).print(summarise(result))
+
+
+def summarise(result: RunResult) -> RenderableType:
+    """A table with a row a silo, the failures if there were any, and the generated samples."""
+    parts: list[RenderableType] = [_table(result)]
+    for one in result.rounds:
+        parts += [
+            Text(f"round {one.server_round}: silo {silo} did not count: {reason}", style="red")
+            for silo, reason in one.failures.items()
+        ]
+    parts += [
+        Panel(Text(text), title=title, title_align="left")
+        for title, text in _samples(result).items()
+    ]
+    return Group(*parts)
+
+
+def _table(result: RunResult) -> Table:
+    table = Table(title="Perplexity on held-out text, by silo", title_justify="left")
+    table.add_column("silo")
+    columns = ["before", "after", "change"]
+    columns += ["alone"] if result.alone else []
+    columns += ["bytes on the wire"] if result.wire_bytes else []
+    columns += ["parameters held"] if result.parameter_share else []
+    for column in columns:
+        table.add_column(column, justify="right")
+    for silo in result.silos:
+        losses = result.losses(silo)
+        alone = result.losses(silo, alone=True)
+        row = {
+            "before": _perplexity(losses[0][1]) if losses else NONE,
+            "after": _perplexity(losses[-1][1]) if len(losses) > 1 else NONE,
+            "change": _change(losses),
+            "alone": _perplexity(alone[-1][1]) if alone else NONE,
+            "bytes on the wire": _bytes(sum(result.wire_bytes.get(silo, {}).values())),
+            "parameters held": (
+                f"{result.parameter_share[silo]:.1%}" if silo in result.parameter_share else NONE
+            ),
+        }
+        table.add_row(silo, *(row[column] for column in columns))
+    return table
+
+
+def _samples(result: RunResult) -> dict[str, str]:
+    if not result.samples:
+        return {}
+    first, last = min(result.samples), max(result.samples)
+    if first == last:
+        return {f"generated through the split, round {last}": result.samples[last]}
+    return {
+        "generated through the split, before": result.samples[first],
+        "generated through the split, after": result.samples[last],
+    }
+
+
+def _perplexity(loss: float) -> str:
+    value = perplexity(loss)
+    return f"{value:.2f}" if value < 1e4 else f"{value:.3g}"
+
+
+def _change(losses: list[tuple[int, float]]) -> str:
+    if len(losses) < 2:
+        return NONE
+    ratio = perplexity(losses[-1][1] - losses[0][1])
+    return f"{ratio - 1:+.0%}" if ratio < 100 else f"x{ratio:.3g}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,93 @@
+"""The tree keeps its shape: listed packages, short documented files, tested versions."""
+
+import ast
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
+SOURCES = sorted(
+    path
+    for folder in ("flower_split", "strategies")
+    for path in (ROOT / folder).rglob("*.py")
+    if not GENERATED.search(path.name) and path.parent != ROOT / "flower_split/strategies"
+)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_strategies_are_linked_into_the_package(root: Path) -> None:
+    link = root / "flower_split/strategies"
+    assert link.is_symlink() and link.readlink() == Path("../strategies")
+
+
+def test_every_package_is_listed_for_installation(root: Path, pyproject: dict[str, Any]) -> None:
+    listed = pyproject["tool"]["setuptools"]["packages"]
+    found = {"flower_split.strategies"} | {
+        path.parent.relative_to(root).as_posix().replace("/", ".")
+        for path in (root / "flower_split").rglob("*.py")
+    }
+    assert listed == sorted(found)
+
+
+def test_every_package_has_an_init(root: Path) -> None:
+    folders = {path.parent for path in SOURCES}
+    assert [name(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_a_file_is_short_and_names_its_concept(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    docstring = ast.get_docstring(ast.parse(text))
+    assert docstring is not None and docstring.splitlines()[0].strip()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_a_file_leaves_nothing_to_do_and_unpickles_nothing(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+    calls = {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
+    }
+    assert not calls & {"torch.load", "torch.save", "pickle.load", "pickle.loads", "eval", "exec"}
+
+
+def test_tests_have_no_packages(root: Path) -> None:
+    assert list((root / "tests").rglob("__init__.py")) == []
+
+
+def test_the_tested_versions_lie_in_the_declared_ranges(
+    root: Path, pyproject: dict[str, Any]
+) -> None:
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line.strip() and not line.startswith("#"))
+    pinned = {canonicalize_name(key): version for key, version in pinned.items()}
+    project = pyproject["project"]
+    extras = [entry for group in project["optional-dependencies"].values() for entry in group]
+    for requirement in map(Requirement, [*project["dependencies"], *extras]):
+        tested = pinned.get(canonicalize_name(requirement.name))
+        if tested is None:
+            assert requirement.name == "setuptools", f"{requirement.name} has no tested version"
+        else:
+            assert requirement.specifier.contains(tested), f"{requirement} excludes {tested}"
+
+
+def test_no_tested_version_is_of_one_machine_only(root: Path) -> None:
+    text = (root / "constraints.txt").read_text(encoding="utf-8")
+    assert not re.search(r"\+|@|file:|://|^-", text, flags=re.MULTILINE)
+
+
+def test_the_version_is_said_once_and_the_same(pyproject: dict[str, Any]) -> None:
+    import flower_split
+
+    assert flower_split.__version__ == pyproject["project"]["version"]
+    assert metadata.version("flower-split") == flower_split.__version__
