@@ -7,7 +7,7 @@ STAMP := $(VENV)/.flower-split-installed
 OUTPUTS ?= outputs/quickstart
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: venv demo test lint format types contract proto proto-check wheel clean
+.PHONY: venv demo test test-slow lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

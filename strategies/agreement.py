@@ -58,6 +58,5 @@ def _shape(content: RecordDict) -> tuple[str, frozenset[str]]:
     """Name of the metrics' record, and every metric with its length where it is a list."""
     name, metrics = next(iter(content.metric_records.items()))
     return name, frozenset(
-        f"{key}[{len(value)}]" if isinstance(value, list) else key
-        for key, value in metrics.items()
+        f"{key}[{len(value)}]" if isinstance(value, list) else key for key, value in metrics.items()
     )

@@ -34,9 +34,7 @@ class SessionHost(Protocol):
         """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
         ...
 
-    def issue(
-        self, run_id: int, node_id: int, server_round: int, purpose: Purpose
-    ) -> Ticket:
+    def issue(self, run_id: int, node_id: int, server_round: int, purpose: Purpose) -> Ticket:
         """A new ticket, good for one session."""
         ...
 
@@ -114,15 +112,13 @@ class RoundSessions:
                 f"the inner strategy's message has {len(content.array_records)} ArrayRecords and "
                 f"{len(content.config_records)} ConfigRecords, expected exactly one of each"
             )
-        (array_key, arrays), = content.array_records.items()
-        (config_key, config), = content.config_records.items()
+        ((array_key, arrays),) = content.array_records.items()
+        ((config_key, config),) = content.config_records.items()
         silo_part, trunk_part = self._parts_of(arrays)
         metadata = message.metadata
         if metadata.dst_node_id in self._invited:
             raise RoundError(f"the inner strategy sent two messages to node {metadata.dst_node_id}")
-        ticket = self._host.issue(
-            metadata.run_id, metadata.dst_node_id, self._round, self._purpose
-        )
+        ticket = self._host.issue(metadata.run_id, metadata.dst_node_id, self._round, self._purpose)
         invitation = Invitation(
             address=self._host.address,
             ticket=ticket,
@@ -222,7 +218,7 @@ class RoundSessions:
             return problem
         complete = RecordDict(dict(content.items()))
         if trained:
-            (key, silo_part), = content.array_records.items()
+            ((key, silo_part),) = content.array_records.items()
             del complete[key]
             try:
                 complete[self._array_key] = self._host.parts.join(silo_part, outcome[0])

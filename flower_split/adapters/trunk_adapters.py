@@ -50,6 +50,7 @@ class TrunkAdapters:
             AdapterError: `state` does not fit the trunk; no adapter is made then.
         """
         state = self.state(MASTER) if state is None else state
+        self._active = ""  # PEFT activates an adapter of its own choice as it adds one
         with torch.random.fork_rng(devices=[]):
             self._model.add_adapter(name, self._model.peft_config[MASTER])
         try:
@@ -61,6 +62,7 @@ class TrunkAdapters:
     def remove(self, name: str) -> None:
         """Delete the adapter `name`."""
         self.activate(MASTER)
+        self._active = ""  # and as it deletes one
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._model.delete_adapter(name)

@@ -124,9 +124,7 @@ class SplitSession:
                 optimizer=OptimizerSettings.of_training(self.config.train),
                 seed=self.seed,
             )
-            self.transport = self._connect(
-                self.invitation.address, spec, self.invitation.ticket
-            )
+            self.transport = self._connect(self.invitation.address, spec, self.invitation.ticket)
             stack.callback(self.transport.close)
             attach_trunk(self.model, self.transport)
             self._stack = stack.pop_all()

@@ -50,8 +50,22 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 for _name in (
-    "cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "mixtral", "olmo2",
-    "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2", "phi3",
+    "cohere",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+    "phi3",
 ):
     register_family(Family(model_type=_name))
 register_family(Family(model_type="gpt2", after=("ln_f",)))

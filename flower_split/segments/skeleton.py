@@ -24,9 +24,7 @@ from flower_split.segments.stock_loader import STOCK_LOCK
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
-def load_skeleton(
-    source: str | Path | PreTrainedConfig, revision: str = ""
-) -> PreTrainedModel:
+def load_skeleton(source: str | Path | PreTrainedConfig, revision: str = "") -> PreTrainedModel:
     """The whole uncut model on the meta device: names, shapes and modules, but no weights.
 
     Args:

@@ -80,6 +80,4 @@ class Invitation:
 
     def is_proven_by(self, proof: object) -> bool:
         """Whether `proof` was made by someone who had the token."""
-        return isinstance(proof, str) and hmac.compare_digest(
-            proof.encode(), self.proof().encode()
-        )
+        return isinstance(proof, str) and hmac.compare_digest(proof.encode(), self.proof().encode())

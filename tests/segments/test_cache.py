@@ -40,7 +40,11 @@ def test_only_the_first_reports_edits() -> None:
     assert [layer.get_seq_length() for layer in stand_ins] == [3, 3]
     cache.reset()
     assert edits == [
-        ("reorder", (1, 0)), ("crop", (2,)), ("repeat", (3,)), ("select", (2,)), ("reset", ())
+        ("reorder", (1, 0)),
+        ("crop", (2,)),
+        ("repeat", (3,)),
+        ("select", (2,)),
+        ("reset", ()),
     ]
 
 

@@ -48,9 +48,7 @@ def test_longrope_is_exact_below_and_above_the_pretraining_length() -> None:
         "long_factor": [3.0] * 4,
         "original_max_position_embeddings": 8,
     }
-    model = CASE_BY_NAME["phi3"].model(
-        original_max_position_embeddings=8, rope_parameters=scaling
-    )
+    model = CASE_BY_NAME["phi3"].model(original_max_position_embeddings=8, rope_parameters=scaling)
     check_exact(model, 1, 1)
 
 

@@ -284,9 +284,7 @@ def test_experts_that_do_not_fit_together(part: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [load_client_model, load_trunk])
-def test_cut_outside_the_model_is_refused_before_weights_are_read(
-    llama: Path, load: type
-) -> None:
+def test_cut_outside_the_model_is_refused_before_weights_are_read(llama: Path, load: type) -> None:
     (llama / "model.safetensors").unlink()
     for bottom, top in ((LAYERS, 0), (2, 2), (-1, 0), (0, 99)):
         with pytest.raises(CutError):

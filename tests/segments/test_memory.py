@@ -111,9 +111,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 
 
 @pytest.mark.parametrize("layout", ["single", "sharded"])
-def test_client_takes_its_own_share(
-    layout: str, measured: dict[tuple[str, str], Measured]
-) -> None:
+def test_client_takes_its_own_share(layout: str, measured: dict[tuple[str, str], Measured]) -> None:
     whole, share, peak = measured[f"client {layout}", "float32"]
     assert 0.15 * whole < share < 0.25 * whole
     assert share / 2 < peak < 1.2 * share + 20 * MIB

@@ -27,8 +27,12 @@ from flower_split.segments.refusals import refuse_config
 @pytest.mark.parametrize("cut", [split_model, split_segments])
 def test_an_unknown_family_is_named_with_the_known_ones(cut: Any) -> None:
     config = BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=48, is_decoder=True,
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        is_decoder=True,
     )
     with pytest.raises(UnsupportedFamilyError, match=r"'bert'.*llama.*check_exact"):
         cut(BertLMHeadModel(config), 1, 1)

@@ -171,9 +171,7 @@ def test_unknown_hub_model(hub: FakeHub) -> None:
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_hub_that_fails(
-    hub: FakeHub, failure: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_that_fails(hub: FakeHub, failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> str:
         raise failure
 

@@ -113,6 +113,26 @@ def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
     assert not torch.equal(*(next(iter(state.values())) for state in alone))
 
 
+@pytest.mark.parametrize("mode", ["federated", "shared"])
+def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> None:
+    states = []
+    for disturbed in (False, True):
+        engine = make_engine(mode)
+        session = engine.open(engine.describe(), None)
+        turn(session, 0, 0, 0)
+        for step in range(3):
+            comes = engine.open(engine.describe(), None) if disturbed else None
+            turn(session, step, 2 * step + 1, step)
+            if comes is not None:
+                comes.close()
+            turn(session, step, 2 * step + 2, step + 10)
+            session.step(StepRequest(step=step, learning_rate=0.01))
+        assert session._slot is not None
+        states.append(session._slot.state())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
 def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
     engine = make_engine("shared")
     first, second = (engine.open(engine.describe(), None) for _ in range(2))

@@ -78,9 +78,7 @@ def test_the_adapter_to_start_from_follows_the_seed(config):
 def test_a_shared_trunk_starts_from_the_adapter_that_is_given(config):
     with TrunkHost(config(**{"trunk.adapters": "shared"})) as host:
         names = host.plan.names
-        given = {
-            name: torch.full(shape, 0.5) for name, shape in host.plan.shapes if name in names
-        }
+        given = {name: torch.full(shape, 0.5) for name, shape in host.plan.shapes if name in names}
         arrays = host.begin(to_arrays(given))
         assert not any(map(is_trunk, arrays))
         assert all(bool((tensor == 0.5).all()) for tensor in host.adapter(arrays).values())

@@ -18,8 +18,7 @@ def adapters(draw):
     chosen = draw(names)
     shapes = {name: draw(hnp.array_shapes(max_dims=2, max_side=3)) for name in chosen}
     values = {
-        name: draw(hnp.arrays(np.float32, shape, elements=floats))
-        for name, shape in shapes.items()
+        name: draw(hnp.arrays(np.float32, shape, elements=floats)) for name, shape in shapes.items()
     }
     trunk = draw(st.sets(st.sampled_from(chosen)))
     return shapes, values, trunk

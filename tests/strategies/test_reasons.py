@@ -4,7 +4,7 @@ from flower_split.strategies.reasons import readable
 
 RAY = (
     "<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'\x1b[36mray::ClientAppActor.run()"
-    "\x1b[39m (pid=7)\n  File \"ray_actor.py\", line 60, in run\nDataError: line 3 is "
+    '\x1b[39m (pid=7)\n  File "ray_actor.py", line 60, in run\nDataError: line 3 is '
     "empty\n\nThe above exception was the direct cause of the following exception:\n\n"
     "flwr.clientapp.client_app.ClientAppException: \n"
     "Exception ClientAppException occurred. Message: line 3 is empty'>"

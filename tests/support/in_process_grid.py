@@ -106,6 +106,4 @@ class InProcessGrid(Grid):
             return self.client_app(arrived, context)
         except Exception as error:
             reason = f"{type(error)}:<'{error}'>"
-            return Message(
-                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=arrived
-            )
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=arrived)

@@ -63,9 +63,7 @@ _DROPLESS_GPT2 = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 CASES: tuple[Case, ...] = (
     _case("gpt2", n_embd=32, n_head=4, n_positions=64, scale_attn_by_inverse_layer_idx=True),
-    _case(
-        "gpt2-untied", "gpt2", n_embd=32, n_head=4, n_positions=64, tie_word_embeddings=False
-    ),
+    _case("gpt2-untied", "gpt2", n_embd=32, n_head=4, n_positions=64, tie_word_embeddings=False),
     _like_llama("llama", attention_bias=True, mlp_bias=True),
     _like_llama("llama-tied", "llama", tie_word_embeddings=True, head_dim=12),
     _like_llama("qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=2),
@@ -122,9 +120,7 @@ CASES: tuple[Case, ...] = (
         tie_word_embeddings=True,
         max_position_embeddings=64,
     ),
-    _case(
-        "opt", hidden_size=32, ffn_dim=48, num_attention_heads=4, max_position_embeddings=64
-    ),
+    _case("opt", hidden_size=32, ffn_dim=48, num_attention_heads=4, max_position_embeddings=64),
     _case(
         "opt-projected",
         "opt",

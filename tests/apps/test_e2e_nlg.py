@@ -1,0 +1,86 @@
+"""The app with another model and real instruction data: a pretrained model learns the E2E task.
+
+The split run must reach what plain PEFT reaches on the uncut model from the same start, batches
+and optimizer. Model and data are looked for beside the repository and never downloaded.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from in_process_grid import RUN_ID, InProcessGrid
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from transformers import AutoModelForCausalLM
+
+from flower_split.adapters import initial_state, resolve_lora
+from flower_split.apps.client_app import app as client_app
+from flower_split.apps.server_app import app as server_app
+from flower_split.client.silo_data import silo_batches
+from flower_split.config.run_config import read_run_config
+from flower_split.reporting import read_result
+from flower_split.training import evaluate
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+MODEL, DATA = SHARED / "models" / "stories260K", SHARED / "datasets" / "e2e_nlg"
+RATE = 1e-2
+
+pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason=f"there is no {MODEL}")
+
+RUN_CONFIG = {
+    "model.name": str(MODEL),
+    "data.path": str(DATA / "train.jsonl"),
+    "data.eval-path": str(DATA / "valid.jsonl"),
+    "data.prompt": "mr",
+    "data.text": "text",
+    "data.partitioner": "none",
+    "lora.r": 8,
+    "split.bottom-layers": 1,
+    "split.top-layers": 1,
+    "train.batch-size": 16,
+    "train.learning-rate": RATE,
+    "num-server-rounds": 1,
+    "strategy.min-nodes": 1,
+}
+
+
+def _train_uncut(model, batches):
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.0)
+    model.train()
+    for batch in batches:
+        model(**batch, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_split_reaches_what_plain_peft_reaches(tmp_path):
+    run_config = {**RUN_CONFIG, "output-dir": str(tmp_path)}
+    grid = InProcessGrid(client_app, 1, run_config=run_config)
+    server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(run_config)))
+    (before, after) = [loss for _, loss in read_result(tmp_path / "result.json").losses("0")]
+
+    config = read_run_config(run_config)
+    silo = silo_batches(config, {"partition-id": 0, "num-partitions": 1})
+    base = AutoModelForCausalLM.from_pretrained(MODEL)
+    plan = resolve_lora(base, config.lora)
+    start = initial_state(base, config.lora, seed=config.seed)
+    uncut = get_peft_model(base, plan.peft_config())
+    set_peft_model_state_dict(uncut, start)
+    assert evaluate(uncut, silo.held_out()).loss == pytest.approx(before, rel=1e-6)
+    _train_uncut(uncut, silo.train(1))
+    assert evaluate(uncut, silo.held_out()).loss == pytest.approx(after, rel=1e-5)
+
+    base = AutoModelForCausalLM.from_pretrained(MODEL)
+    exported = get_peft_model_state_dict(PeftModel.from_pretrained(base, tmp_path / "adapter"))
+    for name, tensor in get_peft_model_state_dict(uncut).items():
+        largest = tensor.abs().max()
+        assert (exported[name] - tensor).abs().max() <= 1e-6 * largest, name
+
+    perplexities = torch.tensor([before, after]).exp().tolist()
+    assert perplexities[0] > 70
+    assert perplexities[1] < 2.8
