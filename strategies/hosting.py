@@ -10,9 +10,11 @@ from typing import Self
 from flwr.app import ArrayRecord
 from flwr.supercore.exit import add_exit_handler
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
 from flower_split.config.sections import SplitConfig
+from flower_split.errors import ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
 from flower_split.server.engine import TrunkEngine
@@ -37,7 +39,8 @@ class TrunkHost:
     Raises:
         ModelError: on entering: the model cannot be loaded, or not be cut there.
         AdapterError: on entering: the adapter settings do not fit the model.
-        ConfigError: on entering: the address cannot be bound.
+        ConfigError: on entering: the address cannot be bound, or sequences may be longer than the
+            model's context.
     """
 
     def __init__(self, config: SplitConfig) -> None:
@@ -155,6 +158,7 @@ class TrunkHost:
         """Load the trunk, and find out which adapter tensors there are and who holds them."""
         config, model = self.config, self.config.model
         skeleton = load_skeleton(model.name, revision=model.revision)
+        _check_length(skeleton, config.train.max_length)
         trunk = load_trunk(
             model.name,
             bottom_layers=config.split.bottom_layers,
@@ -186,6 +190,17 @@ class TrunkHost:
             else AdapterParts(silo_shapes, ())
         )
         return trunk
+
+
+def _check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Raise `ConfigError` when sequences may be longer than the model was made for."""
+    settings = model.config.get_text_config(decoder=True)
+    context = getattr(settings, "max_position_embeddings", None)
+    if isinstance(context, int) and max_length > context:
+        raise ConfigError(
+            f"train.max-length {max_length} is more than the {context} tokens of the model's "
+            f"context: set it to at most {context}"
+        )
 
 
 def _close_all() -> None:

@@ -70,6 +70,7 @@ class TrunkEngine:
         self._numbers = itertools.count()
         self._prepared: dict[str, Mapping[str, Tensor]] = {}
         self._outcomes: dict[str, Outcome] = {}
+        self._awaited: set[str] = set()
         self._master: Stepper | None = None
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
@@ -108,9 +109,10 @@ class TrunkEngine:
         key = "" if ticket is None else ticket.token
         with self._lock:
             slot = self._make_slot(spec, key)
+            self._awaited.add(key)
 
             def on_finish(summary: SessionSummary) -> None:
-                if key:
+                if key and key in self._awaited:
                     state = {} if slot is None else slot.state()
                     self._outcomes[key] = (state, summary)
 
@@ -121,6 +123,7 @@ class TrunkEngine:
                 if slot is not None and self._adapters is not None and not freed:
                     self._adapters.remove(slot.name)
                 freed = True
+                self._awaited.discard(key)
 
             return TrunkSession(
                 self.trunk,
@@ -144,8 +147,10 @@ class TrunkEngine:
             return self._outcomes.pop(ticket.token, None)
 
     def discard(self, ticket: Ticket) -> None:
-        """Forget what was prepared for or left by the ticket's session."""
-        self.collect(ticket)
+        """Forget what was prepared for or left by the ticket's session, or will yet be left."""
+        with self._lock:
+            self._awaited.discard(ticket.token)
+            self.collect(ticket)
 
     def shared_state(self) -> dict[str, Tensor]:
         """The master adapter: what a `shared` trunk has learned so far."""

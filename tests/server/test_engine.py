@@ -300,6 +300,18 @@ def test_only_a_finished_session_leaves_an_adapter() -> None:
     assert engine.collect(ticket("b")) is None
 
 
+def test_a_session_that_finishes_after_it_was_discarded_leaves_nothing() -> None:
+    engine = make_engine()
+    session = engine.open(engine.describe(), ticket("late"))
+    stepped(session, range(1), 5)
+    engine.discard(ticket("late"))
+    session.finish()
+    session.close()
+    assert engine.collect(ticket("late")) is None
+    assert not engine._outcomes
+    assert not engine._awaited
+
+
 def test_a_prepared_adapter_that_does_not_fit_opens_no_session() -> None:
     engine = make_engine()
     engine.prepare(ticket("a"), {"unknown": torch.zeros(1)})

@@ -45,6 +45,15 @@ def test_the_trunk_is_served_inside_the_context_only(config):
     assert not answers(host.address)
 
 
+def test_sequences_longer_than_the_models_context_are_refused(config):
+    too_long = config(
+        **{"train.max-length": 9999, "train.batch-size": 1, "train.eval-batch-size": 1}
+    )
+    says = r"train\.max-length 9999 is more than"
+    with nothing_left(), pytest.raises(ConfigError, match=says), TrunkHost(too_long):
+        pass
+
+
 def test_it_is_closed_when_flower_ends_the_process(config):
     registered = [handler.exit_handler for handler in exit_handler.registered_exit_handlers]
     assert _close_all in registered

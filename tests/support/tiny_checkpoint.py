@@ -32,7 +32,7 @@ def save_tiny_model(folder: Path, family: str = "llama", layers: int = 4) -> Pat
                 num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                max_position_embeddings=64,
+                max_position_embeddings=256,
                 **ends,
             )
         )
@@ -43,7 +43,7 @@ def save_tiny_model(folder: Path, family: str = "llama", layers: int = 4) -> Pat
                 n_embd=16,
                 n_layer=layers,
                 n_head=4,
-                n_positions=64,
+                n_positions=256,
                 attn_pdrop=0.0,
                 embd_pdrop=0.0,
                 resid_pdrop=0.0,
