@@ -142,7 +142,8 @@ class GrpcStream:
             for frame in frames:
                 self._progress = time.monotonic()
                 reader = self._take(frame, reader)
-            self.fail(TrunkUnavailableError(f"trunk at {self._address} ended the session"))
+            ended = f"the session has ended: the trunk at {self._address} closed its stream"
+            self.fail(TrunkUnavailableError(ended))
         except grpc.RpcError as exc:
             self.fail(_caused(self._from_call(exc), exc))
         except TrunkError as exc:
