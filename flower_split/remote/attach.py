@@ -24,7 +24,7 @@ def attach_trunk(client_model: nn.Module, transport: Transport) -> RemoteTrunk:
         ModelError: the model has no place for a trunk.
         HandshakeError: the transport's session is for another model or other cuts.
     """
-    owner, name, slot = _find_slot(client_model)
+    owner, name, slot = find_slot(client_model)
     spec = transport.spec
     ours = (slot.fingerprint, slot.cuts.bottom_layers, slot.cuts.top_layers)
     theirs = (spec.fingerprint, spec.bottom_layers, spec.top_layers)
@@ -46,7 +46,12 @@ def attach_trunk(client_model: nn.Module, transport: Transport) -> RemoteTrunk:
     return remote
 
 
-def _find_slot(model: nn.Module) -> tuple[nn.Module, str, TrunkSlot | RemoteTrunk]:
+def find_slot(model: nn.Module) -> tuple[nn.Module, str, TrunkSlot | RemoteTrunk]:
+    """The trunk's place in a client model: the list that has it, its name there, and what is there.
+
+    Raises:
+        ModelError: the model has no place for a trunk.
+    """
     for owner in model.modules():
         for name, child in owner.named_children():
             if isinstance(child, (TrunkSlot, RemoteTrunk)):

@@ -4,10 +4,8 @@ from torch import nn
 
 from flower_split.adapters import AdapterPlan
 from flower_split.config.sections import WireConfig
-from flower_split.errors import ModelError
 from flower_split.optimization.settings import OptimizerSettings
-from flower_split.remote.trunk import RemoteTrunk
-from flower_split.segments import TrunkSlot
+from flower_split.remote.attach import find_slot
 from flower_split.transport.messages import Purpose, SessionSpec
 
 
@@ -35,14 +33,7 @@ def session_spec(
     Raises:
         ModelError: the model has no place for a trunk.
     """
-    slot = next(
-        (m for m in client_model.modules() if isinstance(m, (TrunkSlot, RemoteTrunk))), None
-    )
-    if slot is None:
-        raise ModelError(
-            "this model has no place for a trunk: it was not made by split_model or "
-            "load_client_model"
-        )
+    _, _, slot = find_slot(client_model)
     hops = wire or WireConfig()
     weights = next(p for n, p in client_model.named_parameters() if "lora_" not in n)
     return SessionSpec(
