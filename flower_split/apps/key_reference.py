@@ -7,6 +7,7 @@
 
 import ast
 import inspect
+import itertools
 import re
 import sys
 from dataclasses import MISSING
@@ -81,9 +82,11 @@ def _default(key: RunKey) -> str:
 
 
 def _field_docs() -> dict[str, dict[str, str]]:
-    """First paragraph of every class (under the empty name) and field of the sections' source."""
+    """First paragraph of every section (under the empty name) and of its fields."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(sections)).body:
+    sources = {inspect.getmodule(getattr(sections, name)) for name in sections.__all__}
+    bodies = [ast.parse(inspect.getsource(source)).body for source in sources if source]
+    for node in itertools.chain.from_iterable(bodies):
         if isinstance(node, ast.ClassDef):
             docs = {"": _plain(ast.get_docstring(node) or "")}
             for field, text in zip(node.body, node.body[1:], strict=False):

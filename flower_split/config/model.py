@@ -1,0 +1,68 @@
+"""The model: which one, where it is cut, and its LoRA adapters."""
+
+from dataclasses import dataclass
+
+from flower_split.config.checks import at_least, in_range, one_of
+from flower_split.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("auto", "sdpa", "eager")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained, and how its weights are held."""
+
+    name: str
+    """A local folder, a package resource `package:folder`, or a Hugging Face model id."""
+    revision: str = ""
+    """Commit, tag or branch on the hub; empty for the default branch."""
+    dtype: str = "float32"
+    """Weights and activations: one of `DTYPES`."""
+    attention: str = "auto"
+    """Attention implementation: one of `ATTENTION`; `auto` is `sdpa` where the model has it."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("model.name must name a folder or a hub model; it is empty")
+        one_of("model.dtype", self.dtype, DTYPES)
+        one_of("model.attention", self.attention, ATTENTION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutConfig:
+    """Where the model is cut, in layers (run-config section `split`)."""
+
+    bottom_layers: int = 1
+    """Layers the silo holds after the embeddings; 0 keeps the embeddings only."""
+    top_layers: int = 1
+    """Layers the silo holds before the head; 0 keeps final norm and head only."""
+
+    def __post_init__(self) -> None:
+        at_least("split.bottom-layers", self.bottom_layers, 0)
+        at_least("split.top-layers", self.top_layers, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The LoRA adapters, in PEFT's own terms (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = 8
+    """Rank of the update that an adapter makes."""
+    alpha: float = 16.0
+    """Scale: the update is `alpha / r * B @ A` (`alpha / sqrt(r)` with `rslora`)."""
+    dropout: float = 0.0
+    """Dropout probability on the input of every adapter."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Names of the modules that get an adapter, or `all-linear`."""
+    rslora: bool = False
+    """Rank-stabilised scaling (Kalajdzievski 2023, arXiv:2312.03732)."""
+
+    def __post_init__(self) -> None:
+        at_least("lora.r", self.r, 1)
+        in_range("lora.alpha", self.alpha, 0.0, 1e6, open_low=True)
+        in_range("lora.dropout", self.dropout, 0.0, 0.99)
+        if not self.target_modules or not all(self.target_modules):
+            raise ConfigError(
+                "lora.target-modules must name at least one module, or be 'all-linear'"
+            )

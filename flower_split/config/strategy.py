@@ -1,0 +1,26 @@
+"""The strategy: who aggregates, and from whom."""
+
+from dataclasses import dataclass, field
+
+from flower_split.config.checks import at_least, in_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyConfig:
+    """Which Flower strategy aggregates, and with which options."""
+
+    name: str = "fedavg"
+    """A name of `flower_split.strategies.INNER_STRATEGIES`."""
+    fraction_train: float = 1.0
+    """Share of the silos that train in a round."""
+    fraction_evaluate: float = 1.0
+    """Share of the silos that evaluate after a round; 0 skips evaluation."""
+    min_nodes: int = 2
+    """Silos that must be connected before a round starts."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Further arguments of the strategy (`strategy.eta`, `strategy.tau`, …)."""
+
+    def __post_init__(self) -> None:
+        in_range("strategy.fraction-train", self.fraction_train, 0.0, 1.0, open_low=True)
+        in_range("strategy.fraction-evaluate", self.fraction_evaluate, 0.0, 1.0)
+        at_least("strategy.min-nodes", self.min_nodes, 1)

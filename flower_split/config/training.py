@@ -1,0 +1,65 @@
+"""Training: the silo's local steps, and how their tensors are encoded on the wire."""
+
+from dataclasses import dataclass
+
+from flower_split.config.checks import at_least, in_range, one_of
+
+CODECS = ("fp32", "bf16", "fp16")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Local training between two aggregations."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    batch_size: int = 8
+    """Sequences in a microbatch."""
+    accumulation: int = 1
+    """Microbatches in an optimizer step."""
+    local_epochs: int = 1
+    """Passes over the silo's data in a round; not used when `local_steps` is set."""
+    local_steps: int = 0
+    """Optimizer steps in a round; 0 takes `local_epochs` instead."""
+    schedule: str = "constant"
+    """Learning-rate schedule over the whole run: one of `SCHEDULES`."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up at the start of the run."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Bound of the global gradient norm over both sides of the cut; 0 does not clip."""
+    max_length: int = 256
+    """Tokens at which a sequence is cut off."""
+    eval_batch_size: int = 16
+    """Sequences in an evaluation batch."""
+
+    def __post_init__(self) -> None:
+        in_range("train.learning-rate", self.learning_rate, 0.0, 1e3)
+        for name in ("batch_size", "accumulation", "local_epochs", "eval_batch_size"):
+            at_least(f"train.{name.replace('_', '-')}", getattr(self, name), 1)
+        at_least("train.local-steps", self.local_steps, 0)
+        at_least("train.warmup-steps", self.warmup_steps, 0)
+        at_least("train.max-length", self.max_length, 2)
+        one_of("train.schedule", self.schedule, SCHEDULES)
+        in_range("train.weight-decay", self.weight_decay, 0.0, 1e3)
+        in_range("train.max-grad-norm", self.max_grad_norm, 0.0, 1e9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireConfig:
+    """How each of the four tensors of a microbatch is encoded: names of `CODECS`."""
+
+    h1: str = "fp32"
+    """Bottom's output, silo to trunk."""
+    h2: str = "fp32"
+    """Trunk's output, trunk to silo."""
+    g2: str = "fp32"
+    """Gradient of the loss at h2, silo to trunk."""
+    g1: str = "fp32"
+    """Gradient of the loss at h1, trunk to silo."""
+
+    def __post_init__(self) -> None:
+        for hop in ("h1", "h2", "g2", "g1"):
+            one_of(f"wire.{hop}", getattr(self, hop), CODECS)

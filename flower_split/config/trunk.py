@@ -1,0 +1,36 @@
+"""The trunk: its adapters, its server and the bounds of what it holds."""
+
+from dataclasses import dataclass
+
+from flower_split.config.checks import at_least, in_range, one_of
+
+TRUNK_ADAPTERS = ("federated", "shared", "frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkConfig:
+    """The trunk's adapters and the server that hosts it."""
+
+    adapters: str = "federated"
+    """One of `TRUNK_ADAPTERS`."""
+    host: str = "127.0.0.1"
+    """Address the trunk's server binds."""
+    port: int = 0
+    """Port the trunk's server binds; 0 takes a free one."""
+    advertise: str = ""
+    """`host:port` that silos are told to connect to; empty for the bound address."""
+    max_sessions: int = 64
+    """Sessions that may be open at once."""
+    max_in_flight: int = 8
+    """Microbatches of one session whose activations the trunk keeps."""
+    max_message_tokens: int = 65536
+    """Bound of `batch x sequence length` of a single microbatch."""
+    max_cached_tokens: int = 262144
+    """Bound of `rows x tokens` that one session may hold in key-value caches."""
+
+    def __post_init__(self) -> None:
+        one_of("trunk.adapters", self.adapters, TRUNK_ADAPTERS)
+        in_range("trunk.port", self.port, 0, 65535)
+        at_least("trunk.port", self.port, 0)
+        for name in ("max_sessions", "max_in_flight", "max_message_tokens", "max_cached_tokens"):
+            at_least(f"trunk.{name.replace('_', '-')}", getattr(self, name), 1)
