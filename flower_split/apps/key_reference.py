@@ -1,4 +1,4 @@
-"""The table of all run-config keys, written from the configuration's own docstrings.
+"""The table of all run-config and node-config keys, written from their own docstrings.
 
 ::
 
@@ -10,9 +10,10 @@ import inspect
 import itertools
 import re
 import sys
-from dataclasses import MISSING
+from dataclasses import MISSING, fields
 from typing import Any
 
+from flower_split.client import node_config
 from flower_split.config import sections
 from flower_split.config.run_config import OPTION_PREFIX, OWN_PREFIX, RunKey, run_keys
 from flower_split.strategies import INNER_STRATEGIES
@@ -39,6 +40,15 @@ Numeric arguments of the strategy that `strategy.name` chooses.
 |---|---|---|
 """
 
+_NODE_HEAD = f"""
+## The silo's node config
+
+What a silo's own operator decides, as in `flower-supernode --node-config 'silo="north"
+data-path="/data/north.jsonl"'`. An unknown key or a wrong type fails the silo, with all problems
+at once. Keys that begin with `{OWN_PREFIX}` are the app's own and are not checked.
+
+"""
+
 
 def render() -> str:
     """The page as Markdown."""
@@ -60,6 +70,11 @@ def render() -> str:
             page.append(f"| {name} | `{key_name}` | {default} |\n")
     page.append("\nNot offered:\n\n")
     page += [f"- `{name}`: {reason}.\n" for name, reason in REFUSED.items()]
+    page += [_NODE_HEAD, _TABLE]
+    for entry in fields(node_config.NodeConfig):
+        words = "text" if entry.default == "" else "whole number"
+        text = docs["NodeConfig"][entry.name]
+        page.append(f"| `{entry.name.replace('_', '-')}` | {words} | empty | {text} |\n")
     return "".join(page)
 
 
@@ -85,6 +100,7 @@ def _field_docs() -> dict[str, dict[str, str]]:
     """First paragraph of every section (under the empty name) and of its fields."""
     found: dict[str, dict[str, str]] = {}
     sources = {inspect.getmodule(getattr(sections, name)) for name in sections.__all__}
+    sources.add(node_config)
     bodies = [ast.parse(inspect.getsource(source)).body for source in sources if source]
     for node in itertools.chain.from_iterable(bodies):
         if isinstance(node, ast.ClassDef):

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from flower_split.adapters import load_state, read_state
 from flower_split.client.failures import discreet
 from flower_split.client.model_pool import borrowed_model
+from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.config.sections import SplitConfig
 from flower_split.data.seeds import derive_seed
@@ -69,7 +70,7 @@ class SplitSession:
         connect: Opens the session at the trunk.
 
     Raises:
-        ConfigError: on entering: the run config is not valid.
+        ConfigError: the run config or the node config is not valid.
         ModelError, AdapterError: on entering: model or adapters cannot be loaded.
         TrunkError: on entering or later: the trunk refused the session, or is gone.
     """
@@ -83,6 +84,7 @@ class SplitSession:
         connect: Connect = GrpcTransport,
     ) -> None:
         self.config = config or SplitConfig.from_run_config(context.run_config)
+        self.node = NodeConfig.read(context.node_config)
         self._message = message
         self._context = context
         self._connect = connect
@@ -146,8 +148,7 @@ class SplitSession:
     @property
     def silo(self) -> str:
         """The silo's name: `silo` of its node config, else its partition id, else its node id."""
-        given = self._context.node_config
-        return str(given.get("silo", given.get("partition-id", self._context.node_id)))
+        return self.node.name(self._context.node_id)
 
     @property
     def seed(self) -> int:
@@ -162,7 +163,7 @@ class SplitSession:
             DataError: it is missing, empty or broken.
         """
         if self._data is None:
-            self._data = silo_batches(self.config, self._context.node_config)
+            self._data = silo_batches(self.config, self.node)
         return self._data
 
     @property

@@ -1,48 +1,43 @@
-import pytest
+import json
 
-from flower_split.client.silo_data import Partition, silo_batches
+from flower_split.client.node_config import NodeConfig
+from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
-from flower_split.errors import ConfigError
 
 
-@pytest.mark.parametrize(
-    ("node_config", "wanted"),
-    [
-        ({}, Partition()),
-        ({"partition-id": 1, "num-partitions": 3, "silo": "north"}, Partition(number=1, of=3)),
-    ],
-)
-def test_the_node_config_names_the_part(node_config, wanted):
-    assert Partition.from_node_config(node_config) == wanted
-
-
-@pytest.mark.parametrize(
-    "node_config",
-    [
-        {"partition-id": 3, "num-partitions": 3},
-        {"partition-id": -1, "num-partitions": 3},
-        {"partition-id": 1},
-        {"num-partitions": 3},
-        {"partition-id": "1", "num-partitions": 3},
-    ],
-)
-def test_a_part_that_is_none_is_refused(node_config):
-    with pytest.raises(ConfigError, match="partition-id"):
-        Partition.from_node_config(node_config)
+def node(number, of=3):
+    return NodeConfig(partition_id=number, num_partitions=of)
 
 
 def test_the_data_is_tokenised_once_a_process(run_config):
     config = read_run_config(run_config)
-    node = {"partition-id": 0, "num-partitions": 3}
-    one, two = silo_batches(config, node), silo_batches(config, node)
+    one, two = silo_batches(config, node(0)), silo_batches(config, node(0))
     assert one.silo is two.silo
-    assert silo_batches(config, {**node, "partition-id": 1}).silo is not one.silo
+    assert silo_batches(config, node(1)).silo is not one.silo
 
 
 def test_silos_have_disjoint_parts_that_make_up_all(run_config):
     config = read_run_config({**run_config, "data.eval-fraction": 0.0})
-    sizes = [
-        silo_batches(config, {"partition-id": number, "num-partitions": 3}).num_train
-        for number in range(3)
-    ]
-    assert sum(sizes) == silo_batches(config, {}).num_train == 36
+    sizes = [silo_batches(config, node(number)).num_train for number in range(3)]
+    assert sum(sizes) == silo_batches(config, NodeConfig()).num_train == 36
+
+
+def test_the_silos_own_data_takes_the_place_of_the_runs(run_config, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"text": "the sum of"}) + "\n" for _ in range(4)))
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("a value\n")
+    config = read_run_config(
+        {
+            **run_config,
+            "data.path": "/nowhere/x.jsonl",
+            "data.eval-path": "/nowhere/y.jsonl",
+            "data.partitioner": "natural",
+            "data.partition-by": "silo",
+            "data.eval-fraction": 0.25,
+        }
+    )
+    batches = silo_batches(config, NodeConfig(data_path=str(own)))
+    assert (batches.num_train, batches.num_held_out) == (3, 1)
+    batches = silo_batches(config, NodeConfig(data_path=str(own), eval_path=str(held_out)))
+    assert (batches.num_train, batches.num_held_out) == (4, 1)

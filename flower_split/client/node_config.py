@@ -1,0 +1,124 @@
+"""The node config: what a silo's own operator decides, with `flower-supernode --node-config`.
+
+Field `data_path` is the key `data-path`. Keys under `app.` belong to the app's own code. A key
+that only the operator may decide has no twin in the run config, which whoever submits the run
+writes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from flower_split.config.run_config import OWN_PREFIX, nearest, raise_problems
+from flower_split.config.sections import DataConfig
+from flower_split.data.callables import is_reference
+from flower_split.errors import ConfigError
+
+Partition = tuple[int, int]
+"""Which part of a data set is the silo's, from 0, and of how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """The keys of `--node-config` that flower_split reads."""
+
+    silo: str = ""
+    """The silo's name in logs and results; empty for its partition id, or else its node id."""
+    partition_id: int | None = None
+    """Which part of a data set that all silos share is this silo's, from 0."""
+    num_partitions: int | None = None
+    """Into how many parts that data set is cut."""
+    data_path: str = ""
+    """The silo's own data, which replaces `data.path` and `data.eval-path`: an absolute path of a
+    `.jsonl` or `.txt` file, which is not partitioned, or a `module:function`."""
+    eval_path: str = ""
+    """The silo's own held-out data, like `data_path`; replaces `data.eval-path`."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        number, of = self.partition_id, self.num_partitions
+        if (number is None) != (of is None) or (
+            number is not None and of is not None and not 0 <= number < of
+        ):
+            problems.append(
+                f"the node config has partition-id {number!r} and num-partitions {of!r}: expected "
+                "both or neither, whole numbers, the first below the second"
+            )
+        for field in ("data_path", "eval_path"):
+            problem = _path_problem(_key(field), getattr(self, field))
+            problems += [problem] if problem else []
+        if number is not None and self.data_path and not is_reference(self.data_path):
+            problems.append(
+                f"the node config has data-path {self.data_path!r}, all of which is this silo's, "
+                "and a partition-id: leave out partition-id and num-partitions"
+            )
+        raise_problems(problems, "the node config")
+
+    @classmethod
+    def read(cls, node_config: Mapping[str, Any]) -> "NodeConfig":
+        """The node config that a ClientApp's context has.
+
+        Raises:
+            ConfigError: with every problem of the node config at once, one a line.
+        """
+        hints = get_type_hints(cls)
+        names = {_key(field.name): field.name for field in fields(cls)}
+        values: dict[str, Any] = {}
+        problems = []
+        for key, value in node_config.items():
+            if key.startswith(OWN_PREFIX):
+                continue
+            if key not in names:
+                problems.append(f"the node config has an unknown key {key!r}{nearest(key, names)}")
+                continue
+            field = names[key]
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if field == "silo" and whole:
+                values[field] = str(value)
+            elif whole if hints[field] == int | None else isinstance(value, str):
+                values[field] = value
+            else:
+                wanted = "a whole number" if hints[field] == int | None else "text, in quotes"
+                problems.append(f"the node config has {key} {value!r}: expected {wanted}")
+        try:
+            node = cls(**values)
+        except ConfigError as error:
+            problems.append(str(error))
+        raise_problems(problems, "the node config")
+        return node
+
+    @property
+    def partition(self) -> Partition | None:
+        """The silo's part of shared data; None where all of the data is its own."""
+        if self.partition_id is None or self.num_partitions is None:
+            return None
+        return self.partition_id, self.num_partitions
+
+    def name(self, node_id: int) -> str:
+        """The silo's name: its own, else its partition id, else its node id."""
+        if self.silo:
+            return self.silo
+        return str(node_id if self.partition_id is None else self.partition_id)
+
+    def own_data(self, config: DataConfig) -> DataConfig:
+        """`config` with the silo's own paths in place of those that the run's sender chose."""
+        if self.data_path:
+            config = replace(config, path=self.data_path, eval_path="")
+            if not is_reference(self.data_path):
+                config = replace(config, partitioner="none", partition_by="")
+        return replace(config, eval_path=self.eval_path) if self.eval_path else config
+
+
+def _key(field: str) -> str:
+    return field.replace("_", "-")
+
+
+def _path_problem(key: str, value: str) -> str:
+    """Why `value` names no data; empty when it does, or when nothing was given."""
+    if not value or is_reference(value) or Path(value).is_absolute():
+        return ""
+    return (
+        f"the node config has {key} {value!r}: expected an absolute path, because a ClientApp runs "
+        "in its SuperNode's working directory, or a module:function"
+    )
