@@ -11,7 +11,8 @@
     ├── AdapterError             a LoRA setting or an adapter tensor does not fit the model
     ├── DataError                a data set is missing, empty or broken
     ├── DivergenceError          a loss or a gradient is no longer a finite number
-    ├── RoundError               a federated round has nothing that could be aggregated
+    ├── RoundError               a federated round has too little that could be aggregated
+    ├── SuperLinkError           Flower's SuperLink has stopped the run, or is gone
     ├── SiloError                a silo's own code failed; only its log says more
     └── TrunkError               something between a silo and the trunk
         ├── WireError            a frame failed its checks               INVALID_ARGUMENT
@@ -63,7 +64,11 @@ class DivergenceError(FlowerSplitError, ArithmeticError):
 
 
 class RoundError(FlowerSplitError, RuntimeError):
-    """A federated round has nothing that could be aggregated."""
+    """A federated round has too little that could be aggregated."""
+
+
+class SuperLinkError(FlowerSplitError, RuntimeError):
+    """Flower's SuperLink has stopped the run, or is gone."""
 
 
 class SiloError(FlowerSplitError, RuntimeError):

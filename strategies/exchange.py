@@ -2,12 +2,14 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flower_split.errors import RoundError
+from flower_split.errors import RoundError, SuperLinkError
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +25,11 @@ def wait_for_nodes(grid: Grid, least: int, timeout: float) -> None:
 
     Raises:
         RoundError: fewer were connected when `timeout` seconds had passed.
+        SuperLinkError: the run was stopped, or the SuperLink is gone.
     """
     start = time.monotonic()
     noticed = start
-    while (connected := len(list(grid.get_node_ids()))) < least:
+    while (connected := _num_nodes(grid)) < least:
         now = time.monotonic()
         if now - start > timeout:
             raise RoundError(
@@ -39,15 +42,29 @@ def wait_for_nodes(grid: Grid, least: int, timeout: float) -> None:
         time.sleep(SLOWEST_POLL)
 
 
-def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+def exchange(
+    grid: Grid,
+    messages: Sequence[Message],
+    timeout: float,
+    *,
+    is_lost: Callable[[str], bool] = lambda _: False,
+) -> list[Message]:
     """Send `messages` and return the replies that came within `timeout` seconds.
 
     Polls by itself, because Flower's own loop looks for replies every three seconds only.
 
+    Args:
+        grid: Flower's grid.
+        messages: To silos, one for each.
+        timeout: Seconds to wait for replies.
+        is_lost: Whether the message of this id is not worth waiting for any more.
+
     Raises:
         RoundError: no message could be sent.
+        SuperLinkError: the run was stopped, or the SuperLink is gone.
     """
-    sent = [message_id for message_id in grid.push_messages(messages) if message_id]
+    with _served():
+        sent = [message_id for message_id in grid.push_messages(messages) if message_id]
     if messages and not sent:
         raise RoundError(
             f"none of {len(messages)} messages could be sent: Flower's SuperLink refused them; "
@@ -56,12 +73,35 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Me
     waiting, replies = set(sent), list[Message]()
     deadline, pause = time.monotonic() + timeout, FIRST_POLL
     while waiting:
-        came = list(grid.pull_messages(waiting))
+        with _served():
+            came = list(grid.pull_messages(waiting))
         replies += came
         waiting -= {reply.metadata.reply_to_message_id for reply in came}
         remaining = deadline - time.monotonic()
-        if not waiting or remaining <= 0:
+        if remaining <= 0 or all(is_lost(message_id) for message_id in waiting):
             break
         pause = FIRST_POLL if came else min(1.5 * pause, SLOWEST_POLL)
         time.sleep(min(pause, remaining))
     return replies
+
+
+def _num_nodes(grid: Grid) -> int:
+    with _served():
+        return len(list(grid.get_node_ids()))
+
+
+@contextmanager
+def _served() -> Iterator[None]:
+    """Map what Flower's HTTP client raises when the SuperLink does not serve the run any more."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise SuperLinkError(
+            f"the SuperLink serves this run no longer (HTTP {error.response.status_code}): it was "
+            "stopped with `flwr stop`, or has failed there; `flwr list` says which"
+        ) from error
+    except httpx.HTTPError as error:
+        raise SuperLinkError(
+            f"the SuperLink cannot be reached ({type(error).__name__}): its process has ended, or "
+            "the network between it and the ServerApp has"
+        ) from error

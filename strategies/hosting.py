@@ -149,6 +149,10 @@ class TrunkHost:
         """The adapter and summary of the ticket's session; None unless it was finished."""
         return self._engine.collect(ticket)
 
+    def is_broken(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session ended without having been finished."""
+        return self._engine.is_broken(ticket)
+
     def discard(self, ticket: Ticket) -> None:
         """End the ticket's session if it is open, and make the ticket worthless."""
         self._tickets.revoke(ticket)

@@ -113,7 +113,7 @@ def _nested(inner: Any) -> Iterator[Any]:
         inner = getattr(inner, "strategy", None)
 
 
-_FIELDS = ("fraction_train", "fraction_evaluate", "min_nodes")
+_FIELDS = ("fraction_train", "fraction_evaluate", "min_nodes", "min_replies")
 
 
 def _make(settings: StrategyConfig, table: StrategyTable) -> Strategy:

@@ -1,5 +1,6 @@
 """The sessions of one round: whom a message invited to the trunk, and whether the reply counts."""
 
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -46,9 +47,18 @@ class SessionHost(Protocol):
         """The adapter and summary of the ticket's session; None unless it was finished."""
         ...
 
+    def is_broken(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session ended without having been finished."""
+        ...
+
     def discard(self, ticket: Ticket) -> None:
         """End the ticket's session if it is open, and make the ticket worthless."""
         ...
+
+
+REPLY_SECONDS = 15.0
+"""Within which a silo that broke off its session must have said why. One whose process was killed
+says nothing, and Flower itself notices only after a minute."""
 
 
 class RoundSessions:
@@ -83,6 +93,7 @@ class RoundSessions:
         self._timeout = timeout
         self._weight_key = weight_key
         self._invited: dict[int, tuple[Message, Invitation]] = {}
+        self._broken_at: dict[int, float] = {}
         self._split: tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]] | None = None
 
     def __enter__(self) -> "RoundSessions":
@@ -162,21 +173,39 @@ class RoundSessions:
         """Take back a reply that counted so far; an error reply stands for it."""
         return self._refuse(self._invited[node_id][0], reason)
 
+    def is_lost(self, message_id: str) -> bool:
+        """Whether the silo that got this message broke off its session and stayed silent since."""
+        now = time.monotonic()
+        for node_id, (message, invitation) in self._invited.items():
+            if message.metadata.message_id == message_id:
+                if not self._host.is_broken(invitation.ticket):
+                    return False
+                return now - self._broken_at.setdefault(node_id, now) > REPLY_SECONDS
+        return False
+
     def note_silent(self) -> None:
         """Record a failure for every node that has not answered."""
         for node_id in self._invited.keys() - self.records.keys():
-            self._record(node_id, failure=f"no reply within {self._timeout:g} s")
+            reason = f"no reply within {self._timeout:g} s"
+            if node_id in self._broken_at:
+                reason = "its session at the trunk broke off, and no reply followed"
+            self._record(node_id, failure=reason)
 
-    def all_failed(self) -> str:
-        """What to say when no reply counts: each reason once, with the nodes that gave it."""
+    def too_few(self, counted: int, wanted: int = 1) -> str:
+        """What to say when too few replies count: each reason once, with the nodes that gave it."""
         nodes: dict[str, list[int]] = {}
         for record in self.records.values():
-            nodes.setdefault(record.failure, []).append(record.node_id)
+            if record.failure:
+                nodes.setdefault(record.failure, []).append(record.node_id)
         reasons = "".join(
             f"\n- node{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {reason}"
             for reason, ids in nodes.items()
         )
         what = "training" if self._purpose == "train" else "evaluation"
+        if counted:
+            asked = len(self.records)
+            told = f"{what} counts of {counted} of {asked} silos, and strategy.min-replies is "
+            return f"round {self._round}: {told}{wanted}:{reasons}"
         return f"round {self._round}: {what} failed on every silo asked:{reasons}"
 
     def in_order(self, replies: list[Message]) -> list[Message]:

@@ -105,14 +105,16 @@ class SplitStrategy(Strategy):
         """The inner strategy's aggregate of the replies that count.
 
         Raises:
-            RoundError: silos were asked, and no reply counts.
+            RoundError: silos were asked, and fewer replies count than `strategy.min-replies`.
         """
         sessions = self._open_sessions()
         received = self._receive(sessions, replies)
-        if all(reply.has_error() for reply in received):
+        counted = sum(not reply.has_error() for reply in received)
+        wanted = self.config.strategy.min_replies
+        if counted < wanted:
             if not sessions.records:
                 return None, None
-            raise RoundError(sessions.all_failed())
+            raise RoundError(sessions.too_few(counted, wanted))
         return self.inner.aggregate_train(server_round, received)
 
     def aggregate_evaluate(
@@ -129,8 +131,8 @@ class SplitStrategy(Strategy):
         if all(reply.has_error() for reply in received):
             if sessions.records:
                 if server_round == 0:
-                    raise RoundError(sessions.all_failed())
-                logger.warning("%s", sessions.all_failed())
+                    raise RoundError(sessions.too_few(0))
+                logger.warning("%s", sessions.too_few(0))
             return None
         return self.inner.aggregate_evaluate(server_round, received)
 
@@ -161,7 +163,8 @@ class SplitStrategy(Strategy):
             The result. It is also `self.result`, as far as it got when a run fails.
 
         Raises:
-            RoundError: no silo's reply counts in a round, with the reasons.
+            RoundError: too few replies count in a round, with the reasons of all others.
+            SuperLinkError: the run was stopped, or the SuperLink is gone.
             ModelError, AdapterError, TrunkError: the trunk cannot be loaded or hosted.
         """
         started = time.monotonic()
@@ -195,7 +198,7 @@ class SplitStrategy(Strategy):
             messages = self.configure_train(
                 server_round, self.result.arrays, run.train_config, run.grid
             )
-            replies = exchange(run.grid, messages, run.timeout)
+            replies = self._exchange(run, messages)
             arrays, metrics = self.aggregate_train(server_round, replies)
         if arrays is not None:
             self.result.arrays = arrays
@@ -209,7 +212,7 @@ class SplitStrategy(Strategy):
             messages = self.configure_evaluate(
                 server_round, self.result.arrays, run.evaluate_config, run.grid
             )
-            replies = exchange(run.grid, messages, run.timeout)
+            replies = self._exchange(run, messages)
             metrics = self.aggregate_evaluate(server_round, replies)
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics
@@ -239,6 +242,10 @@ class SplitStrategy(Strategy):
                 result.seconds[server_round] = result.seconds.get(server_round, 0.0) + spent
                 if sessions.sample:
                     result.samples[server_round] = sessions.sample
+
+    def _exchange(self, run: _Run, messages: list[Message]) -> list[Message]:
+        sessions = self._open_sessions()
+        return exchange(run.grid, messages, run.timeout, is_lost=sessions.is_lost)
 
     def _open_sessions(self) -> RoundSessions:
         if self._sessions is None:

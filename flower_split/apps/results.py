@@ -14,6 +14,7 @@ def run_result(
     *,
     config: Mapping[str, Any],
     seconds: float,
+    failure: str = "",
 ) -> RunResult:
     """What `result.json` holds of a run, complete or not.
 
@@ -22,6 +23,7 @@ def run_result(
         alone: The baseline in which every silo trained without the others.
         config: The run config.
         seconds: Wall-clock time of everything.
+        failure: Why the run ended early; empty when it did not.
     """
     names = silo_names(result.history + (alone.history if alone else []))
     statistics = [
@@ -45,6 +47,7 @@ def run_result(
         config=dict(config),
         versions=installed_versions(),
         seconds=seconds,
+        failure=failure,
     )
 
 

@@ -16,6 +16,7 @@ def conflicts(config: SplitConfig) -> list[str]:
         *_trunk_bounds(config),
         *_trunk_address(config),
         *_schedule(config),
+        *_quorum(config),
         *_extras(config),
     ]
 
@@ -56,6 +57,17 @@ def _schedule(config: SplitConfig) -> list[str]:
             f"train.warmup-steps is {config.train.warmup_steps}, more than the {steps} steps of "
             f"the whole run (num-server-rounds {config.num_server_rounds} x train.local-steps "
             f"{config.train.local_steps})"
+        ]
+    return []
+
+
+def _quorum(config: SplitConfig) -> list[str]:
+    strategy = config.strategy
+    if strategy.min_replies > strategy.min_nodes:
+        return [
+            f"strategy.min-replies {strategy.min_replies} is more than strategy.min-nodes "
+            f"{strategy.min_nodes}: a round would start with fewer silos than it needs; raise "
+            "strategy.min-nodes"
         ]
     return []
 

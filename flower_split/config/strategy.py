@@ -17,6 +17,8 @@ class StrategyConfig:
     """Share of the silos that evaluate after a round; 0 skips evaluation."""
     min_nodes: int = 2
     """Silos that must be connected before a round starts."""
+    min_replies: int = 1
+    """Silos whose training must count in a round; with fewer, the run ends."""
     options: dict[str, float] = field(default_factory=dict)
     """Further arguments of the strategy (`strategy.eta`, `strategy.tau`, …)."""
 
@@ -24,3 +26,4 @@ class StrategyConfig:
         in_range("strategy.fraction-train", self.fraction_train, 0.0, 1.0, open_low=True)
         in_range("strategy.fraction-evaluate", self.fraction_evaluate, 0.0, 1.0)
         at_least("strategy.min-nodes", self.min_nodes, 1)
+        at_least("strategy.min-replies", self.min_replies, 1)

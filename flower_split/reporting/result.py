@@ -53,6 +53,8 @@ class RunResult:
     """Of everything that computed; see `installed_versions`."""
     seconds: float = 0.0
     """Wall-clock time of the run."""
+    failure: str = ""
+    """Why the run ended before its last round; empty when it did not."""
 
     @property
     def silos(self) -> list[str]:

@@ -23,6 +23,8 @@ def summarise(result: RunResult) -> RenderableType:
             Text(f"round {one.server_round}: silo {silo} did not count: {reason}", style="red")
             for silo, reason in one.failures.items()
         ]
+    if result.failure:
+        parts.append(Text(f"the run ended early: {result.failure}", style="red"))
     parts += [
         Panel(Text(text), title=title, title_align="left")
         for title, text in _samples(result).items()

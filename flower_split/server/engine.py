@@ -71,6 +71,7 @@ class TrunkEngine:
         self._prepared: dict[str, Mapping[str, Tensor]] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._awaited: set[str] = set()
+        self._broken: set[str] = set()
         self._master: Stepper | None = None
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
@@ -123,6 +124,8 @@ class TrunkEngine:
                 if slot is not None and self._adapters is not None and not freed:
                     self._adapters.remove(slot.name)
                 freed = True
+                if key in self._awaited and key not in self._outcomes:
+                    self._broken.add(key)
                 self._awaited.discard(key)
 
             return TrunkSession(
@@ -146,10 +149,16 @@ class TrunkEngine:
             self._prepared.pop(ticket.token, None)
             return self._outcomes.pop(ticket.token, None)
 
+    def is_broken(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session ended without having been finished."""
+        with self._lock:
+            return ticket.token in self._broken
+
     def discard(self, ticket: Ticket) -> None:
         """Forget what was prepared for or left by the ticket's session, or will yet be left."""
         with self._lock:
             self._awaited.discard(ticket.token)
+            self._broken.discard(ticket.token)
             self.collect(ticket)
 
     def shared_state(self) -> dict[str, Tensor]:

@@ -124,6 +124,7 @@ def test_a_failed_run_saves_what_it_had_learned(run_config, tmp_path):
         server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), values))
     report = read_result(tmp_path / "result.json")
     assert set(report.rounds[-1].failures) == {"0", "1", "2"}
+    assert report.failure.startswith("round 2: training failed on every silo asked")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 

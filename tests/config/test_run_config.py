@@ -136,6 +136,7 @@ def test_all_problems_come_at_once():
         ({"sample-prompt": "a", "strategy.fraction-evaluate": 0}, "sample-prompt is continued"),
         ({"trunk.advertise": "example.org"}, "trunk.advertise must be host:port"),
         ({"train.local-steps": 2, "train.warmup-steps": 100}, "train.warmup-steps is 100"),
+        ({"strategy.min-replies": 3, "strategy.min-nodes": 2}, "raise strategy.min-nodes"),
     ],
 )
 def test_settings_that_contradict_each_other(given, named):

@@ -42,6 +42,12 @@ def test_what_is_unknown_is_a_dash() -> None:
     assert "round 1: silo 3 did not count: the trunk is gone" in text
 
 
+def test_an_early_end_is_said(result: RunResult) -> None:
+    assert "ended early" not in printed(result)
+    text = printed(replace(result, failure="round 2: nobody answered"))
+    assert "the run ended early: round 2: nobody answered" in text
+
+
 def test_a_loss_that_exploded_does_not_break_the_summary() -> None:
     rounds = [
         RoundResult(server_round=number, evaluate={"0": {"eval-loss": loss}})

@@ -433,3 +433,18 @@ def test_mode_and_plan_must_agree() -> None:
         TrunkEngine(engine.trunk, mode="shared")
     with pytest.raises(ConfigError, match=r"trunk\.adapters"):
         TrunkEngine(engine.trunk, mode="mixed")
+
+
+def test_a_session_that_was_not_finished_is_broken() -> None:
+    engine = make_engine()
+    spec = engine.describe()
+    finished, left = engine.open(spec, ticket("a")), engine.open(spec, ticket("b"))
+    assert not engine.is_broken(ticket("b"))
+    finished.finish()
+    finished.close()
+    left.close()
+    assert not engine.is_broken(ticket("a"))
+    assert engine.is_broken(ticket("b"))
+    engine.discard(ticket("b"))
+    assert not engine.is_broken(ticket("b"))
+    assert not engine.is_broken(ticket("never opened"))

@@ -1,5 +1,6 @@
 import logging
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -15,7 +16,8 @@ from flwr.serverapp.strategy import (
 from in_process_grid import FIRST_NODE, InProcessGrid
 from toy_trunk import SHAPES, TRUNK, ToyHost, honest_reply, toy_config
 
-from flower_split.errors import AdapterError, ConfigError, RoundError
+from flower_split.config.sections import StrategyConfig
+from flower_split.errors import AdapterError, ConfigError, RoundError, SuperLinkError
 from flower_split.strategies import Alone, SplitStrategy
 
 QUIET = {"fraction_evaluate": 0.0}
@@ -346,3 +348,86 @@ def test_a_message_without_arrays_is_refused(toy):
 
 def test_trunk_tensors_are_those_the_toy_names():
     assert tuple(ToyHost().parts.trunk_shapes) == TRUNK
+
+
+def test_fewer_replies_than_asked_for_end_the_run_with_every_reason(toy, values):
+    def reply(message, context, host):
+        late = message.content["config"]["split.round"] == 2
+        if late and context.node_config["partition-id"] > 0:
+            raise OSError(f"no disk {context.node_config['partition-id']}")
+        return honest_reply(message, context, host)
+
+    settings = StrategyConfig(min_nodes=3, min_replies=2)
+    with pytest.raises(RoundError) as caught:
+        toy(FedAvg(**QUIET), reply=reply, config=toy_config(strategy=settings))
+    said = str(caught.value)
+    assert "training counts of 1 of 3 silos, and strategy.min-replies is 2" in said
+    assert f"node {FIRST_NODE + 1}: OSError: no disk 1" in said
+    assert f"node {FIRST_NODE + 2}: OSError: no disk 2" in said
+    assert f"node {FIRST_NODE}:" not in said
+    result = toy.last.strategy.result
+    assert values(result.adapter)["trunk.A"] == 10.0
+    assert [bool(record.failure) for record in result.of("train", 2)] == [False, True, True]
+
+
+def test_enough_replies_go_on_without_the_others(toy):
+    settings = StrategyConfig(min_nodes=3, min_replies=2)
+    ran = toy(
+        FedAvg(**QUIET), reply=break_silo(1, finish=False), config=toy_config(strategy=settings)
+    )
+    assert len(ran.result.of("train", 2)) == 3
+
+
+def test_a_silo_that_broke_off_and_stays_silent_is_not_waited_for(toy, monkeypatch):
+    monkeypatch.setattr("flower_split.strategies.sessions.REPLY_SECONDS", 0.2)
+    host = ToyHost()
+
+    def reply(message, context, host):
+        if context.node_config["partition-id"] == 2:
+            host.broken.add(message.content["config"]["split.token"])
+        return honest_reply(message, context, host)
+
+    def lose(sent):
+        return [] if sent.metadata.src_node_id == FIRST_NODE + 2 else [sent]
+
+    ran = toy(
+        FedAvg(**QUIET), host=host, reply=reply, grid={"tamper": lose}, num_rounds=1, timeout=600.0
+    )
+    failed = {r.node_id: r.failure for r in ran.result.history if r.failure}
+    assert failed == {FIRST_NODE + 2: "its session at the trunk broke off, and no reply followed"}
+
+
+def test_a_silo_that_broke_off_may_still_say_why(toy):
+    host = ToyHost()
+
+    def reply(message, context, host):
+        if context.node_config["partition-id"] == 2:
+            host.broken.add(message.content["config"]["split.token"])
+            raise OSError("the disk is full")
+        return honest_reply(message, context, host)
+
+    ran = toy(FedAvg(**QUIET), host=host, reply=reply, num_rounds=1)
+    failed = {r.node_id: r.failure for r in ran.result.history if r.failure}
+    assert failed == {FIRST_NODE + 2: "OSError: the disk is full"}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            httpx.HTTPStatusError(
+                "no", request=httpx.Request("POST", "http://x"), response=httpx.Response(403)
+            ),
+            r"HTTP 403.*flwr stop",
+        ),
+        (httpx.ConnectError("refused"), "cannot be reached"),
+    ],
+)
+@pytest.mark.parametrize("call", ["get_node_ids", "push_messages", "pull_messages"])
+def test_a_superlink_that_serves_no_longer_ends_the_run(toy, monkeypatch, error, said, call):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(InProcessGrid, call, fail)
+    with pytest.raises(SuperLinkError, match=said):
+        toy(Alone(min_nodes=1))

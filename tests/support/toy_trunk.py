@@ -21,7 +21,7 @@ class ToyHost:
         self.address = "toy:1"
         self.parts = AdapterParts(SHAPES, TRUNK)
         self.gain = gain
-        self.prepared, self.finished, self.tokens = {}, {}, []
+        self.prepared, self.finished, self.tokens, self.broken = {}, {}, [], set()
 
     def begin(self, arrays):
         if arrays is not None:
@@ -48,6 +48,9 @@ class ToyHost:
 
     def collect(self, ticket):
         return self.finished.pop(ticket.token, None)
+
+    def is_broken(self, ticket):
+        return ticket.token in self.broken
 
     def discard(self, ticket):
         self.finished.pop(ticket.token, None)
@@ -81,6 +84,5 @@ def toy_config(**fields):
     defaults = {"num_server_rounds": 2, "round_timeout": 1.0, "evaluate_initial": False}
     return SplitConfig(
         model=ModelConfig(name="toy"),
-        strategy=StrategyConfig(min_nodes=1),
-        **{**defaults, **fields},
+        **{**defaults, "strategy": StrategyConfig(min_nodes=1), **fields},
     )

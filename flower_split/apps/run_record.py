@@ -1,0 +1,131 @@
+"""The record of a run: the files that are left of it, written once, however the run ends."""
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from flwr.supercore.exit import add_exit_handler
+
+from flower_split.adapters import AdapterPlan, save_adapter
+from flower_split.apps.results import run_result
+from flower_split.errors import FlowerSplitError
+from flower_split.reporting import plot_losses, write_result
+from flower_split.strategies import SplitStrategy
+
+logger = logging.getLogger(__name__)
+
+ADAPTER, RESULT, PLOT = "adapter", "result.json", "losses.png"
+"""Names in the output folder."""
+
+STOPPED = (
+    "the ServerApp's process was told to end: by Ctrl-C, or because its SuperLink has ended or "
+    "stopped the run"
+)
+
+_open_records: "weakref.WeakSet[RunRecord]" = weakref.WeakSet()
+
+
+class RunRecord:
+    """A context manager around a run; what the run has learned is saved when the block ends.
+
+    A process that Flower ends by itself never reaches the block's end: there it is saved by
+    Flower's exit handlers.
+
+    Args:
+        folder: Where the files go; None writes nothing.
+        plan: Of the adapter that the run yields.
+        base_model: Name or path of the uncut model.
+        config: The run config.
+        strategy: Runs the rounds.
+        baseline: Runs the rounds in which every silo trains alone; None without them.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        plan: AdapterPlan,
+        base_model: str,
+        config: Mapping[str, Any],
+        strategy: SplitStrategy,
+        baseline: SplitStrategy | None,
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._base_model = base_model
+        self._config = config
+        self._strategy = strategy
+        self._baseline = baseline
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._saved = False
+
+    def __enter__(self) -> Self:
+        _open_records.add(self)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.save("" if exc is None else _reason(exc))
+        _open_records.discard(self)
+
+    def save(self, failure: str) -> None:
+        """Write the files, unless that was done already.
+
+        Args:
+            failure: Why the run ended early; empty when it did not.
+        """
+        # An exit handler may interrupt the very thread that is saving.
+        if self._folder is None or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if not self._saved:
+                self._write(self._folder, failure)
+                self._saved = True
+        finally:
+            self._lock.release()
+
+    def _write(self, folder: Path, failure: str) -> None:
+        report = run_result(
+            self._strategy.result,
+            None if self._baseline is None else self._baseline.result,
+            config=self._config,
+            seconds=time.monotonic() - self._started,
+            failure=failure,
+        )
+        write_result(report, folder / RESULT)
+        learned = self._strategy.result.adapter
+        if learned:
+            save_adapter(learned, self._plan, folder / ADAPTER, base_model=self._base_model)
+        plot_losses(report, folder / PLOT)
+        what = f"adapter, {RESULT} and {PLOT} are" if learned else f"{RESULT} is"
+        logger.info("%s in %s", what, folder)
+
+
+def _reason(error: BaseException) -> str:
+    """What is told of `error`: its text where that is ours, else its kind."""
+    if isinstance(error, FlowerSplitError):
+        return str(error)
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return STOPPED
+    return f"{type(error).__name__}; the ServerApp's log has the rest"
+
+
+def _save_all() -> None:
+    for record in list(_open_records):
+        try:
+            record.save(STOPPED)
+        except Exception:
+            logger.exception("the run's result could not be saved")
+
+
+# Before Flower's five seconds for an orderly end begin: a large adapter takes longer to write.
+add_exit_handler(_save_all, run_before_force_exit=True)

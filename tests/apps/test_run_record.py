@@ -1,0 +1,58 @@
+"""What is left of a run that Flower ended is written once, by whichever ending comes first."""
+
+from types import SimpleNamespace
+
+import pytest
+from flwr.supercore.exit import exit_handler
+
+from flower_split.apps.run_record import STOPPED, RunRecord, _save_all
+from flower_split.errors import RoundError
+from flower_split.reporting import read_result
+from flower_split.strategies import SplitResult
+
+
+@pytest.fixture
+def record(tmp_path):
+    strategy = SimpleNamespace(result=SplitResult())
+    return RunRecord(tmp_path, None, "model", {"lora.r": 2}, strategy, None)
+
+
+def failure(folder):
+    return read_result(folder / "result.json").failure
+
+
+def test_it_is_saved_before_flower_starts_to_count_down():
+    handlers = {h.exit_handler: h for h in exit_handler.registered_exit_handlers}
+    assert handlers[_save_all].run_before_force_exit
+
+
+def test_an_ending_from_outside_is_saved_once(record, tmp_path):
+    with pytest.raises(SystemExit), record:
+        _save_all()
+        assert failure(tmp_path) == STOPPED
+        (tmp_path / "result.json").unlink()
+        raise SystemExit(1)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_record_that_is_closed_is_left_alone(record, tmp_path):
+    with record:
+        pass
+    assert failure(tmp_path) == ""
+    (tmp_path / "result.json").unlink()
+    _save_all()
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RoundError("round 1: nobody answered"), "round 1: nobody answered"),
+        (KeyboardInterrupt(), STOPPED),
+        (ValueError("a secret"), "ValueError; the ServerApp's log has the rest"),
+    ],
+)
+def test_the_reason_is_told_and_foreign_text_is_not(record, tmp_path, error, said):
+    with pytest.raises(type(error)), record:
+        raise error
+    assert failure(tmp_path) == said
