@@ -6,11 +6,13 @@ from torch import Tensor
 
 from flower_split.compression.codec import Codec
 from flower_split.compression.floats import Bf16, Fp16, Fp32
+from flower_split.compression.int8 import Int8
+from flower_split.compression.nf4 import Nf4
 from flower_split.config.sections import CODECS
 from flower_split.errors import ConfigError, WireError
 from flower_split.proto import trunk_pb2 as pb
 
-_ROWS: tuple[Codec, ...] = (Fp32(), Bf16(), Fp16())
+_ROWS: tuple[Codec, ...] = (Fp32(), Bf16(), Fp16(), Int8(), Nf4())
 
 BY_NAME: dict[str, Codec] = {codec.name: codec for codec in _ROWS}
 BY_WIRE: dict[int, Codec] = {int(codec.wire): codec for codec in _ROWS}

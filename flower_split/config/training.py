@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flower_split.config.checks import at_least, in_range, one_of
 
-CODECS = ("fp32", "bf16", "fp16")
+CODECS = ("fp32", "bf16", "fp16", "int8", "nf4")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -49,7 +49,9 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WireConfig:
-    """How each of the four tensors of a microbatch is encoded: names of `CODECS`."""
+    """How each of the four tensors of a microbatch is encoded: names of `CODECS`. A coarse codec
+    saves bytes and protects nothing: the text can be reconstructed from rounded tensors too.
+    """
 
     h1: str = "fp32"
     """Bottom's output, silo to trunk."""

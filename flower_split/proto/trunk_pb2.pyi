@@ -22,6 +22,8 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_FP32: _ClassVar[Codec]
     CODEC_BF16: _ClassVar[Codec]
     CODEC_FP16: _ClassVar[Codec]
+    CODEC_INT8: _ClassVar[Codec]
+    CODEC_NF4: _ClassVar[Codec]
 
 class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -58,6 +60,8 @@ CODEC_RAW: Codec
 CODEC_FP32: Codec
 CODEC_BF16: Codec
 CODEC_FP16: Codec
+CODEC_INT8: Codec
+CODEC_NF4: Codec
 ROLE_UNSPECIFIED: Role
 ROLE_H1: Role
 ROLE_H2: Role

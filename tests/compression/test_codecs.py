@@ -22,6 +22,7 @@ from flower_split.compression.table import (
 from flower_split.config.sections import CODECS
 from flower_split.errors import ConfigError, WireError
 
+FLOATS = ("fp32", "bf16", "fp16")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 # relative error of rounding to nearest: half a unit in the last place
@@ -65,7 +66,7 @@ def test_an_unknown_name_is_refused() -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", FLOATS)
 def test_a_round_trip_keeps_shape_dtype_and_value(
     name: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
@@ -134,6 +135,8 @@ def test_values_that_are_not_finite_are_refused_both_ways(name: str, value: floa
     tensor[57] = value
     with pytest.raises(WireError, match="NaN or infinite"):
         codec.encode(tensor)
+    if name not in FLOATS:
+        return  # no code stands for such a value; test_blocks.py has their scales
     payload = codec.encode(torch.zeros(100))
     payload[:] = tensor.to(codec.element).view(torch.uint8)  # type: ignore[attr-defined]
     with pytest.raises(WireError, match="NaN or infinite"):
