@@ -23,7 +23,7 @@ class NodeRecord:
     metrics: dict[str, Metric] = field(default_factory=dict)
     """As in the reply's MetricRecord; empty when the silo failed."""
     statistics: dict[str, Statistic] = field(default_factory=dict)
-    """What the session cost: bytes of each direction, seconds, share of the parameters."""
+    """What the session cost: bytes of each direction and hop, seconds, share of the parameters."""
     failure: str = ""
     """Why the silo's reply does not count; empty when it does."""
 

@@ -32,8 +32,8 @@ def run_result(
     wire: dict[str, dict[str, int]] = {}
     for silo, cost in statistics:
         held = wire.setdefault(silo, {})
-        for way in ("sent", "received"):
-            held[way] = held.get(way, 0) + int(cost.get(f"bytes-{way}", 0))
+        for hop in ("h1", "h2", "g2", "g1", "context"):
+            held[hop] = held.get(hop, 0) + int(cost.get(f"bytes-{hop}", 0))
     return RunResult(
         rounds=_rounds(result, names),
         alone=_rounds(alone, names) if alone else (),

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
@@ -266,6 +267,7 @@ class SplitSession:
             "silo": self.silo,
             "bytes-sent": self.transport.bytes_sent,
             "bytes-received": self.transport.bytes_received,
+            **{f"bytes-{hop}": n for hop, n in asdict(self.transport.wire_bytes).items()},
             "seconds": time.monotonic() - self._started,
             "parameter-share": self._share,
             "optimizer-steps": summary.steps,

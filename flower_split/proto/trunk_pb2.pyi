@@ -314,13 +314,29 @@ class Finish(_message.Message):
     def __init__(self) -> None: ...
 
 class Summary(_message.Message):
-    __slots__ = ("steps", "forwards", "backwards", "tokens")
+    __slots__ = ("steps", "forwards", "backwards", "tokens", "wire_bytes")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     FORWARDS_FIELD_NUMBER: _ClassVar[int]
     BACKWARDS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
     steps: int
     forwards: int
     backwards: int
     tokens: int
-    def __init__(self, steps: _Optional[int] = ..., forwards: _Optional[int] = ..., backwards: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    wire_bytes: WireBytes
+    def __init__(self, steps: _Optional[int] = ..., forwards: _Optional[int] = ..., backwards: _Optional[int] = ..., tokens: _Optional[int] = ..., wire_bytes: _Optional[_Union[WireBytes, _Mapping]] = ...) -> None: ...
+
+class WireBytes(_message.Message):
+    __slots__ = ("h1", "h2", "g2", "g1", "context")
+    H1_FIELD_NUMBER: _ClassVar[int]
+    H2_FIELD_NUMBER: _ClassVar[int]
+    G2_FIELD_NUMBER: _ClassVar[int]
+    G1_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    h1: int
+    h2: int
+    g2: int
+    g1: int
+    context: int
+    def __init__(self, h1: _Optional[int] = ..., h2: _Optional[int] = ..., g2: _Optional[int] = ..., g1: _Optional[int] = ..., context: _Optional[int] = ...) -> None: ...

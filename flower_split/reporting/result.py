@@ -42,7 +42,8 @@ class RunResult:
     alone: Sequence[RoundResult] = ()
     """The baseline: as many rounds in which every silo trained without the others."""
     wire_bytes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """By silo, then by hop (`h1`, `h2`, `g2`, `g1`) or direction: payload bytes of the run."""
+    """By silo, then by hop (`h1`, `h2`, `g2`, `g1`, and `context`: attention masks and position
+    ids): payload bytes of the run, as encoded."""
     parameter_share: Mapping[str, float] = field(default_factory=dict)
     """By silo: the part of the model's parameters that it held, 0 to 1."""
     samples: Mapping[int, str] = field(default_factory=dict)

@@ -19,22 +19,22 @@ class TensorAssembler:
     """
 
     def __init__(self, announced: Sequence[Announced]) -> None:
-        self._announced = tuple(announced)
+        self.announced = tuple(announced)
         self._payloads: list[Tensor] = []
         self._offset = 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all announced tensors together, as encoded."""
-        return sum(tensor.num_bytes for tensor in self._announced)
+        return sum(tensor.num_bytes for tensor in self.announced)
 
     @property
     def complete(self) -> bool:
         """Whether every announced byte has arrived."""
-        if not self._announced:
+        if not self.announced:
             return True
-        full = len(self._payloads) == len(self._announced)
-        return full and self._offset == self._announced[-1].num_bytes
+        full = len(self._payloads) == len(self.announced)
+        return full and self._offset == self.announced[-1].num_bytes
 
     def add(self, chunk: pb.Chunk) -> None:
         """Take the next chunk.
@@ -47,23 +47,24 @@ class TensorAssembler:
             raise SequenceError("a chunk without a tensor that awaits one")
         index = max(len(self._payloads) - 1, 0)
         offset = self._offset
-        if self._payloads and offset == self._announced[index].num_bytes:
+        if self._payloads and offset == self.announced[index].num_bytes:
             index, offset = index + 1, 0
         if (chunk.tensor, chunk.offset) != (index, offset):
             raise SequenceError(
                 f"chunk at tensor {chunk.tensor}, offset {chunk.offset};"
                 f" expected tensor {index}, offset {offset}"
             )
-        tensor = self._announced[index]
-        end = offset + len(chunk.data)
-        if not 0 < len(chunk.data) <= CHUNK_BYTES or end > tensor.num_bytes:
+        tensor = self.announced[index]
+        data = chunk.data  # protobuf copies it at every access
+        end = offset + len(data)
+        if not 0 < len(data) <= CHUNK_BYTES or end > tensor.num_bytes:
             raise WireError(
-                f"{tensor.rule.name}: chunk of {len(chunk.data)} bytes at offset {offset},"
+                f"{tensor.rule.name}: chunk of {len(data)} bytes at offset {offset},"
                 f" expected 1 to {min(CHUNK_BYTES, tensor.num_bytes - offset)}"
             )
         if offset == 0:
             self._payloads.append(torch.empty(tensor.num_bytes, dtype=torch.uint8))
-        self._payloads[index].numpy().data[offset:end] = chunk.data
+        self._payloads[index].numpy().data[offset:end] = data
         self._offset = end
 
     def tensors(self) -> list[Tensor]:
@@ -76,7 +77,7 @@ class TensorAssembler:
             raise SequenceError("tensors were asked for before all of their chunks arrived")
         return [
             _decode(payload, tensor)
-            for payload, tensor in zip(self._payloads, self._announced, strict=True)
+            for payload, tensor in zip(self._payloads, self.announced, strict=True)
         ]
 
 

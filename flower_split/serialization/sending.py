@@ -71,8 +71,3 @@ def frames(head: Frame, tensors: Sequence[Outgoing]) -> Iterator[Frame]:
             frame.chunks.add(tensor=index, offset=offset, data=data)
             offset, room = offset + len(data), room - len(data)
     yield frame
-
-
-def payload_bytes(frame: pb.ClientFrame | pb.ServerFrame) -> int:
-    """Bytes of tensor payload in `frame`."""
-    return sum(len(chunk.data) for chunk in frame.chunks)

@@ -7,6 +7,7 @@ the previous one leaves while the trunk computes.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from flower_split.errors import TrunkError, TrunkUnavailableError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.server.seat import Seat
+from flower_split.transport.byte_meter import ByteMeter
+from flower_split.transport.messages import SessionSummary
 from flower_split.transport.replies import Answerable, Reply, encode_reply
 from flower_split.transport.request_reader import RequestReader
 from flower_split.transport.requests import DropCache, Finish, Release, Request
@@ -68,6 +71,7 @@ class SessionStream:
         self._idle_timeout = idle_timeout
         self._requests: asyncio.Queue[Request | None] = asyncio.Queue(_QUEUE_LENGTH)
         self._replies: asyncio.Queue[tuple[Answerable, Reply] | None] = asyncio.Queue(_QUEUE_LENGTH)
+        self._meter = ByteMeter()
         self._computing = False
         self._loop = asyncio.get_running_loop()
         self._progress = self._loop.time()
@@ -97,6 +101,8 @@ class SessionStream:
             self._progress = self._loop.time()
             pending = self._reader.feed(frame)
             if pending is not None:
+                for tensor in pending.assembler.announced:
+                    self._meter.add(tensor.rule.role, tensor.num_bytes)
                 request = await self._offload(pending.num_bytes, pending.build)
                 await self._requests.put(request)
         await self._requests.put(None)
@@ -116,8 +122,12 @@ class SessionStream:
     async def _write(self) -> None:
         while (item := await self._replies.get()) is not None:
             request, reply = item
+            if isinstance(reply, SessionSummary):
+                reply = replace(reply, wire_bytes=self._meter.read())
             size = reply.nbytes if isinstance(reply, Tensor) else 0
             encoded = await self._offload(size, partial(encode_reply, request, reply, self._rules))
+            for outgoing in encoded.tensors:
+                self._meter.add(outgoing.header.role, outgoing.header.num_bytes)
             for frame in encoded.frames():
                 await self._writer.write(frame)
                 self._progress = self._loop.time()

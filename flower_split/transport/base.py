@@ -20,6 +20,7 @@ from flower_split.transport.messages import (
     StepReply,
     StepRequest,
     Ticket,
+    WireBytes,
 )
 
 
@@ -105,13 +106,18 @@ class Transport(ABC):
 
     @property
     @abstractmethod
-    def bytes_sent(self) -> int:
-        """Bytes of tensor payload sent so far, as encoded."""
+    def wire_bytes(self) -> WireBytes:
+        """Bytes of tensor payload sent and received so far, as encoded."""
 
     @property
-    @abstractmethod
+    def bytes_sent(self) -> int:
+        """Bytes of tensor payload sent so far, as encoded."""
+        return self.wire_bytes.upward
+
+    @property
     def bytes_received(self) -> int:
         """Bytes of tensor payload received so far, as encoded."""
+        return self.wire_bytes.downward
 
     def __enter__(self) -> Self:
         return self

@@ -21,6 +21,7 @@ from flower_split.transport.messages import (
     StepReply,
     StepRequest,
     Ticket,
+    WireBytes,
 )
 from flower_split.transport.requests import DropCache, Finish, Release
 from flower_split.transport.rules import HopRules
@@ -121,14 +122,9 @@ class GrpcTransport(Transport):
         self._end("the session was closed")
 
     @property
-    def bytes_sent(self) -> int:
-        """Bytes of tensor payload sent so far, as encoded."""
-        return self._stream.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        """Bytes of tensor payload received so far, as encoded."""
-        return self._stream.bytes_received
+    def wire_bytes(self) -> WireBytes:
+        """Bytes of tensor payload sent and received so far, as encoded."""
+        return self._stream.meter.read()
 
     def _end(self, reason: str) -> None:
         self._finalizer.detach()

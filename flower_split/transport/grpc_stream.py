@@ -17,7 +17,7 @@ import grpc
 from flower_split.errors import TrunkError, TrunkUnavailableError, WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkStub
-from flower_split.serialization.sending import payload_bytes
+from flower_split.transport.byte_meter import ByteMeter
 from flower_split.transport.replies import Answerable, ReplyReader
 from flower_split.transport.requests import Request, encode_request
 from flower_split.transport.rules import HopRules
@@ -46,8 +46,7 @@ class GrpcStream:
         rules: HopRules,
         timeout: float,
     ) -> None:
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        self.meter = ByteMeter()
         self.welcome: Future[pb.Welcome] = Future()
         self._channel = channel
         self._address = address
@@ -125,9 +124,9 @@ class GrpcStream:
                 self.fail(_caused(WireError(f"{type(request).__name__} cannot be encoded"), exc))
                 return
             del request  # the caller's tensors need not outlive their encoding
-            for frame in encoded.frames():
-                self.bytes_sent += payload_bytes(frame)
-                yield frame
+            for outgoing in encoded.tensors:
+                self.meter.add(outgoing.header.role, outgoing.header.num_bytes)
+            yield from encoded.frames()
 
     def _receive(self) -> None:
         try:
@@ -159,9 +158,10 @@ class GrpcStream:
                 raise WireError(f"trunk at {self._address}: a reply that was not asked for")
             request, future = self._owed[0]
         reader = reader or ReplyReader(request, self._rules)
-        self.bytes_received += payload_bytes(frame)
         if not reader.feed(frame):
             return reader
+        for tensor in reader.announced:
+            self.meter.add(tensor.rule.role, tensor.num_bytes)
         reply = reader.reply()
         with self._lock:
             if not self._owed:  # failed meanwhile, and the future with it

@@ -5,13 +5,16 @@ Tensors pass through the session's codecs, so that results equal those over gRPC
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
 
-from flower_split.compression.table import codec_named, round_trip
+from flower_split.compression.table import round_trip
 from flower_split.errors import SequenceError, TrunkError
+from flower_split.serialization.headers import TensorRule
 from flower_split.transport.base import Transport, TrunkBackend
+from flower_split.transport.byte_meter import ByteMeter
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
@@ -20,7 +23,9 @@ from flower_split.transport.messages import (
     StepReply,
     StepRequest,
     Ticket,
+    WireBytes,
 )
+from flower_split.transport.rules import ATTENTION_MASK, POSITION_IDS, HopRules
 
 Answer = TypeVar("Answer")
 
@@ -42,19 +47,25 @@ class InProcessTransport(Transport):
     ) -> None:
         self.spec = spec
         self._session = backend.open(spec, ticket)
-        self._codecs = {hop: codec_named(getattr(spec, hop)) for hop in ("h1", "h2", "g2", "g1")}
-        self._sent = self._received = 0
+        self._rules = HopRules(spec)
+        self._meter = ByteMeter()
         self._failure: TrunkError | None = None
 
     def forward(self, request: ForwardRequest) -> Future[Tensor]:
         """h1 -> h2."""
 
         def compute() -> Tensor:
-            hidden = self._send("h1", request.hidden)
+            hidden = self._carry("h1", request.hidden)
+            for rule, given in (
+                (ATTENTION_MASK, request.attention_mask),
+                (POSITION_IDS, request.position_ids),
+            ):
+                if given is not None:
+                    self._meter.add(rule.role, rule.codec.encoded_bytes(given.shape))
             arrived = ForwardRequest(
                 **{**vars(request), "hidden": hidden}  # the codec may have rounded it
             )
-            return self._receive("h2", self._session.forward(arrived))
+            return self._carry("h2", self._session.forward(arrived))
 
         return self._answer(compute)
 
@@ -62,7 +73,7 @@ class InProcessTransport(Transport):
         """g2 -> g1."""
 
         def compute() -> Tensor | None:
-            grad = self._send("g2", request.grad)
+            grad = self._carry("g2", request.grad)
             answer = self._session.backward(
                 BackwardRequest(
                     step=request.step,
@@ -71,7 +82,7 @@ class InProcessTransport(Transport):
                     wants_input_grad=request.wants_input_grad,
                 )
             )
-            return None if answer is None else self._receive("g1", answer)
+            return None if answer is None else self._carry("g1", answer)
 
         return self._answer(compute)
 
@@ -91,7 +102,7 @@ class InProcessTransport(Transport):
         """Declare the session complete."""
         summary = self._answer(self._session.finish).result()
         self._failure = SequenceError("the session has ended")
-        return summary
+        return replace(summary, wire_bytes=self._meter.read())
 
     def close(self) -> None:
         """Leave, complete or not."""
@@ -99,14 +110,9 @@ class InProcessTransport(Transport):
         self._failure = self._failure or SequenceError("the session has ended")
 
     @property
-    def bytes_sent(self) -> int:
-        """Bytes of tensor payload sent so far, as they would be encoded."""
-        return self._sent
-
-    @property
-    def bytes_received(self) -> int:
-        """Bytes of tensor payload received so far, as they would be encoded."""
-        return self._received
+    def wire_bytes(self) -> WireBytes:
+        """Bytes of tensor payload sent and received so far, as they would be encoded."""
+        return self._meter.read()
 
     def _answer(self, compute: Callable[[], Answer]) -> Future[Answer]:
         future: Future[Answer] = Future()
@@ -119,12 +125,7 @@ class InProcessTransport(Transport):
             future.set_exception(error)
         return future
 
-    def _send(self, hop: str, tensor: Tensor) -> Tensor:
-        codec = self._codecs[hop]
-        self._sent += codec.encoded_bytes(tuple(tensor.shape))
-        return round_trip(tensor.detach(), codec, hop)
-
-    def _receive(self, hop: str, tensor: Tensor) -> Tensor:
-        codec = self._codecs[hop]
-        self._received += codec.encoded_bytes(tuple(tensor.shape))
-        return round_trip(tensor, codec, hop)
+    def _carry(self, hop: str, tensor: Tensor) -> Tensor:
+        rule: TensorRule = getattr(self._rules, hop)
+        self._meter.add(rule.role, rule.codec.encoded_bytes(tensor.shape))
+        return round_trip(tensor.detach(), rule.codec, hop)

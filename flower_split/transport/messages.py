@@ -130,6 +130,28 @@ class StepReply:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WireBytes:
+    """Payload of a session's tensors as encoded, in bytes, by what they carried."""
+
+    h1: int = 0
+    h2: int = 0
+    g2: int = 0
+    g1: int = 0
+    context: int = 0
+    """Attention masks and position ids."""
+
+    @property
+    def upward(self) -> int:
+        """From the silo to the trunk."""
+        return self.h1 + self.g2 + self.context
+
+    @property
+    def downward(self) -> int:
+        """From the trunk to the silo."""
+        return self.h2 + self.g1
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionSummary:
     """What the trunk counted in a finished session."""
 
@@ -137,3 +159,5 @@ class SessionSummary:
     forwards: int
     backwards: int
     tokens: int
+    wire_bytes: WireBytes = WireBytes()
+    """Filled in by the trunk's end of the wire, which a backend does not know."""

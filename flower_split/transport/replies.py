@@ -1,7 +1,7 @@
 """Replies as frames: what the trunk answers, encoded at its end and checked at the silo's."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from flower_split.transport.messages import (
     SessionSummary,
     StepReply,
     StepRequest,
+    WireBytes,
 )
 from flower_split.transport.requests import Finish
 from flower_split.transport.rules import HopRules
@@ -64,6 +65,7 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
                 forwards=reply.forwards,
                 backwards=reply.backwards,
                 tokens=reply.tokens,
+                wire_bytes=pb.WireBytes(**asdict(reply.wire_bytes)),
             )
             return EncodedReply(head=pb.ServerFrame(summary=summary))
         case _:
@@ -80,9 +82,9 @@ class ReplyReader:
         self._assembler = TensorAssembler(())
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of tensor payload that the reply announced."""
-        return self._assembler.num_bytes
+    def announced(self) -> Sequence[Announced]:
+        """The tensors that the reply announced."""
+        return self._assembler.announced
 
     def feed(self, frame: pb.ServerFrame) -> bool:
         """Take the next frame; true once the reply is complete.
@@ -123,6 +125,12 @@ class ReplyReader:
                     forwards=summary.forwards,
                     backwards=summary.backwards,
                     tokens=summary.tokens,
+                    wire_bytes=WireBytes(
+                        **{
+                            field.name: getattr(summary.wire_bytes, field.name)
+                            for field in fields(WireBytes)
+                        }
+                    ),
                 )
 
     def _check(self, frame: pb.ServerFrame) -> Sequence[Announced]:

@@ -41,7 +41,8 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
         losses = report.losses(silo)
         assert len(losses) == 3
         assert losses[-1][1] < losses[0][1]
-        assert report.wire_bytes[silo]["sent"] > 0
+        assert set(report.wire_bytes[silo]) == {"h1", "h2", "g2", "g1", "context"}
+        assert report.wire_bytes[silo]["h1"] == report.wire_bytes[silo]["h2"] > 0
         assert 0 < report.parameter_share[silo] < 1
     assert report.samples[0].startswith("the sum of")
     assert 2 in report.samples

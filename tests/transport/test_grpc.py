@@ -31,7 +31,13 @@ from flower_split.transport.grpc import GrpcTransport
 from flower_split.transport.hello import welcome_frame
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.local import InProcessTransport
-from flower_split.transport.messages import CacheEdit, CacheUse, SessionSummary, StepRequest
+from flower_split.transport.messages import (
+    CacheEdit,
+    CacheUse,
+    SessionSummary,
+    StepRequest,
+    WireBytes,
+)
 
 
 @pytest.fixture
@@ -131,7 +137,10 @@ def test_finish_counts_and_ends_the_session(server: TrunkServer, backend: Affine
     transport.backward(backward(1)).result()
     transport.step(StepRequest(step=0, learning_rate=1e-3)).result()
     summary = transport.finish()
-    assert summary == SessionSummary(steps=1, forwards=2, backwards=1, tokens=16)
+    counted = WireBytes(h1=512, h2=512, g2=256, g1=256)
+    assert summary == SessionSummary(
+        steps=1, forwards=2, backwards=1, tokens=16, wire_bytes=counted
+    )
     with pytest.raises(TrunkUnavailableError, match="session has ended"):
         transport.forward(forward(2)).result()
     assert eventually(lambda: backend.count("close") == 1)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from flower_split.errors import SequenceError, TrunkError, WireError
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.transport.messages import SessionSummary, StepReply, StepRequest
+from flower_split.transport.messages import SessionSummary, StepReply, StepRequest, WireBytes
 from flower_split.transport.replies import Answerable, Reply, ReplyReader, encode_reply
 from flower_split.transport.requests import Finish
 from flower_split.transport.rules import HopRules
 
 RULES = HopRules(spec())
-SUMMARY = SessionSummary(steps=1, forwards=2, backwards=3, tokens=4)
+COUNTED = WireBytes(h1=5, h2=6, g2=7, g1=8, context=9)
+SUMMARY = SessionSummary(steps=1, forwards=2, backwards=3, tokens=4, wire_bytes=COUNTED)
 CASES: list[tuple[Answerable, Reply]] = [
     (forward(3), torch.randn(2, 4, 8)),
     (forward(3, 1, 5, 65536), torch.randn(1, 5, 65536)),
