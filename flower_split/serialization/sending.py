@@ -1,4 +1,16 @@
-"""The sending side: tensors become headers, and chunks in a sequence of frames."""
+"""The sending side: tensors become headers, and chunks in a sequence of frames.
+
+How often a payload is copied on its way out, after its codec, which copies nothing of a contiguous
+float32 tensor that is sent as fp32:
+
+1. into a `bytes` object for each chunk: protobuf takes nothing else;
+2. into the frame that owns the chunk, by protobuf;
+3. into the serialized frame, by protobuf;
+4. into gRPC's buffers, and from there into the kernel's.
+
+Serializing by hand would save 2 and 3. It was tried: the processor time of a round trip fell by
+less than a tenth, which is less than 0.5 % of a training step, and not worth a second encoder.
+"""
 
 import zlib
 from collections.abc import Iterator, Sequence
