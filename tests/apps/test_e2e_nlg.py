@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from flower_split.adapters import initial_state, resolve_lora
 from flower_split.apps.client_app import app as client_app
 from flower_split.apps.server_app import app as server_app
+from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
 from flower_split.reporting import read_result
@@ -65,7 +66,7 @@ def test_the_split_reaches_what_plain_peft_reaches(tmp_path):
     (before, after) = [loss for _, loss in read_result(tmp_path / "result.json").losses("0")]
 
     config = read_run_config(run_config)
-    silo = silo_batches(config, {"partition-id": 0, "num-partitions": 1})
+    silo = silo_batches(config, NodeConfig(partition_id=0, num_partitions=1))
     base = AutoModelForCausalLM.from_pretrained(MODEL)
     plan = resolve_lora(base, config.lora)
     start = initial_state(base, config.lora, seed=config.seed)

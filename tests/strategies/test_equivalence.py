@@ -12,6 +12,7 @@ from tiny_checkpoint import save_texts, save_tiny_model
 
 from flower_split.apps.client_app import app as ready_made
 from flower_split.client import SplitSession
+from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
 from flower_split.server.trunk_server import TrunkServer
@@ -164,7 +165,7 @@ def test_the_ready_made_apps_equal_plain_flower_too(folders, tmp_path):
     config = read_run_config(values)
 
     def silo(partition):
-        return silo_batches(config, {"partition-id": partition, "num-partitions": SILOS})
+        return silo_batches(config, NodeConfig(partition_id=partition, num_partitions=SILOS))
 
     def silo_steps(partition, server_round):
         one_pass = [dict(batch) for batch in silo(partition).train(server_round)]
