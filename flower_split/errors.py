@@ -14,6 +14,7 @@
     ├── RoundError               a federated round has too little that could be aggregated
     ├── SuperLinkError           Flower's SuperLink has stopped the run, or is gone
     ├── SiloError                a silo's own code failed; only its log says more
+    ├── StateError               what was kept between rounds cannot be written, or not be used
     └── TrunkError               something between a silo and the trunk
         ├── WireError            a frame failed its checks               INVALID_ARGUMENT
         ├── HandshakeError       the two parties were set up differently  INVALID_ARGUMENT
@@ -73,6 +74,10 @@ class SuperLinkError(FlowerSplitError, RuntimeError):
 
 class SiloError(FlowerSplitError, RuntimeError):
     """A silo's own code failed. The text leaves the silo, so it carries no part of the data."""
+
+
+class StateError(FlowerSplitError, RuntimeError):
+    """What was kept between rounds cannot be written, or not be used."""
 
 
 class TrunkError(FlowerSplitError, RuntimeError):

@@ -20,8 +20,8 @@ NOTICE_EVERY = 10.0
 """Seconds between two log lines while silos are missing."""
 
 
-def wait_for_nodes(grid: Grid, least: int, timeout: float) -> None:
-    """Return as soon as `least` nodes are connected.
+def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
+    """The ids of the connected nodes, as soon as they are at least `least`.
 
     Raises:
         RoundError: fewer were connected when `timeout` seconds had passed.
@@ -29,17 +29,18 @@ def wait_for_nodes(grid: Grid, least: int, timeout: float) -> None:
     """
     start = time.monotonic()
     noticed = start
-    while (connected := _num_nodes(grid)) < least:
+    while len(nodes := _nodes(grid)) < least:
         now = time.monotonic()
         if now - start > timeout:
             raise RoundError(
-                f"only {connected} of {least} silos connected within {timeout:g} s: start the "
+                f"only {len(nodes)} of {least} silos connected within {timeout:g} s: start the "
                 "others, or lower strategy.min-nodes"
             )
         if now - noticed > NOTICE_EVERY:
             noticed = now
-            logger.info("waiting for silos: %d of %d are connected", connected, least)
+            logger.info("waiting for silos: %d of %d are connected", len(nodes), least)
         time.sleep(SLOWEST_POLL)
+    return nodes
 
 
 def exchange(
@@ -85,9 +86,9 @@ def exchange(
     return replies
 
 
-def _num_nodes(grid: Grid) -> int:
+def _nodes(grid: Grid) -> list[int]:
     with _served():
-        return len(list(grid.get_node_ids()))
+        return list(grid.get_node_ids())
 
 
 @contextmanager

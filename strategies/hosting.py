@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Self
@@ -18,6 +18,7 @@ from flower_split.errors import ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
 from flower_split.server.engine import TrunkEngine
+from flower_split.server.optimizer_states import OptimizerState
 from flower_split.server.service import ServiceLimits
 from flower_split.server.tickets import TicketBook
 from flower_split.server.trunk_server import TrunkServer
@@ -45,6 +46,9 @@ class TrunkHost:
 
     def __init__(self, config: SplitConfig) -> None:
         self.config = config
+        self.lineage = ""
+        """Names what silos keep from round to round: the run id of the first run, in a run that
+        resumes another; empty for the run's own."""
         self._stack = ExitStack()
         self._tickets = TicketBook()
 
@@ -65,6 +69,7 @@ class TrunkHost:
                 wire=config.wire,
                 optimizer=OptimizerSettings.of_training(config.train),
                 limits=limits,
+                keep_optimizer=config.train.keep_optimizer,
             )
             self._server = stack.enter_context(
                 TrunkServer(
@@ -108,7 +113,7 @@ class TrunkHost:
         return self._plan
 
     def begin(self, arrays: ArrayRecord | None) -> ArrayRecord:
-        """What a run's inner strategy starts from; a `shared` trunk starts anew too.
+        """What a run's inner strategy starts from; a `shared` trunk and all optimizers start anew.
 
         Args:
             arrays: The adapter to start from, with the trunk's part or, unless `federated`,
@@ -122,6 +127,7 @@ class TrunkHost:
         if arrays is not None and self._mode == "shared" and shared.keys() <= arrays.keys():
             whole = AdapterParts(dict(self._whole_plan.shapes), self._trunk_names)
             arrays, shared = whole.split(arrays)
+        self._engine.optimizers.load(())
         if self._mode == "shared":
             self._engine.load_shared_state(shared)
         if arrays is None:
@@ -152,6 +158,26 @@ class TrunkHost:
     def is_broken(self, ticket: Ticket) -> bool:
         """Whether the ticket's session ended without having been finished."""
         return self._engine.is_broken(ticket)
+
+    def accept(self, ticket: Ticket) -> None:
+        """The reply counts: the silo's next session goes on from this one's optimizer state."""
+        self._engine.optimizers.accept(ticket)
+
+    def optimizer_states(self) -> list[OptimizerState]:
+        """The trunk's halves of all optimizer states from which the next round can go on."""
+        return self._engine.optimizers.states()
+
+    def load_optimizer_states(self, states: Iterable[OptimizerState]) -> None:
+        """Go on from `states`, which `optimizer_states` gave; after `begin`, which forgets all.
+
+        Raises:
+            StateError: a state is not one of this trunk's adapters; nothing is changed then.
+        """
+        self._engine.optimizers.load(states)
+
+    def note_connected(self, node_ids: Collection[int]) -> None:
+        """The nodes that are connected now: no other may take one's name over."""
+        self._engine.names.note_connected(node_ids)
 
     def discard(self, ticket: Ticket) -> None:
         """End the ticket's session if it is open, and make the ticket worthless."""

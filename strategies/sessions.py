@@ -31,6 +31,11 @@ class SessionHost(Protocol):
         ...
 
     @property
+    def lineage(self) -> str:
+        """Names what silos keep from round to round; empty for the run's own id."""
+        ...
+
+    @property
     def parts(self) -> AdapterParts:
         """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
         ...
@@ -49,6 +54,10 @@ class SessionHost(Protocol):
 
     def is_broken(self, ticket: Ticket) -> bool:
         """Whether the ticket's session ended without having been finished."""
+        ...
+
+    def accept(self, ticket: Ticket) -> None:
+        """The reply counts: the silo's next session goes on from this one's optimizer state."""
         ...
 
     def discard(self, ticket: Ticket) -> None:
@@ -135,6 +144,8 @@ class RoundSessions:
             ticket=ticket,
             purpose=self._purpose,
             num_rounds=self._num_rounds,
+            lineage=self._host.lineage or str(metadata.run_id),
+            last_training=self._round == self._num_rounds,
             sample=sample,
         )
         self._array_key = array_key
@@ -182,6 +193,12 @@ class RoundSessions:
                     return False
                 return now - self._broken_at.setdefault(node_id, now) > REPLY_SECONDS
         return False
+
+    def settle(self) -> None:
+        """Nothing is taken back any more: sessions whose replies count are gone on from."""
+        for node_id, (_, invitation) in self._invited.items():
+            if node_id in self.records and not self.records[node_id].failure:
+                self._host.accept(invitation.ticket)
 
     def note_silent(self) -> None:
         """Record a failure for every node that has not answered."""

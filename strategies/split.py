@@ -222,7 +222,8 @@ class SplitStrategy(Strategy):
     def _round(self, run: _Run, purpose: Purpose, server_round: int) -> Iterator[None]:
         """Sessions for one exchange; on leaving they have ended and are in the history."""
         started = time.monotonic()
-        wait_for_nodes(run.grid, least_nodes(self.inner, purpose), run.timeout)
+        nodes = wait_for_nodes(run.grid, least_nodes(self.inner, purpose), run.timeout)
+        run.host.note_connected(nodes)
         sessions = RoundSessions(
             run.host,
             purpose=purpose,
@@ -266,4 +267,5 @@ class SplitStrategy(Strategy):
         for record in sessions.records.values():
             if record.failure:
                 logger.warning("node %d does not count: %s", record.node_id, record.failure)
+        sessions.settle()
         return sessions.in_order(received)

@@ -78,6 +78,10 @@ class TrunkAdapters:
         """The tensors of the adapter `name`, in model order."""
         return [parameter for _, parameter in adapter_parameters(self._model, name)]
 
+    def named_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The tensors of the adapter `name` by their names in the uncut model, in model order."""
+        return dict(adapter_parameters(self._model, name))
+
     def state(self, name: str) -> dict[str, Tensor]:
         """A float32 CPU copy of the adapter `name`, named as in the uncut model."""
         return read_state(self._model, name)

@@ -73,8 +73,9 @@ def render() -> str:
     page += [_NODE_HEAD, _TABLE]
     for entry in fields(node_config.NodeConfig):
         words = "text" if entry.default == "" else "whole number"
+        default = f"`{entry.default}`" if entry.default else "empty"
         text = docs["NodeConfig"][entry.name]
-        page.append(f"| `{entry.name.replace('_', '-')}` | {words} | empty | {text} |\n")
+        page.append(f"| `{entry.name.replace('_', '-')}` | {words} | {default} | {text} |\n")
     return "".join(page)
 
 

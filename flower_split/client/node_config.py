@@ -34,6 +34,11 @@ class NodeConfig:
     `.jsonl` or `.txt` file, which is not partitioned, or a `module:function`."""
     eval_path: str = ""
     """The silo's own held-out data, like `data_path`; replaces `data.eval-path`."""
+    state_dir: str = ""
+    """Folder for what the silo keeps from round to round, an absolute path; empty for
+    `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`."""
+    state_days: int = 14
+    """Age in days at which files are removed that a killed run has left there."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -48,6 +53,12 @@ class NodeConfig:
         for field in ("data_path", "eval_path"):
             problem = _path_problem(_key(field), getattr(self, field))
             problems += [problem] if problem else []
+        if self.state_dir and not Path(self.state_dir).is_absolute():
+            problems.append(
+                f"the node config has state-dir {self.state_dir!r}: expected an absolute path"
+            )
+        if self.state_days < 1:
+            problems.append(f"the node config has state-days {self.state_days}: expected 1 or more")
         if number is not None and self.data_path and not is_reference(self.data_path):
             problems.append(
                 f"the node config has data-path {self.data_path!r}, all of which is this silo's, "
@@ -76,10 +87,10 @@ class NodeConfig:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if field == "silo" and whole:
                 values[field] = str(value)
-            elif whole if hints[field] == int | None else isinstance(value, str):
+            elif isinstance(value, str) if hints[field] is str else whole:
                 values[field] = value
             else:
-                wanted = "a whole number" if hints[field] == int | None else "text, in quotes"
+                wanted = "text, in quotes" if hints[field] is str else "a whole number"
                 problems.append(f"the node config has {key} {value!r}: expected {wanted}")
         try:
             node = cls(**values)

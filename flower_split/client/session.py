@@ -4,7 +4,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +16,10 @@ from flower_split.adapters import load_state, read_state
 from flower_split.client.failures import discreet
 from flower_split.client.model_pool import borrowed_model
 from flower_split.client.node_config import NodeConfig
+from flower_split.client.resuming import Resuming
 from flower_split.client.silo_data import SiloBatches, silo_batches
+from flower_split.client.state_folder import StateFolder
+from flower_split.client.statistics import SessionCost
 from flower_split.config.sections import SplitConfig
 from flower_split.data.seeds import derive_seed
 from flower_split.errors import SequenceError, WireError
@@ -35,7 +37,7 @@ from flower_split.training import (
 from flower_split.transport.base import Transport
 from flower_split.transport.grpc import GrpcTransport
 from flower_split.transport.invitation import PROOF, Invitation
-from flower_split.transport.messages import SessionSpec, SessionSummary, Ticket
+from flower_split.transport.messages import SessionSpec, Ticket
 
 Connect = Callable[[str, SessionSpec, Ticket], Transport]
 """Opens a session at the trunk: address, what the silo brings to the handshake, its ticket."""
@@ -102,7 +104,7 @@ class SplitSession:
                 f"{len(content.config_records)} ConfigRecords, expected exactly one of each: the "
                 "ServerApp must use SplitStrategy"
             )
-        self._started = time.monotonic()
+        started = time.monotonic()
         self.invitation = Invitation.from_fields(
             next(iter(content.config_records.values())),
             run_id=metadata.run_id,
@@ -114,9 +116,16 @@ class SplitSession:
             torch.manual_seed(self.seed)
             held = stack.enter_context(borrowed_model(self.config))
             self.model: nn.Module = held.model
-            self._share = held.share
+            self._cost = SessionCost(silo=self.silo, parameter_share=held.share, started=started)
             arrays = next(iter(content.array_records.values()))
             load_state(self.model, {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()})
+            self._resuming = Resuming.of(
+                self.config,
+                StateFolder.of_node(self.node),
+                self.invitation,
+                self.silo,
+                self.model,
+            )
             mode = self.config.trunk.adapters
             spec = session_spec(
                 self.model,
@@ -126,9 +135,12 @@ class SplitSession:
                 wire=self.config.wire,
                 optimizer=OptimizerSettings.of_training(self.config.train),
                 seed=self.seed,
+                silo=self.silo,
+                optimizer_states=self._resuming.offers,
             )
             self.transport = self._connect(self.invitation.address, spec, self.invitation.ticket)
             stack.callback(self.transport.close)
+            self._resuming.begin(self.transport.resumed)
             attach_trunk(self.model, self.transport)
             self._stack = stack.pop_all()
         return self
@@ -174,11 +186,15 @@ class SplitSession:
 
     @property
     def optimizer(self) -> SplitAdamW:
-        """AdamW over both sides of the cut; its `step()` also clips by the global norm."""
+        """AdamW over both sides of the cut; its `step()` also clips by the global norm.
+
+        It goes on from the silo's last round that counted, unless `train.keep-optimizer` is off.
+        """
         if self.invitation.purpose != "train":
             raise SequenceError("an evaluation session has no optimizer: nothing is trained in it")
         if self._optimizer is None:
             self._optimizer = SplitAdamW(self.model, lr=self.config.train.learning_rate)
+            self._resuming.restore(self._optimizer)
         return self._optimizer
 
     def train_batches(self) -> Iterator[Batch]:
@@ -253,25 +269,16 @@ class SplitSession:
         if num_examples is None:
             num_examples = self.data.num_train if trained else self.data.num_held_out
         summary = self.transport.finish()
+        self._resuming.end(self._optimizer, summary.steps)
         content = RecordDict()
         if trained:
             content["arrays"] = ArrayRecord(dict(read_state(self.model)))
         content["metrics"] = MetricRecord({"num-examples": num_examples, **(metrics or {})})
         content["split"] = ConfigRecord(
-            {PROOF: self.invitation.proof(), **self._statistics(summary)}
+            {
+                PROOF: self.invitation.proof(),
+                **self._cost.report(self.transport, summary, resumed=self._resuming.resumed),
+                **({"sample": self._sample} if self._sample else {}),
+            }
         )
         return Message(content, reply_to=self._message)
-
-    def _statistics(self, summary: SessionSummary) -> dict[str, str | int | float]:
-        statistics: dict[str, str | int | float] = {
-            "silo": self.silo,
-            "bytes-sent": self.transport.bytes_sent,
-            "bytes-received": self.transport.bytes_received,
-            **{f"bytes-{hop}": n for hop, n in asdict(self.transport.wire_bytes).items()},
-            "seconds": time.monotonic() - self._started,
-            "parameter-share": self._share,
-            "optimizer-steps": summary.steps,
-            "trunk-forwards": summary.forwards,
-            "trunk-tokens": summary.tokens,
-        }
-        return statistics | ({"sample": self._sample} if self._sample else {})

@@ -30,6 +30,9 @@ class TrainConfig:
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Bound of the global gradient norm over both sides of the cut; 0 does not clip."""
+    keep_optimizer: bool = True
+    """Whether AdamW's moments live on from round to round, on both sides; false starts every round
+    with fresh ones (those of a `shared` trunk live on in any case)."""
     max_length: int = 256
     """Tokens at which a sequence is cut off."""
     eval_batch_size: int = 16

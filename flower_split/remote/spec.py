@@ -18,6 +18,8 @@ def session_spec(
     wire: WireConfig | None = None,
     optimizer: OptimizerSettings | None = None,
     seed: int = 0,
+    silo: str = "",
+    optimizer_states: tuple[str, ...] = (),
 ) -> SessionSpec:
     """The specification of a session for `client_model`.
 
@@ -29,6 +31,8 @@ def session_spec(
         wire: Codec of each hop; float32 where not given.
         optimizer: Constants of AdamW and of clipping.
         seed: Seed of the trunk's dropout.
+        silo: The silo's name.
+        optimizer_states: Tags of the optimizer states that the silo can go on from.
 
     Raises:
         ModelError: the model has no place for a trunk.
@@ -51,4 +55,6 @@ def session_spec(
         g1=hops.g1,
         optimizer=optimizer or OptimizerSettings(),
         seed=seed,
+        silo=silo,
+        optimizer_states=optimizer_states,
     )

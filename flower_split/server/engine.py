@@ -15,8 +15,11 @@ from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
 from flower_split.errors import ConfigError, HandshakeError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
+from flower_split.server.optimizer_states import OptimizerState
 from flower_split.server.session import TrunkSession
-from flower_split.server.stepping import AdapterSlot, Stepper
+from flower_split.server.silo_names import SiloNames
+from flower_split.server.stepping import AdapterSlot
+from flower_split.server.trunk_optimizers import TrunkOptimizers
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     SessionSpec,
@@ -40,6 +43,8 @@ class TrunkEngine:
         wire: Codecs that a session must use; None leaves the choice to the silo.
         optimizer: Constants that a session must use; None leaves the choice to the silo.
         limits: What one session may hold.
+        keep_optimizer: Whether a silo's session goes on from the optimizer state of its last one
+            that counted, on both sides; needs silos with names and tickets.
 
     Raises:
         ConfigError: mode and plan contradict each other.
@@ -56,6 +61,7 @@ class TrunkEngine:
         wire: WireConfig | None = None,
         optimizer: OptimizerSettings | None = None,
         limits: SessionLimits | None = None,
+        keep_optimizer: bool = False,
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
@@ -72,9 +78,12 @@ class TrunkEngine:
         self._outcomes: dict[str, Outcome] = {}
         self._awaited: set[str] = set()
         self._broken: set[str] = set()
-        self._master: Stepper | None = None
+        self.names = SiloNames()
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
+        self.optimizers = TrunkOptimizers(
+            self._adapters, shared=self.mode == "shared", keep=keep_optimizer, lock=self._lock
+        )
         if self._adapters is not None and initial is not None:
             self._adapters.load(MASTER, initial)
 
@@ -104,18 +113,24 @@ class TrunkEngine:
         It starts from what `prepare` was given for the ticket, or else from the master adapter.
 
         Raises:
-            HandshakeError: naming the field in which the two parties differ.
+            HandshakeError: naming the field in which the two parties differ, or another node has
+                the silo's name.
         """
         self._check(spec)
         key = "" if ticket is None else ticket.token
         with self._lock:
-            slot = self._make_slot(spec, key)
+            if ticket is not None and spec.silo:
+                self.optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
+            resumed = self.optimizers.resumed(spec, ticket)
+            slot = self._make_slot(spec, key, resumed)
             self._awaited.add(key)
 
             def on_finish(summary: SessionSummary) -> None:
-                if key and key in self._awaited:
+                if ticket is not None and key in self._awaited:
                     state = {} if slot is None else slot.state()
                     self._outcomes[key] = (state, summary)
+                    if summary.steps > 0:
+                        self.optimizers.propose(ticket, spec, slot)
 
             freed = False
 
@@ -136,6 +151,7 @@ class TrunkEngine:
                 self._lock,
                 on_finish=on_finish,
                 on_close=on_close,
+                resumed="" if resumed is None else resumed.tag,
             )
 
     def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
@@ -159,6 +175,7 @@ class TrunkEngine:
         with self._lock:
             self._awaited.discard(ticket.token)
             self._broken.discard(ticket.token)
+            self.optimizers.reject(ticket)
             self.collect(ticket)
 
     def shared_state(self) -> dict[str, Tensor]:
@@ -176,23 +193,19 @@ class TrunkEngine:
             if self._adapters is not None:
                 self._adapters.load(MASTER, state)
 
-    def _make_slot(self, spec: SessionSpec, key: str) -> AdapterSlot | None:
+    def _make_slot(
+        self, spec: SessionSpec, key: str, resumed: OptimizerState | None
+    ) -> AdapterSlot | None:
         if self._adapters is None:
             return None
         name = f"session{next(self._numbers)}"
         shared = self.mode == "shared"
         self._adapters.add(name, None if shared else self._prepared.pop(key, None))
-        if not shared:
-            stepper = Stepper(self._adapters, name, spec.optimizer)
-        else:
-            if self._master is None:
-                self._master = Stepper(self._adapters, MASTER, spec.optimizer)
-            stepper = self._master
-        return AdapterSlot(self._adapters, name, stepper, shared=shared)
+        return self.optimizers.slot(name, spec, resumed)
 
     def _check(self, spec: SessionSpec) -> None:
         expected = self.describe(spec.purpose)
-        free = {"purpose", "seed"}
+        free = {"purpose", "seed", "silo", "optimizer_states"}
         if self._wire is None:
             free |= {"h1", "h2", "g2", "g1"}
         if self._optimizer is None:

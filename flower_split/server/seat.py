@@ -48,8 +48,8 @@ class Seat:
         self._session: BackendSession | None = None
         self._closing: Future[None] | None = None
 
-    def open(self) -> "Future[None]":
-        """Open the session.
+    def open(self) -> "Future[str]":
+        """Open the session; the future holds the tag of the optimizer state that it resumes.
 
         The future fails with `HandshakeError` when the backend does not want the silo.
         """
@@ -75,9 +75,10 @@ class Seat:
         if self._admit is not None:
             self._admit.check(self._ticket)
 
-    def _open(self) -> None:
+    def _open(self) -> str:
         try:
             self._session = self._backend.open(self._spec, self._ticket)
+            return self._session.resumed
         except TrunkError:
             raise
         except FlowerSplitError as exc:

@@ -145,8 +145,8 @@ class TrunkService(TrunkServicer):
         spec, ticket = read_hello(first.hello)
         seat = self._take_seat(spec, ticket)
         try:
-            await asyncio.wrap_future(seat.open())
-            await context.write(welcome_frame(self._limits.session))
+            resumed = await asyncio.wrap_future(seat.open())
+            await context.write(welcome_frame(self._limits.session, resumed))
             limits = self._limits
             stream = SessionStream(
                 frames,

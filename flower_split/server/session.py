@@ -44,6 +44,7 @@ class TrunkSession:
         lock: Shared by all sessions of the trunk.
         on_finish: Called once when the silo declares the session complete.
         on_close: Called once when the session's state is freed.
+        resumed: Tag of the optimizer state that `slot` goes on from; empty when it starts afresh.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class TrunkSession:
         *,
         on_finish: Callable[[SessionSummary], None],
         on_close: Callable[[], None],
+        resumed: str = "",
     ) -> None:
+        self.resumed = resumed
         self._trunk = trunk
         self._spec = spec
         self._slot = slot

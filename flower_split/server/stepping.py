@@ -5,12 +5,13 @@ master adapter; its step applies its gradients to the master and refreshes the r
 split learning with a server-side model does (SplitFed V2, Thapa et al. 2022, arXiv:2004.12088).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flower_split.adapters import TrunkAdapters
+from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
 
 
@@ -29,7 +30,8 @@ class Stepper:
     """AdamW on one named adapter."""
 
     def __init__(self, adapters: TrunkAdapters, name: str, settings: OptimizerSettings) -> None:
-        self.parameters = adapters.parameters(name)
+        self._named = adapters.named_parameters(name)
+        self.parameters = list(self._named.values())
         self._optimizer = adamw(self.parameters, settings)
 
     def step(self, gradients: Sequence[Tensor | None], learning_rate: float) -> None:
@@ -40,6 +42,18 @@ class Stepper:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def moments(self) -> dict[str, Tensor]:
+        """CPU copies of the optimizer's state, named as in the uncut model."""
+        return read_moments(self._optimizer, self._named)
+
+    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Go on from `moments`.
+
+        Raises:
+            StateError: they are not the state of an optimizer of this adapter.
+        """
+        load_moments(self._optimizer, self._named, moments)
 
 
 class AdapterSlot:
@@ -96,3 +110,7 @@ class AdapterSlot:
     def state(self) -> dict[str, Tensor]:
         """A float32 CPU copy of the adapter."""
         return self._adapters.state(self.name)
+
+    def moments(self) -> dict[str, Tensor]:
+        """CPU copies of the session's own optimizer state; none where it steps the master's."""
+        return {} if self._shared else self._stepper.moments()

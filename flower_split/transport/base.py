@@ -30,6 +30,9 @@ class BackendSession(Protocol):
     Calls come one at a time. A call that raises a `TrunkError` changes nothing.
     """
 
+    resumed: str
+    """The offered tag of the optimizer state that it goes on from; empty when it starts afresh."""
+
     def forward(self, request: ForwardRequest) -> Tensor:
         """h2, (B, T, H); keeps the graph when the request says so."""
         ...
@@ -75,6 +78,8 @@ class Transport(ABC):
     """
 
     spec: SessionSpec
+    resumed: str = ""
+    """The offered tag of the optimizer state from which both ends go on; empty: both afresh."""
 
     @abstractmethod
     def forward(self, request: ForwardRequest) -> Future[Tensor]:

@@ -90,6 +90,7 @@ class GrpcTransport(Transport):
             self.close()
             raise
         self.limits: SessionLimits = read_welcome(welcome)
+        self.resumed = welcome.resumed
 
     def forward(self, request: ForwardRequest) -> Future[Tensor]:
         """h1 -> h2."""

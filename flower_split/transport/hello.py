@@ -14,6 +14,7 @@ from flower_split.serialization.tables import (
 )
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import PROTOCOL_VERSION, Purpose, SessionSpec, Ticket
+from flower_split.transport.state_tags import LONGEST_SILO_NAME, MOST_OFFERS, is_tag
 
 _PURPOSES: dict[Purpose, pb.Purpose] = {
     "train": pb.PURPOSE_TRAIN,
@@ -61,6 +62,8 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
         hello.optimizer.max_grad_norm = optimizer.max_grad_norm
         hello.optimizer.max_learning_rate = optimizer.max_learning_rate
         hello.seed = spec.seed
+        hello.silo = spec.silo
+        hello.optimizer_states.extend(spec.optimizer_states)
     except ValueError as exc:
         raise HandshakeError(f"a number of the session does not fit the wire: {exc}") from exc
     return pb.ClientFrame(hello=hello)
@@ -85,6 +88,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
     for hop in _HOPS:
         if getattr(hello, hop) not in BY_WIRE:
             raise HandshakeError(f"{hop}: unknown codec number {getattr(hello, hop)}")
+    _check_kept(hello)
     optimizer = hello.optimizer
     try:
         settings = OptimizerSettings(
@@ -112,6 +116,8 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         g1=BY_WIRE[hello.g1].name,
         optimizer=settings,
         seed=hello.seed,
+        silo=hello.silo,
+        optimizer_states=tuple(hello.optimizer_states),
         protocol_version=hello.protocol_version,
     )
     if not hello.HasField("ticket"):
@@ -125,12 +131,32 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
     return spec, ticket
 
 
-def welcome_frame(limits: SessionLimits) -> pb.ServerFrame:
-    """The trunk's answer to a Hello that it accepts."""
+def _check_kept(hello: pb.Hello) -> None:
+    """Raise `HandshakeError` unless the silo's name and the tags that it offers are in bounds."""
+    if len(hello.silo) > LONGEST_SILO_NAME or not hello.silo.isprintable():
+        raise HandshakeError(
+            f"silo: a name is at most {LONGEST_SILO_NAME} printable characters; set `silo` in the "
+            "node config"
+        )
+    tags = hello.optimizer_states
+    if len(tags) > MOST_OFFERS or not all(is_tag(tag) for tag in tags):
+        raise HandshakeError(
+            f"optimizer_states: expected at most {MOST_OFFERS} tags of 64 hexadecimal digits"
+        )
+
+
+def welcome_frame(limits: SessionLimits, resumed: str = "") -> pb.ServerFrame:
+    """The trunk's answer to a Hello that it accepts.
+
+    Args:
+        limits: The trunk's bounds.
+        resumed: Tag of the optimizer state from which both go on.
+    """
     welcome = pb.Welcome(
         max_in_flight=limits.max_in_flight,
         max_message_tokens=limits.max_message_tokens,
         max_cached_tokens=limits.max_cached_tokens,
+        resumed=resumed,
     )
     return pb.ServerFrame(welcome=welcome)
 

@@ -6,6 +6,7 @@ its reply that it had the token, by a keyed hash, and never sends the token itse
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from flower_split.transport.messages import Purpose, Ticket
 
 PREFIX = "split."
 PROOF = "proof"
+
+_LINEAGE = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,11 @@ class Invitation:
     purpose: Purpose
     num_rounds: int
     """Federated rounds of the whole run, for learning-rate schedules."""
+    lineage: str = ""
+    """Names what silos keep from round to round: the id of the run, or of the run that it resumes;
+    letters, digits, `-` and `_`."""
+    last_training: bool = False
+    """Whether no training follows this session, so that the silo's optimizer state can go."""
     sample: bool = False
     """Whether the silo is asked to continue the run config's sample prompt."""
 
@@ -37,6 +45,8 @@ class Invitation:
             "split.round": self.ticket.server_round,
             "split.purpose": self.purpose,
             "split.num-rounds": self.num_rounds,
+            "split.lineage": self.lineage,
+            "split.last-training": self.last_training,
             "split.sample": self.sample,
         }
 
@@ -52,12 +62,16 @@ class Invitation:
         address, token = fields.get("split.address"), fields.get("split.token")
         server_round, purpose = fields.get("split.round"), fields.get("split.purpose")
         num_rounds, sample = fields.get("split.num-rounds"), fields.get("split.sample")
+        lineage, last_training = fields.get("split.lineage"), fields.get("split.last-training")
         if (
             not isinstance(address, str)
             or not isinstance(token, str)
             or not isinstance(server_round, int)
             or not isinstance(num_rounds, int)
             or purpose not in ("train", "evaluate")
+            or not isinstance(lineage, str)
+            or _LINEAGE.fullmatch(lineage) is None
+            or not isinstance(last_training, bool)
         ):
             raise TokenError(
                 "the message carries no invitation to a trunk: the ServerApp must send it through "
@@ -69,6 +83,8 @@ class Invitation:
             ticket=ticket,
             purpose="train" if purpose == "train" else "evaluate",
             num_rounds=num_rounds,
+            lineage=lineage,
+            last_training=last_training,
             sample=sample is True,
         )
 

@@ -49,6 +49,7 @@ class InProcessTransport(Transport):
         self._session = backend.open(spec, ticket)
         self._rules = HopRules(spec)
         self._meter = ByteMeter()
+        self.resumed = self._session.resumed
         self._failure: TrunkError | None = None
 
     def forward(self, request: ForwardRequest) -> Future[Tensor]:

@@ -50,6 +50,10 @@ class SessionSpec:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     seed: int = 0
     """Seed of the trunk's dropout in this session."""
+    silo: str = ""
+    """The silo's name; empty where the trunk asks for no ticket."""
+    optimizer_states: tuple[str, ...] = ()
+    """Tags of the optimizer states that the silo can go on from; see `transport.state_tags`."""
     protocol_version: int = PROTOCOL_VERSION
 
 

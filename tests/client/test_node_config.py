@@ -43,6 +43,10 @@ def test_a_part_that_is_none_is_refused(node_config):
         ({"silo": 0.5}, "silo 0.5: expected text"),
         ({"data-path": "data/x.jsonl"}, "expected an absolute path"),
         ({"eval-path": "x.jsonl"}, "expected an absolute path"),
+        ({"state-dir": "state"}, "state-dir 'state': expected an absolute path"),
+        ({"state-dir": 7}, "state-dir 7: expected text"),
+        ({"state-days": 0}, "state-days 0: expected 1 or more"),
+        ({"state-days": "soon"}, "state-days 'soon': expected a whole number"),
         (
             {"data-path": "/x.jsonl", "partition-id": 0, "num-partitions": 2},
             "leave out partition-id",

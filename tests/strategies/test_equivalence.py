@@ -2,43 +2,30 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
-from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum
 from in_process_grid import InProcessGrid
-from peft import get_peft_model_state_dict
-from plain_flower import plain_client_app, run_plain, uncut_model
+from plain_flower import plain_client_app, run_plain
+from split_flower import (
+    LORA,
+    ROUNDS,
+    RUN_CONFIG,
+    SILOS,
+    TOLERANCE,
+    TRAIN,
+    initial_arrays,
+    largest_difference,
+    run_split,
+    steps_of,
+)
 from tiny_checkpoint import save_texts, save_tiny_model
 
 from flower_split.apps.client_app import app as ready_made
-from flower_split.client import SplitSession
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
 from flower_split.server.trunk_server import TrunkServer
 from flower_split.strategies import SplitStrategy
-from flower_split.transport.grpc import GrpcTransport
 from flower_split.transport.local import InProcessTransport
-
-SILOS, ROUNDS, STEPS = 3, 3, 3
-TOLERANCE = 1e-6
-"""Largest difference of an adapter tensor, relative to its largest element."""
-
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-TRAIN = {"lr": 5e-3, "max_grad_norm": 0.05, "weight_decay": 0.01}
-
-RUN_CONFIG = {
-    "split.bottom-layers": 1,
-    "split.top-layers": 1,
-    "lora.r": 4,
-    "lora.alpha": 8,
-    "train.learning-rate": TRAIN["lr"],
-    "train.max-grad-norm": TRAIN["max_grad_norm"],
-    "train.weight-decay": TRAIN["weight_decay"],
-    "num-server-rounds": ROUNDS,
-    "strategy.fraction-evaluate": 0.0,
-    "evaluate-initial": False,
-}
 
 STRATEGIES = {
     "fedavg": lambda: FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS),
@@ -48,61 +35,10 @@ STRATEGIES = {
 }
 
 
-def steps_of(partition, server_round):
-    """One microbatch for every step of a silo's round, padded on the right; the silo's weight."""
-    generator = torch.Generator().manual_seed(100 * server_round + partition)
-    steps = []
-    for _ in range(STEPS):
-        ids = torch.randint(4, 15, (3, 9), generator=generator)
-        mask = torch.ones_like(ids)
-        mask[1, 7:] = 0
-        labels = ids.masked_fill(mask == 0, -100)
-        steps.append([{"input_ids": ids, "attention_mask": mask, "labels": labels}])
-    return steps, 10 * (partition + 1)
-
-
-def split_client_app(connect=GrpcTransport):
-    app = ClientApp()
-
-    @app.train()
-    def train(message, context):
-        with SplitSession(message, context, connect=connect) as session:
-            steps, num_examples = steps_of(
-                context.node_config["partition-id"], session.server_round
-            )
-            for (batch,) in steps:
-                loss = session.model(**batch).loss
-                loss.backward()
-                session.optimizer.step()
-                session.optimizer.zero_grad()
-            return session.reply({"train-loss": loss.item()}, num_examples=num_examples)
-
-    return app
-
-
-def run_split(folder, inner, initial, *, connect=GrpcTransport, threads=1):
-    values = {**RUN_CONFIG, "model.name": str(folder)}
-    grid = InProcessGrid(split_client_app(connect), SILOS, run_config=values, threads=threads)
-    result = SplitStrategy(read_run_config(values), inner).start(grid, initial)
-    assert [record.failure for record in result.history if record.failure] == []
-    return result
-
-
-def largest_difference(ours, theirs):
-    return max(
-        float((ours[k] - theirs[k]).abs().max() / theirs[k].abs().max().clamp(min=1e-12))
-        for k in theirs
-    )
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {family: save_tiny_model(root / family, family) for family in ("llama", "gpt2")}
-
-
-def initial_arrays(folder):
-    return ArrayRecord(get_peft_model_state_dict(uncut_model(folder, LORA)))
 
 
 CASES = [*(("llama", name) for name in STRATEGIES), ("gpt2", "fedavg")]

@@ -75,6 +75,8 @@ class AffineBackend:
 
 
 class AffineSession:
+    resumed = ""
+
     def __init__(self, backend: AffineBackend) -> None:
         self._backend = backend
         self._kept: set[int] = set()

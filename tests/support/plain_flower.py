@@ -3,6 +3,7 @@
 Nothing of flower_split is imported here.
 """
 
+import copy
 import random
 
 import torch
@@ -21,7 +22,18 @@ def uncut_model(folder, lora):
 
 
 def plain_client_app(
-    folder, lora, steps_of, *, lr, max_grad_norm, weight_decay, rate=None, by_tokens=False
+    folder,
+    lora,
+    steps_of,
+    *,
+    lr,
+    max_grad_norm,
+    weight_decay,
+    rate=None,
+    by_tokens=False,
+    keep=True,
+    losing=frozenset(),
+    forgetting=frozenset(),
 ):
     """A ClientApp that trains the uncut model.
 
@@ -35,17 +47,27 @@ def plain_client_app(
         weight_decay: AdamW's.
         rate: Factor of the learning rate by step of the run.
         by_tokens: Whether a step's loss is the mean over the tokens of all its microbatches.
+        keep: Whether a silo's AdamW goes on where that of its last round stopped.
+        losing: Rounds, (partition, round), whose replies are lost; no later round goes on from
+            their AdamW.
+        forgetting: Rounds, (partition, round), before which a silo's AdamW is lost.
     """
     app = ClientApp()
+    kept = {}
 
     @app.train()
     def train(message, context):
         server_round = message.content["config"]["server-round"]
-        steps, num_examples = steps_of(context.node_config["partition-id"], server_round)
+        partition = context.node_config["partition-id"]
+        steps, num_examples = steps_of(partition, server_round)
         model = uncut_model(folder, lora)
         set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+        if (partition, server_round) in forgetting:
+            del kept[partition]
+        if keep and partition in kept:
+            optimizer.load_state_dict(copy.deepcopy(kept[partition]))
         model.train()
         for number, microbatches in enumerate(steps, start=(server_round - 1) * len(steps)):
             for group in optimizer.param_groups:
@@ -58,6 +80,8 @@ def plain_client_app(
             torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
+        if (partition, server_round) not in losing:
+            kept[partition] = copy.deepcopy(optimizer.state_dict())
         content = RecordDict(
             {
                 "arrays": ArrayRecord(get_peft_model_state_dict(model)),
@@ -69,8 +93,8 @@ def plain_client_app(
     return app
 
 
-def run_plain(app, strategy, initial, *, num_nodes, num_rounds):
+def run_plain(app, strategy, initial, *, num_nodes, num_rounds, tamper=None):
     """The adapters after a run of Flower's own loop."""
     random.seed(0)
-    grid = InProcessGrid(app, num_nodes)
+    grid = InProcessGrid(app, num_nodes, tamper=tamper)
     return strategy.start(grid, initial, num_rounds=num_rounds).arrays

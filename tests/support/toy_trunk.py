@@ -19,6 +19,8 @@ class ToyHost:
 
     def __init__(self, gain=10.0):
         self.address = "toy:1"
+        self.lineage = ""
+        self.accepted = []
         self.parts = AdapterParts(SHAPES, TRUNK)
         self.gain = gain
         self.prepared, self.finished, self.tokens, self.broken = {}, {}, [], set()
@@ -51,6 +53,12 @@ class ToyHost:
 
     def is_broken(self, ticket):
         return ticket.token in self.broken
+
+    def accept(self, ticket):
+        self.accepted.append((ticket.server_round, ticket.node_id))
+
+    def note_connected(self, node_ids):
+        self.connected = list(node_ids)
 
     def discard(self, ticket):
         self.finished.pop(ticket.token, None)

@@ -27,6 +27,13 @@ def test_an_unknown_purpose_is_refused():
         Invitation.from_fields({**GIVEN.to_fields(), "split.purpose": "spy"}, run_id=1, node_id=2)
 
 
+@pytest.mark.parametrize("lineage", ["../x", "a/b", ".", "é", "x" * 65, 7])
+def test_a_lineage_that_could_be_a_path_is_refused(lineage):
+    fields = {**GIVEN.to_fields(), "split.lineage": lineage}
+    with pytest.raises(TokenError):
+        Invitation.from_fields(fields, run_id=1, node_id=2)
+
+
 def test_only_the_token_proves_it():
     assert GIVEN.is_proven_by(GIVEN.proof())
     assert "secret" not in GIVEN.proof()

@@ -1,0 +1,125 @@
+"""The optimizers of the trunk's adapters: who steps what, and from which state it goes on."""
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from flower_split.adapters import TrunkAdapters
+from flower_split.adapters.trunk_adapters import MASTER
+from flower_split.errors import StateError
+from flower_split.optimization.moments import check_moments
+from flower_split.server.optimizer_states import OptimizerState, OptimizerStates
+from flower_split.server.stepping import AdapterSlot, Stepper
+from flower_split.transport.messages import SessionSpec, Ticket
+
+logger = logging.getLogger(__name__)
+
+
+class TrunkOptimizers:
+    """Makes the steppers of one trunk's sessions, and keeps their states where that is wanted.
+
+    The master's stepper, which all sessions of a `shared` trunk have in common, lives on in any
+    case. The silos' tags are kept in every mode, because also a silo whose trunk has no state of
+    its own must not go on from a round that did not count.
+
+    Args:
+        adapters: The trunk's; None where it is frozen.
+        shared: Whether all sessions step the master.
+        keep: Whether a silo's next session goes on from the state of its last.
+        lock: Shared by all sessions of the trunk.
+    """
+
+    def __init__(
+        self, adapters: TrunkAdapters | None, *, shared: bool, keep: bool, lock: threading.RLock
+    ) -> None:
+        self._adapters = adapters
+        self._shared = shared
+        self._keep = keep
+        self._lock = lock
+        self._states = OptimizerStates()
+        self._master: Stepper | None = None
+        self._master_start: Mapping[str, Tensor] = {}
+
+    def resumed(self, spec: SessionSpec, ticket: Ticket | None) -> OptimizerState | None:
+        """The state from which both ends of a new session go on; None when both start afresh."""
+        if ticket is None or spec.purpose != "train" or not self._keep:
+            return None
+        state = self._states.find(spec.silo, spec.optimizer_states)
+        if state is None and self._states.has(spec.silo):
+            logger.warning(
+                "silo %r no longer has its half of the optimizer's state: both sides start afresh",
+                spec.silo,
+            )
+        return state
+
+    def slot(self, name: str, spec: SessionSpec, state: OptimizerState | None) -> AdapterSlot:
+        """The session's adapter `name` with its stepper, which goes on from `state`."""
+        if self._adapters is None:
+            raise TypeError("a frozen trunk has no adapter to step")
+        if self._shared:
+            if self._master is None:
+                self._master = Stepper(self._adapters, MASTER, spec.optimizer)
+                self._master.load_moments(self._master_start)
+            return AdapterSlot(self._adapters, name, self._master, shared=True)
+        stepper = Stepper(self._adapters, name, spec.optimizer)
+        if state is not None:
+            stepper.load_moments(state.tensors)
+        return AdapterSlot(self._adapters, name, stepper, shared=False)
+
+    def propose(self, ticket: Ticket, spec: SessionSpec, slot: AdapterSlot | None) -> None:
+        """What a finished session leaves; it counts once it is accepted."""
+        if self._keep:
+            self._states.propose(ticket, spec.silo, {} if slot is None else slot.moments())
+
+    def accept(self, ticket: Ticket) -> None:
+        """The silo's reply counts: its next session goes on from what this one has left."""
+        with self._lock:
+            self._states.accept(ticket)
+
+    def reject(self, ticket: Ticket) -> None:
+        """Forget what the ticket's session has left, unless it was accepted."""
+        with self._lock:
+            self._states.reject(ticket)
+
+    def forget(self, silo: str) -> None:
+        """Forget the state of `silo`."""
+        with self._lock:
+            self._states.forget(silo)
+
+    def states(self) -> list[OptimizerState]:
+        """Every state that the next round can go on from; the master's, without a name, first."""
+        with self._lock:
+            master = self._master_start if self._master is None else self._master.moments()
+            common = OptimizerState(silo="", server_round=0, tag="", tensors=master)
+            return [*([common] if master else []), *self._states.all()]
+
+    def load(self, states: Iterable[OptimizerState]) -> None:
+        """Go on from `states` and no others; nothing is changed when one does not fit.
+
+        Raises:
+            StateError: a state is not one of this trunk's adapters.
+        """
+        states = list(states)
+        with self._lock:
+            for state in states:
+                self._check(state)
+            self._master = None
+            self._master_start = {}
+            for state in states:
+                if not state.silo:
+                    self._master_start = dict(state.tensors)
+            self._states.replace(state for state in states if state.silo)
+
+    def _check(self, state: OptimizerState) -> None:
+        holds = self._adapters is not None and self._shared == (not state.silo)
+        if not holds:
+            if state.tensors:
+                raise StateError(
+                    f"the optimizer's state of {state.silo or 'the shared trunk'!r} was kept in "
+                    "another mode of trunk.adapters"
+                )
+            return
+        if self._adapters is not None:
+            check_moments(self._adapters.named_parameters(MASTER), state.tensors)
