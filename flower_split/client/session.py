@@ -21,10 +21,10 @@ from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.client.state_folder import StateFolder
 from flower_split.client.statistics import SessionCost
 from flower_split.config.sections import SplitConfig
-from flower_split.data.seeds import derive_seed
+from flower_split.config.seeds import derive_seed
 from flower_split.errors import SequenceError, WireError
 from flower_split.optimization.settings import OptimizerSettings
-from flower_split.remote import SplitAdamW, attach_trunk, session_spec
+from flower_split.remote import SplitAdamW, SplitStages, attach_trunk, session_spec
 from flower_split.training import (
     Batch,
     EvalMetrics,
@@ -230,6 +230,8 @@ class SplitSession:
                 self.optimizer,
                 batches,
                 self.config.train,
+                stages=SplitStages(self.model),
+                seed=self.seed,
                 first_step=steps * (self.server_round - 1),
                 total_steps=steps * self.invitation.num_rounds,
                 progress=progress,
@@ -237,7 +239,12 @@ class SplitSession:
 
     def evaluate(self) -> EvalMetrics:
         """Loss, perplexity and token accuracy on the held-out data."""
-        return evaluate(self.model, self.eval_batches())
+        return evaluate(
+            self.model,
+            self.eval_batches(),
+            stages=SplitStages(self.model),
+            depth=self.config.train.in_flight,
+        )
 
     def generate(self, prompt: str, max_new_tokens: int = SAMPLE_TOKENS) -> str:
         """`prompt` continued greedily through the trunk; the reply carries it as the sample."""

@@ -33,6 +33,11 @@ def _trunk_bounds(config: SplitConfig) -> list[str]:
                 f"{key} {batch} x train.max-length {train.max_length} is {tokens} tokens, more "
                 f"than trunk.max-message-tokens {trunk.max_message_tokens} allows in a microbatch"
             )
+    if train.in_flight > trunk.max_in_flight:
+        found.append(
+            f"train.in-flight {train.in_flight} is more than trunk.max-in-flight "
+            f"{trunk.max_in_flight}: the trunk would not keep that many microbatches of a silo"
+        )
     return found
 
 

@@ -18,6 +18,9 @@ class TrainConfig:
     """Sequences in a microbatch."""
     accumulation: int = 1
     """Microbatches in an optimizer step."""
+    in_flight: int = 0
+    """Microbatches that a silo has on their way through the trunk at once, at most
+    `accumulation`; 0 finds the number by measurement. It changes time and memory, no result."""
     local_epochs: int = 1
     """Passes over the silo's data in a round; not used when `local_steps` is set."""
     local_steps: int = 0
@@ -42,6 +45,7 @@ class TrainConfig:
         in_range("train.learning-rate", self.learning_rate, 0.0, 1e3)
         for name in ("batch_size", "accumulation", "local_epochs", "eval_batch_size"):
             at_least(f"train.{name.replace('_', '-')}", getattr(self, name), 1)
+        at_least("train.in-flight", self.in_flight, 0)
         at_least("train.local-steps", self.local_steps, 0)
         at_least("train.warmup-steps", self.warmup_steps, 0)
         at_least("train.max-length", self.max_length, 2)

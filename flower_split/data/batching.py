@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flower_split.data.seeds import derive_seed
+from flower_split.config.seeds import derive_seed
 from flower_split.data.tokenizing import TokenizedDataset
 from flower_split.errors import DataError
 

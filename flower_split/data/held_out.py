@@ -2,8 +2,8 @@
 
 import torch
 
+from flower_split.config.seeds import derive_seed
 from flower_split.data.examples import Examples
-from flower_split.data.seeds import derive_seed
 from flower_split.errors import DataError
 
 

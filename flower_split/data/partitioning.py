@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from flower_split.config.sections import DataConfig
+from flower_split.config.seeds import derive_seed
 from flower_split.data.examples import Examples
-from flower_split.data.seeds import derive_seed
 from flower_split.errors import DataError
 
 log = logging.getLogger(__name__)

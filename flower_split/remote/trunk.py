@@ -68,22 +68,12 @@ class RemoteTrunk(PassThrough):
         """
         tokens = hidden_states.shape[1]
         cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
-        keep_graph = self._keeps_graph(hidden_states)
+        keep_graph = self.keeps_graph(hidden_states)
         use: CacheUse | None = None
         if cache is not None:
             use = self._caches.use(cache, tokens, kept=not keep_graph)
             self._caches.drop_dead(self.transport)
-        request = ForwardRequest(
-            step=self.steps,
-            microbatch=self._microbatches,
-            hidden=hidden_states.detach(),
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            keep_graph=keep_graph,
-            dropout=self.training,
-            cache=use,
-        )
-        self._microbatches += 1
+        request = self.next_request(hidden_states, keep_graph=keep_graph, cache=use)
         if keep_graph:
             anchor = torch.empty(0, requires_grad=True)
             output: Tensor = Exchange.apply(  # type: ignore[no-untyped-call]
@@ -93,11 +83,39 @@ class RemoteTrunk(PassThrough):
             output = self.transport.forward(request).result()
         return super().forward(output, *args, **kwargs)
 
+    def next_request(
+        self, hidden: Tensor, *, keep_graph: bool, cache: CacheUse | None = None
+    ) -> ForwardRequest:
+        """The request for h1 of the next microbatch, with what the stock model was called with.
+
+        Args:
+            hidden: h1, (B, T, H).
+            keep_graph: Whether a backward pass will follow, see `keeps_graph`.
+            cache: The key-value cache that the pass extends.
+        """
+        request = ForwardRequest(
+            step=self.steps,
+            microbatch=self._microbatches,
+            hidden=hidden.detach(),
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            keep_graph=keep_graph,
+            dropout=self.training,
+            cache=cache,
+        )
+        self._microbatches += 1
+        return request
+
     def finish(self) -> SessionSummary:
         """Declare the session complete and wait for the trunk's word."""
         return self.transport.finish()
 
-    def _keeps_graph(self, hidden: Tensor) -> bool:
+    def keeps_graph(self, hidden: Tensor) -> bool:
+        """Whether there will be a backward pass through the trunk for h1.
+
+        Raises:
+            ModelError: gradients are asked for in an evaluation session.
+        """
         spec = self.transport.spec
         if not torch.is_grad_enabled():
             return False

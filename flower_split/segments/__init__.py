@@ -6,10 +6,12 @@ from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.exactness import check_exact, check_exact_cuts
 from flower_split.segments.families import FAMILIES, Family, family_of, register_family
 from flower_split.segments.fingerprint import fingerprint
+from flower_split.segments.halves import Halves, Pause
 from flower_split.segments.joining import join
 from flower_split.segments.layers import held_by_trunk, layer_index, layers_path
 from flower_split.segments.loading import load_client_model, load_trunk
 from flower_split.segments.pass_through import PassThrough, TrunkSlot
+from flower_split.segments.randomness import random_numbers
 from flower_split.segments.skeleton import load_skeleton, load_tokenizer
 from flower_split.segments.source import Source, resolve_source
 from flower_split.segments.splitting import split_model, split_segments
@@ -20,7 +22,9 @@ __all__ = [
     "Bottom",
     "Cuts",
     "Family",
+    "Halves",
     "PassThrough",
+    "Pause",
     "Source",
     "Top",
     "Trunk",
@@ -37,6 +41,7 @@ __all__ = [
     "load_skeleton",
     "load_tokenizer",
     "load_trunk",
+    "random_numbers",
     "register_family",
     "resolve_source",
     "split_model",

@@ -20,3 +20,4 @@ class LocalTransport(InProcessTransport):
     def __init__(self, trunk: Trunk | TrunkEngine, spec: SessionSpec | None = None) -> None:
         engine = trunk if isinstance(trunk, TrunkEngine) else TrunkEngine(trunk)
         super().__init__(engine, engine.describe() if spec is None else spec)
+        self.limits = engine.limits

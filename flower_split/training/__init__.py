@@ -5,13 +5,17 @@ from flower_split.training.evaluation import evaluate
 from flower_split.training.loop import StepReport, steps_in_round, train_round
 from flower_split.training.metrics import EvalMetrics, TrainMetrics
 from flower_split.training.progress import show_progress
+from flower_split.training.stages import Passage, Stages, WholeModel
 
 __all__ = [
     "Batch",
     "Batches",
     "EvalMetrics",
+    "Passage",
+    "Stages",
     "StepReport",
     "TrainMetrics",
+    "WholeModel",
     "evaluate",
     "show_progress",
     "steps_in_round",

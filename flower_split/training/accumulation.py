@@ -8,23 +8,46 @@ a mean of the microbatches' means would weigh the tokens of short ones more.
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from flower_split.errors import DataError, DivergenceError
 from flower_split.training.batch import Batch, count_targets, device_of, to_device
+from flower_split.training.pipeline import flow
+from flower_split.training.stages import Passage, Stages, WholeModel
 
 
-def accumulate(model: nn.Module, microbatches: Sequence[Batch]) -> tuple[float, int]:
+@dataclass(frozen=True, kw_only=True)
+class StepLoss:
+    """What the microbatches of an optimizer step came to."""
+
+    loss: float
+    """Mean cross-entropy in nats over the target tokens."""
+    tokens: int
+    """Target tokens."""
+    waited: float
+    """Seconds in which there was nothing to do but to wait for the trunk."""
+
+
+def accumulate(
+    model: nn.Module,
+    microbatches: Sequence[Batch],
+    *,
+    stages: Stages | None = None,
+    depth: int = 1,
+    seeds: Sequence[int] | None = None,
+) -> StepLoss:
     """Add the gradient of one optimizer step to the model's `.grad`s.
 
     Args:
         model: A stock causal language model, cut or whole, in training mode.
-        microbatches: Those of the step, worked off one after the other.
-
-    Returns:
-        The step's mean loss in nats, and the number of its target tokens.
+        microbatches: Those of the step. Gradients are added in their order, whatever the depth.
+        stages: How `model` is called; None calls it in one piece.
+        depth: Microbatches in flight; no more than `stages` can have are.
+        seeds: Of every microbatch's random numbers; None draws the caller's, which makes dropout
+            depend on the depth.
 
     Raises:
         DataError: no microbatch has a target token.
@@ -34,25 +57,31 @@ def accumulate(model: nn.Module, microbatches: Sequence[Batch]) -> tuple[float, 
     total = sum(counts)
     if total == 0:
         raise DataError("the batches of this step have no token with loss: all labels are -100")
+    stages = stages or WholeModel(model)
     device = device_of(model)
     by_total = takes_num_items(model)
-    loss_sum = 0.0
-    for number, (batch, count) in enumerate(zip(microbatches, counts, strict=True), start=1):
-        if count == 0:
-            continue
-        inputs = to_device(batch, device)
+    losses: list[float] = []
+
+    def start(number: int) -> Passage:
+        seed = None if seeds is None else seeds[number]
+        return stages.start(to_device(microbatches[number], device), seed)
+
+    def turn(number: int, passage: Passage) -> None:
         if by_total:
-            loss = model(
-                **inputs, use_cache=False, num_items_in_batch=torch.tensor(total, device=device)
-            ).loss
+            loss = passage.output(num_items_in_batch=torch.tensor(total, device=device)).loss
         else:
-            loss = model(**inputs, use_cache=False).loss * (count / total)
+            loss = passage.output().loss * (counts[number] / total)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise DivergenceError(f"the loss of microbatch {number} of {len(counts)} is {value}")
-        loss.backward()
-        loss_sum += value
-    return loss_sum, total
+            raise DivergenceError(
+                f"the loss of microbatch {number + 1} of {len(counts)} is {value}"
+            )
+        passage.backward(loss)
+        losses.append(value)
+
+    numbers = [number for number, count in enumerate(counts) if count]
+    waited = flow(numbers, min(depth, stages.max_in_flight), start, turn)
+    return StepLoss(loss=sum(losses), tokens=total, waited=waited)
 
 
 def takes_num_items(model: nn.Module) -> bool:

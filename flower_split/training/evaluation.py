@@ -11,10 +11,18 @@ from flower_split.errors import DataError, DivergenceError
 from flower_split.training.batch import IGNORED, Batch, device_of, to_device
 from flower_split.training.metrics import EvalMetrics
 from flower_split.training.modes import mode
+from flower_split.training.pipeline import flow
+from flower_split.training.stages import Passage, Stages, WholeModel
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> EvalMetrics:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    stages: Stages | None = None,
+    depth: int = 0,
+) -> EvalMetrics:
     """Loss, perplexity and accuracy over all target tokens, however they are batched.
 
     The model is in evaluation mode meanwhile, and every module in its own mode afterwards.
@@ -22,25 +30,35 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> EvalMetrics:
     Args:
         model: A stock causal language model, cut or whole.
         batches: Held-out data.
+        stages: How `model` is called; None calls it in one piece, one batch after the other.
+        depth: Batches in flight; 0 for as many as `stages` can have. It changes no result.
 
     Raises:
         DataError: no batch has a target token.
         DivergenceError: the loss is not finite.
         TrunkError: something went wrong between the silo and the trunk.
     """
+    stages = stages or WholeModel(model)
     device = device_of(model)
     loss_sum, correct, tokens, examples = 0.0, 0, 0, 0
+
+    def start(batch: Batch) -> Passage:
+        return stages.start({k: v for k, v in to_device(batch, device).items() if k != "labels"})
+
+    def turn(batch: Batch, passage: Passage) -> None:
+        nonlocal loss_sum, correct, tokens, examples
+        # Position t predicts label t + 1; only the rows of `logits` that count are widened.
+        labels = batch["labels"].to(device)[:, 1:]
+        targets = labels != IGNORED
+        logits = passage.output().logits[:, :-1][targets].float()
+        loss_sum += float(F.cross_entropy(logits, labels[targets], reduction="sum"))
+        correct += int((logits.argmax(-1) == labels[targets]).sum())
+        tokens += len(logits)
+        examples += len(labels)
+
+    limit = stages.max_in_flight
     with mode(model, training=False):
-        for batch in batches:
-            inputs = to_device(batch, device)
-            # Position t predicts label t + 1; only the rows of `logits` that count are widened.
-            labels = inputs.pop("labels")[:, 1:]
-            targets = labels != IGNORED
-            logits = model(**inputs, use_cache=False).logits[:, :-1][targets].float()
-            loss_sum += float(F.cross_entropy(logits, labels[targets], reduction="sum"))
-            correct += int((logits.argmax(-1) == labels[targets]).sum())
-            tokens += len(logits)
-            examples += len(labels)
+        flow(batches, min(depth or limit, limit), start, turn)
     if tokens == 0:
         raise DataError("there is no target token to evaluate on")
     if not math.isfinite(loss_sum):

@@ -12,12 +12,15 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from flower_split.config.sections import TrainConfig
+from flower_split.config.seeds import derive_seed
 from flower_split.errors import DataError, DivergenceError
 from flower_split.optimization.schedule import check_schedule, learning_rate_factor
 from flower_split.training.accumulation import accumulate
 from flower_split.training.batch import Batch, Batches
+from flower_split.training.depth import Depth
 from flower_split.training.metrics import TrainMetrics
 from flower_split.training.modes import mode
+from flower_split.training.stages import Stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ def train_round(
     batches: Batches,
     config: TrainConfig,
     *,
+    stages: Stages | None = None,
+    seed: int = 0,
     first_step: int = 0,
     total_steps: int | None = None,
     progress: Callable[[StepReport], None] | None = None,
@@ -64,13 +69,18 @@ def train_round(
     """Train for one round, in training mode; afterwards every module is in its mode again.
 
     Each step takes its learning rate from the schedule. The gradient is clipped here, over the
-    model's trainable parameters, unless the optimizer is a `ClippingOptimizer`.
+    model's trainable parameters, unless the optimizer is a `ClippingOptimizer`. Every microbatch
+    has random numbers of its own (for dropout), a function of the seed and of its place in the
+    run. So the result is the same however many microbatches are in flight; there are none at the
+    end of a step, because the next one's bottom is the stepped one.
 
     Args:
         model: A stock causal language model, cut or whole.
         optimizer: One over the model's trainable parameters.
         batches: Microbatches of a pass, anew at every iteration.
         config: The run's `train` section.
+        stages: How `model` is called; None calls it in one piece, one microbatch after the other.
+        seed: Of the random numbers.
         first_step: Optimizer steps of the run before this round, where the schedule goes on.
         total_steps: Optimizer steps of the whole run; None for those of this round.
         progress: Called after every step.
@@ -87,7 +97,10 @@ def train_round(
     total = first_step + steps if total_steps is None else total_steps
     check_schedule(config.schedule, warmup_steps=config.warmup_steps, total_steps=total)
     start = time.perf_counter()
-    loss_sum, tokens, examples, rate = 0.0, 0, 0, 0.0
+    loss_sum, tokens, examples, rate, waited = 0.0, 0, 0, 0.0, 0.0
+    full_step = min(config.accumulation, len(batches))
+    limit = 1 if stages is None else stages.max_in_flight
+    depth = Depth(config.in_flight, min(limit, full_step))
     norms = list[float]()
     with mode(model, training=True):
         for number, microbatches in enumerate(_step_batches(batches, config.accumulation, steps)):
@@ -97,29 +110,49 @@ def train_round(
                 warmup_steps=config.warmup_steps,
                 total_steps=total,
             )
+            began = time.perf_counter()
             try:
-                loss, count, norm = _step(
-                    model, optimizer, microbatches, rate, config.max_grad_norm
+                optimizer.zero_grad(set_to_none=True)
+                step = accumulate(
+                    model,
+                    microbatches,
+                    stages=stages,
+                    depth=depth.value,
+                    seeds=[
+                        derive_seed(seed, "microbatch", first_step + number, place)
+                        for place in range(len(microbatches))
+                    ],
                 )
+                norm = _step(model, optimizer, rate, config.max_grad_norm)
             except DivergenceError as exc:
                 raise DivergenceError(
                     f"{exc}, at step {number + 1} of {steps} of this round (step "
                     f"{first_step + number + 1} of the run, learning rate {rate:g}). The training "
                     "diverged: lower train.learning-rate, or clip with train.max-grad-norm"
                 ) from exc
-            loss_sum += loss * count
-            tokens += count
+            if len(microbatches) == full_step:
+                depth.observe(
+                    tokens=sum(batch["labels"].numel() for batch in microbatches),
+                    seconds=time.perf_counter() - began,
+                    waited=step.waited,
+                )
+            loss_sum += step.loss * step.tokens
+            tokens += step.tokens
+            waited += step.waited
             examples += sum(len(batch["labels"]) for batch in microbatches)
             if norm is not None:
                 norms.append(norm)
             if progress is not None:
-                progress(StepReport(step=number + 1, steps=steps, loss=loss, learning_rate=rate))
+                progress(
+                    StepReport(step=number + 1, steps=steps, loss=step.loss, learning_rate=rate)
+                )
     return TrainMetrics(
         loss=loss_sum / tokens,
         steps=steps,
         examples=examples,
         tokens=tokens,
         seconds=time.perf_counter() - start,
+        waited=waited,
         learning_rate=rate,
         grad_norm=sum(norms) / len(norms) if norms else None,
     )
@@ -139,15 +172,9 @@ def _step_batches(batches: Batches, accumulation: int, steps: int) -> Iterator[l
 
 
 def _step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    microbatches: list[Batch],
-    rate: float,
-    max_grad_norm: float,
-) -> tuple[float, int, float | None]:
-    """One optimizer step: mean loss, target tokens, and the global gradient norm if known."""
-    optimizer.zero_grad(set_to_none=True)
-    loss, count = accumulate(model, microbatches)
+    model: nn.Module, optimizer: Optimizer, rate: float, max_grad_norm: float
+) -> float | None:
+    """Clip and step; returns the global gradient norm where it is known."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     norm: float | None = None
@@ -157,7 +184,7 @@ def _step(
     optimizer.step()
     if max_grad_norm > 0 and isinstance(optimizer, ClippingOptimizer):
         norm = _finite(optimizer.grad_norm)
-    return loss, count, norm
+    return norm
 
 
 def _finite(norm: float) -> float:

@@ -24,6 +24,8 @@ class TrainMetrics:
     """Target tokens trained on: those with loss, counted as often as they were."""
     seconds: float
     """Wall time."""
+    waited: float
+    """Of these, seconds in which the silo had nothing to do but to wait for the trunk."""
     learning_rate: float
     """That of the last step."""
     grad_norm: float | None

@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
@@ -80,6 +81,8 @@ class Transport(ABC):
     spec: SessionSpec
     resumed: str = ""
     """The offered tag of the optimizer state from which both ends go on; empty: both afresh."""
+    limits: SessionLimits = SessionLimits()
+    """What the trunk lets the session hold, as it told when it was opened."""
 
     @abstractmethod
     def forward(self, request: ForwardRequest) -> Future[Tensor]:

@@ -12,7 +12,6 @@ from flower_split.transport.base import Transport
 from flower_split.transport.channel import Keepalive, channel_options
 from flower_split.transport.grpc_stream import GrpcStream
 from flower_split.transport.hello import hello_frame, read_welcome
-from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
@@ -89,7 +88,7 @@ class GrpcTransport(Transport):
         except BaseException:
             self.close()
             raise
-        self.limits: SessionLimits = read_welcome(welcome)
+        self.limits = read_welcome(welcome)
         self.resumed = welcome.resumed
 
     def forward(self, request: ForwardRequest) -> Future[Tensor]:

@@ -35,18 +35,18 @@ def test_microbatches_of_unequal_targets_equal_one_big_batch(
     big["labels"][0, :7] = -100
     parts = [{name: t[i : i + 2] for name, t in big.items()} for i in (0, 2, 4)]
     whole, divided = make_model(family), make_model(family)
-    loss, tokens = accumulate(whole, [big])
+    undivided = accumulate(whole, [big])
     target = OwnMean(divided) if own_mean else divided
-    split_loss, split_tokens = accumulate(target, parts)
+    several = accumulate(target, parts)
     assert takes_num_items(target) is not own_mean
-    assert tokens == split_tokens == int((big["labels"][:, 1:] != -100).sum())
-    assert split_loss == pytest.approx(loss, rel=1e-6)
+    assert undivided.tokens == several.tokens == int((big["labels"][:, 1:] != -100).sum())
+    assert several.loss == pytest.approx(undivided.loss, rel=1e-6)
     for one, other in zip(gradients(whole), gradients(divided), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     # A mean of the microbatches' means is another number: the test can tell the two apart.
     with torch.no_grad():
         means = [float(whole(**part).loss) for part in parts]
-    assert sum(means) / 3 != pytest.approx(loss, rel=1e-4)
+    assert sum(means) / 3 != pytest.approx(undivided.loss, rel=1e-4)
 
 
 def test_the_loss_is_the_mean_over_target_tokens_computed_by_hand(make_model, make_batch) -> None:
@@ -59,9 +59,9 @@ def test_the_loss_is_the_mean_over_target_tokens_computed_by_hand(make_model, ma
         for column, label in enumerate(labels)
         if column > 0 and label != -100
     ]
-    loss, tokens = accumulate(model, [batch])
-    assert tokens == len(losses) == 4 + 2
-    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    step = accumulate(model, [batch])
+    assert step.tokens == len(losses) == 4 + 2
+    assert step.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_one_batch_has_the_stock_models_gradient_to_the_bit(make_model, make_batch) -> None:
@@ -76,7 +76,7 @@ def test_a_microbatch_without_targets_changes_nothing(make_model, make_batch) ->
     empty = make_batch(5, 5, seed=3, prompt=5)
     first = accumulate(with_it, [make_batch(5, 5), empty])
     second = accumulate(without, [make_batch(5, 5)])
-    assert first == second
+    assert (first.loss, first.tokens) == (second.loss, second.tokens)
     assert all(map(torch.equal, gradients(with_it), gradients(without)))
 
 

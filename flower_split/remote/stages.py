@@ -1,0 +1,125 @@
+"""A client model stage by stage, so that several microbatches can be at the trunk at once.
+
+The plain remote trunk waits for the network inside the forward and the backward pass, and an
+autograd function that waits blocks its device's only autograd thread. Here the graph is cut at h2
+instead, which is a leaf: the backward pass of the top ends there, its gradient is sent, and the
+bottom's backward pass begins when g1 has arrived. No thread waits for anything meanwhile.
+"""
+
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flower_split.remote.trunk import RemoteTrunk, find_remote
+from flower_split.segments import Halves, Pause
+from flower_split.transport.messages import BackwardRequest
+
+
+class SplitStages:
+    """The stages of a client model with a trunk attached, as `train_round` and `evaluate` take it.
+
+    To be made anew after the model got other modules or another place for the trunk; a new
+    session, other adapter values and modes are followed.
+
+    Args:
+        client_model: It shares its modules and gradients with the stages.
+
+    Raises:
+        ModelError: no trunk is attached, or a tensor is trained that is not in one half alone.
+        UnsupportedFamilyError: the family is not registered.
+    """
+
+    def __init__(self, client_model: nn.Module) -> None:
+        self._remote = find_remote(client_model)
+        self._halves = Halves(client_model, self._remote)
+
+    @property
+    def max_in_flight(self) -> int:
+        """Microbatches whose activations the trunk keeps for this session."""
+        return self._remote.transport.limits.max_in_flight
+
+    def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> "SplitPassage":
+        """Compute h1 and send it; does not wait."""
+        return SplitPassage(self._remote, self._halves, self._halves.first(inputs, seed))
+
+
+class SplitPassage:
+    """One microbatch of a client model on its way.
+
+    Every wait raises the `TrunkError` with which the trunk or the connection failed.
+
+    Args:
+        remote: Its session and numbers.
+        halves: The client model.
+        pause: The microbatch, at the trunk's place.
+
+    Raises:
+        ModelError: gradients are asked for in an evaluation session.
+    """
+
+    def __init__(self, remote: RemoteTrunk, halves: Halves, pause: Pause) -> None:
+        self._transport = remote.transport
+        self._halves = halves
+        self._pause: Pause | None = pause
+        self._leaf: Tensor | None = None
+        self._keeps = remote.keeps_graph(pause.hidden)
+        self._device = pause.hidden.device
+        request = remote.next_request(pause.hidden, keep_graph=self._keeps)
+        self._step, self._microbatch = request.step, request.microbatch
+        self._waiting: Future[Any] | None = self._transport.forward(request)
+        # A passage that is dropped without a backward pass frees the trunk's activations too.
+        self._release = weakref.finalize(self, self._transport.release, self._microbatch)
+        self._release.atexit = False
+
+    @property
+    def awaited(self) -> Future[Any] | None:
+        """h2 at first, g1 after `backward`."""
+        return self._waiting
+
+    def output(self, **arguments: Any) -> Any:
+        """Wait for h2, then compute top and head: what the stock model returns."""
+        pause, reply = self._under_way()
+        hidden = reply.result().to(self._device)
+        if self._keeps:
+            hidden = self._leaf = hidden.detach().requires_grad_()
+        self._waiting = None
+        return self._halves.second(pause, hidden, **arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        """From the loss to h2, and send g2; does not wait."""
+        if loss.requires_grad:
+            loss.backward()
+        leaf, self._leaf = self._leaf, None
+        if leaf is None or leaf.grad is None or self._pause is None:
+            return
+        self._release.detach()
+        self._waiting = self._transport.backward(
+            BackwardRequest(
+                step=self._step,
+                microbatch=self._microbatch,
+                grad=leaf.grad,
+                wants_input_grad=self._pause.hidden.requires_grad,
+            )
+        )
+
+    def finish(self) -> None:
+        """Wait for g1, then go back through the bottom."""
+        if self._waiting is not None and self._pause is not None:
+            grad = self._waiting.result()
+            if grad is not None:
+                torch.autograd.backward(self._pause.hidden, grad.to(self._device))
+        self._pause = self._waiting = None
+
+    def abandon(self) -> None:
+        """Have the trunk free what it keeps for a backward pass that will not come."""
+        self._pause = self._leaf = None
+        self._release()
+
+    def _under_way(self) -> tuple[Pause, Future[Any]]:
+        if self._pause is None or self._waiting is None:
+            raise RuntimeError("a passage is taken stage by stage: output, backward, finish")
+        return self._pause, self._waiting

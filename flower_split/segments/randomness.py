@@ -1,0 +1,40 @@
+"""Random numbers of one forward pass: apart from everyone else's, and taken up again later."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+RandomState = tuple[Tensor, Tensor | None]
+"""State of torch's generators: the CPU's, and the device's where it is a GPU."""
+
+
+@contextmanager
+def random_numbers(device: torch.device, seed: int | None) -> Iterator[None]:
+    """Draw random numbers that start at `seed` meanwhile, and the caller's own afterwards.
+
+    Args:
+        device: Where the model is; the CPU's generator is always included.
+        seed: 0 to 2^63 - 1; None changes nothing, here and afterwards.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The state that `set_random_state` puts back."""
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_gpu
+
+
+def set_random_state(device: torch.device, state: RandomState) -> None:
+    """Go on drawing where `random_state` was called."""
+    on_cpu, on_gpu = state
+    torch.set_rng_state(on_cpu)
+    if on_gpu is not None:
+        torch.cuda.set_rng_state(on_gpu, device)
