@@ -15,6 +15,7 @@ from flower_split.transport.messages import (
     SessionSummary,
     StepReply,
     StepRequest,
+    WireBytes,
 )
 
 
@@ -69,12 +70,8 @@ class LateTransport(Transport):
         self._thread.join()
 
     @property
-    def bytes_sent(self) -> int:
-        return self.inner.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self.inner.bytes_received
+    def wire_bytes(self) -> WireBytes:
+        return self.inner.wire_bytes
 
     def _later(self, answer: Future[Any]) -> Future[Any]:
         late: Future[Any] = Future()
