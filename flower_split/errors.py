@@ -22,7 +22,8 @@
         ├── TokenError           no token, or one that is used or expired UNAUTHENTICATED
         ├── ForeignRunError      a token of another run or node           PERMISSION_DENIED
         ├── TrunkBusyError       a bound of the trunk was reached         RESOURCE_EXHAUSTED
-        └── TrunkUnavailableError  the trunk is gone or not reachable     UNAVAILABLE
+        ├── TrunkUnavailableError  the trunk is gone or not reachable     UNAVAILABLE
+        └── CertificateError     the two ends cannot agree on TLS         UNAVAILABLE
 
 The right-hand column is the gRPC status under which a `TrunkError` crosses the wire.
 """
@@ -110,3 +111,7 @@ class TrunkBusyError(TrunkError):
 
 class TrunkUnavailableError(TrunkError):
     """The trunk is gone or cannot be reached."""
+
+
+class CertificateError(TrunkError):
+    """TLS between silo and trunk failed: whom they trust, names, dates, or no TLS at all."""

@@ -22,6 +22,7 @@ from flower_split.server.optimizer_states import OptimizerState
 from flower_split.server.service import ServiceLimits
 from flower_split.server.tickets import TicketBook
 from flower_split.server.trunk_server import TrunkServer
+from flower_split.strategies.channel import advertised_address, bind_address, server_tls
 from flower_split.strategies.parts import AdapterParts, to_arrays
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import Purpose, SessionSummary, Ticket
@@ -40,8 +41,8 @@ class TrunkHost:
     Raises:
         ModelError: on entering: the model cannot be loaded, or not be cut there.
         AdapterError: on entering: the adapter settings do not fit the model.
-        ConfigError: on entering: the address cannot be bound, or sequences may be longer than the
-            model's context.
+        ConfigError: on entering: the address cannot be bound, the TLS files are not good, or
+            sequences may be longer than the model's context.
     """
 
     def __init__(self, config: SplitConfig) -> None:
@@ -59,6 +60,7 @@ class TrunkHost:
             max_message_tokens=config.trunk.max_message_tokens,
             max_cached_tokens=config.trunk.max_cached_tokens,
         )
+        self._tls = server_tls(config)  # before the model is loaded: it fails in no time
         with ExitStack() as stack:
             trunk = self._resolve()
             self._engine = TrunkEngine(
@@ -74,19 +76,23 @@ class TrunkHost:
             self._server = stack.enter_context(
                 TrunkServer(
                     self._engine,
-                    f"{config.trunk.host}:{config.trunk.port}",
+                    bind_address(config),
                     admit=self._tickets,
                     limits=ServiceLimits(
                         session=limits,
                         max_sessions=config.trunk.max_sessions,
                         hidden_size=trunk.hidden_size,
                     ),
-                    advertise=config.trunk.advertise,
+                    tls=self._tls,
+                    plaintext=config.tls.allow_plaintext,
+                    advertise=advertised_address(config),
                 )
             )
             _open_hosts.add(self)
             self._stack = stack.pop_all()
-        logger.info("the trunk listens on %s", self.address)
+        logger.info(
+            "the trunk listens on %s, %s", self.address, "TLS" if self.uses_tls else "no TLS"
+        )
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -101,6 +107,16 @@ class TrunkHost:
     def address(self) -> str:
         """`host:port` that silos connect to."""
         return self._server.address
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether silos connect over TLS."""
+        return self._tls is not None
+
+    @property
+    def ca(self) -> str:
+        """PEM of the CA that silos are told to trust; empty for their own roots."""
+        return "" if self._tls is None else self._tls.ca.decode("ascii", "ignore")
 
     @property
     def parts(self) -> AdapterParts:
@@ -142,9 +158,11 @@ class TrunkHost:
             state |= self._engine.shared_state()
         return {name: state[name] for name in self._plan.names}
 
-    def issue(self, run_id: int, node_id: int, server_round: int, purpose: Purpose) -> Ticket:
-        """A new ticket, good for one session."""
-        return self._tickets.issue(run_id, node_id, server_round, purpose)
+    def issue(
+        self, run_id: int, node_id: int, server_round: int, purpose: Purpose, *, seconds: float
+    ) -> Ticket:
+        """A new ticket, good for one session within the next `seconds`."""
+        return self._tickets.issue(run_id, node_id, server_round, purpose, seconds=seconds)
 
     def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
         """The trunk's part of the adapter that the ticket's session starts from."""

@@ -1,8 +1,7 @@
 """The sessions of one round: whom a message invited to the trunk, and whether the reply counts."""
 
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from torch import Tensor
@@ -10,59 +9,19 @@ from torch import Tensor
 from flower_split.errors import AdapterError, RoundError
 from flower_split.strategies.agreement import own_problem
 from flower_split.strategies.history import NodeRecord
-from flower_split.strategies.parts import AdapterParts
 from flower_split.strategies.reasons import readable
+from flower_split.strategies.session_host import SessionHost
 from flower_split.transport.invitation import PROOF, Invitation
-from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+from flower_split.transport.messages import Purpose
 
 STATISTICS = "split"
 """Name of the ConfigRecord in which a reply carries its proof and the session's statistics."""
 
+TICKET_GRACE = 30.0
+"""Seconds by which a ticket outlives its round's deadline; the round's end revokes it anyway."""
+
 DROPPED = 0
 """Code of the error that takes the place of a dropped reply (Flower's `ErrorCode.UNKNOWN`)."""
-
-
-class SessionHost(Protocol):
-    """What a round needs of the host of the trunk."""
-
-    @property
-    def address(self) -> str:
-        """`host:port` that silos connect to."""
-        ...
-
-    @property
-    def lineage(self) -> str:
-        """Names what silos keep from round to round; empty for the run's own id."""
-        ...
-
-    @property
-    def parts(self) -> AdapterParts:
-        """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
-        ...
-
-    def issue(self, run_id: int, node_id: int, server_round: int, purpose: Purpose) -> Ticket:
-        """A new ticket, good for one session."""
-        ...
-
-    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
-        """The trunk's part of the adapter that the ticket's session starts from."""
-        ...
-
-    def collect(self, ticket: Ticket) -> tuple[dict[str, Tensor], SessionSummary] | None:
-        """The adapter and summary of the ticket's session; None unless it was finished."""
-        ...
-
-    def is_broken(self, ticket: Ticket) -> bool:
-        """Whether the ticket's session ended without having been finished."""
-        ...
-
-    def accept(self, ticket: Ticket) -> None:
-        """The reply counts: the silo's next session goes on from this one's optimizer state."""
-        ...
-
-    def discard(self, ticket: Ticket) -> None:
-        """End the ticket's session if it is open, and make the ticket worthless."""
-        ...
 
 
 REPLY_SECONDS = 15.0
@@ -138,7 +97,13 @@ class RoundSessions:
         metadata = message.metadata
         if metadata.dst_node_id in self._invited:
             raise RoundError(f"the inner strategy sent two messages to node {metadata.dst_node_id}")
-        ticket = self._host.issue(metadata.run_id, metadata.dst_node_id, self._round, self._purpose)
+        ticket = self._host.issue(
+            metadata.run_id,
+            metadata.dst_node_id,
+            self._round,
+            self._purpose,
+            seconds=self._timeout + TICKET_GRACE,
+        )
         invitation = Invitation(
             address=self._host.address,
             ticket=ticket,
@@ -147,6 +112,9 @@ class RoundSessions:
             lineage=self._host.lineage or str(metadata.run_id),
             last_training=self._round == self._num_rounds,
             sample=sample,
+            tls=self._host.uses_tls,
+            ca=self._host.ca,
+            seconds=self._timeout,
         )
         self._array_key = array_key
         content[array_key] = silo_part

@@ -39,6 +39,12 @@ class NodeConfig:
     `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`."""
     state_days: int = 14
     """Age in days at which files are removed that a killed run has left there."""
+    trunk_ca: str = ""
+    """PEM file with the CA of the trunk's certificate; wins over the one that the server sends."""
+    trunk_certificate: str = ""
+    """PEM file with the silo's certificate, where the trunk demands one."""
+    trunk_private_key: str = ""
+    """PEM file with that certificate's unencrypted private key."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -53,9 +59,15 @@ class NodeConfig:
         for field in ("data_path", "eval_path"):
             problem = _path_problem(_key(field), getattr(self, field))
             problems += [problem] if problem else []
-        if self.state_dir and not Path(self.state_dir).is_absolute():
+        for field in ("state_dir", "trunk_ca", "trunk_certificate", "trunk_private_key"):
+            value = getattr(self, field)
+            if value and not Path(value).is_absolute():
+                problems.append(
+                    f"the node config has {_key(field)} {value!r}: expected an absolute path"
+                )
+        if bool(self.trunk_certificate) != bool(self.trunk_private_key):
             problems.append(
-                f"the node config has state-dir {self.state_dir!r}: expected an absolute path"
+                "the node config needs both trunk-certificate and trunk-private-key, or neither"
             )
         if self.state_days < 1:
             problems.append(f"the node config has state-days {self.state_days}: expected 1 or more")

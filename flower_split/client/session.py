@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -20,6 +20,7 @@ from flower_split.client.resuming import Resuming
 from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.client.state_folder import StateFolder
 from flower_split.client.statistics import SessionCost
+from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
 from flower_split.errors import SequenceError, WireError
@@ -34,13 +35,9 @@ from flower_split.training import (
     steps_in_round,
     train_round,
 )
-from flower_split.transport.base import Transport
+from flower_split.transport.base import Connect
 from flower_split.transport.grpc import GrpcTransport
 from flower_split.transport.invitation import PROOF, Invitation
-from flower_split.transport.messages import SessionSpec, Ticket
-
-Connect = Callable[[str, SessionSpec, Ticket], Transport]
-"""Opens a session at the trunk: address, what the silo brings to the handshake, its ticket."""
 
 Metric = int | float | list[int] | list[float]
 
@@ -73,7 +70,8 @@ class SplitSession:
         connect: Opens the session at the trunk.
 
     Raises:
-        ConfigError: the run config or the node config is not valid.
+        ConfigError: on entering: the run config, the node config or a file that it names for TLS
+            is not valid.
         ModelError, AdapterError: on entering: model or adapters cannot be loaded.
         TrunkError: on entering or later: the trunk refused the session, or is gone.
     """
@@ -112,6 +110,7 @@ class SplitSession:
         )
         with ExitStack() as stack:
             stack.enter_context(discreet())
+            tls = client_tls(self.invitation, self.config.tls, self.node)
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(self.seed)
             held = stack.enter_context(borrowed_model(self.config))
@@ -138,7 +137,15 @@ class SplitSession:
                 silo=self.silo,
                 optimizer_states=self._resuming.offers,
             )
-            self.transport = self._connect(self.invitation.address, spec, self.invitation.ticket)
+            self.transport = self._connect(
+                self.invitation.address,
+                spec,
+                self.invitation.ticket,
+                tls=tls,
+                plaintext=tls is None,  # allowed by now
+                connect_timeout=self.config.trunk.connect_timeout,
+                patience=max(0.0, started + self.invitation.seconds - time.monotonic()),
+            )
             stack.callback(self.transport.close)
             self._resuming.begin(self.transport.resumed)
             attach_trunk(self.model, self.transport)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flower_split.config.address import Address, is_any, is_loopback
+from flower_split.errors import ConfigError
+
 if TYPE_CHECKING:
     from flower_split.config.sections import SplitConfig
-
-ANY_ADDRESS = ("0.0.0.0", "::", "[::]", "")
 
 
 def conflicts(config: SplitConfig) -> list[str]:
@@ -15,6 +16,7 @@ def conflicts(config: SplitConfig) -> list[str]:
     return [
         *_trunk_bounds(config),
         *_trunk_address(config),
+        *_plaintext(config),
         *_schedule(config),
         *_quorum(config),
         *_extras(config),
@@ -44,15 +46,43 @@ def _trunk_bounds(config: SplitConfig) -> list[str]:
 def _trunk_address(config: SplitConfig) -> list[str]:
     trunk = config.trunk
     if trunk.advertise:
-        host, _, port = trunk.advertise.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            return [f"trunk.advertise must be host:port, not {trunk.advertise!r}"]
-    elif trunk.host in ANY_ADDRESS:
+        try:
+            Address.parse(trunk.advertise, what="trunk.advertise", port=trunk.port)
+        except ConfigError as error:
+            return [str(error)]
+    elif is_any(trunk.host):
         return [
             f"trunk.host {trunk.host!r} is every address of this machine and none that a silo can "
             "connect to: set trunk.advertise to the host:port that silos reach"
         ]
     return []
+
+
+def _plaintext(config: SplitConfig) -> list[str]:
+    tls, trunk, found = config.tls, config.trunk, list[str]()
+    if tls.mode == "off" and not tls.allow_plaintext and not is_loopback(trunk.host):
+        found.append(
+            f"tls.mode 'off' sends everything readable for whoever listens, and trunk.host "
+            f"{trunk.host!r} is not loopback: leave tls.mode at 'ephemeral', or set "
+            "tls.allow-plaintext to true"
+        )
+    given = [
+        key
+        for key, value in (
+            ("tls.certificate", tls.certificate),
+            ("tls.private-key", tls.private_key),
+            ("tls.ca", tls.ca),
+        )
+        if value
+    ]
+    if given and tls.mode != "files":
+        found.append(
+            f"{', '.join(given)} would not be used with tls.mode {tls.mode!r}: set tls.mode to "
+            "'files', or leave them empty"
+        )
+    if tls.client_ca and tls.mode == "off":
+        found.append("tls.client-ca cannot demand certificates with tls.mode 'off': turn TLS on")
+    return found
 
 
 def _schedule(config: SplitConfig) -> list[str]:

@@ -13,6 +13,7 @@ from flower_split.config.conflicts import conflicts
 from flower_split.config.data import DataConfig
 from flower_split.config.model import ATTENTION, DTYPES, CutConfig, LoraSettings, ModelConfig
 from flower_split.config.strategy import StrategyConfig
+from flower_split.config.tls import TLS_MODES, TlsConfig
 from flower_split.config.training import CODECS, SCHEDULES, TrainConfig, WireConfig
 from flower_split.config.trunk import TRUNK_ADAPTERS, TrunkConfig
 from flower_split.errors import ConfigError
@@ -22,6 +23,7 @@ __all__ = [
     "CODECS",
     "DTYPES",
     "SCHEDULES",
+    "TLS_MODES",
     "TRUNK_ADAPTERS",
     "CutConfig",
     "DataConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "SplitConfig",
     "StrategyConfig",
+    "TlsConfig",
     "TrainConfig",
     "TrunkConfig",
     "WireConfig",
@@ -45,6 +48,7 @@ class SplitConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     num_server_rounds: int = 3

@@ -14,11 +14,14 @@ class TrunkConfig:
     adapters: str = "federated"
     """One of `TRUNK_ADAPTERS`."""
     host: str = "127.0.0.1"
-    """Address the trunk's server binds."""
+    """Address the trunk's server binds, such as `0.0.0.0` or `::`."""
     port: int = 0
     """Port the trunk's server binds; 0 takes a free one."""
     advertise: str = ""
-    """`host:port` that silos are told to connect to; empty for the bound address."""
+    """`host:port` that silos are told to connect to; empty for the bound address. Without a port,
+    or with port 0, it means the bound port."""
+    connect_timeout: float = 30.0
+    """Seconds that a silo takes at most to find out whether the trunk answers."""
     max_sessions: int = 64
     """Sessions that may be open at once."""
     max_in_flight: int = 8
@@ -32,5 +35,6 @@ class TrunkConfig:
         one_of("trunk.adapters", self.adapters, TRUNK_ADAPTERS)
         in_range("trunk.port", self.port, 0, 65535)
         at_least("trunk.port", self.port, 0)
+        in_range("trunk.connect-timeout", self.connect_timeout, 0.0, 3600.0, open_low=True)
         for name in ("max_sessions", "max_in_flight", "max_message_tokens", "max_cached_tokens"):
             at_least(f"trunk.{name.replace('_', '-')}", getattr(self, name), 1)

@@ -15,6 +15,16 @@ from flower_split.transport.channel import Options
 TRUNK_SERVICE: str = pb.DESCRIPTOR.services_by_name["Trunk"].full_name
 # Two processes on one port would share the silos between them.
 _OWN_PORT = ("grpc.so_reuseport", 0)
+_HANDSHAKE_SECONDS = 10
+_IDLE_SECONDS = 30
+_MAX_CHECKS = 64
+# What a peer costs before it has shown a ticket: bounded in number and in time.
+_STRANGERS: Options = [
+    ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1000),
+    ("grpc.max_connection_idle_ms", _IDLE_SECONDS * 1000),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 8192),
+]
 
 
 async def listen_trunk(
@@ -29,12 +39,16 @@ async def listen_trunk(
     Raises:
         ConfigError: it cannot listen on `address`.
     """
-    server = grpc.aio.server(options=[*options, _OWN_PORT], maximum_concurrent_rpcs=max_streams)
+    server = grpc.aio.server(
+        options=[*options, _OWN_PORT, *_STRANGERS], maximum_concurrent_rpcs=max_streams
+    )
     add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     return server, await _start(server, address, credentials)
 
 
-async def listen_health(address: str) -> tuple[grpc.aio.Server, int]:
+async def listen_health(
+    address: str, credentials: grpc.ServerCredentials | None
+) -> tuple[grpc.aio.Server, int]:
     """A server of the standard gRPC health service, and the port that it listens on.
 
     Raises:
@@ -42,9 +56,9 @@ async def listen_health(address: str) -> tuple[grpc.aio.Server, int]:
     """
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
-    server = grpc.aio.server(options=[_OWN_PORT])
+    server = grpc.aio.server(options=[_OWN_PORT, *_STRANGERS], maximum_concurrent_rpcs=_MAX_CHECKS)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    return server, await _start(server, address, None)
+    return server, await _start(server, address, credentials)
 
 
 async def _start(

@@ -165,8 +165,10 @@ class TrunkService(TrunkServicer):
 
     def _take_seat(self, spec: SessionSpec, ticket: Ticket | None) -> Seat:
         with self._lock:
+            if self._admit is not None:
+                self._admit.verify(ticket, spec.purpose)
             if self._num_sessions >= self._limits.max_sessions:
-                raise TrunkBusyError(
+                raise TrunkBusyError(  # and the ticket stays good for another attempt
                     f"{self._num_sessions} sessions are open, the trunk's limit. Try later, or"
                     " raise trunk.max-sessions"
                 )

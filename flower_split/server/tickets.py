@@ -2,8 +2,10 @@
 
 import hashlib
 import hmac
+import math
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -15,6 +17,10 @@ from flower_split.transport.messages import Purpose, Ticket
 
 class Admission(Protocol):
     """Decides who may open a session. Called from several threads."""
+
+    def verify(self, ticket: Ticket | None, purpose: Purpose) -> None:
+        """Raise what `claim` would raise now, and change nothing."""
+        ...
 
     def claim(self, ticket: Ticket | None, purpose: Purpose) -> None:
         """Let a session begin.
@@ -34,11 +40,18 @@ class Admission(Protocol):
         ...
 
 
+# One wording for all: it tells a stranger nothing of what exists.
+_NOT_VALID = (
+    "no session without a valid token: it is missing, unknown, used or expired. Every session "
+    "needs a new one, which the server sends in its message"
+)
+_FOREIGN = "the token was issued for another run, node, round or purpose"
+
+
 class _State(Enum):
     ISSUED = auto()
     OPEN = auto()
     SPENT = auto()
-    REVOKED = auto()
 
 
 @dataclass(kw_only=True)
@@ -48,64 +61,72 @@ class _Entry:
     node_id: int
     server_round: int
     purpose: Purpose | None
+    expires: float
     state: _State = field(default=_State.ISSUED)
 
 
 class TicketBook:
-    """An `Admission` by random tokens, good for one session each.
+    """An `Admission` by random tokens of 256 bits, good for one session each.
 
     Tokens are kept as hashes and compared in constant time.
+
+    Args:
+        clock: Seconds of a monotonic clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []
 
     def issue(
-        self, run_id: int, node_id: int, server_round: int, purpose: Purpose | None = None
+        self,
+        run_id: int,
+        node_id: int,
+        server_round: int,
+        purpose: Purpose | None = None,
+        *,
+        seconds: float = math.inf,
     ) -> Ticket:
         """A new ticket; revokes the one that was issued for the same four before.
 
-        Without a purpose the ticket opens a session of either kind.
+        Args:
+            run_id: The run, node and round that the ticket is for.
+            node_id: See `run_id`.
+            server_round: See `run_id`.
+            purpose: What its session may do; None for a session of any kind.
+            seconds: How long it is good; a session that is still open then ends.
         """
         token = secrets.token_urlsafe(32)
+        now = self._clock()
         entry = _Entry(
             digest=_digest(token),
             run_id=run_id,
             node_id=node_id,
             server_round=server_round,
             purpose=purpose,
+            expires=now + seconds,
         )
+        self._forget(lambda other: _key(other) == _key(entry) or other.expires <= now)
         with self._lock:
-            for other in self._entries:
-                if _key(other) == _key(entry):
-                    other.state = _State.REVOKED
             self._entries.append(entry)
         return Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
 
+    def verify(self, ticket: Ticket | None, purpose: Purpose) -> None:
+        """Raise what `claim` would raise now; see `Admission.verify`."""
+        with self._lock:
+            self._admissible(ticket, purpose)
+
     def claim(self, ticket: Ticket | None, purpose: Purpose) -> None:
         """Let the ticket's session begin; see `Admission.claim`."""
-        if ticket is None or not ticket.token:
-            raise TokenError("the trunk asks for a ticket and the silo brought none")
         with self._lock:
-            entry = self._find(ticket)
-            if entry is None:
-                raise TokenError("the session token is unknown or expired")
-            for name in ("run_id", "node_id", "server_round"):
-                if getattr(entry, name) != getattr(ticket, name):
-                    raise ForeignRunError(f"the session token was issued for another {name}")
-            if entry.purpose not in (None, purpose):
-                raise ForeignRunError("the session token was issued for another purpose")
-            if entry.state is not _State.ISSUED:
-                reason = "expired" if entry.state is _State.REVOKED else "was used already"
-                raise TokenError(f"the session token {reason}; every session needs its own")
-            entry.state = _State.OPEN
+            self._admissible(ticket, purpose).state = _State.OPEN
 
     def check(self, ticket: Ticket | None) -> None:
         """Raise `TokenError` unless the ticket's session is open and was not revoked."""
         with self._lock:
             entry = None if ticket is None else self._find(ticket)
-            if entry is None or entry.state is not _State.OPEN:
+            if entry is None or entry.state is not _State.OPEN or entry.expires <= self._clock():
                 raise TokenError("the session token expired; the host has closed the round")
 
     def spend(self, ticket: Ticket | None) -> None:
@@ -117,16 +138,29 @@ class TicketBook:
 
     def revoke(self, ticket: Ticket) -> None:
         """Make the ticket worthless; its session, if one is open, ends within a second."""
-        self._revoke(lambda entry: hmac.compare_digest(entry.digest, _digest(ticket.token)))
+        self._forget(lambda entry: hmac.compare_digest(entry.digest, _digest(ticket.token)))
 
     def end_round(self, server_round: int) -> None:
         """Revoke all tickets of this round and of earlier ones."""
-        self._revoke(lambda entry: entry.server_round <= server_round)
+        self._forget(lambda entry: entry.server_round <= server_round)
 
-    def _revoke(self, chosen: Callable[[_Entry], bool]) -> None:
-        """Forget the chosen entries: an unknown token is refused as an expired one is."""
+    def _forget(self, chosen: Callable[[_Entry], bool]) -> None:
+        """Revoke the chosen entries: an unknown token is refused as an expired one is."""
         with self._lock:
             self._entries = [entry for entry in self._entries if not chosen(entry)]
+
+    def _admissible(self, ticket: Ticket | None, purpose: Purpose) -> _Entry:
+        entry = None if ticket is None or not ticket.token else self._find(ticket)
+        if ticket is None or entry is None or entry.expires <= self._clock():
+            raise TokenError(_NOT_VALID)
+        if entry.state is not _State.ISSUED:
+            raise TokenError(_NOT_VALID)
+        holder = entry.run_id, entry.node_id, entry.server_round
+        if holder != (ticket.run_id, ticket.node_id, ticket.server_round):
+            raise ForeignRunError(_FOREIGN)
+        if entry.purpose not in (None, purpose):
+            raise ForeignRunError(_FOREIGN)
+        return entry
 
     def _find(self, ticket: Ticket) -> _Entry | None:
         digest = _digest(ticket.token)

@@ -1,14 +1,14 @@
 """The trunk server: hosts a backend for silos that come over gRPC."""
 
 import atexit
-import socket
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-import grpc
 import grpc.aio
 
+from flower_split.config.address import Address, is_any, reachable_name
 from flower_split.errors import ConfigError
 from flower_split.segments import Trunk
 from flower_split.server.engine import TrunkEngine
@@ -16,12 +16,15 @@ from flower_split.server.listeners import listen_health, listen_trunk
 from flower_split.server.loop_thread import LoopThread
 from flower_split.server.service import ServiceLimits, TrunkService
 from flower_split.server.tickets import Admission
+from flower_split.tls import ServerTls
 from flower_split.transport.base import TrunkBackend
 from flower_split.transport.channel import Keepalive, channel_options
+from flower_split.transport.credentials import check_plaintext, server_credentials
+
+logger = logging.getLogger(__name__)
 
 # Streams beyond the sessions that may be open: they get a proper refusal instead of gRPC's own.
 _SPARE_STREAMS = 16
-_WILDCARDS = ("0.0.0.0", "[::]")
 
 
 class TrunkServer:
@@ -32,17 +35,21 @@ class TrunkServer:
 
     Args:
         backend: Hosts the sessions: an engine, or a trunk that then stays frozen.
-        address: `host:port` to listen on; port 0 takes a free one.
+        address: `host:port` to listen on, an IPv6 host in brackets; port 0 takes a free one.
         admit: Decides who may open a session, such as a `TicketBook`; None lets everyone in.
         limits: Bounds of the service and of its sessions.
-        credentials: TLS credentials; None serves without encryption.
-        advertise: `host:port` that silos are told to connect to; empty for the bound address.
-        health: Whether the gRPC health service listens too, on the same host.
+        tls: The trunk's certificate; None serves without encryption, on loopback only.
+        plaintext: Whether that is allowed on other hosts too; logged as a warning.
+        advertise: `host:port` that silos are told to connect to; empty for the bound address, and
+            without a port, or with port 0, that of the bound address.
+        health: Whether the gRPC health service listens too, on the same host. It is TLS when the
+            trunk is, and demands no client certificate.
         health_port: Its port; 0 takes a free one.
         keepalive: How a dead silo is found.
 
     Raises:
-        ConfigError: `address` is not `host:port`.
+        ConfigError: an address is malformed, other machines could listen in, or the certificate
+            is not for the host that silos connect to.
     """
 
     def __init__(
@@ -52,19 +59,21 @@ class TrunkServer:
         *,
         admit: Admission | None = None,
         limits: ServiceLimits | None = None,
-        credentials: grpc.ServerCredentials | None = None,
+        tls: ServerTls | None = None,
+        plaintext: bool = False,
         advertise: str = "",
         health: bool = True,
         health_port: int = 0,
         keepalive: Keepalive | None = None,
     ) -> None:
-        self._host = _host(address)
-        self._health_address = f"{self._host}:{health_port}" if health else ""
-        if advertise:
-            _host(advertise)
-        self._bind = address
-        self._advertise = advertise
-        self._credentials = credentials
+        self._bind = Address.parse(address)
+        self._advertise = Address.parse(advertise, port=0) if advertise else None
+        self._health = Address(self._bind.host, health_port) if health else None
+        self._tls = tls
+        if tls is None:
+            check_plaintext(self._bind, allowed=plaintext)
+        else:
+            tls.check_host(self._reached(0).host)
         self._limits = limits or ServiceLimits()
         self._options = channel_options(keepalive or Keepalive())
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="trunk-compute")
@@ -84,6 +93,12 @@ class TrunkServer:
         """
         if self._loop is not None or self._stopped:
             raise ConfigError("a TrunkServer starts once; make a new one")
+        if self._tls is None and not self._bind.is_loopback:
+            logger.warning(
+                "the trunk's channel on %s is NOT encrypted: whoever can listen on the network "
+                "reads the silos' activations and tokens",
+                self._bind,
+            )
         self._loop = LoopThread("trunk-server")
         atexit.register(self.stop, 0.0)
         try:
@@ -115,15 +130,12 @@ class TrunkServer:
     @property
     def address(self) -> str:
         """`host:port` that silos connect to; this machine's name when all hosts are bound."""
-        if self._advertise:
-            return self._advertise
-        host = socket.gethostname() if self._host in _WILDCARDS else self._host
-        return f"{host}:{self._port}"
+        return str(self._reached(self._port))
 
     @property
     def health_address(self) -> str:
         """`host:port` of the health service; empty without one."""
-        return f"{self._host}:{self._health_port}" if self._health_port else ""
+        return str(Address(self._bind.host, self._health_port)) if self._health_port else ""
 
     @property
     def num_sessions(self) -> int:
@@ -141,14 +153,23 @@ class TrunkServer:
     ) -> None:
         self.stop()
 
+    def _reached(self, port: int) -> Address:
+        """The address that silos connect to when the server listens on `port`."""
+        if self._advertise is not None:
+            return Address(self._advertise.host, self._advertise.port or port)
+        host = self._bind.host
+        return Address(reachable_name() if is_any(host) else host, port)
+
     async def _listen(self) -> None:
-        max_streams = self._limits.max_sessions + _SPARE_STREAMS
+        tls, max_streams = self._tls, self._limits.max_sessions + _SPARE_STREAMS
+        credentials = None if tls is None else server_credentials(tls)
         server, self._port = await listen_trunk(
-            self._service, self._bind, self._credentials, self._options, max_streams
+            self._service, str(self._bind), credentials, self._options, max_streams
         )
         self._servers.append(server)
-        if self._health_address:
-            server, self._health_port = await listen_health(self._health_address)
+        if self._health is not None:
+            open_to_all = None if tls is None else server_credentials(tls, for_all=True)
+            server, self._health_port = await listen_health(str(self._health), open_to_all)
             self._servers.append(server)
 
     async def _end(self, grace: float) -> None:
@@ -156,11 +177,3 @@ class TrunkServer:
             await server.stop(grace)
         self._servers.clear()
         await self._service.drain()
-
-
-def _host(address: str) -> str:
-    """The host of `host:port`."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"an address must be host:port with a port up to 65535, not {address!r}")
-    return host

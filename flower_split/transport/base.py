@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from flower_split.tls import ClientTls
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
@@ -137,3 +138,21 @@ class Transport(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Connect(Protocol):
+    """Opens a session at the trunk; `GrpcTransport` describes the arguments."""
+
+    def __call__(
+        self,
+        address: str,
+        spec: SessionSpec,
+        ticket: Ticket,
+        *,
+        tls: ClientTls | None,
+        plaintext: bool,
+        connect_timeout: float,
+        patience: float,
+    ) -> Transport:
+        """The session's transport, or a `TrunkError`."""
+        ...

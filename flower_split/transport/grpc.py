@@ -1,15 +1,23 @@
 """The gRPC transport: a silo's session with a trunk in another process."""
 
 import concurrent.futures
+import random
+import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import grpc
 from torch import Tensor
 
-from flower_split.errors import ConfigError, TrunkUnavailableError
+from flower_split.config.address import Address
+from flower_split.errors import ConfigError, TrunkBusyError, TrunkUnavailableError
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.tls import ClientTls
 from flower_split.transport.base import Transport
 from flower_split.transport.channel import Keepalive, channel_options
+from flower_split.transport.credentials import channel_credentials, check_plaintext
+from flower_split.transport.diagnosis import diagnose
 from flower_split.transport.grpc_stream import GrpcStream
 from flower_split.transport.hello import hello_frame, read_welcome
 from flower_split.transport.messages import (
@@ -25,6 +33,9 @@ from flower_split.transport.messages import (
 from flower_split.transport.requests import DropCache, Finish, Release
 from flower_split.transport.rules import HopRules
 
+_DIAGNOSIS_SECONDS = 3.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
 
 class GrpcTransport(Transport):
     """A session with the trunk at `address`, open when the constructor returns.
@@ -35,16 +46,20 @@ class GrpcTransport(Transport):
     `TrunkBusyError`, which ends the session like every other error. Tensors arrive on the CPU.
 
     Args:
-        address: `host:port` of a `TrunkServer`.
+        address: `host:port` of a `TrunkServer`; an IPv6 host in brackets.
         spec: What the silo brings to the handshake.
         ticket: Who the silo is; None where the trunk asks for no ticket.
-        credentials: TLS credentials; None connects without encryption.
+        tls: Which trunk is believed; None connects without encryption, to loopback only.
+        plaintext: Whether that is allowed to other hosts too.
         connect_timeout: Seconds for connecting and the handshake.
+        patience: Seconds for which a trunk that has no room is asked again.
         timeout: Seconds that the trunk may take to answer a request.
         keepalive: How a dead connection is found.
 
     Raises:
-        TrunkUnavailableError: no trunk answers at `address`.
+        ConfigError: a setting is malformed, or the channel would be readable for others.
+        TrunkUnavailableError: no trunk answers at `address`; says what is there instead.
+        CertificateError: TLS failed; says why.
         HandshakeError: the trunk was set up differently; names the field.
         TokenError: the ticket is not valid, or was used.
         ForeignRunError: the ticket belongs to another run, node or round.
@@ -57,37 +72,43 @@ class GrpcTransport(Transport):
         spec: SessionSpec,
         ticket: Ticket | None = None,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: ClientTls | None = None,
+        plaintext: bool = False,
         connect_timeout: float = 10.0,
+        patience: float = 0.0,
         timeout: float = 600.0,
         keepalive: Keepalive | None = None,
     ) -> None:
-        if not address or not connect_timeout > 0 or not timeout > 0:
+        if not (connect_timeout > 0 and patience >= 0 and timeout > 0):
             raise ConfigError(
-                f"the trunk's address must be host:port and timeouts positive, not {address!r},"
-                f" {connect_timeout!r}, {timeout!r}"
+                f"the trunk's timeouts must be positive, not {connect_timeout!r}, {patience!r}, "
+                f"{timeout!r}"
             )
+        self._peer = Address.parse(address, what="the trunk's address")
+        if tls is None:
+            check_plaintext(self._peer, allowed=plaintext)
         self.spec = spec
+        self._tls = tls
+        self._credentials = None if tls is None else channel_credentials(tls)
+        self._options = channel_options(keepalive or Keepalive())
         hello, rules = hello_frame(spec, ticket), HopRules(spec)
-        options = channel_options(keepalive or Keepalive())
-        if credentials is None:
-            channel = grpc.insecure_channel(address, options)
-        else:
-            channel = grpc.secure_channel(address, credentials, options)
-        self._stream = GrpcStream(channel, address, hello, rules, timeout)
-        # runs when the transport is forgotten or the interpreter exits
-        self._finalizer = weakref.finalize(self, self._stream.close)
-        try:
-            welcome = self._stream.welcome.result(connect_timeout)
-        except concurrent.futures.TimeoutError:
-            self.close()
-            raise TrunkUnavailableError(
-                f"trunk at {address} did not answer within {connect_timeout:g} s; check the"
-                " address and that a TrunkServer runs there"
-            ) from None
-        except BaseException:
-            self.close()
-            raise
+        give_up = time.monotonic() + patience
+        for pause in _pauses():
+            channel = self._channel()
+            self._stream = GrpcStream(channel, str(self._peer), hello, rules, timeout)
+            # runs when the transport is forgotten or the interpreter exits
+            self._finalizer = weakref.finalize(self, self._stream.close)
+            try:
+                welcome = self._welcome(connect_timeout)
+                break
+            except TrunkBusyError:
+                self.close()
+                if time.monotonic() + pause > give_up:
+                    raise
+                time.sleep(pause)
+            except BaseException:
+                self.close()
+                raise
         self.limits = read_welcome(welcome)
         self.resumed = welcome.resumed
 
@@ -126,6 +147,35 @@ class GrpcTransport(Transport):
         """Bytes of tensor payload sent and received so far, as encoded."""
         return self._stream.meter.read()
 
+    def _channel(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(str(self._peer), self._options)
+        return grpc.secure_channel(str(self._peer), self._credentials, self._options)
+
+    def _welcome(self, seconds: float) -> pb.Welcome:
+        """The trunk's welcome; a failure says what was found wrong at the address."""
+        end, spare = time.monotonic() + seconds, min(_DIAGNOSIS_SECONDS, seconds / 4)
+        try:
+            return self._stream.welcome.result(seconds - spare)
+        except concurrent.futures.TimeoutError:
+            failure = TrunkUnavailableError(
+                f"trunk at {self._peer} did not answer within {seconds:g} s; check the address "
+                "and that a TrunkServer runs there"
+            )
+        except TrunkUnavailableError as error:
+            failure = error
+        self.close()
+        spare = max(spare, min(end - time.monotonic(), _DIAGNOSIS_SECONDS))
+        raise diagnose(str(self._peer), self._tls, spare) or failure
+
     def _end(self, reason: str) -> None:
         self._finalizer.detach()
         self._stream.close(reason)
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between two attempts: growing, and not the same for all silos."""
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(2 * pause, _LONGEST_PAUSE)

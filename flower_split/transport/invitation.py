@@ -6,11 +6,14 @@ its reply that it had the token, by a keyed hash, and never sends the token itse
 
 import hashlib
 import hmac
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flower_split.errors import TokenError
+from flower_split.config.address import Address
+from flower_split.errors import ConfigError, TokenError, WireError
+from flower_split.tls.pem import MAX_PEM_BYTES, parse_certificates
 from flower_split.transport.messages import Purpose, Ticket
 
 PREFIX = "split."
@@ -36,8 +39,14 @@ class Invitation:
     """Whether no training follows this session, so that the silo's optimizer state can go."""
     sample: bool = False
     """Whether the silo is asked to continue the run config's sample prompt."""
+    tls: bool = True
+    """Whether the trunk's channel is TLS."""
+    ca: str = ""
+    """PEM of the CA that signed the trunk's certificate; empty for the silo's own roots."""
+    seconds: float = 3600.0
+    """Seconds that the round lasted at most when the message was sent."""
 
-    def to_fields(self) -> dict[str, str | int | bool]:
+    def to_fields(self) -> dict[str, str | int | float | bool]:
         """The fields that join the message's config; run and node are in the message itself."""
         return {
             "split.address": self.address,
@@ -48,6 +57,9 @@ class Invitation:
             "split.lineage": self.lineage,
             "split.last-training": self.last_training,
             "split.sample": self.sample,
+            "split.tls": self.tls,
+            "split.ca": self.ca,
+            "split.seconds": self.seconds,
         }
 
     @classmethod
@@ -58,11 +70,13 @@ class Invitation:
 
         Raises:
             TokenError: the config carries none, or a malformed one.
+            WireError: the address or the CA is malformed.
         """
         address, token = fields.get("split.address"), fields.get("split.token")
         server_round, purpose = fields.get("split.round"), fields.get("split.purpose")
         num_rounds, sample = fields.get("split.num-rounds"), fields.get("split.sample")
         lineage, last_training = fields.get("split.lineage"), fields.get("split.last-training")
+        tls, ca, seconds = (fields.get(f"split.{name}") for name in ("tls", "ca", "seconds"))
         if (
             not isinstance(address, str)
             or not isinstance(token, str)
@@ -72,11 +86,17 @@ class Invitation:
             or not isinstance(lineage, str)
             or _LINEAGE.fullmatch(lineage) is None
             or not isinstance(last_training, bool)
+            or not isinstance(tls, bool)
+            or not isinstance(ca, str)
+            or not isinstance(seconds, (int, float))
+            or not math.isfinite(seconds)
         ):
             raise TokenError(
                 "the message carries no invitation to a trunk: the ServerApp must send it through "
                 "SplitStrategy, in the same version of flower_split"
             )
+        _check_address(address)
+        _check_ca(ca)
         ticket = Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
         return cls(
             address=address,
@@ -86,6 +106,9 @@ class Invitation:
             lineage=lineage,
             last_training=last_training,
             sample=sample is True,
+            tls=tls,
+            ca=ca,
+            seconds=float(seconds),
         )
 
     def proof(self) -> str:
@@ -97,3 +120,21 @@ class Invitation:
     def is_proven_by(self, proof: object) -> bool:
         """Whether `proof` was made by someone who had the token."""
         return isinstance(proof, str) and hmac.compare_digest(proof.encode(), self.proof().encode())
+
+
+def _check_address(address: str) -> None:
+    try:
+        Address.parse(address, what="the trunk's address in the message")
+    except ConfigError as error:
+        raise WireError(str(error)) from error
+
+
+def _check_ca(ca: str) -> None:
+    if not ca:
+        return
+    if len(ca) > MAX_PEM_BYTES or not ca.isascii():
+        raise WireError(f"the trunk's CA in the message is no PEM text of {MAX_PEM_BYTES} bytes")
+    try:
+        parse_certificates(ca.encode(), "the trunk's CA in the message")
+    except ConfigError as error:
+        raise WireError(str(error)) from error

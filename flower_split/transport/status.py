@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import grpc
 
 from flower_split.errors import (
+    CertificateError,
     ForeignRunError,
     HandshakeError,
     SequenceError,
@@ -29,6 +30,7 @@ CODES: dict[type[TrunkError], grpc.StatusCode] = {
     ForeignRunError: grpc.StatusCode.PERMISSION_DENIED,
     TrunkBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TrunkUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    CertificateError: grpc.StatusCode.UNAVAILABLE,
 }
 
 if set(CODES) != set(TrunkError.__subclasses__()):

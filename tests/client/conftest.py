@@ -51,10 +51,16 @@ def invite(host):
 
     def make(purpose="train", server_round=1, *, sample=False):
         silo, trunk = host.parts.split(host.begin(None))
-        ticket = host.issue(RUN_ID, NODE, server_round, purpose)
+        ticket = host.issue(RUN_ID, NODE, server_round, purpose, seconds=600.0)
         host.prepare(ticket, trunk)
         invitation = Invitation(
-            address=host.address, ticket=ticket, purpose=purpose, num_rounds=2, sample=sample
+            address=host.address,
+            ticket=ticket,
+            purpose=purpose,
+            num_rounds=2,
+            sample=sample,
+            tls=host.uses_tls,
+            ca=host.ca,
         )
         content = RecordDict({"arrays": silo, "config": ConfigRecord(invitation.to_fields())})
         return Message(content, NODE, purpose), ticket

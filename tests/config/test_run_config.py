@@ -135,7 +135,7 @@ def test_all_problems_come_at_once():
         ({"trunk.host": "0.0.0.0"}, "trunk.advertise"),
         ({"baseline-alone": True, "trunk.adapters": "shared"}, "not 'shared'"),
         ({"sample-prompt": "a", "strategy.fraction-evaluate": 0}, "sample-prompt is continued"),
-        ({"trunk.advertise": "example.org"}, "trunk.advertise must be host:port"),
+        ({"trunk.advertise": "example.org:https"}, "trunk.advertise must be host:port"),
         ({"train.local-steps": 2, "train.warmup-steps": 100}, "train.warmup-steps is 100"),
         ({"strategy.min-replies": 3, "strategy.min-nodes": 2}, "raise strategy.min-nodes"),
     ],

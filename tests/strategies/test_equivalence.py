@@ -67,7 +67,7 @@ def test_the_transport_in_process_gives_the_same_adapters_as_grpc(folders, monke
             super().__init__(backend, *args, **kwargs)
             engines.append(backend)
 
-    def connect(address, spec, ticket):
+    def connect(address, spec, ticket, **_):
         return InProcessTransport(engines[-1], spec, ticket)
 
     monkeypatch.setattr("flower_split.strategies.hosting.TrunkServer", WithoutSocket)

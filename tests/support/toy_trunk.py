@@ -18,9 +18,9 @@ class ToyHost:
     """Keeps the trunk's part of every ticket; a finished session adds `gain` to it."""
 
     def __init__(self, gain=10.0):
-        self.address = "toy:1"
         self.lineage = ""
         self.accepted = []
+        self.address, self.uses_tls, self.ca = "toy:1", True, ""
         self.parts = AdapterParts(SHAPES, TRUNK)
         self.gain = gain
         self.prepared, self.finished, self.tokens, self.broken = {}, {}, [], set()
@@ -35,7 +35,7 @@ class ToyHost:
     def adapter(self, arrays):
         return self.parts.to_state(arrays)
 
-    def issue(self, run_id, node_id, server_round, purpose):
+    def issue(self, run_id, node_id, server_round, purpose, *, seconds):
         token = secrets.token_hex(8)
         self.tokens.append(token)
         return Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)

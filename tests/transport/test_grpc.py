@@ -263,11 +263,19 @@ def test_something_that_never_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "options"),
-    [("", {}), ("a:1", {"connect_timeout": 0.0}), ("a:1", {"timeout": float("nan")})],
+    ("address", "options", "message"),
+    [
+        ("", {}, "must be host:port"),
+        ("a:1", {"connect_timeout": 0.0}, "timeouts must be positive"),
+        ("a:1", {"timeout": float("nan")}, "timeouts must be positive"),
+        ("a:1", {"patience": -1.0}, "timeouts must be positive"),
+        ("a:1", {}, "needs TLS: pass tls=, or plaintext=True"),
+        ("192.0.2.1:9443", {}, "needs TLS"),
+        ("[2001:db8::1]:9443", {}, "needs TLS"),
+    ],
 )
-def test_settings_are_checked(address: str, options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="must be host:port and timeouts positive"):
+def test_settings_are_checked(address: str, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         GrpcTransport(address, spec(), **options)  # type: ignore[arg-type]
 
 

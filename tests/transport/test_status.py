@@ -30,6 +30,7 @@ def test_the_codes_are_the_contract() -> None:
         "ForeignRunError": "PERMISSION_DENIED",
         "TrunkBusyError": "RESOURCE_EXHAUSTED",
         "TrunkUnavailableError": "UNAVAILABLE",
+        "CertificateError": "UNAVAILABLE",
     }
 
 

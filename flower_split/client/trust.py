@@ -1,0 +1,54 @@
+"""A silo's trust in its trunk: from the silo's own files first, then from the server's message.
+
+A silo never falls back to plaintext by itself, and what its own node config demands wins.
+"""
+
+import logging
+from dataclasses import replace
+
+from flower_split.client.node_config import NodeConfig
+from flower_split.config.address import Address
+from flower_split.config.tls import TlsConfig
+from flower_split.errors import CertificateError
+from flower_split.tls import ClientTls
+from flower_split.transport.invitation import Invitation
+
+logger = logging.getLogger(__name__)
+
+
+def client_tls(invitation: Invitation, config: TlsConfig, node: NodeConfig) -> ClientTls | None:
+    """What the silo needs to connect; None for plaintext, where that is allowed.
+
+    Raises:
+        CertificateError: the server offers plaintext that this silo does not allow.
+        ConfigError: a file of the node config is missing or does not fit.
+    """
+    if not invitation.tls:
+        _check_plaintext(invitation.address, config, own_ca=bool(node.trunk_ca))
+        return None
+    own = ClientTls.from_files(
+        ca=node.trunk_ca, certificate=node.trunk_certificate, private_key=node.trunk_private_key
+    )
+    if own.ca or not invitation.ca:
+        return own
+    return replace(own, ca=invitation.ca.encode(), source="the server's message")
+
+
+def _check_plaintext(address: str, config: TlsConfig, *, own_ca: bool) -> None:
+    if own_ca:
+        raise CertificateError(
+            f"trunk at {address}: the server offers no TLS, and this silo's node config demands "
+            f"it by trunk-ca: turn TLS on at the server (tls.mode), or take trunk-ca away"
+        )
+    if Address.parse(address).is_loopback:
+        return
+    if config.mode != "off" or not config.allow_plaintext:
+        raise CertificateError(
+            f"trunk at {address}: the server offers no TLS, and the run config that this silo "
+            "got does not allow plaintext: turn TLS on at the server (tls.mode)"
+        )
+    logger.warning(
+        "the channel to the trunk at %s is NOT encrypted: whoever can listen on the network reads "
+        "this silo's activations and its token",
+        address,
+    )

@@ -1,0 +1,64 @@
+"""The session host: what a round needs of whoever hosts the trunk."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from flower_split.strategies.parts import AdapterParts
+from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+
+
+class SessionHost(Protocol):
+    """What a round needs of the host of the trunk."""
+
+    @property
+    def address(self) -> str:
+        """`host:port` that silos connect to."""
+        ...
+
+    @property
+    def lineage(self) -> str:
+        """Names what silos keep from round to round; empty for the run's own id."""
+        ...
+
+    @property
+    def parts(self) -> AdapterParts:
+        """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
+        ...
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether silos connect over TLS."""
+        ...
+
+    @property
+    def ca(self) -> str:
+        """PEM of the CA that silos are told to trust; empty for their own roots."""
+        ...
+
+    def issue(
+        self, run_id: int, node_id: int, server_round: int, purpose: Purpose, *, seconds: float
+    ) -> Ticket:
+        """A new ticket, good for one session within the next `seconds`."""
+        ...
+
+    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
+        """The trunk's part of the adapter that the ticket's session starts from."""
+        ...
+
+    def collect(self, ticket: Ticket) -> tuple[dict[str, Tensor], SessionSummary] | None:
+        """The adapter and summary of the ticket's session; None unless it was finished."""
+        ...
+
+    def is_broken(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session ended without having been finished."""
+        ...
+
+    def accept(self, ticket: Ticket) -> None:
+        """The reply counts: the silo's next session goes on from this one's optimizer state."""
+        ...
+
+    def discard(self, ticket: Ticket) -> None:
+        """End the ticket's session if it is open, and make the ticket worthless."""
+        ...
