@@ -35,6 +35,11 @@ class BlockCodec(Codec):
     Zeros stay zeros. Encoding is deterministic, and of a decoded float32 tensor it is exact.
 
     Works on the tensor's own device; only the encoded bytes leave it.
+
+    Nothing is kept from one tensor to the next. Error feedback adds what rounding dropped to the
+    next message, which is sound where messages add up in one place; here the next message belongs
+    to other tokens, and their gradients pass other activations. As Rudakov et al. 2024
+    (arXiv:2401.07788) found for gradients between the stages of a model, it does not help.
     """
 
     error: ClassVar[float]

@@ -40,8 +40,8 @@ class Nf4(BlockCodec):
     A code is an index into `LEVELS`, parts of the scale. Two codes share a byte, the first one in
     its lower half; after an odd number of them the last upper half is 0. The error is at most
     15.3 % of the block's largest magnitude; a row of 64 elements takes 34 bytes, 0.133 of
-    float32's. On activations and gradients of real models its mean error was 7 to 30 % smaller
-    than that of evenly spaced levels in blocks of half the size.
+    float32's. On the activations and gradients of two trained models its root-mean-square error
+    was 6 to 13 % smaller than that of evenly spaced levels in blocks of half the size.
     """
 
     name = "nf4"
