@@ -7,7 +7,7 @@ STAMP := $(VENV)/.flower-split-installed
 OUTPUTS ?= outputs/quickstart
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: venv demo test test-slow lint format types contract proto proto-check wheel clean
+.PHONY: venv demo deployment test test-slow lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m flower_split.apps.simulate examples/quickstart --silos 3 -c strategy.min-nodes=3 --output-dir $(OUTPUTS)
+
+deployment: $(STAMP)
+	$(BIN)/python examples/deployment/deployment.py outputs/deployment
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

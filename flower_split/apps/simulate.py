@@ -61,8 +61,8 @@ def simulate(
     )
     with LocalSuperLink() as superlink:
         submit = ["run", str(app), CONNECTION, "--federation-config", federation]
-        for setting in settings:
-            submit += ["-c", setting]
+        # In one argument, because of two that name the same section Flower takes the last only.
+        submit += ["-c", " ".join(settings)] if settings else []
         run_id = str(superlink.flwr_json(*submit)["run-id"])
         superlink.flwr("log", run_id, CONNECTION, "--stream").wait()
         status, details = _final_status(superlink, run_id)

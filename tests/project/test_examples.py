@@ -18,9 +18,14 @@ from flower_split.strategies import inner_problems
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(
     path.parent
-    for path in ROOT.glob("examples/*/pyproject.toml")
+    for pattern in ("*", "*/app")
+    for path in ROOT.glob(f"examples/{pattern}/pyproject.toml")
     if "flwr" in tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
 )
+
+
+def shown(example: Path) -> str:
+    return example.relative_to(ROOT / "examples").as_posix()
 
 
 def app_table(example: Path) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def test_there_is_a_quickstart() -> None:
     assert ROOT / "examples/quickstart" in EXAMPLES
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("example", EXAMPLES, ids=shown)
 def test_flower_accepts_the_app(example: Path) -> None:
     config, warnings = load_and_validate(example / "pyproject.toml", check_module=False)
     assert warnings == []
@@ -42,13 +47,13 @@ def test_flower_accepts_the_app(example: Path) -> None:
         assert "pyproject.toml" in bundle.namelist()
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("example", EXAMPLES, ids=shown)
 def test_the_run_config_is_valid(example: Path) -> None:
     config = flatten_dict(app_table(example)["config"])
     read_run_config(config, check_strategy=inner_problems)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("example", EXAMPLES, ids=shown)
 def test_the_components_exist(example: Path) -> None:
     for reference in app_table(example)["components"].values():
         module, attribute = reference.split(":")

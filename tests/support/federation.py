@@ -26,19 +26,24 @@ KEYS = ROOT / "examples/deployment/keys.py"
 BIN = Path(sys.executable).parent
 CONNECTION = "test"
 COMPLETED = "finished:completed"
-SECONDS = 120.0
-"""For every single wait: some twenty times what it takes on a quiet machine."""
+SECONDS = 300.0
+"""For every single wait: some fifty times what it takes on a quiet machine."""
 
 Found = TypeVar("Found")
 Prefix = Sequence[str]
 """Words in front of a command, such as `ip netns exec NAME`."""
 
 
-def wait_for(look: Callable[[], Found | None], what: str, seconds: float = SECONDS) -> Found:
-    """The first true value of `look()`; fails when none came in time."""
+def wait_for(
+    look: Callable[[], Found | None],
+    what: str,
+    seconds: float = SECONDS,
+    logs: Callable[[], str] = str,
+) -> Found:
+    """The first true value of `look()`; fails with `logs()` when none came in time."""
     end = time.monotonic() + seconds
     while not (found := look()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{logs()}"
         time.sleep(0.1)
     return found
 
@@ -169,7 +174,7 @@ class Federation:
             trust += ["--ssl-keyfile", self._key("server.key")]
         address = ["--host", self.host, "--port", str(self.port)]
         self._start("superlink", self.prefix, "flower-superlink", *trust, *address)
-        wait_for(self._superlink_answers, f"the SuperLink is up\n{self.log('superlink')}")
+        wait_for(self._superlink_answers, "the SuperLink is up", logs=self.logs)
 
     def start_node(self, number: int) -> None:
         """Start the SuperNode of that number."""
@@ -195,7 +200,7 @@ class Federation:
             listed = self.flwr("supernode", "list", CONNECTION)["nodes"]
             return sum(node["status"] == "online" for node in listed) >= len(self.nodes)
 
-        wait_for(online, "all SuperNodes are online")
+        wait_for(online, "all SuperNodes are online", logs=self.logs)
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """What a `flwr` command prints as JSON."""
@@ -216,11 +221,13 @@ class Federation:
 
     def submit(self, app: Path, **run_config: str | int | float | bool) -> str:
         """Start a run of `app` and return its id. In names, `__` is a dot and `_` a hyphen."""
-        command = ["run", str(app), CONNECTION]
-        for name, value in run_config.items():
-            key = name.replace("__", ".").replace("_", "-")
-            command += ["-c", f"{key}={json.dumps(value)}"]
-        return str(self.flwr(*command)["run-id"])
+        settings = {
+            name.replace("__", ".").replace("_", "-"): json.dumps(value)
+            for name, value in run_config.items()
+        }
+        # In one argument, because of two that name the same section Flower takes the last only.
+        given = " ".join(f"{key}={value}" for key, value in settings.items())
+        return str(self.flwr("run", str(app), CONNECTION, "-c", given)["run-id"])
 
     def state(self, run_id: str) -> Run:
         """What `flwr list` says of a run."""
@@ -234,7 +241,7 @@ class Federation:
             found = self.state(run_id)
             return found if found.status.startswith("finished") else None
 
-        return wait_for(ended, f"run {run_id} ends; the SuperLink says:\n{self.logs()}", seconds)
+        return wait_for(ended, f"run {run_id} ends", seconds, self.logs)
 
     def run(self, app: Path, **run_config: str | int | float | bool) -> Run:
         """Start a run and wait for its end."""
@@ -272,6 +279,16 @@ class Federation:
                 for connection in process.net_connections("inet"):
                     if connection.status == psutil.CONN_LISTEN:
                         found[connection.laddr.port] = " ".join(process.cmdline())
+        return found
+
+    def silos_at_trunk(self, own: set[int]) -> list[psutil.Process]:
+        """ClientApps that are connected to a port that is none of `own`: to a run's trunk."""
+        trunks = self.listening().keys() - own
+        found = []
+        for process in self.members("flwr-clientapp"):
+            with suppress(psutil.Error):
+                if any(c.raddr and c.raddr.port in trunks for c in process.net_connections("inet")):
+                    found.append(process)
         return found
 
     def temporary(self) -> list[str]:

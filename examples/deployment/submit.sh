@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# On the server: submit the run, and wait for its end. The run goes on when this is interrupted.
+#   submit.sh [KEY=VALUE …]         such as num-server-rounds=5 'model.name="/models/qwen"'
+set -euo pipefail
+# shellcheck source=common.sh source-path=SCRIPTDIR
+. "$(dirname "$0")/common.sh"
+
+connect
+output=${OUTPUT:-$folder/output}
+# One text with all of it: of two -c that name the same section, Flower takes the last only.
+run_config="trunk.host=\"$BIND_HOST\" trunk.port=$TRUNK_PORT output-dir=\"$output\""
+run_config="$run_config trunk.advertise=\"$SERVER_HOST:$TRUNK_PORT\" $*"
+run_id=$(
+    flwr run "$here/app" deployment --format json -c "$run_config" |
+        python3 "$here/answer.py" run-id
+)
+echo "run $run_id was submitted; it is stopped by: FLWR_HOME=$FLWR_HOME flwr stop $run_id deployment"
+
+# The exit status of `flwr run --stream` is 0 even when the run fails, so the list is asked.
+status=
+while [ "${status#finished}" = "$status" ]; do
+    sleep 2
+    listed=$(flwr list deployment --run-id "$run_id" --format json)
+    status=$(echo "$listed" | python3 "$here/answer.py" status)
+done
+
+if [ "$status" != finished:completed ]; then
+    flwr log "$run_id" deployment --show >&2 || true
+    echo "the run ended as $status: $(echo "$listed" | python3 "$here/answer.py" status-details)" >&2
+    exit 1
+fi
+echo "the run completed; its adapter and result are in $output"

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# At a silo: start the SuperNode, which waits for runs and trains on the silo's own data. It runs
+# in the foreground until Ctrl-C or stop.sh.
+#   supernode.sh NAME DATA_FILE
+set -euo pipefail
+data=${2:?usage: supernode.sh NAME DATA_FILE}
+case $data in
+    /*) ;;
+    *) data=$PWD/$data ;;
+esac
+# shellcheck source=common.sh source-path=SCRIPTDIR
+. "$(dirname "$0")/common.sh"
+
+name=$1
+need "$folder/keys/ca.crt" "copy it from the server"
+need "$folder/keys/$name.key" "make it with keys.py"
+need "$data" "it is the silo's own data, a .jsonl or .txt file"
+
+remember "supernode-$name"
+cd "$folder"
+exec flower-supernode \
+    --superlink "$SERVER_HOST:$SUPERLINK_PORT" \
+    --root-certificates keys/ca.crt \
+    --auth-supernode-private-key "keys/$name.key" \
+    --host 127.0.0.1 --port "$RUNTIME_PORT" \
+    --node-config "silo=\"$name\" data-path=\"$data\""

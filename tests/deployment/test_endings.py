@@ -1,0 +1,159 @@
+"""However a run ends: no process, port or file of it stays, and it is said what happened.
+
+Real processes; a second run right afterwards shows that no SuperNode is held.
+"""
+
+import signal
+
+import pytest
+from federation import COMPLETED, SECONDS, Federation, Node, wait_for
+
+from flower_split.apps.run_record import STOPPED
+from flower_split.reporting import read_result
+
+pytestmark = pytest.mark.timeout(900)
+
+LONG = {"train__local_steps": 100_000}
+"""Hours of training: only its ending ends such a run."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A federation for the endings that leave SuperLink and SuperNodes running."""
+    nodes = [Node(config={"partition-id": i, "num-partitions": 2}) for i in range(2)]
+    with Federation(tmp_path_factory.mktemp("federation") / "home", nodes) as running:
+        yield running
+
+
+@pytest.fixture
+def training(tiny, tmp_path):
+    """Starts a run and waits until silos train in it: (run id, own ports, ClientApps)."""
+
+    def start(federation, silos=2, **changes):
+        own = set(federation.listening())
+        run_id = federation.submit(
+            tiny.app, output_dir=str(tmp_path / "output"), **{**LONG, **changes}
+        )
+
+        def connected():
+            state = federation.state(run_id)
+            assert not state.status.startswith("finished"), f"{state}\n{federation.logs()}"
+            found = federation.silos_at_trunk(own)
+            return found if len(found) >= silos else None
+
+        return run_id, own, wait_for(connected, "silos train", logs=federation.logs)
+
+    return start
+
+
+def result(tmp_path):
+    return read_result(tmp_path / "output" / "result.json")
+
+
+def assert_next_run_completes(federation, tiny):
+    ended = federation.run(tiny.app)
+    assert ended.status == COMPLETED, f"{ended}\n{federation.logs()}"
+
+
+def test_flwr_stop(shared, training, tiny, tmp_path):
+    run_id, own, _ = training(shared)
+    shared.flwr("stop", run_id)
+    assert shared.wait(run_id).status == "finished:stopped"
+    # Clients fail by themselves: Flower leaves them running, and their SuperNodes with them.
+    shared.assert_idle(own, seconds=60.0)
+    assert result(tmp_path).failure
+    assert_next_run_completes(shared, tiny)
+
+
+def test_killed_clients(shared, training, tmp_path):
+    run_id, own, clients = training(shared)
+    for client in clients:
+        client.kill()
+    ended = shared.wait(run_id)
+    assert ended.status == "finished:failed"
+    assert "round 1: training failed on every silo asked" in ended.details
+    # Flower itself would say after a minute that the ClientApp stopped responding.
+    assert "its session at the trunk broke off, and no reply followed" in ended.details
+    shared.assert_idle(own)
+    report = result(tmp_path)
+    assert len(report.rounds[-1].failures) == 2
+    assert "broke off" in report.failure
+
+
+def test_clients_that_do_not_answer_in_time(shared, tiny, tmp_path):
+    own = set(shared.listening())
+    given = {**LONG, "round_timeout": 30.0, "output_dir": str(tmp_path / "output")}
+    ended = shared.run(tiny.app, **given)
+    assert ended.status == "finished:failed"
+    assert "no reply within 30 s" in ended.details
+    shared.assert_idle(own)
+    assert "no reply within 30 s" in result(tmp_path).failure
+    assert_next_run_completes(shared, tiny)
+
+
+@pytest.mark.slow
+def test_a_frozen_client_is_left_out(shared, training, tmp_path):
+    run_id, own, clients = training(shared, train__local_steps=300)
+    clients[0].send_signal(signal.SIGSTOP)
+    try:
+        ended = shared.wait(run_id)
+        assert ended.status == COMPLETED, f"{ended}\n{shared.logs()}"
+        failures = result(tmp_path).rounds[-1].failures
+        assert len(failures) == 1
+        assert "its session at the trunk broke off" in str(failures)
+    finally:
+        clients[0].send_signal(signal.SIGCONT)
+    shared.assert_idle(own)
+
+
+@pytest.mark.slow
+def test_a_quorum_that_is_missed(shared, training, tmp_path):
+    steps = {"train__local_steps": 300, "strategy__min_replies": 2}
+    run_id, own, clients = training(shared, **steps)
+    clients[0].kill()
+    ended = shared.wait(run_id)
+    assert ended.status == "finished:failed"
+    assert "training counts of 1 of 2 silos, and strategy.min-replies is 2" in ended.details
+    shared.assert_idle(own)
+    assert result(tmp_path).failure in ended.details
+
+
+@pytest.mark.slow
+def test_a_killed_server_app(shared, training, tiny):
+    run_id, own, _ = training(shared)
+    (server_app,) = shared.members("flwr-serverapp")
+    server_app.kill()
+    # The trunk is gone: clients fail at once and free their SuperNodes, long before Flower notices.
+    wait_for(lambda: not shared.members("flwr-clientapp"), "clients fail", 50.0, shared.logs)
+    ended = shared.wait(run_id)
+    assert ended.status == "finished:failed"
+    assert "heartbeat" in ended.details.lower()
+    shared.assert_idle(own)
+    assert "the trunk" in shared.log("silo0") + shared.log("silo1")
+    assert_next_run_completes(shared, tiny)
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_superlink(start_federation, training, tmp_path):
+    federation = start_federation()
+    _, own, _ = training(federation)
+    federation.signal("superlink", signal.SIGINT)
+    federation.processes["superlink"].wait(SECONDS)
+    federation.assert_idle(own, seconds=60.0)
+    assert federation.port not in federation.listening()
+    assert result(tmp_path).failure == STOPPED
+    assert not [p for p in federation.members() if "superlink" in " ".join(p.cmdline())]
+
+
+@pytest.mark.slow
+def test_a_trunk_that_is_cut_off(shared, training, tmp_path):
+    """The ServerApp is frozen: nothing closes the connection, only keepalive finds out."""
+    run_id, own, _ = training(shared)
+    (server_app,) = shared.members("flwr-serverapp")
+    server_app.send_signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: not shared.members("flwr-clientapp"), "clients give up", 120.0)
+    finally:
+        server_app.send_signal(signal.SIGCONT)
+    shared.flwr("stop", run_id)
+    shared.assert_idle(own)

@@ -1,0 +1,129 @@
+"""The deployment example: every script runs and leaves nothing; units are well formed."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples/deployment"
+SHELL = sorted(EXAMPLE.glob("*.sh"))
+UNITS = sorted(EXAMPLE.glob("systemd/*.service"))
+
+
+def run(*command, **options):
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, **options
+    )
+
+
+def living():
+    """Processes of a deployment, by the variable that all of them have."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "DEPLOYMENT_SETTINGS" in process.environ() and process.is_running():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The temporary folder of what the test starts; empty again at its end."""
+    folder = Path("/tmp") / f"fsd-{os.getpid()}-{time.monotonic_ns()}"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    left = list(folder.iterdir())
+    shutil.rmtree(folder)
+    assert left == []
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    done = run("shellcheck", "-x", script, cwd=EXAMPLE)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_systemd_reads_the_unit(unit, tmp_path):
+    """With the script's path put to where it is here."""
+    text = unit.read_text().replace("/opt/flower-split/deployment", str(EXAMPLE))
+    copy = tmp_path / unit.name.replace("@.", "@one.")
+    copy.write_text(text)
+    done = run("systemd-analyze", "verify", copy)
+    ours = [line for line in done.stderr.splitlines() if copy.name in line]
+    assert ours == [] and done.returncode == 0, done.stderr
+
+
+def test_scripts_can_be_run():
+    assert all(
+        script.stat().st_mode & stat.S_IXUSR for script in SHELL if "common" not in str(script)
+    )
+
+
+def test_keys_are_their_owners_and_are_never_replaced(tmp_path):
+    keys = tmp_path / "keys"
+    for what in (["ca", keys], ["server", keys, "host.example", "::1"], ["silo", keys, "one"]):
+        assert run(sys.executable, EXAMPLE / "keys.py", *what).returncode == 0
+        again = run(sys.executable, EXAMPLE / "keys.py", *what)
+        assert again.returncode == 1 and "exist" in again.stderr
+    private = sorted(path.name for path in keys.glob("*.key"))
+    assert private == ["ca.key", "one.key", "server.key"]
+    assert all((keys / name).stat().st_mode & 0o077 == 0 for name in private)
+
+
+@pytest.mark.parametrize("script", ["superlink.sh", "supernode.sh", "register.sh"])
+def test_a_missing_key_is_named(script, tmp_path):
+    settings = tmp_path / "settings.env"
+    settings.write_text(
+        f"SERVER_HOST=127.0.0.1\nSUPERLINK_PORT=1\nTRUNK_PORT=2\nFOLDER={tmp_path}\n"
+        "BIND_HOST=127.0.0.1\nRUNTIME_PORT=3\n"
+    )
+    given = {"supernode.sh": ["one", "/x"], "register.sh": ["one", tmp_path / "one.pub"]}
+    done = run(
+        EXAMPLE / script,
+        *given.get(script, []),
+        env={**os.environ, "DEPLOYMENT_SETTINGS": str(settings)},
+    )
+    assert done.returncode == 1
+    assert str(tmp_path) in done.stderr and "missing" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_of_it_on_one_machine(tmp_path, temporary):
+    output = tmp_path / "output"
+    done = run(sys.executable, EXAMPLE / "deployment.py", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "loads into the uncut model" in done.stdout
+    assert {path.name for path in output.iterdir()} >= {"adapter", "result.json"}
+    assert living() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_leaves_nothing(tmp_path, temporary):
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLE / "deployment.py"), str(tmp_path / "output")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("run ") and "was submitted" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    said = process.stdout.read()
+    assert process.wait(180) == 130, said
+    assert living() == []

@@ -1,0 +1,55 @@
+"""Different machines: server and silos in network namespaces with addresses of their own."""
+
+import pytest
+from federation import COMPLETED, Federation, Node
+from namespaces import SERVER, machines, permitted
+
+from flower_split.reporting import read_result
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not permitted(), reason="this user may not make network namespaces"),
+]
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """A federation over TLS whose parties share no network but a bridge."""
+    with machines(2) as (server, silos):
+        nodes = [
+            Node(config={"partition-id": number, "num-partitions": 2}, prefix=prefix)
+            for number, prefix in enumerate(silos)
+        ]
+        folder = tmp_path_factory.mktemp("apart") / "home"
+        with Federation(folder, nodes, tls=True, host=SERVER, prefix=server) as running:
+            yield running
+
+
+def test_a_round_between_machines(apart, tiny, tmp_path):
+    ports = set(apart.listening())
+    ended = apart.run(tiny.app, trunk__host=SERVER, output_dir=str(tmp_path / "output"))
+    assert ended.status == COMPLETED, f"{ended}\n{apart.logs()}"
+    report = read_result(tmp_path / "output" / "result.json")
+    assert report.silos == ["0", "1"] and report.rounds[-1].failures == {}
+    apart.assert_idle(ports)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("advertised", "said"),
+    [
+        ("10.213.77.99:9443", "10.213.77.99:9443"),
+        ("trunk.invalid:9443", "cannot be resolved"),
+        ("127.0.0.1:9443", "refused"),
+    ],
+)
+def test_an_address_that_no_silo_reaches_is_named(apart, tiny, advertised, said):
+    """The last one is the server's own loopback, which every silo takes for its own."""
+    ports = set(apart.listening())
+    ended = apart.run(
+        tiny.app, trunk__host=SERVER, trunk__advertise=advertised, trunk__connect_timeout=5.0
+    )
+    assert ended.status == "finished:failed"
+    assert advertised in ended.details and said in ended.details
+    assert "trunk.advertise" in ended.details
+    apart.assert_idle(ports)
