@@ -1,6 +1,7 @@
 """The sessions of one round: whom a message invited to the trunk, and whether the reply counts."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -148,6 +149,22 @@ class RoundSessions:
         problem = self._admit(reply, invitation)
         return self._refuse(sent, problem) if problem else reply
 
+    def proven_first(self, replies: Iterable[Message]) -> list[Message]:
+        """`replies` with those in front that prove where they come from.
+
+        Flower lets a node push a reply in another's name: none of those shall displace the honest
+        one, whichever came first.
+        """
+        invitations = {
+            sent.metadata.message_id: invited for sent, invited in self._invited.values()
+        }
+
+        def is_unproven(reply: Message) -> bool:
+            invitation = invitations.get(reply.metadata.reply_to_message_id)
+            return reply.has_error() or invitation is None or not _proves(reply, invitation)
+
+        return sorted(replies, key=is_unproven)
+
     def refuse(self, node_id: int, reason: str) -> Message:
         """Take back a reply that counted so far; an error reply stands for it."""
         return self._refuse(self._invited[node_id][0], reason)
@@ -216,14 +233,10 @@ class RoundSessions:
     def _admit(self, reply: Message, invitation: Invitation) -> str:
         """Complete the reply in place; otherwise say why it does not count."""
         content, trained = reply.content, self._purpose == "train"
-        statistics = content.config_records.get(STATISTICS)
         node_id = invitation.ticket.node_id
-        if (
-            statistics is None
-            or reply.metadata.src_node_id != node_id
-            or not invitation.is_proven_by(statistics.get(PROOF))
-        ):
+        if not _proves(reply, invitation):
             return "the reply does not prove that it comes from the silo that was invited"
+        statistics = content.config_records[STATISTICS]
         outcome = self._host.collect(invitation.ticket)
         if outcome is None:
             return "the silo did not finish its session at the trunk"
@@ -262,3 +275,13 @@ class RoundSessions:
         self.records[node_id] = NodeRecord(
             server_round=self._round, purpose=self._purpose, node_id=node_id, **told
         )
+
+
+def _proves(reply: Message, invitation: Invitation) -> bool:
+    """Whether the invited node sent `reply`, by its token."""
+    statistics = reply.content.config_records.get(STATISTICS)
+    return (
+        statistics is not None
+        and reply.metadata.src_node_id == invitation.ticket.node_id
+        and invitation.is_proven_by(statistics.get(PROOF))
+    )

@@ -258,7 +258,8 @@ class SplitStrategy(Strategy):
 
     def _receive(self, sessions: RoundSessions, replies: Iterable[Message]) -> list[Message]:
         """Every reply, those that do not count as error replies, in the order of the silos."""
-        received = [taken for reply in replies if (taken := sessions.receive(reply)) is not None]
+        ordered = sessions.proven_first(replies)
+        received = [taken for reply in ordered if (taken := sessions.receive(reply)) is not None]
         sessions.note_silent()
         contents = {r.metadata.src_node_id: r.content for r in received if not r.has_error()}
         for node_id, reason in outvoted(contents).items():

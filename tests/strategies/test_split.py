@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import (
     FedProx,
     Krum,
 )
-from in_process_grid import FIRST_NODE, InProcessGrid
+from in_process_grid import FIRST_NODE, InProcessGrid, over_the_wire
 from toy_trunk import SHAPES, TRUNK, ToyHost, honest_reply, toy_config
 
 from flower_split.config.sections import StrategyConfig
@@ -199,6 +199,30 @@ def test_a_second_or_foreign_reply_counts_for_nothing(toy, values):
 
     ran = toy(FedAvg(**QUIET), grid={"tamper": twice}, num_rounds=1)
     assert len(ran.result.history) == 3
+    assert values(ran.result.arrays)["top.A"] == 1.0
+
+
+def test_forged_replies_do_not_displace_the_honest_one(toy, values):
+    """Flower takes a node's reply in another's name; the node has a token too, but its own."""
+    proofs = ["", "00" * 32, b"\x00", 1]
+
+    def forge(reply):
+        forged = []
+        for proof in proofs:
+            stolen = over_the_wire(reply)
+            told = {**dict(reply.content.config_records["split"].items()), "proof": proof}
+            stolen.content["split"] = ConfigRecord(told)
+            stolen.content["arrays"] = part(**{"top.A": np.full(1, 666.0, np.float32)})
+            forged.append(stolen)
+        without = over_the_wire(reply)
+        del without.content["split"]
+        of_another = over_the_wire(reply)
+        of_another.metadata.__dict__["_src_node_id"] += 1
+        proofs.append(reply.content.config_records["split"]["proof"])  # for the next silo's
+        return [*forged, without, of_another, reply, *forged]
+
+    ran = toy(FedAvg(**QUIET), grid={"tamper": forge}, num_rounds=1)
+    assert [record.failure for record in ran.result.history] == ["", "", ""]
     assert values(ran.result.arrays)["top.A"] == 1.0
 
 
