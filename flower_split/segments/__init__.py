@@ -12,6 +12,7 @@ from flower_split.segments.layers import held_by_trunk, layer_index, layers_path
 from flower_split.segments.loading import load_client_model, load_trunk
 from flower_split.segments.pass_through import PassThrough, TrunkSlot
 from flower_split.segments.randomness import random_numbers
+from flower_split.segments.share import SiloShare, silo_share
 from flower_split.segments.skeleton import load_skeleton, load_tokenizer
 from flower_split.segments.source import Source, resolve_source
 from flower_split.segments.splitting import split_model, split_segments
@@ -25,6 +26,7 @@ __all__ = [
     "Halves",
     "PassThrough",
     "Pause",
+    "SiloShare",
     "Source",
     "Top",
     "Trunk",
@@ -44,6 +46,7 @@ __all__ = [
     "random_numbers",
     "register_family",
     "resolve_source",
+    "silo_share",
     "split_model",
     "split_segments",
     "watch_calls",

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flower_split.errors import CheckpointError
+from flower_split.segments.extents import Extent, tensor_extents
 from flower_split.segments.source import Source
 
 SINGLE_FILE = "model.safetensors"
@@ -59,6 +60,19 @@ class Checkpoint:
                     if wanted(name):
                         tensors[name] = file.get_slice(name)
             yield tensors
+
+    def extents(self, wanted: Callable[[str], bool]) -> list[Extent]:
+        """Where the tensors lie whose name is `wanted`.
+
+        Raises:
+            CheckpointError: as for `open`.
+        """
+        with self.open(wanted) as tensors:
+            places: dict[str, Extent] = {}
+            for path, names in self._files(wanted).items():
+                found = tensor_extents(path)
+                places |= found if names is None else {name: found[name] for name in names}
+            return [places[name] for name in tensors]
 
     def _files(self, wanted: Callable[[str], bool]) -> Mapping[Path, list[str] | None]:
         """Files with the names to take from each; None for all that are wanted."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -24,6 +25,8 @@ from flower_split.segments.stock_loader import load_stock
 from flower_split.segments.trunk import Trunk
 
 Punch = Callable[[PreTrainedModel, Cuts], None]
+Held = Callable[[int | None], bool]
+"""Whether a party holds a layer; None stands for what is outside the layers."""
 
 
 def load_client_model(
@@ -54,9 +57,8 @@ def load_client_model(
         ModelError: its configuration rules out cutting it, or it has no such attention.
         ConfigError: `dtype` or `attention` is none of those known.
     """
-    plan = _Plan(source, revision, bottom_layers, top_layers, dtype, attention)
-    trunk = plan.cuts.trunk_range
-    model = plan.load(punch_client, lambda index: index is None or index not in trunk)
+    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention)
+    model = plan.load(punch_client, plan.of_silo)
     model.generation_config = _generation_config(plan.source.folder) or model.generation_config
     return model
 
@@ -75,14 +77,13 @@ def load_trunk(
     Only the tensors of its layers are read. Arguments and errors are those of
     `load_client_model`.
     """
-    plan = _Plan(source, revision, bottom_layers, top_layers, dtype, attention)
-    held = plan.cuts.trunk_range
-    model = plan.load(punch_trunk, lambda index: index is not None and index in held)
+    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention)
+    model = plan.load(punch_trunk, lambda index: not plan.of_silo(index))
     # Not of `plan.config`: some families settle open values of it when the model is made.
     return Trunk(model, plan.cuts, fingerprint(model.config)).eval()
 
 
-class _Plan:
+class LoadPlan:
     """What is to be loaded, checked before any weight is read."""
 
     def __init__(
@@ -116,11 +117,12 @@ class _Plan:
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.attention = attention
 
-    def load(self, punch: Punch, held: Callable[[int | None], bool]) -> PreTrainedModel:
-        """The stock model after `punch`, with the tensors of the layers that are `held`.
+    def of_silo(self, index: int | None) -> bool:
+        """Whether a layer is the silo's; None stands for what is outside the layers."""
+        return index is None or index not in self.cuts.trunk_range
 
-        `held` is asked about None for the tensors outside the layers.
-        """
+    def wanted(self, held: Held) -> Callable[[str], bool]:
+        """Says of a tensor's name whether it belongs to a layer that is `held`."""
         path = layers_path(make_skeleton(self.config))
 
         def wanted(name: str) -> bool:
@@ -128,23 +130,31 @@ class _Plan:
             # Some checkpoints have layers beyond the model's, which only pretraining uses.
             return held(index) and (index is None or index < self.cuts.num_layers)
 
+        return wanted
+
+    def load(self, punch: Punch, held: Held) -> PreTrainedModel:
+        """The stock model after `punch`, with the tensors of the layers that are `held`."""
         checkpoint = Checkpoint(self.source)
-        with checkpoint.open(wanted) as tensors:
-            model = load_stock(
-                stock_class(self.config),
-                self.config,
-                tensors,
-                punch=lambda model: punch(model, self.cuts),
-                dtype=self.dtype,
-                attention=self.attention,
-                name=self.source.name,
-                path=checkpoint.path,
-            )
+        with checkpoint.open(self.wanted(held)) as tensors:
+            model = self.make(tensors, punch, checkpoint.path)
         for module in model.modules():
             if isinstance(module, Stub):
                 # The stock loader leaves buffers that it does not know uninitialised.
                 module.like.zero_()
         return model
+
+    def make(self, tensors: dict[str, Any], punch: Punch, path: Path) -> PreTrainedModel:
+        """The stock model after `punch`, of `tensors` that come from `path`; see `load_stock`."""
+        return load_stock(
+            stock_class(self.config),
+            self.config,
+            tensors,
+            punch=lambda model: punch(model, self.cuts),
+            dtype=self.dtype,
+            attention=self.attention,
+            name=self.source.name,
+            path=path,
+        )
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:
