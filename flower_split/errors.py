@@ -11,6 +11,7 @@
     ├── AdapterError             a LoRA setting or an adapter tensor does not fit the model
     ├── DataError                a data set is missing, empty or broken
     ├── DivergenceError          a loss or a gradient is no longer a finite number
+    ├── DeliveryError            a silo cannot keep its part of the model, or will not fetch it
     ├── RoundError               a federated round has too little that could be aggregated
     ├── SuperLinkError           Flower's SuperLink has stopped the run, or is gone
     ├── SiloError                a silo's own code failed; only its log says more
@@ -63,6 +64,10 @@ class DataError(FlowerSplitError, ValueError):
 
 class DivergenceError(FlowerSplitError, ArithmeticError):
     """A loss or a gradient is no longer a finite number."""
+
+
+class DeliveryError(FlowerSplitError, RuntimeError):
+    """A silo cannot keep its part of the model on its disk, or will not fetch as much."""
 
 
 class RoundError(FlowerSplitError, RuntimeError):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
 from flower_split.config.sections import SplitConfig
+from flower_split.delivery.pack import Pack
 from flower_split.errors import ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
@@ -26,6 +27,7 @@ from flower_split.strategies.channel import advertised_address, bind_address, se
 from flower_split.strategies.parts import AdapterParts, to_arrays
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+from flower_split.transport.offer import MAX_STREAMS, DeliveryOffer
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class TrunkHost:
         self._tls = server_tls(config)  # before the model is loaded: it fails in no time
         with ExitStack() as stack:
             trunk = self._resolve()
+            pack = self._pack = self._make_pack(stack)
             self._engine = TrunkEngine(
                 trunk,
                 plan=None if self._mode == "frozen" else self._whole_plan,
@@ -72,15 +75,18 @@ class TrunkHost:
                 optimizer=OptimizerSettings.of_training(config.train),
                 limits=limits,
                 keep_optimizer=config.train.keep_optimizer,
+                pack="" if pack is None else pack.digest,
             )
             self._server = stack.enter_context(
                 TrunkServer(
                     self._engine,
                     bind_address(config),
                     admit=self._tickets,
+                    pack=pack,
                     limits=ServiceLimits(
                         session=limits,
                         max_sessions=config.trunk.max_sessions,
+                        max_deliveries=config.trunk.max_sessions,
                         hidden_size=trunk.hidden_size,
                     ),
                     tls=self._tls,
@@ -164,6 +170,19 @@ class TrunkHost:
         """A new ticket, good for one session within the next `seconds`."""
         return self._tickets.issue(run_id, node_id, server_round, purpose, seconds=seconds)
 
+    def offer(
+        self, run_id: int, node_id: int, server_round: int, *, seconds: float
+    ) -> DeliveryOffer | None:
+        """The model, and tickets to fetch it within `seconds`; None where silos have their own."""
+        if self._pack is None:
+            return None
+        silo = run_id, node_id, server_round
+        tickets = (
+            self._tickets.issue(*silo, "deliver", seconds=seconds, number=number)
+            for number in range(MAX_STREAMS)
+        )
+        return DeliveryOffer(pack=self._pack.digest, tickets=tuple(tickets))
+
     def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
         """The trunk's part of the adapter that the ticket's session starts from."""
         if self._mode == "federated":
@@ -201,6 +220,18 @@ class TrunkHost:
         """End the ticket's session if it is open, and make the ticket worthless."""
         self._tickets.revoke(ticket)
         self._engine.discard(ticket)
+
+    def _make_pack(self, stack: ExitStack) -> Pack | None:
+        """The silos' share of the model, where they have none of their own."""
+        if self.config.model.delivery != "server":
+            return None
+        pack = Pack(
+            self.config.model.name,
+            bottom_layers=self.config.split.bottom_layers,
+            top_layers=self.config.split.top_layers,
+            revision=self.config.model.revision,
+        )
+        return stack.enter_context(pack)
 
     def _resolve(self) -> Trunk:
         """Load the trunk, and find out which adapter tensors there are and who holds them."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flower_split.strategies.parts import AdapterParts
 from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+from flower_split.transport.offer import DeliveryOffer
 
 
 class SessionHost(Protocol):
@@ -41,6 +42,12 @@ class SessionHost(Protocol):
         self, run_id: int, node_id: int, server_round: int, purpose: Purpose, *, seconds: float
     ) -> Ticket:
         """A new ticket, good for one session within the next `seconds`."""
+        ...
+
+    def offer(
+        self, run_id: int, node_id: int, server_round: int, *, seconds: float
+    ) -> DeliveryOffer | None:
+        """The model, and tickets to fetch it within `seconds`; None where silos have their own."""
         ...
 
     def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:

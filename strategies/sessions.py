@@ -71,6 +71,8 @@ class RoundSessions:
     def __exit__(self, *exc_info: object) -> None:
         for _, invitation in self._invited.values():
             self._host.discard(invitation.ticket)
+            for ticket in invitation.offer.tickets if invitation.offer else ():
+                self._host.discard(ticket)
 
     @property
     def is_first_or_last(self) -> bool:
@@ -98,13 +100,9 @@ class RoundSessions:
         metadata = message.metadata
         if metadata.dst_node_id in self._invited:
             raise RoundError(f"the inner strategy sent two messages to node {metadata.dst_node_id}")
-        ticket = self._host.issue(
-            metadata.run_id,
-            metadata.dst_node_id,
-            self._round,
-            self._purpose,
-            seconds=self._timeout + TICKET_GRACE,
-        )
+        silo = metadata.run_id, metadata.dst_node_id, self._round
+        good_for = self._timeout + TICKET_GRACE
+        ticket = self._host.issue(*silo, self._purpose, seconds=good_for)
         invitation = Invitation(
             address=self._host.address,
             ticket=ticket,
@@ -116,6 +114,7 @@ class RoundSessions:
             tls=self._host.uses_tls,
             ca=self._host.ca,
             seconds=self._timeout,
+            offer=self._host.offer(*silo, seconds=good_for),
         )
         self._array_key = array_key
         content[array_key] = silo_part

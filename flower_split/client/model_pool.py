@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from flower_split.adapters import AdapterPlan, resolve_lora, wrap
+from flower_split.client.model_source import ModelSource
 from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
 from flower_split.segments import load_client_model, load_skeleton
 
-Key = tuple[ModelConfig, CutConfig, LoraSettings]
+Key = tuple[tuple[ModelConfig, str], CutConfig, LoraSettings]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,20 +36,25 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def borrowed_model(config: SplitConfig) -> Iterator[ClientModel]:
+def borrowed_model(config: SplitConfig, source: ModelSource | None = None) -> Iterator[ClientModel]:
     """A client model for `config` that nobody else uses meanwhile.
 
     A model whose session failed is not kept.
+
+    Args:
+        config: The run's configuration.
+        source: Where the model comes from; None takes the checkpoint that `config` names.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         AdapterError: the adapter settings do not fit the model.
     """
-    key = (config.model, config.split, config.lora)
+    source = source or ModelSource(config.model)
+    key = (source.key, config.split, config.lora)
     with _lock:
         models = _idle.setdefault(key, [])
         model = models.pop() if models else None
-    model = model or _load(config)
+    model = model or _load(config, source)
     yield model
     with _lock:
         # A run with other settings in the same process leaves nothing behind in memory.
@@ -57,15 +63,15 @@ def borrowed_model(config: SplitConfig) -> Iterator[ClientModel]:
         _idle.setdefault(key, []).append(model)
 
 
-def _load(config: SplitConfig) -> ClientModel:
+def _load(config: SplitConfig, source: ModelSource) -> ClientModel:
     settings = config.model
-    skeleton = load_skeleton(settings.name, revision=settings.revision)
+    skeleton = load_skeleton(source.name, revision=source.revision)
     plan = resolve_lora(skeleton, config.lora)
     client = load_client_model(
-        settings.name,
+        source.name,
         bottom_layers=config.split.bottom_layers,
         top_layers=config.split.top_layers,
-        revision=settings.revision,
+        revision=source.revision,
         dtype=settings.dtype,
         attention=settings.attention,
     )

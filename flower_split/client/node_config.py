@@ -45,6 +45,11 @@ class NodeConfig:
     """PEM file with the silo's certificate, where the trunk demands one."""
     trunk_private_key: str = ""
     """PEM file with that certificate's unencrypted private key."""
+    cache_dir: str = ""
+    """Folder for what the server delivers of the model, an absolute path; empty for
+    `$XDG_CACHE_HOME/flower-split`, or else `~/.cache/flower-split`."""
+    max_download_gib: int = 64
+    """GiB that the silo takes at most of a model that the server delivers."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -59,7 +64,8 @@ class NodeConfig:
         for field in ("data_path", "eval_path"):
             problem = _path_problem(_key(field), getattr(self, field))
             problems += [problem] if problem else []
-        for field in ("state_dir", "trunk_ca", "trunk_certificate", "trunk_private_key"):
+        paths = ("state_dir", "cache_dir", "trunk_ca", "trunk_certificate", "trunk_private_key")
+        for field in paths:
             value = getattr(self, field)
             if value and not Path(value).is_absolute():
                 problems.append(
@@ -68,6 +74,10 @@ class NodeConfig:
         if bool(self.trunk_certificate) != bool(self.trunk_private_key):
             problems.append(
                 "the node config needs both trunk-certificate and trunk-private-key, or neither"
+            )
+        if self.max_download_gib < 1:
+            problems.append(
+                f"the node config has max-download-gib {self.max_download_gib}: expected 1 or more"
             )
         if self.state_days < 1:
             problems.append(f"the node config has state-days {self.state_days}: expected 1 or more")

@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from flower_split.adapters import load_state, read_state
 from flower_split.client.failures import discreet
+from flower_split.client.messages import read_message
 from flower_split.client.model_pool import borrowed_model
+from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.resuming import Resuming
 from flower_split.client.silo_data import SiloBatches, silo_batches
@@ -23,7 +25,7 @@ from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
-from flower_split.errors import SequenceError, WireError
+from flower_split.errors import SequenceError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitAdamW, SplitStages, attach_trunk, session_spec
 from flower_split.training import (
@@ -36,8 +38,9 @@ from flower_split.training import (
     train_round,
 )
 from flower_split.transport.base import Connect
+from flower_split.transport.delivery import GrpcDelivery
 from flower_split.transport.grpc import GrpcTransport
-from flower_split.transport.invitation import PROOF, Invitation
+from flower_split.transport.invitation import PROOF
 
 Metric = int | float | list[int] | list[float]
 
@@ -68,10 +71,12 @@ class SplitSession:
         context: The ClientApp's context; its run config must be the server's.
         config: The configuration; None reads it from the context.
         connect: Opens the session at the trunk.
+        open_delivery: Opens a stream that fetches the model, where the server delivers it.
 
     Raises:
         ConfigError: on entering: the run config, the node config or a file that it names for TLS
             is not valid.
+        DeliveryError: on entering: a delivered model cannot be kept on the silo's disk.
         ModelError, AdapterError: on entering: model or adapters cannot be loaded.
         TrunkError: on entering or later: the trunk refused the session, or is gone.
     """
@@ -83,41 +88,34 @@ class SplitSession:
         *,
         config: SplitConfig | None = None,
         connect: Connect = GrpcTransport,
+        open_delivery: OpenDelivery = GrpcDelivery,
     ) -> None:
         self.config = config or SplitConfig.from_run_config(context.run_config)
         self.node = NodeConfig.read(context.node_config)
         self._message = message
         self._context = context
         self._connect = connect
+        self._open_delivery = open_delivery
         self._stack = ExitStack()
         self._optimizer: SplitAdamW | None = None
         self._data: SiloBatches | None = None
         self._sample = ""
 
     def __enter__(self) -> Self:
-        content, metadata = self._message.content, self._message.metadata
-        if len(content.array_records) != 1 or len(content.config_records) != 1:
-            raise WireError(
-                f"the message has {len(content.array_records)} ArrayRecords and "
-                f"{len(content.config_records)} ConfigRecords, expected exactly one of each: the "
-                "ServerApp must use SplitStrategy"
-            )
         started = time.monotonic()
-        self.invitation = Invitation.from_fields(
-            next(iter(content.config_records.values())),
-            run_id=metadata.run_id,
-            node_id=metadata.dst_node_id,
-        )
+        self.invitation, adapter = read_message(self._message)
         with ExitStack() as stack:
             stack.enter_context(discreet())
             tls = client_tls(self.invitation, self.config.tls, self.node)
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(self.seed)
-            held = stack.enter_context(borrowed_model(self.config))
+            self._source = model_source(
+                self.config, self.invitation, self.node, tls, self._open_delivery
+            )
+            held = stack.enter_context(borrowed_model(self.config, self._source))
             self.model: nn.Module = held.model
             self._cost = SessionCost(silo=self.silo, parameter_share=held.share, started=started)
-            arrays = next(iter(content.array_records.values()))
-            load_state(self.model, {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()})
+            load_state(self.model, adapter)
             self._resuming = Resuming.of(
                 self.config,
                 StateFolder.of_node(self.node),
@@ -136,6 +134,7 @@ class SplitSession:
                 seed=self.seed,
                 silo=self.silo,
                 optimizer_states=self._resuming.offers,
+                pack=self._source.pack,
             )
             self.transport = self._connect(
                 self.invitation.address,
@@ -183,7 +182,7 @@ class SplitSession:
             DataError: it is missing, empty or broken.
         """
         if self._data is None:
-            self._data = silo_batches(self.config, self.node)
+            self._data = silo_batches(self.config, self.node, self._source)
         return self._data
 
     @property
@@ -291,6 +290,7 @@ class SplitSession:
         content["split"] = ConfigRecord(
             {
                 PROOF: self.invitation.proof(),
+                **self._source.statistics,
                 **self._cost.report(self.transport, summary, resumed=self._resuming.resumed),
                 **({"sample": self._sample} if self._sample else {}),
             }

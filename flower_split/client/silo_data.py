@@ -5,8 +5,9 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
+from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig, Partition
-from flower_split.config.sections import DataConfig, ModelConfig, SplitConfig
+from flower_split.config.sections import DataConfig, SplitConfig
 from flower_split.data import SiloData, eval_batches, load_silo, train_batches
 from flower_split.segments import load_tokenizer
 from flower_split.training import Batches
@@ -58,25 +59,31 @@ class SiloBatches:
         return eval_batches(self.silo.held_out, self.config.train.eval_batch_size)
 
 
-def silo_batches(config: SplitConfig, node: NodeConfig) -> SiloBatches:
+def silo_batches(
+    config: SplitConfig, node: NodeConfig, source: ModelSource | None = None
+) -> SiloBatches:
     """The data of the silo that `node` describes.
+
+    Args:
+        config: The run's configuration.
+        node: The silo's own.
+        source: Where the tokenizer comes from; None takes the model that `config` names.
 
     Raises:
         DataError: the data is missing, empty or broken.
         ModelError: the model has no tokenizer.
     """
     data = node.own_data(config.data)
-    tokenizer, silo = _load(
-        config.model, data, config.train.max_length, config.seed, node.partition
-    )
+    source = source or ModelSource(config.model)
+    tokenizer, silo = _load(source, data, config.train.max_length, config.seed, node.partition)
     return SiloBatches(tokenizer=tokenizer, silo=silo, order=node.partition_id or 0, config=config)
 
 
 @lru_cache(maxsize=MOST_SILOS)
 def _load(
-    model: ModelConfig, data: DataConfig, max_length: int, seed: int, partition: Partition | None
+    source: ModelSource, data: DataConfig, max_length: int, seed: int, partition: Partition | None
 ) -> tuple[PreTrainedTokenizerBase, SiloData]:
-    tokenizer = load_tokenizer(model.name, revision=model.revision)
+    tokenizer = load_tokenizer(source.name, revision=source.revision)
     number, of = partition or (None, None)
     silo = load_silo(
         data,

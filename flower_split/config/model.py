@@ -6,6 +6,7 @@ from flower_split.config.checks import at_least, in_range, one_of
 from flower_split.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
+DELIVERY = ("local", "server")
 ATTENTION = ("auto", "sdpa", "eager")
 
 
@@ -21,12 +22,16 @@ class ModelConfig:
     """Weights and activations: one of `DTYPES`."""
     attention: str = "auto"
     """Attention implementation: one of `ATTENTION`; `auto` is `sdpa` where the model has it."""
+    delivery: str = "local"
+    """Where a silo has its part of the model from: one of `DELIVERY`. With `server` it needs
+    neither the checkpoint nor the hub; see [delivery.md](delivery.md)."""
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("model.name must name a folder or a hub model; it is empty")
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.attention", self.attention, ATTENTION)
+        one_of("model.delivery", self.delivery, DELIVERY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,14 @@ from typing import Any
 from flower_split.config.checks import at_least, in_range
 from flower_split.config.conflicts import conflicts
 from flower_split.config.data import DataConfig
-from flower_split.config.model import ATTENTION, DTYPES, CutConfig, LoraSettings, ModelConfig
+from flower_split.config.model import (
+    ATTENTION,
+    DELIVERY,
+    DTYPES,
+    CutConfig,
+    LoraSettings,
+    ModelConfig,
+)
 from flower_split.config.strategy import StrategyConfig
 from flower_split.config.tls import TLS_MODES, TlsConfig
 from flower_split.config.training import CODECS, SCHEDULES, TrainConfig, WireConfig
@@ -21,6 +28,7 @@ from flower_split.errors import ConfigError
 __all__ = [
     "ATTENTION",
     "CODECS",
+    "DELIVERY",
     "DTYPES",
     "SCHEDULES",
     "TLS_MODES",

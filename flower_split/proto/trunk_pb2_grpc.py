@@ -39,6 +39,11 @@ class TrunkStub(object):
                 request_serializer=flower__split_dot_proto_dot_trunk__pb2.ClientFrame.SerializeToString,
                 response_deserializer=flower__split_dot_proto_dot_trunk__pb2.ServerFrame.FromString,
                 _registered_method=True)
+        self.Deliver = channel.stream_stream(
+                '/flower_split.v1.Trunk/Deliver',
+                request_serializer=flower__split_dot_proto_dot_trunk__pb2.DeliverRequest.SerializeToString,
+                response_deserializer=flower__split_dot_proto_dot_trunk__pb2.DeliverReply.FromString,
+                _registered_method=True)
 
 
 class TrunkServicer(object):
@@ -50,6 +55,13 @@ class TrunkServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Deliver(self, request_iterator, context):
+        """The silo's share of the model, part by part; each request is answered before the next one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrunkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -57,6 +69,11 @@ def add_TrunkServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=flower__split_dot_proto_dot_trunk__pb2.ClientFrame.FromString,
                     response_serializer=flower__split_dot_proto_dot_trunk__pb2.ServerFrame.SerializeToString,
+            ),
+            'Deliver': grpc.stream_stream_rpc_method_handler(
+                    servicer.Deliver,
+                    request_deserializer=flower__split_dot_proto_dot_trunk__pb2.DeliverRequest.FromString,
+                    response_serializer=flower__split_dot_proto_dot_trunk__pb2.DeliverReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +103,33 @@ class Trunk(object):
             '/flower_split.v1.Trunk/Session',
             flower__split_dot_proto_dot_trunk__pb2.ClientFrame.SerializeToString,
             flower__split_dot_proto_dot_trunk__pb2.ServerFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deliver(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/flower_split.v1.Trunk/Deliver',
+            flower__split_dot_proto_dot_trunk__pb2.DeliverRequest.SerializeToString,
+            flower__split_dot_proto_dot_trunk__pb2.DeliverReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ def session_spec(
     wire: WireConfig | None = None,
     optimizer: OptimizerSettings | None = None,
     seed: int = 0,
+    pack: str = "",
     silo: str = "",
     optimizer_states: tuple[str, ...] = (),
 ) -> SessionSpec:
@@ -31,6 +32,7 @@ def session_spec(
         wire: Codec of each hop; float32 where not given.
         optimizer: Constants of AdamW and of clipping.
         seed: Seed of the trunk's dropout.
+        pack: Digest of the pack by which the model was delivered; empty for a silo's own.
         silo: The silo's name.
         optimizer_states: Tags of the optimizer states that the silo can go on from.
 
@@ -55,6 +57,7 @@ def session_spec(
         g1=hops.g1,
         optimizer=optimizer or OptimizerSettings(),
         seed=seed,
+        pack=pack,
         silo=silo,
         optimizer_states=optimizer_states,
     )

@@ -45,6 +45,7 @@ class TrunkEngine:
         limits: What one session may hold.
         keep_optimizer: Whether a silo's session goes on from the optimizer state of its last one
             that counted, on both sides; needs silos with names and tickets.
+        pack: Digest of the pack that the silos' weights must be from; empty for their own.
 
     Raises:
         ConfigError: mode and plan contradict each other.
@@ -62,6 +63,7 @@ class TrunkEngine:
         optimizer: OptimizerSettings | None = None,
         limits: SessionLimits | None = None,
         keep_optimizer: bool = False,
+        pack: str = "",
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
@@ -70,6 +72,7 @@ class TrunkEngine:
         self.trunk = trunk
         self.plan = None if self.mode == "frozen" else plan
         self.limits = limits or SessionLimits()
+        self._pack = pack
         self._wire = wire
         self._optimizer = optimizer
         self._lock = threading.RLock()
@@ -105,6 +108,7 @@ class TrunkEngine:
             g2=wire.g2,
             g1=wire.g1,
             optimizer=self._optimizer or OptimizerSettings(),
+            pack=self._pack,
         )
 
     def open(self, spec: SessionSpec, ticket: Ticket | None) -> TrunkSession:

@@ -6,10 +6,10 @@ The event loop only moves frames. The backend is called in one compute thread.
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -24,6 +24,7 @@ from flower_split.errors import (
 )
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer
+from flower_split.server.delivering import DeliveryDesk
 from flower_split.server.seat import Seat
 from flower_split.server.stream import SessionStream
 from flower_split.server.tickets import Admission
@@ -38,6 +39,8 @@ from flower_split.transport.status import Status, to_status
 logger = logging.getLogger(__name__)
 
 StreamContext: TypeAlias = "grpc.aio.ServicerContext[pb.ClientFrame, pb.ServerFrame]"
+DeliveryContext: TypeAlias = "grpc.aio.ServicerContext[pb.DeliverRequest, pb.DeliverReply]"
+First = TypeVar("First", pb.ClientFrame, pb.DeliverRequest)
 
 _HELLO_SECONDS = 10.0
 
@@ -50,6 +53,8 @@ class ServiceLimits:
     """Bounds of every session."""
     max_sessions: int = 64
     """Sessions that may be open at once."""
+    max_deliveries: int = 64
+    """Streams of the model's delivery that may be open at once."""
     hidden_size: int | None = None
     """H of every tensor; None leaves the check to the backend."""
     idle_timeout: float = 600.0
@@ -57,6 +62,7 @@ class ServiceLimits:
 
     def __post_init__(self) -> None:
         at_least("max_sessions", self.max_sessions, 1)
+        at_least("max_deliveries", self.max_deliveries, 1)
         in_range("idle_timeout", self.idle_timeout, 0.0, 1e7, open_low=True)
 
 
@@ -69,6 +75,7 @@ class TrunkService(TrunkServicer):
         limits: Bounds of the service.
         compute: An executor with one thread, for all calls of the backend.
         codecs: Executor for decoding and encoding large tensors.
+        delivery: Serves the model's delivery.
     """
 
     def __init__(
@@ -78,12 +85,14 @@ class TrunkService(TrunkServicer):
         limits: ServiceLimits,
         compute: Executor,
         codecs: Executor,
+        delivery: DeliveryDesk,
     ) -> None:
         self._backend = backend
         self._admit = admit
         self._limits = limits
         self._compute = compute
         self._codecs = codecs
+        self._delivery = delivery
         self._streams: set[asyncio.Task[None] | None] = set()
         self._lock = threading.Lock()
         self._num_sessions = 0
@@ -96,16 +105,22 @@ class TrunkService(TrunkServicer):
     async def Session(  # noqa: N802 - the name that the generated base class calls
         self, request_iterator: AsyncIterator[pb.ClientFrame], context: StreamContext
     ) -> None:
-        """Serve one stream to its end."""
-        task = asyncio.current_task()
-        self._streams.add(task)
-        try:
-            status = await self._serve(request_iterator, context)
-            if status is not None:
-                code, details, metadata = status
-                await context.abort(code, details, metadata)
-        finally:
-            self._streams.discard(task)
+        """Serve one session's stream to its end."""
+
+        async def serve(first: pb.ClientFrame) -> None:
+            await self._serve_session(first, request_iterator, context)
+
+        await self._serve(request_iterator, context, serve)
+
+    async def Deliver(  # noqa: N802 - the name that the generated base class calls
+        self, request_iterator: AsyncIterator[pb.DeliverRequest], context: DeliveryContext
+    ) -> None:
+        """Serve one stream of the model's delivery to its end."""
+
+        async def serve(first: pb.DeliverRequest) -> None:
+            await self._delivery.serve(first, request_iterator, context)
+
+        await self._serve(request_iterator, context, serve)
 
     async def drain(self) -> None:
         """Wait until every stream has ended and its session is closed."""
@@ -113,24 +128,41 @@ class TrunkService(TrunkServicer):
             await asyncio.sleep(0.01)
 
     async def _serve(
-        self, frames: AsyncIterator[pb.ClientFrame], context: StreamContext
+        self,
+        requests: AsyncIterator[First],
+        context: "StreamContext | DeliveryContext",
+        serve: Callable[[First], Awaitable[None]],
+    ) -> None:
+        """Let `serve` go on from a stream's first request, and end the stream by the table."""
+        task = asyncio.current_task()
+        self._streams.add(task)
+        try:
+            status = await self._status(requests, serve)
+            if status is not None:
+                code, details, metadata = status
+                await context.abort(code, details, metadata)
+        finally:
+            self._streams.discard(task)
+
+    async def _status(
+        self, requests: AsyncIterator[First], serve: Callable[[First], Awaitable[None]]
     ) -> Status | None:
         """Serve one stream; the status to end it with, or None when all went well."""
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
-                first = await anext(aiter(frames), None)
+                first = await anext(aiter(requests), None)
             if first is None:
                 return None
-            await self._serve_session(first, frames, context)
+            await serve(first)
         except TimeoutError:
             return to_status(TrunkUnavailableError(f"no hello within {_HELLO_SECONDS:g} s"))
         except DecodeError:
             return to_status(WireError("bytes that are no frame of this protocol"))
         except TrunkError as exc:
-            logger.info("session refused or ended: %s", type(exc).__name__)
+            logger.info("a stream was refused or ended: %s", type(exc).__name__)
             return to_status(exc)
         except Exception:
-            logger.exception("a session failed")
+            logger.exception("a stream failed")
             return to_status(TrunkUnavailableError("the trunk failed; its log says why"))
         return None
 

@@ -12,17 +12,17 @@ from enum import Enum, auto
 from typing import Protocol
 
 from flower_split.errors import ForeignRunError, TokenError
-from flower_split.transport.messages import Purpose, Ticket
+from flower_split.transport.messages import Ticket, TicketPurpose
 
 
 class Admission(Protocol):
     """Decides who may open a session. Called from several threads."""
 
-    def verify(self, ticket: Ticket | None, purpose: Purpose) -> None:
+    def verify(self, ticket: Ticket | None, purpose: TicketPurpose) -> None:
         """Raise what `claim` would raise now, and change nothing."""
         ...
 
-    def claim(self, ticket: Ticket | None, purpose: Purpose) -> None:
+    def claim(self, ticket: Ticket | None, purpose: TicketPurpose) -> None:
         """Let a session begin.
 
         Raises:
@@ -60,8 +60,9 @@ class _Entry:
     run_id: int
     node_id: int
     server_round: int
-    purpose: Purpose | None
+    purpose: TicketPurpose | None
     expires: float
+    number: int
     state: _State = field(default=_State.ISSUED)
 
 
@@ -84,18 +85,20 @@ class TicketBook:
         run_id: int,
         node_id: int,
         server_round: int,
-        purpose: Purpose | None = None,
+        purpose: TicketPurpose | None = None,
         *,
         seconds: float = math.inf,
+        number: int = 0,
     ) -> Ticket:
-        """A new ticket; revokes the one that was issued for the same four before.
+        """A new ticket; revokes the one that was issued for the same five before.
 
         Args:
             run_id: The run, node and round that the ticket is for.
             node_id: See `run_id`.
             server_round: See `run_id`.
-            purpose: What its session may do; None for a session of any kind.
+            purpose: What it opens; None for a session of any kind, but no delivery.
             seconds: How long it is good; a session that is still open then ends.
+            number: Tickets that differ in it only are good side by side, each once.
         """
         token = secrets.token_urlsafe(32)
         now = self._clock()
@@ -106,18 +109,19 @@ class TicketBook:
             server_round=server_round,
             purpose=purpose,
             expires=now + seconds,
+            number=number,
         )
         self._forget(lambda other: _key(other) == _key(entry) or other.expires <= now)
         with self._lock:
             self._entries.append(entry)
         return Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
 
-    def verify(self, ticket: Ticket | None, purpose: Purpose) -> None:
+    def verify(self, ticket: Ticket | None, purpose: TicketPurpose) -> None:
         """Raise what `claim` would raise now; see `Admission.verify`."""
         with self._lock:
             self._admissible(ticket, purpose)
 
-    def claim(self, ticket: Ticket | None, purpose: Purpose) -> None:
+    def claim(self, ticket: Ticket | None, purpose: TicketPurpose) -> None:
         """Let the ticket's session begin; see `Admission.claim`."""
         with self._lock:
             self._admissible(ticket, purpose).state = _State.OPEN
@@ -149,7 +153,7 @@ class TicketBook:
         with self._lock:
             self._entries = [entry for entry in self._entries if not chosen(entry)]
 
-    def _admissible(self, ticket: Ticket | None, purpose: Purpose) -> _Entry:
+    def _admissible(self, ticket: Ticket | None, purpose: TicketPurpose) -> _Entry:
         entry = None if ticket is None or not ticket.token else self._find(ticket)
         if ticket is None or entry is None or entry.expires <= self._clock():
             raise TokenError(_NOT_VALID)
@@ -158,7 +162,8 @@ class TicketBook:
         holder = entry.run_id, entry.node_id, entry.server_round
         if holder != (ticket.run_id, ticket.node_id, ticket.server_round):
             raise ForeignRunError(_FOREIGN)
-        if entry.purpose not in (None, purpose):
+        any_session = entry.purpose is None and purpose != "deliver"
+        if entry.purpose != purpose and not any_session:
             raise ForeignRunError(_FOREIGN)
         return entry
 
@@ -175,5 +180,5 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _key(entry: _Entry) -> tuple[int, int, int, Purpose | None]:
-    return entry.run_id, entry.node_id, entry.server_round, entry.purpose
+def _key(entry: _Entry) -> tuple[int, int, int, TicketPurpose | None, int]:
+    return entry.run_id, entry.node_id, entry.server_round, entry.purpose, entry.number

@@ -11,6 +11,7 @@ import grpc.aio
 from flower_split.config.address import Address, is_any, reachable_name
 from flower_split.errors import ConfigError
 from flower_split.segments import Trunk
+from flower_split.server.delivering import DeliveryDesk, PackSource
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.listeners import listen_health, listen_trunk
 from flower_split.server.loop_thread import LoopThread
@@ -37,6 +38,8 @@ class TrunkServer:
         backend: Hosts the sessions: an engine, or a trunk that then stays frozen.
         address: `host:port` to listen on, an IPv6 host in brackets; port 0 takes a free one.
         admit: Decides who may open a session, such as a `TicketBook`; None lets everyone in.
+        pack: The silos' share of the model, for those who have no checkpoint; None delivers none.
+            It is the caller's to close.
         limits: Bounds of the service and of its sessions.
         tls: The trunk's certificate; None serves without encryption, on loopback only.
         plaintext: Whether that is allowed on other hosts too; logged as a warning.
@@ -58,6 +61,7 @@ class TrunkServer:
         address: str = "127.0.0.1:0",
         *,
         admit: Admission | None = None,
+        pack: PackSource | None = None,
         limits: ServiceLimits | None = None,
         tls: ServerTls | None = None,
         plaintext: bool = False,
@@ -79,7 +83,15 @@ class TrunkServer:
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="trunk-compute")
         self._codecs = ThreadPoolExecutor(2, thread_name_prefix="trunk-codecs")
         hosted = TrunkEngine(backend) if isinstance(backend, Trunk) else backend
-        self._service = TrunkService(hosted, admit, self._limits, self._compute, self._codecs)
+        self._delivery = DeliveryDesk(
+            pack,
+            admit,
+            max_streams=self._limits.max_deliveries,
+            idle_timeout=self._limits.idle_timeout,
+        )
+        self._service = TrunkService(
+            hosted, admit, self._limits, self._compute, self._codecs, self._delivery
+        )
         self._loop: LoopThread | None = None
         self._stopped = False
         self._servers: list[grpc.aio.Server] = []
@@ -121,6 +133,7 @@ class TrunkServer:
             loop.close()
         self._compute.shutdown()
         self._codecs.shutdown()
+        self._delivery.close()
 
     @property
     def port(self) -> int:
@@ -142,6 +155,11 @@ class TrunkServer:
         """Sessions that are open now."""
         return self._service.num_sessions
 
+    @property
+    def num_deliveries(self) -> int:
+        """Streams of the model's delivery that are open now."""
+        return self._delivery.num_streams
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -161,7 +179,8 @@ class TrunkServer:
         return Address(reachable_name() if is_any(host) else host, port)
 
     async def _listen(self) -> None:
-        tls, max_streams = self._tls, self._limits.max_sessions + _SPARE_STREAMS
+        tls, limits = self._tls, self._limits
+        max_streams = limits.max_sessions + limits.max_deliveries + _SPARE_STREAMS
         credentials = None if tls is None else server_credentials(tls)
         server, self._port = await listen_trunk(
             self._service, str(self._bind), credentials, self._options, max_streams

@@ -5,6 +5,7 @@ import grpc
 from flower_split.config.address import Address
 from flower_split.errors import ConfigError
 from flower_split.tls import ClientTls, ServerTls
+from flower_split.transport.channel import Options
 
 
 def server_credentials(tls: ServerTls, *, for_all: bool = False) -> grpc.ServerCredentials:
@@ -33,6 +34,15 @@ def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
         private_key=tls.private_key or None,
         certificate_chain=tls.certificate or None,
     )
+
+
+def open_channel(
+    address: Address, credentials: grpc.ChannelCredentials | None, options: Options
+) -> grpc.Channel:
+    """A channel to the trunk at `address`; without credentials it is not encrypted."""
+    if credentials is None:
+        return grpc.insecure_channel(str(address), options)
+    return grpc.secure_channel(str(address), credentials, options)
 
 
 def check_plaintext(address: Address, *, allowed: bool) -> None:

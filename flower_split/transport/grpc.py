@@ -1,13 +1,10 @@
 """The gRPC transport: a silo's session with a trunk in another process."""
 
 import concurrent.futures
-import random
 import time
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import Future
 
-import grpc
 from torch import Tensor
 
 from flower_split.config.address import Address
@@ -16,7 +13,7 @@ from flower_split.proto import trunk_pb2 as pb
 from flower_split.tls import ClientTls
 from flower_split.transport.base import Transport
 from flower_split.transport.channel import Keepalive, channel_options
-from flower_split.transport.credentials import channel_credentials, check_plaintext
+from flower_split.transport.credentials import channel_credentials, check_plaintext, open_channel
 from flower_split.transport.diagnosis import diagnose
 from flower_split.transport.grpc_stream import GrpcStream
 from flower_split.transport.hello import hello_frame, read_welcome
@@ -30,11 +27,11 @@ from flower_split.transport.messages import (
     Ticket,
     WireBytes,
 )
+from flower_split.transport.pauses import growing_pauses
 from flower_split.transport.requests import DropCache, Finish, Release
 from flower_split.transport.rules import HopRules
 
 _DIAGNOSIS_SECONDS = 3.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 class GrpcTransport(Transport):
@@ -93,8 +90,8 @@ class GrpcTransport(Transport):
         self._options = channel_options(keepalive or Keepalive())
         hello, rules = hello_frame(spec, ticket), HopRules(spec)
         give_up = time.monotonic() + patience
-        for pause in _pauses():
-            channel = self._channel()
+        for pause in growing_pauses():
+            channel = open_channel(self._peer, self._credentials, self._options)
             self._stream = GrpcStream(channel, str(self._peer), hello, rules, timeout)
             # runs when the transport is forgotten or the interpreter exits
             self._finalizer = weakref.finalize(self, self._stream.close)
@@ -147,11 +144,6 @@ class GrpcTransport(Transport):
         """Bytes of tensor payload sent and received so far, as encoded."""
         return self._stream.meter.read()
 
-    def _channel(self) -> grpc.Channel:
-        if self._credentials is None:
-            return grpc.insecure_channel(str(self._peer), self._options)
-        return grpc.secure_channel(str(self._peer), self._credentials, self._options)
-
     def _welcome(self, seconds: float) -> pb.Welcome:
         """The trunk's welcome; a failure says what was found wrong at the address."""
         end, spare = time.monotonic() + seconds, min(_DIAGNOSIS_SECONDS, seconds / 4)
@@ -171,11 +163,3 @@ class GrpcTransport(Transport):
     def _end(self, reason: str) -> None:
         self._finalizer.detach()
         self._stream.close(reason)
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between two attempts: growing, and not the same for all silos."""
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, _LONGEST_PAUSE)

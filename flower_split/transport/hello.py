@@ -41,10 +41,7 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
     try:
         hello.protocol_version = spec.protocol_version
         if ticket is not None:
-            hello.ticket.run_id = ticket.run_id
-            hello.ticket.node_id = ticket.node_id
-            hello.ticket.server_round = ticket.server_round
-            hello.ticket.token = ticket.token
+            hello.ticket.CopyFrom(ticket_message(ticket))
         hello.purpose = _PURPOSES[spec.purpose]
         hello.fingerprint = spec.fingerprint
         hello.num_layers = spec.num_layers
@@ -64,6 +61,7 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
         hello.seed = spec.seed
         hello.silo = spec.silo
         hello.optimizer_states.extend(spec.optimizer_states)
+        hello.pack = spec.pack
     except ValueError as exc:
         raise HandshakeError(f"a number of the session does not fit the wire: {exc}") from exc
     return pb.ClientFrame(hello=hello)
@@ -75,11 +73,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
     Raises:
         HandshakeError: another protocol version, or a field out of range; says which.
     """
-    if hello.protocol_version != PROTOCOL_VERSION:
-        raise HandshakeError(
-            f"protocol_version: the silo speaks {hello.protocol_version}, the trunk"
-            f" {PROTOCOL_VERSION}; install the same version of flower-split on both"
-        )
+    check_version(hello.protocol_version)
     if hello.purpose not in _PURPOSE_NAMES:
         raise HandshakeError(f"purpose: unknown number {hello.purpose}")
     dtype = DTYPE_FROM_WIRE.get(hello.dtype)
@@ -118,17 +112,45 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         seed=hello.seed,
         silo=hello.silo,
         optimizer_states=tuple(hello.optimizer_states),
+        pack=hello.pack,
         protocol_version=hello.protocol_version,
     )
-    if not hello.HasField("ticket"):
-        return spec, None
-    ticket = Ticket(
-        run_id=hello.ticket.run_id,
-        node_id=hello.ticket.node_id,
-        server_round=hello.ticket.server_round,
-        token=hello.ticket.token,
+    return spec, read_ticket(hello)
+
+
+def check_version(version: int) -> None:
+    """Raise `HandshakeError` when the silo speaks another version of the protocol."""
+    if version != PROTOCOL_VERSION:
+        raise HandshakeError(
+            f"protocol_version: the silo speaks {version}, the trunk"
+            f" {PROTOCOL_VERSION}; install the same version of flower-split on both"
+        )
+
+
+def ticket_message(ticket: Ticket) -> pb.Ticket:
+    """`ticket` as it travels.
+
+    Raises:
+        ValueError: a number of it is out of range.
+    """
+    return pb.Ticket(
+        run_id=ticket.run_id,
+        node_id=ticket.node_id,
+        server_round=ticket.server_round,
+        token=ticket.token,
     )
-    return spec, ticket
+
+
+def read_ticket(message: pb.Hello | pb.DeliverRequest) -> Ticket | None:
+    """The ticket that a first message brought; None where it brought none."""
+    if not message.HasField("ticket"):
+        return None
+    return Ticket(
+        run_id=message.ticket.run_id,
+        node_id=message.ticket.node_id,
+        server_round=message.ticket.server_round,
+        token=message.ticket.token,
+    )
 
 
 def _check_kept(hello: pb.Hello) -> None:

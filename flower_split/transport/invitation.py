@@ -15,6 +15,7 @@ from flower_split.config.address import Address
 from flower_split.errors import ConfigError, TokenError, WireError
 from flower_split.tls.pem import MAX_PEM_BYTES, parse_certificates
 from flower_split.transport.messages import Purpose, Ticket
+from flower_split.transport.offer import DeliveryOffer
 
 PREFIX = "split."
 PROOF = "proof"
@@ -45,6 +46,8 @@ class Invitation:
     """PEM of the CA that signed the trunk's certificate; empty for the silo's own roots."""
     seconds: float = 3600.0
     """Seconds that the round lasted at most when the message was sent."""
+    offer: DeliveryOffer | None = None
+    """The model, where the server delivers it."""
 
     def to_fields(self) -> dict[str, str | int | float | bool]:
         """The fields that join the message's config; run and node are in the message itself."""
@@ -60,6 +63,7 @@ class Invitation:
             "split.tls": self.tls,
             "split.ca": self.ca,
             "split.seconds": self.seconds,
+            **({} if self.offer is None else self.offer.to_fields()),
         }
 
     @classmethod
@@ -109,6 +113,9 @@ class Invitation:
             tls=tls,
             ca=ca,
             seconds=float(seconds),
+            offer=DeliveryOffer.from_fields(
+                fields, run_id=run_id, node_id=node_id, server_round=server_round
+            ),
         )
 
     def proof(self) -> str:

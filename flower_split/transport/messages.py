@@ -14,6 +14,8 @@ from flower_split.optimization.settings import OptimizerSettings
 PROTOCOL_VERSION = 1
 
 Purpose = Literal["train", "evaluate"]
+TicketPurpose = Purpose | Literal["deliver"]
+"""What a ticket opens: a session, or a stream of the model's delivery."""
 EditKind = Literal["reorder", "crop", "repeat", "select", "reset"]
 
 
@@ -54,6 +56,8 @@ class SessionSpec:
     """The silo's name; empty where the trunk asks for no ticket."""
     optimizer_states: tuple[str, ...] = ()
     """Tags of the optimizer states that the silo can go on from; see `transport.state_tags`."""
+    pack: str = ""
+    """SHA-256 by which the silo's weights were delivered, hexadecimal; empty for its own."""
     protocol_version: int = PROTOCOL_VERSION
 
 

@@ -40,6 +40,9 @@ class ToyHost:
         self.tokens.append(token)
         return Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
 
+    def offer(self, run_id, node_id, server_round, *, seconds):
+        return None
+
     def prepare(self, ticket, state):
         self.prepared[ticket.token] = state
 

@@ -1,0 +1,129 @@
+"""Packs in tests: fetched without a wire, counted, interrupted, or told lies by."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from flower_split.delivery.cache import PartCache
+from flower_split.delivery.fetching import fetch_pack
+from flower_split.delivery.pack import Pack
+from flower_split.transport.messages import Ticket
+
+MIB = 1 << 20
+TICKETS = tuple(Ticket(run_id=1, node_id=2, server_round=3, token=f"t{i}") for i in range(8))
+
+
+class DirectStream:
+    """Reads a pack in this process; `on_piece` is called before every piece is handed over."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        on_piece: Callable[[], None] = lambda: None,
+        asked: list[tuple[str, int]] | None = None,
+        piece: int = MIB,
+    ) -> None:
+        self.pack = pack
+        self.on_piece = on_piece
+        self.asked = [] if asked is None else asked
+        self.piece = piece
+
+    def read(self, digest: str, offset: int) -> Iterator[bytes]:
+        self.asked.append((digest, offset))
+        part = self.pack.find(digest)
+        assert part is not None
+        while offset < part.size:
+            self.on_piece()
+            data = part.read(offset, self.piece)
+            offset += len(data)
+            yield data
+
+    def close(self) -> None:
+        pass
+
+
+def left(cache: PartCache) -> list[str]:
+    """Names of everything in the folder of parts."""
+    return sorted(path.name for path in cache.parts.iterdir())
+
+
+def unpacked(pack: Pack, folder: Path) -> Path:
+    """The model's folder of `pack`, with a cache in `folder`."""
+    fetched = fetch_pack(pack.digest, TICKETS, lambda _: DirectStream(pack), PartCache(folder))
+    return fetched.folder
+
+
+def save_model_of_several_mib(folder: Path) -> Path:
+    """A random model whose ends are several pieces long."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=3000,
+        hidden_size=256,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+class CuttingProxy:
+    """Forwards to a port, and cuts each connection after a number of bytes towards the client.
+
+    Args:
+        port: On this machine.
+        cuts: Bytes for the first connection, the second, …; the further ones are not cut.
+    """
+
+    def __init__(self, port: int, cuts: Sequence[int]) -> None:
+        self._port = port
+        self._cuts = list(cuts)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._sockets: list[socket.socket] = []
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._port))
+                self._sockets += [client, server]
+                room = self._cuts.pop(0) if self._cuts else None
+                for pair in ((client, server, None), (server, client, room)):
+                    thread = threading.Thread(target=self._forward, args=pair, daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+    @staticmethod
+    def _forward(source: socket.socket, target: socket.socket, room: int | None) -> None:
+        with contextlib.suppress(OSError):
+            while room is None or room > 0:
+                data = source.recv(65536 if room is None else min(room, 65536))
+                if not data:
+                    break
+                target.sendall(data)
+                room = None if room is None else room - len(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for end in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(20)
+        for end in (self._listener, *self._sockets):
+            end.close()
