@@ -45,6 +45,8 @@ def test_a_part_that_is_none_is_refused(node_config):
         ({"eval-path": "x.jsonl"}, "expected an absolute path"),
         ({"state-dir": "state"}, "state-dir 'state': expected an absolute path"),
         ({"state-dir": 7}, "state-dir 7: expected text"),
+        ({"cache-dir": "cache"}, "cache-dir 'cache': expected an absolute path"),
+        ({"max-download-gib": 0}, "max-download-gib 0: expected 1 or more"),
         ({"state-days": 0}, "state-days 0: expected 1 or more"),
         ({"state-days": "soon"}, "state-days 'soon': expected a whole number"),
         (

@@ -163,6 +163,7 @@ def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
         ("adapter", "{}"),
         ("h1", "bf16"),
         ("g1", "fp16"),
+        ("pack", "ab" * 32),
     ],
 )
 def test_a_handshake_names_the_field_that_differs(field: str, value: Any) -> None:

@@ -1,19 +1,27 @@
 """Packs in tests: fetched without a wire, counted, interrupted, or told lies by."""
 
 import contextlib
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+import grpc
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flower_split.delivery.cache import PartCache
 from flower_split.delivery.fetching import fetch_pack
 from flower_split.delivery.pack import Pack
-from flower_split.transport.messages import Ticket
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.proto.trunk_pb2_grpc import TrunkStub
+from flower_split.server.trunk_server import TrunkServer
+from flower_split.tls import ClientTls, ServerTls
+from flower_split.transport.credentials import channel_credentials
+from flower_split.transport.hello import ticket_message
+from flower_split.transport.messages import PROTOCOL_VERSION, Ticket
 
 MIB = 1 << 20
 TICKETS = tuple(Ticket(run_id=1, node_id=2, server_round=3, token=f"t{i}") for i in range(8))
@@ -127,3 +135,43 @@ class CuttingProxy:
             thread.join(20)
         for end in (self._listener, *self._sockets):
             end.close()
+
+
+class RawFetcher:
+    """A silo without manners: asks for whatever a test wants, and reports how the stream ended."""
+
+    def __init__(self, server: TrunkServer, tls: ServerTls) -> None:
+        credentials = channel_credentials(ClientTls(ca=tls.ca))
+        self._channel = grpc.secure_channel(server.address, credentials)
+        self._requests: queue.SimpleQueue[pb.DeliverRequest | None] = queue.SimpleQueue()
+        stub = TrunkStub(self._channel)  # type: ignore[no-untyped-call]
+        self.call = stub.Deliver(iter(self._requests.get, None), timeout=60.0)
+
+    def ask(self, digest: bytes = b"", offset: int = 0, ticket: Ticket | None = None) -> Self:
+        request = pb.DeliverRequest(protocol_version=PROTOCOL_VERSION, digest=digest, offset=offset)
+        if ticket is not None:
+            request.ticket.CopyFrom(ticket_message(ticket))
+        return self.send(request)
+
+    def send(self, request: pb.DeliverRequest) -> Self:
+        self._requests.put(request)
+        return self
+
+    def ending(self) -> tuple[int, grpc.StatusCode, str, str]:
+        """Bytes that came, code, class of the error, details; reads the rest of the stream."""
+        received = 0
+        self._requests.put(None)
+        with contextlib.suppress(grpc.RpcError):
+            for reply in self.call:
+                received += len(reply.data)
+        metadata = dict(self.call.trailing_metadata())
+        name = metadata.get("flower-split-error", "")
+        return received, self.call.code(), name, self.call.details()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._requests.put(None)
+        self.call.cancel()
+        self._channel.close()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from flower_split.server.trunk_server import TrunkServer
 
 SECONDS = 15.0
-POOLS = ("trunk-compute", "trunk-codecs", "odd-trunk")
+POOLS = ("trunk-compute", "trunk-codecs", "trunk-delivery", "odd-trunk")
 POLLER = "_poll_wrapper"
 """The one thread that grpc.aio keeps for a process; it ends with the last server object."""
 

@@ -41,6 +41,7 @@ FRACTION = st.floats(0, 1)
             max_learning_rate=FRACTION,
         ),
         seed=UINT64,
+        pack=st.text(max_size=70),
     ),
     ticket=st.none()
     | st.builds(
