@@ -22,7 +22,7 @@ def read_pem(path: str, what: str) -> bytes:
         what: What errors call it, such as the setting that names it.
 
     Raises:
-        ConfigError: it is missing, not readable, or larger than any PEM file.
+        ConfigError: it is missing, not readable, empty, or larger than any PEM file.
     """
     try:
         with Path(path).expanduser().open("rb") as file:
@@ -34,6 +34,8 @@ def read_pem(path: str, what: str) -> bytes:
         ) from error
     if len(data) > _MAX_FILE_BYTES:
         raise ConfigError(f"{what}: {path!r} has more than {_MAX_FILE_BYTES} bytes: no PEM file")
+    if not data.strip():
+        raise ConfigError(f"{what}: {path!r} is empty: name a PEM file, or leave the setting out")
     return data
 
 
