@@ -100,5 +100,5 @@ def test_a_silo_s_certificate_needs_its_key(half):
 
 
 def test_a_host_that_no_certificate_could_name():
-    with pytest.raises(ConfigError, match="exämple.org"):
+    with pytest.raises(ConfigError, match=r"exämple\.org"):
         ServerTls.ephemeral("exämple.org")
