@@ -20,8 +20,20 @@ from flwr.serverapp.strategy import (
 from flower_split.config import sections
 from flower_split.strategies import inner
 from flower_split.strategies.alone import Alone
+from flower_split.strategies.fedavg_lora import FedAvgLoRA
+from flower_split.strategies.fedex_lora import FedExLoRA
+from flower_split.strategies.fedsa_lora import FedSALoRA
+from flower_split.strategies.ffa_lora import FFALoRA
+from flower_split.strategies.flex_lora import FlexLoRA
+from flower_split.strategies.flora import FLoRA
+from flower_split.strategies.het_lora import HetLoRA
 from flower_split.strategies.history import NodeRecord, SplitResult
 from flower_split.strategies.hosting import TrunkHost
+from flower_split.strategies.lora import LoraStrategy, ModuleResult, ModuleRound
+from flower_split.strategies.personal import PersonalParts
+from flower_split.strategies.plugins import WithPlugins
+from flower_split.strategies.ro_lora import RoLoRA
+from flower_split.strategies.scaffold_lora import ScaffoldLoRA
 from flower_split.strategies.split import SplitStrategy
 
 INNER_STRATEGIES: inner.StrategyTable = {
@@ -30,37 +42,66 @@ INNER_STRATEGIES: inner.StrategyTable = {
     "fedadam": FedAdam,
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
+    "fedavglora": FedAvgLoRA,
+    "fedexlora": FedExLoRA,
     "fedmedian": FedMedian,
+    "fedsalora": FedSALoRA,
     "fedtrimmedavg": FedTrimmedAvg,
     "fedyogi": FedYogi,
+    "ffalora": FFALoRA,
+    "flexlora": FlexLoRA,
+    "flora": FLoRA,
+    "hetlora": HetLoRA,
     "krum": Krum,
     "multikrum": MultiKrum,
     "qfedavg": partial(QFedAvg, train_loss_key="train-loss"),
+    "rolora": RoLoRA,
+    "scaffoldlora": ScaffoldLoRA,
 }
-"""Inner strategies by the name that `strategy.name` gives them."""
+"""Strategies by the name that `strategy.name` gives them; plugins come on top."""
 
 
-def build_inner(settings: sections.StrategyConfig) -> Strategy:
-    """The inner strategy that a run config describes.
+def build_inner(
+    settings: sections.StrategyConfig, lora: sections.LoraSettings | None = None
+) -> Strategy:
+    """The strategy that a run config describes, one of `INNER_STRATEGIES` or a plugin's.
+
+    Args:
+        settings: The section `strategy`.
+        lora: The section `lora`; None takes its defaults.
 
     Raises:
         ConfigError: with everything that is wrong with its name and options.
     """
-    return inner.make_inner(settings, INNER_STRATEGIES)
+    return inner.make_inner(settings, WithPlugins(INNER_STRATEGIES), lora)
 
 
 def inner_problems(settings: sections.StrategyConfig) -> list[str]:
     """What is wrong with the strategy's name and options, for `read_run_config`."""
-    return inner.inner_problems(settings, INNER_STRATEGIES)
+    return inner.inner_problems(settings, WithPlugins(INNER_STRATEGIES))
 
 
 __all__ = [
     "INNER_STRATEGIES",
     "Alone",
+    "FFALoRA",
+    "FLoRA",
+    "FedAvgLoRA",
+    "FedExLoRA",
+    "FedSALoRA",
+    "FlexLoRA",
+    "HetLoRA",
+    "LoraStrategy",
+    "ModuleResult",
+    "ModuleRound",
     "NodeRecord",
+    "PersonalParts",
+    "RoLoRA",
+    "ScaffoldLoRA",
     "SplitResult",
     "SplitStrategy",
     "TrunkHost",
+    "WithPlugins",
     "build_inner",
     "inner_problems",
 ]

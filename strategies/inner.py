@@ -6,9 +6,12 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from flower_split.config.model import LoraSettings
 from flower_split.config.run_config import nearest, raise_problems
 from flower_split.config.sections import StrategyConfig
 from flower_split.errors import ConfigError
+from flower_split.strategies.lora import LoraStrategy
+from flower_split.strategies.personal import PersonalParts
 from flower_split.transport.messages import Purpose
 
 StrategyTable = Mapping[str, Callable[..., Strategy]]
@@ -33,12 +36,11 @@ _SET_BY_FIELDS = frozenset(
 
 
 def strategy_options(make: Callable[..., Strategy]) -> dict[str, inspect.Parameter]:
-    """The numeric arguments of a strategy that a run config may set."""
-    parameters = inspect.signature(make, eval_str=True).parameters
+    """The numeric and boolean arguments of a strategy that a run config may set."""
     return {
         name: parameter
-        for name, parameter in parameters.items()
-        if parameter.annotation in (int, float) and name not in _SET_BY_FIELDS
+        for name, parameter in _parameters(make).items()
+        if parameter.annotation in (int, float, bool) and name not in _SET_BY_FIELDS
     }
 
 
@@ -48,7 +50,10 @@ def inner_problems(settings: StrategyConfig, table: StrategyTable) -> list[str]:
         return [f"strategy.name {settings.name!r} is not offered: {REFUSED[settings.name]}"]
     if settings.name not in table:
         return [f"strategy.name {settings.name!r} is not known{nearest(settings.name, table)}"]
-    options = strategy_options(table[settings.name])
+    try:
+        options = strategy_options(table[settings.name])
+    except ConfigError as error:
+        return [str(error)]
     problems = []
     for name, value in settings.options.items():
         if name not in options:
@@ -57,32 +62,41 @@ def inner_problems(settings: StrategyConfig, table: StrategyTable) -> list[str]:
                 f"unknown key {_key(name)!r} for strategy {settings.name!r}"
                 f"{nearest(_key(name), valid)}"
             )
-        elif options[name].annotation is int and not isinstance(value, int):
-            problems.append(f"{_key(name)} must be a whole number, not {value!r}")
+        elif (wanted := _misfit(options[name].annotation, value)) is not None:
+            problems.append(f"{_key(name)} must be {wanted}, not {value!r}")
     for name, parameter in options.items():
         if parameter.default is inspect.Parameter.empty and name not in settings.options:
             problems.append(f"{_key(name)} is missing: strategy {settings.name!r} needs it")
     if not problems:
         try:
-            _make(settings, table)
+            _make(settings, table, LoraSettings())
+        except ConfigError as error:
+            problems += str(error).splitlines()
         except ValueError as error:
             problems.append(f"strategy {settings.name!r} refuses its options: {error}")
     return problems
 
 
-def make_inner(settings: StrategyConfig, table: StrategyTable) -> Strategy:
-    """The strategy that `settings` describe.
+def make_inner(
+    settings: StrategyConfig, table: StrategyTable, lora: LoraSettings | None = None
+) -> Strategy:
+    """The strategy that `settings` describe, for adapters as `lora` describes them.
 
     Raises:
         ConfigError: with everything that is wrong with them.
     """
     raise_problems(inner_problems(settings, table), "the strategy's settings")
-    return _make(settings, table)
+    return _make(settings, table, lora or LoraSettings())
 
 
 def check_exact(inner: Strategy) -> None:
     """Raise `ConfigError` when a split run cannot equal the unsplit one with `inner`."""
     for one in _nested(inner):
+        if isinstance(one, (LoraStrategy, PersonalParts)):
+            raise ConfigError(
+                f"{type(one).__name__} cannot be an inner strategy of a split run in this version: "
+                "use it in an app whose silos hold the whole model"
+            )
         for kind in type(one).__mro__:
             reason = REFUSED.get(kind.__name__.lower())
             if reason is not None:
@@ -113,10 +127,10 @@ def _nested(inner: Any) -> Iterator[Any]:
         inner = getattr(inner, "strategy", None)
 
 
-_FIELDS = ("fraction_train", "fraction_evaluate", "min_nodes", "min_replies")
+_FIELDS = ("fraction_train", "fraction_evaluate", "min_nodes", "min_replies", "personal")
 
 
-def _make(settings: StrategyConfig, table: StrategyTable) -> Strategy:
+def _make(settings: StrategyConfig, table: StrategyTable, lora: LoraSettings) -> Strategy:
     arguments: dict[str, Any] = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": settings.fraction_evaluate,
@@ -124,7 +138,40 @@ def _make(settings: StrategyConfig, table: StrategyTable) -> Strategy:
         "min_evaluate_nodes": settings.min_nodes,
         "min_available_nodes": settings.min_nodes,
     }
-    return table[settings.name](**arguments, **settings.options)
+    make = table[settings.name]
+    if "lora" in _parameters(make):
+        arguments["lora"] = lora
+    made = make(**arguments, **settings.options)
+    if not isinstance(made, Strategy):
+        raise ConfigError(
+            f"strategy.name {settings.name!r} makes a {type(made).__name__}, which is no strategy "
+            "of Flower's message API (flwr.serverapp.strategy.Strategy)"
+        )
+    return PersonalParts(made, settings.personal, lora=lora) if settings.personal else made
+
+
+def _parameters(make: Callable[..., Strategy]) -> dict[str, inspect.Parameter]:
+    """The arguments of `make`, and of the base classes that a class passes its keywords on to."""
+    found: dict[str, inspect.Parameter] = {}
+    for one in make.__mro__ if inspect.isclass(make) else (make,):
+        if inspect.isclass(one) and "__init__" not in vars(one):
+            continue
+        if one is object:
+            break
+        own = inspect.signature(one, eval_str=True).parameters
+        found = {**own, **found}
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values()):
+            break
+    return found
+
+
+def _misfit(kind: type, value: float) -> str | None:
+    """What `value` should have been, when it is not of `kind`."""
+    if kind is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(value, bool):
+        return "a number"
+    return "a whole number" if kind is int and not isinstance(value, int) else None
 
 
 def _key(name: str) -> str:

@@ -71,6 +71,14 @@ def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in state.items()})
 
 
+def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Float32 copies of all arrays, in their order."""
+    return {
+        name: torch.from_numpy(np.array(array.numpy(), dtype=np.float32, order="C"))
+        for name, array in arrays.items()
+    }
+
+
 def decode(
     arrays: ArrayRecord, shapes: Shapes, *, dtype: str | None = None
 ) -> dict[str, NDArray[np.float32]]:

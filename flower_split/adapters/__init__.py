@@ -1,19 +1,25 @@
 """LoRA adapters, which are PEFT's throughout: this package is the only one that imports it."""
 
-from flower_split.adapters.export import save_adapter
+from flower_split.adapters.export import save_adapter, save_whole
+from flower_split.adapters.folding import fold, own_scaling, train_parts
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
-from flower_split.adapters.state import load_state, read_state, split_state
+from flower_split.adapters.state import adapter_parameters, load_state, read_state, split_state
 from flower_split.adapters.trunk_adapters import TrunkAdapters
 from flower_split.adapters.wrapping import wrap
 
 __all__ = [
     "AdapterPlan",
     "TrunkAdapters",
+    "adapter_parameters",
+    "fold",
     "initial_state",
     "load_state",
+    "own_scaling",
     "read_state",
     "resolve_lora",
     "save_adapter",
+    "save_whole",
     "split_state",
+    "train_parts",
     "wrap",
 ]

@@ -5,11 +5,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flower_split.adapters.plan import AdapterPlan
+from flower_split.adapters.folding import patterned_config
+from flower_split.adapters.plan import PEFT_PREFIX, AdapterPlan
 from flower_split.adapters.state import check_state
+from flower_split.lowrank import combined, pair_up
 
 
 def save_adapter(
@@ -30,14 +33,48 @@ def save_adapter(
         AdapterError: `state` is not the whole adapter, or has values that are not finite.
     """
     check_state(state, dict(plan.shapes))
+    ordered = {name: state[name] for name in plan.names}
+    return _write(ordered, plan.peft_config(), folder, base_model)
+
+
+def save_whole(
+    state: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    scale: float,
+    base_model: str,
+    fan_in_fan_out: bool = False,
+) -> Path:
+    """As `save_adapter`, of an adapter with any ranks and with what was folded into the model.
+
+    What is written is one standard adapter of scale 1 (`rank_pattern`, `alpha_pattern` where
+    modules differ in rank).
+
+    Args:
+        state: LoRA tensors, those of the adapter `folded` among them where there are any.
+        folder: Made when it does not exist.
+        scale: Of the tensors that are not folded ones.
+        base_model: Name or path of the model, for `adapter_config.json`.
+        fan_in_fan_out: Whether the modules keep their weights transposed, as GPT-2's do.
+
+    Raises:
+        AdapterError: a tensor is no LoRA factor, its partner is missing, or a value is not finite.
+    """
+    whole = combined(state, scale)
+    check_state(whole, {name: tuple(tensor.shape) for name, tensor in whole.items()})
+    ranks = {p.module.removeprefix(PEFT_PREFIX): whole[p.a].shape[0] for p in pair_up(whole)}
+    config = patterned_config(ranks, fan_in_fan_out=fan_in_fan_out)
+    return _write(whole, config, folder, base_model)
+
+
+def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_model: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    config = plan.peft_config()
     config.base_model_name_or_path = base_model
     config.inference_mode = True
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         config.save_pretrained(scratch)
         save_file(
-            {name: state[name].contiguous() for name in plan.names},
+            {name: tensor.contiguous() for name, tensor in state.items()},
             Path(scratch, "adapter_model.safetensors"),
             metadata={"format": "pt"},
         )

@@ -34,7 +34,7 @@ This page is written by `python -m flower_split.apps.key_reference`.
 _OPTIONS_HEAD = """
 ## Options of single strategies
 
-Numeric arguments of the strategy that `strategy.name` chooses.
+Numeric and boolean arguments of the strategy that `strategy.name` chooses.
 
 | strategy | key | default |
 |---|---|---|

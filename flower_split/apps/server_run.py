@@ -38,7 +38,7 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     config = read_run_config(values, check_strategy=inner_problems)
     folder = _output_folder(config)
     with TrunkHost(config) as host:
-        strategy = SplitStrategy(config, build_inner(config.strategy), host=host)
+        strategy = SplitStrategy(config, build_inner(config.strategy, config.lora), host=host)
         baseline = _baseline(config, host)
         with RunRecord(folder, host.plan, config.model.name, values, strategy, baseline):
             strategy.start(grid)

@@ -1,5 +1,6 @@
-"""The silo's side in Flower: `SplitSession`, for own ClientApps and the ready-made one."""
+"""The silo's side in Flower: `SplitSession` with a trunk, `AdapterExchange` for a whole model."""
 
+from flower_split.client.adapter_exchange import AdapterExchange
 from flower_split.client.session import SplitSession
 
-__all__ = ["SplitSession"]
+__all__ = ["AdapterExchange", "SplitSession"]

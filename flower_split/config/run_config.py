@@ -80,7 +80,7 @@ def read_run_config(
                 )
             except ConfigError as error:
                 problems.append(str(error))
-        elif name.startswith(OPTION_PREFIX) and _is_number(value):
+        elif name.startswith(OPTION_PREFIX) and isinstance(value, (int, float)):
             options[name.removeprefix(OPTION_PREFIX).replace("-", "_")] = value
         elif not name.startswith(OWN_PREFIX):
             problems.append(f"unknown key {name!r}{nearest(name, keys)}")
@@ -170,7 +170,7 @@ def _typed(key: RunKey, value: object) -> Any:
     if key.type in (str, bool) and isinstance(value, key.type):
         return value
     if key.type == tuple[str, ...] and isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
+        return tuple(part.strip() for part in value.split(",") if part.strip())
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     wanted = words.get(key.type, "text, with commas between several names")
     raise ConfigError(f"{key.key} must be {wanted}, not {value!r}")

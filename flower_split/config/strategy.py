@@ -19,6 +19,9 @@ class StrategyConfig:
     """Silos that must be connected before a round starts."""
     min_replies: int = 1
     """Silos whose training must count in a round; with fewer, the run ends."""
+    personal: tuple[str, ...] = ()
+    """Modules whose adapters never leave the silo: names, or dotted parts of names such as
+    `layers.3`; empty for none."""
     options: dict[str, float] = field(default_factory=dict)
     """Further arguments of the strategy (`strategy.eta`, `strategy.tau`, …)."""
 

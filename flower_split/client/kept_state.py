@@ -1,0 +1,141 @@
+"""Kept state: tensors of a silo's own that it carries from round to round, in files.
+
+A file is a generation, made by the training of one round. It appears whole or not at all, and one
+that is damaged is passed over for the one before it.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flower_split.errors import SiloError
+
+logger = logging.getLogger(__name__)
+
+KEEP = 3
+"""Generations that are kept."""
+
+_FORMAT = "flower-split-kept-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What one round's training left."""
+
+    server_round: int
+    scale: float
+    """Factor of the product of the LoRA tensors."""
+    tensors: dict[str, Tensor]
+    """Float32."""
+
+
+class KeptState:
+    """The generations of one silo in one run.
+
+    Args:
+        folder: For this run and silo alone; made when it is first written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def newest(self, before: int) -> Generation | None:
+        """The newest sound generation of a round before `before`; None when there is none."""
+        files = sorted(self.folder.glob("round-*.safetensors"), reverse=True)
+        for path in files:
+            number = int(path.stem.removeprefix("round-"))
+            if number < before and (found := _read(path, number)) is not None:
+                return found
+        return None
+
+    def save(self, generation: Generation) -> None:
+        """Write `generation`, and delete all but the last three.
+
+        Raises:
+            SiloError: the folder cannot be written to.
+        """
+        path = self.folder / f"round-{generation.server_round:08d}.safetensors"
+        tensors = {name: t.contiguous() for name, t in generation.tensors.items()}
+        metadata = {
+            "format": _FORMAT,
+            "scale": repr(generation.scale),
+            "sha256": _digest(tensors, repr(generation.scale)),
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                written = Path(scratch, path.name)
+                save_file(tensors, written, metadata=metadata)
+                with written.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(written, path)
+            kept = [p for p in sorted(self.folder.glob("round-*.safetensors")) if p <= path]
+            for old in kept[:-KEEP]:
+                old.unlink()
+        except (OSError, SafetensorError) as error:
+            raise SiloError(
+                f"the silo's own adapter tensors cannot be kept in {self.folder}: {error}. Give "
+                "the node a writable folder by state-dir in its node config"
+            ) from error
+
+
+def state_folder(context: Context, lineage: str) -> Path:
+    """The folder of a silo's own state in one run.
+
+    It lies in `state-dir` of the node config, or else in `$XDG_STATE_HOME/flower-split`.
+
+    Args:
+        context: The ClientApp's.
+        lineage: Names the run, whatever it was resumed from.
+    """
+    given = context.node_config
+    base = given.get("state-dir") or Path(
+        os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state", "flower-split"
+    )
+    silo = str(given.get("silo", given.get("partition-id", context.node_id)))
+    return Path(str(base)).expanduser() / _plain(lineage) / _plain(silo) / "kept"
+
+
+def _plain(name: str) -> str:
+    """`name` as a file name of its own."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]
+    if plain == name:
+        return plain
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _digest(tensors: Mapping[str, Tensor], scale: str) -> str:
+    digest = hashlib.sha256(scale.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, server_round: int) -> Generation | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != _FORMAT:
+            raise ValueError("it is of another format")
+        if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+            raise ValueError("it has tensors that are not float32")
+        if metadata.get("sha256") != _digest(tensors, metadata["scale"]):
+            raise ValueError("its digest does not match")
+        scale = float(metadata["scale"])
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        logger.warning("%s is damaged and is passed over: %s", path, error)
+        return None
+    return Generation(server_round=server_round, scale=scale, tensors=tensors)

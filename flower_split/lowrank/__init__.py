@@ -1,0 +1,54 @@
+"""Low-rank algebra of LoRA updates: factors, their scale, sums and best approximations.
+
+Tensors are torch's, results are in the dtype of what goes in, and a dense update is formed only
+where its factors would be larger than it.
+"""
+
+from flower_split.lowrank.combining import combined, factors_of, plain_names, split_folded
+from flower_split.lowrank.factors import Factors
+from flower_split.lowrank.leading import leading
+from flower_split.lowrank.names import (
+    FOLDED,
+    Pair,
+    folded_name,
+    is_folded,
+    pair_up,
+    part_of,
+    plain_name,
+)
+from flower_split.lowrank.orders import (
+    CONTROL,
+    RECORD,
+    Orders,
+    scaling_fields,
+    scaling_from_fields,
+)
+from flower_split.lowrank.resizing import fit_part, fresh_factors
+from flower_split.lowrank.scaling import Scaling
+from flower_split.lowrank.stacking import recompressed, stacked
+
+__all__ = [
+    "CONTROL",
+    "FOLDED",
+    "RECORD",
+    "Factors",
+    "Orders",
+    "Pair",
+    "Scaling",
+    "combined",
+    "factors_of",
+    "fit_part",
+    "folded_name",
+    "fresh_factors",
+    "is_folded",
+    "leading",
+    "pair_up",
+    "part_of",
+    "plain_name",
+    "plain_names",
+    "recompressed",
+    "scaling_fields",
+    "scaling_from_fields",
+    "split_folded",
+    "stacked",
+]

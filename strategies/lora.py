@@ -1,0 +1,304 @@
+"""The base of strategies that aggregate LoRA adapters module by module, as updates with a scale.
+
+A strategy of this kind is a stock Flower strategy to the ServerApp. The arrays that it starts from
+and returns are the global adapter: LoRA factors named as PEFT names them, and, where it folds
+something into the model, factors of the frozen adapter `folded` beside them. A silo tells rank and
+alpha with its reply and gets tensors of its own rank and scale from then on; before that it gets
+the global adapter and fits it to its own rank itself (`flower_split.client.AdapterExchange`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor
+
+from flower_split.config.model import LoraSettings
+from flower_split.errors import ConfigError, RoundError
+from flower_split.lowrank import (
+    CONTROL,
+    Factors,
+    Orders,
+    Pair,
+    Scaling,
+    folded_name,
+    pair_up,
+    part_of,
+)
+from flower_split.strategies.lora_replies import SiloReply, admitted
+from flower_split.strategies.parts import to_arrays, to_tensors
+
+MIXED = "'flora' and 'flexlora' aggregate updates of any ranks exactly, 'hetlora' zero-pads them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleRound:
+    """What is known of one module in one round; all float64 and at the global scale."""
+
+    pair: Pair
+    before: Factors
+    """The global adapter that the round began with."""
+    folded: Factors | None
+    """What was folded into the module until then, scale 1."""
+    updates: list[Factors]
+    """The silos' adapters, in the order of their replies."""
+    weights: list[float]
+    """Of the silos; they sum to 1."""
+    rank: int
+    """Of the global adapter after the round: the largest of all silos known, and of the start."""
+    server_round: int
+
+    @property
+    def weighted(self) -> list[tuple[float, Factors]]:
+        """Weight and adapter of every silo."""
+        return list(zip(self.weights, self.updates, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleResult:
+    """A module's share of the global adapter after a round."""
+
+    trained: Factors
+    folded: Factors | None = None
+    """What is folded into the module now, scale 1; None leaves it as it was."""
+
+
+class LoraStrategy(FedAvg):
+    """Base class; a strategy overrides `aggregate_module`, and says what silos train and keep.
+
+    Args:
+        lora: Rank, alpha and scaling of the global adapter, and so of `initial_arrays`.
+        proximal_mu: Pull of the silos' steps towards what they received (FedProx, Li et al. 2020,
+            arXiv:1812.06127); 0 for none.
+        **flower: Arguments of Flower's `FedAvg`.
+    """
+
+    name: ClassVar[str] = ""
+    """Its `strategy.name`."""
+    mixed_ranks: ClassVar[bool] = False
+    """Whether silos may have different ranks."""
+    embeddings: ClassVar[bool] = True
+    """Whether it can aggregate the adapters of embeddings, whose A is zero at the start, not B."""
+
+    def __init__(
+        self, *, lora: LoraSettings | None = None, proximal_mu: float = 0.0, **flower: Any
+    ) -> None:
+        super().__init__(**flower)
+        if proximal_mu < 0:
+            raise ValueError(f"proximal_mu must be at least 0, not {proximal_mu}")
+        self.lora = lora or LoraSettings()
+        self.proximal_mu = proximal_mu
+        self.silos: dict[int, Scaling] = {}
+        """Scaling of every node whose last reply counted."""
+        self._state: dict[str, Tensor] = {}
+        self._tailored_for: dict[Scaling | None, ArrayRecord] = {}
+
+    @property
+    def scaling(self) -> Scaling:
+        """Of the global adapter at the start; its factor stays the same for the run."""
+        return Scaling(r=self.lora.r, alpha=self.lora.alpha, rslora=self.lora.rslora)
+
+    def trained_parts(self, server_round: int) -> frozenset[str]:
+        """The factors that silos train in this round."""
+        return frozenset("AB")
+
+    def kept_parts(self) -> frozenset[str]:
+        """The factors that never leave a silo."""
+        return frozenset()
+
+    def aggregate_module(self, module: ModuleRound) -> ModuleResult:
+        """The global adapter of one module after a round."""
+        raise NotImplementedError
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """FedAvg's messages, each with tensors of the node's own rank and scale, and orders.
+
+        Raises:
+            AdapterError: `arrays` has tensors that are no LoRA factors.
+            ConfigError: `arrays` is an adapter that this strategy cannot aggregate.
+        """
+        self._begin(arrays)
+        messages = super().configure_train(server_round, arrays, config, grid)
+        return [self._tailored(message, server_round) for message in messages]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """As `configure_train`."""
+        self._begin(arrays)
+        messages = super().configure_evaluate(server_round, arrays, config, grid)
+        return [self._tailored(message, server_round) for message in messages]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The global adapter after the round, float32.
+
+        A reply that is not an adapter of the right modules is left out, with a warning.
+
+        Raises:
+            ConfigError: the silos' ranks are such that this strategy cannot aggregate them.
+            RoundError: replies came, and none counts.
+        """
+        valid, failed = self._check_and_log_replies(replies, is_train=True, validate=False)
+        shapes = {
+            name: tuple(self._state[name.removeprefix(CONTROL)].shape)
+            for name in self.sent_names(server_round)
+        }
+        counted, refused = admitted(
+            valid, shapes, weight_key=self.weighted_by_key, default=self.scaling
+        )
+        for node in [message.metadata.src_node_id for message in failed] + list(refused):
+            # It may have lost its state, and gets everything anew.
+            self.silos.pop(node, None)
+        if not counted:
+            if refused:
+                raise RoundError(
+                    f"round {server_round}: no reply can be aggregated: "
+                    + "; ".join(sorted(set(refused.values())))
+                )
+            return None, None
+        self._check_ranks(counted)
+        self.silos |= {reply.node_id: reply.scaling for reply in counted}
+        state = self.aggregated(server_round, counted)
+        contents = [reply.message.content for reply in counted]
+        return to_arrays(state), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """FedAvg's; a node that failed gets everything anew with its next message."""
+        replies = list(replies)
+        for message in replies:
+            if message.has_error():
+                self.silos.pop(message.metadata.src_node_id, None)
+        return super().aggregate_evaluate(server_round, replies)
+
+    def orders(self, server_round: int, node: Scaling | None) -> Orders:
+        """What a message tells a silo to do.
+
+        Args:
+            server_round: The round.
+            node: The scaling of the silo; None while it is not known.
+        """
+        kept = [n for n in self._factor_names() if part_of(n) in self.kept_parts()]
+        return Orders(
+            trains=self.trained_parts(server_round),
+            keeps=frozenset(kept),
+            scale=(node or self.scaling).factor,
+            proximal_mu=self.proximal_mu,
+        )
+
+    def sent_names(self, server_round: int) -> list[str]:
+        """Names of the tensors that a reply of this round has."""
+        sent = self.trained_parts(server_round) - self.kept_parts()
+        return [name for name in self._factor_names() if part_of(name) in sent]
+
+    def aggregated(self, server_round: int, counted: Sequence[SiloReply]) -> dict[str, Tensor]:
+        """The global adapter after the round, float32, in the order of the one before it."""
+        total = sum(reply.weight for reply in counted)
+        rank = max(self.lora.r, *(scaling.r for scaling in self.silos.values()))
+        sent = set(self.sent_names(server_round))
+        folded = {pair.module: pair for pair in self._pairs if pair.folded}
+        scale = self.scaling.factor
+        state, tail = dict[str, Tensor](), dict[str, Tensor]()
+        for pair in self._pairs:
+            if pair.folded:
+                continue
+            before = self._factors(pair).in_float64()
+            beneath = folded.get(pair.module)
+            updates = []
+            for reply in counted:
+                a = reply.tensor(pair.a) if pair.a in sent else before.a
+                b = before.b
+                if pair.b in sent:
+                    b = reply.tensor(pair.b) * (reply.scaling.factor / scale)
+                updates.append(Factors(a=a, b=b, scale=scale))
+            result = self.aggregate_module(
+                ModuleRound(
+                    pair=pair,
+                    before=before,
+                    folded=None if beneath is None else self._factors(beneath).in_float64(),
+                    updates=updates,
+                    weights=[reply.weight / total for reply in counted],
+                    rank=rank,
+                    server_round=server_round,
+                )
+            )
+            trained = result.trained.at_scale(scale).in_float32()
+            state[pair.a] = trained.a.contiguous() if pair.a in sent else self._state[pair.a]
+            state[pair.b] = trained.b.contiguous() if pair.b in sent else self._state[pair.b]
+            if result.folded is not None:
+                now = result.folded.at_scale(1.0).in_float32()
+                tail |= {folded_name(pair.a): now.a, folded_name(pair.b): now.b}
+            elif beneath is not None:
+                tail |= {name: self._state[name] for name in (beneath.a, beneath.b)}
+        return state | tail
+
+    def _factor_names(self) -> list[str]:
+        return [name for pair in self._pairs if not pair.folded for name in (pair.a, pair.b)]
+
+    def _begin(self, arrays: ArrayRecord) -> None:
+        self._state = to_tensors(arrays)
+        self._pairs = pair_up(self._state)
+        self._tailored_for = {}
+        for pair in self._pairs:
+            rank = self._state[pair.a].shape[0]
+            Factors(a=self._state[pair.a], b=self._state[pair.b])
+            if pair.embedding and not self.embeddings:
+                raise ConfigError(
+                    f"{self.name} cannot train {pair.module}: the A of an embedding's adapter is "
+                    "zero at the start, and would stay so. Leave embeddings out of the target "
+                    "modules, or use strategy.name 'fedexlora'"
+                )
+            if not pair.folded and not self.mixed_ranks and rank != self.lora.r:
+                raise ConfigError(
+                    f"the adapter to start from has rank {rank} in {pair.module}, and {self.name} "
+                    f"was made with lora.r {self.lora.r}: make both the same"
+                )
+
+    def _check_ranks(self, counted: list[SiloReply]) -> None:
+        ranks = {reply.scaling.r for reply in counted}
+        if not self.mixed_ranks and ranks != {self.lora.r}:
+            raise ConfigError(
+                f"silos have the ranks {sorted(ranks)}, and {self.name} aggregates only adapters "
+                f"that all have lora.r {self.lora.r}: give all silos that rank, or choose another "
+                f"strategy.name: {MIXED}"
+            )
+
+    def _tailored(self, message: Message, server_round: int) -> Message:
+        """A copy of `message` with the node's own tensors and orders."""
+        node_id = message.metadata.dst_node_id
+        node = self.silos.get(node_id)
+        content = RecordDict(dict(message.content.items()))
+        if node not in self._tailored_for:
+            self._tailored_for[node] = to_arrays(self.fitted(node, server_round))
+        content[self.arrayrecord_key] = self._tailored_for[node]
+        config = dict(message.content.config_records[self.configrecord_key].items())
+        config |= self.orders(server_round, node).to_fields()
+        content[self.configrecord_key] = ConfigRecord(config)
+        return Message(
+            content=content, dst_node_id=node_id, message_type=message.metadata.message_type
+        )
+
+    def fitted(self, node: Scaling | None, server_round: int) -> dict[str, Tensor]:
+        """The tensors of a message: everything, or what a silo of that scaling has use for."""
+        if node is None:
+            return dict(self._state)
+        fitted = dict(self._state)
+        for pair in self._pairs:
+            if not pair.folded:
+                own = self._factors(pair).truncated(node.r).at_scale(node.factor)
+                fitted |= {pair.a: own.a.contiguous(), pair.b: own.b.contiguous()}
+        for name in self.orders(server_round, node).keeps:
+            del fitted[name]
+        return fitted
+
+    def _factors(self, pair: Pair) -> Factors:
+        scale = 1.0 if pair.folded else self.scaling.factor
+        return Factors(a=self._state[pair.a], b=self._state[pair.b], scale=scale)
