@@ -29,7 +29,8 @@ from flower_split.strategies.flora import FLoRA
 from flower_split.strategies.het_lora import HetLoRA
 from flower_split.strategies.history import NodeRecord, SplitResult
 from flower_split.strategies.hosting import TrunkHost
-from flower_split.strategies.lora import LoraStrategy, ModuleResult, ModuleRound
+from flower_split.strategies.lora import LoraStrategy
+from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 from flower_split.strategies.personal import PersonalParts
 from flower_split.strategies.plugins import WithPlugins
 from flower_split.strategies.ro_lora import RoLoRA

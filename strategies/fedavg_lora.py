@@ -6,7 +6,8 @@
 from collections.abc import Iterable
 
 from flower_split.lowrank import Factors
-from flower_split.strategies.lora import LoraStrategy, ModuleResult, ModuleRound
+from flower_split.strategies.lora import LoraStrategy
+from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 
 
 def factors_averaged_apart(weighted: Iterable[tuple[float, Factors]]) -> Factors:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from flower_split.lowrank import Factors, recompressed, stacked
 from flower_split.strategies.fedavg_lora import factors_averaged_apart
-from flower_split.strategies.lora import LoraStrategy, ModuleResult, ModuleRound
+from flower_split.strategies.lora import LoraStrategy
+from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 
 
 def residual(module: ModuleRound, average: Factors) -> Factors:

@@ -5,7 +5,8 @@ Client Resources", arXiv:2402.11505.
 """
 
 from flower_split.lowrank import leading, stacked
-from flower_split.strategies.lora import LoraStrategy, ModuleResult, ModuleRound
+from flower_split.strategies.lora import LoraStrategy
+from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 
 
 class FlexLoRA(LoraStrategy):

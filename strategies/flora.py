@@ -10,7 +10,8 @@ import torch
 
 from flower_split.data.seeds import derive_seed
 from flower_split.lowrank import fresh_factors, recompressed, stacked
-from flower_split.strategies.lora import LoraStrategy, ModuleResult, ModuleRound
+from flower_split.strategies.lora import LoraStrategy
+from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 
 
 class FLoRA(LoraStrategy):

@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from flower_split.strategies.fedavg_lora import factors_averaged_apart
-from flower_split.strategies.lora import LoraStrategy, ModuleResult, ModuleRound
+from flower_split.strategies.lora import LoraStrategy
+from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 
 
 class HetLoRA(LoraStrategy):

@@ -8,7 +8,6 @@ the global adapter and fits it to its own rank itself (`flower_split.client.Adap
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -25,45 +24,14 @@ from flower_split.lowrank import (
     Pair,
     Scaling,
     folded_name,
-    pair_up,
     part_of,
 )
+from flower_split.strategies.global_adapter import GlobalAdapter
+from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 from flower_split.strategies.lora_replies import SiloReply, admitted
-from flower_split.strategies.parts import to_arrays, to_tensors
+from flower_split.strategies.parts import to_arrays
 
 MIXED = "'flora' and 'flexlora' aggregate updates of any ranks exactly, 'hetlora' zero-pads them"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModuleRound:
-    """What is known of one module in one round; all float64 and at the global scale."""
-
-    pair: Pair
-    before: Factors
-    """The global adapter that the round began with."""
-    folded: Factors | None
-    """What was folded into the module until then, scale 1."""
-    updates: list[Factors]
-    """The silos' adapters, in the order of their replies."""
-    weights: list[float]
-    """Of the silos; they sum to 1."""
-    rank: int
-    """Of the global adapter after the round: the largest of all silos known, and of the start."""
-    server_round: int
-
-    @property
-    def weighted(self) -> list[tuple[float, Factors]]:
-        """Weight and adapter of every silo."""
-        return list(zip(self.weights, self.updates, strict=True))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModuleResult:
-    """A module's share of the global adapter after a round."""
-
-    trained: Factors
-    folded: Factors | None = None
-    """What is folded into the module now, scale 1; None leaves it as it was."""
 
 
 class LoraStrategy(FedAvg):
@@ -93,7 +61,8 @@ class LoraStrategy(FedAvg):
         self.proximal_mu = proximal_mu
         self.silos: dict[int, Scaling] = {}
         """Scaling of every node whose last reply counted."""
-        self._state: dict[str, Tensor] = {}
+        self.adapter = GlobalAdapter(ArrayRecord(), self.scaling.factor)
+        """As the last message was made from."""
         self._tailored_for: dict[Scaling | None, ArrayRecord] = {}
 
     @property
@@ -147,7 +116,7 @@ class LoraStrategy(FedAvg):
         """
         valid, failed = self._check_and_log_replies(replies, is_train=True, validate=False)
         shapes = {
-            name: tuple(self._state[name.removeprefix(CONTROL)].shape)
+            name: tuple(self.adapter.state[name.removeprefix(CONTROL)].shape)
             for name in self.sent_names(server_round)
         }
         counted, refused = admitted(
@@ -186,7 +155,7 @@ class LoraStrategy(FedAvg):
             server_round: The round.
             node: The scaling of the silo; None while it is not known.
         """
-        kept = [n for n in self._factor_names() if part_of(n) in self.kept_parts()]
+        kept = [n for n in self.adapter.names if part_of(n) in self.kept_parts()]
         return Orders(
             trains=self.trained_parts(server_round),
             keeps=frozenset(kept),
@@ -197,66 +166,64 @@ class LoraStrategy(FedAvg):
     def sent_names(self, server_round: int) -> list[str]:
         """Names of the tensors that a reply of this round has."""
         sent = self.trained_parts(server_round) - self.kept_parts()
-        return [name for name in self._factor_names() if part_of(name) in sent]
+        return [name for name in self.adapter.names if part_of(name) in sent]
+
+    def fitted(self, node: Scaling | None, server_round: int) -> dict[str, Tensor]:
+        """The tensors of a message: everything, or what a silo of that scaling has use for."""
+        if node is None:
+            return dict(self.adapter.state)
+        keeps = self.orders(server_round, node).keeps
+        return {n: tensor for n, tensor in self.adapter.fitted(node).items() if n not in keeps}
 
     def aggregated(self, server_round: int, counted: Sequence[SiloReply]) -> dict[str, Tensor]:
         """The global adapter after the round, float32, in the order of the one before it."""
         total = sum(reply.weight for reply in counted)
         rank = max(self.lora.r, *(scaling.r for scaling in self.silos.values()))
         sent = set(self.sent_names(server_round))
-        folded = {pair.module: pair for pair in self._pairs if pair.folded}
-        scale = self.scaling.factor
         state, tail = dict[str, Tensor](), dict[str, Tensor]()
-        for pair in self._pairs:
-            if pair.folded:
-                continue
-            before = self._factors(pair).in_float64()
-            beneath = folded.get(pair.module)
-            updates = []
-            for reply in counted:
-                a = reply.tensor(pair.a) if pair.a in sent else before.a
-                b = before.b
-                if pair.b in sent:
-                    b = reply.tensor(pair.b) * (reply.scaling.factor / scale)
-                updates.append(Factors(a=a, b=b, scale=scale))
+        for pair in self.adapter.pairs:
+            before, folded = self.adapter.factors(pair), self.adapter.folded(pair)
             result = self.aggregate_module(
                 ModuleRound(
                     pair=pair,
-                    before=before,
-                    folded=None if beneath is None else self._factors(beneath).in_float64(),
-                    updates=updates,
+                    before=before.in_float64(),
+                    folded=None if folded is None else folded.in_float64(),
+                    updates=[self._update(reply, pair, sent) for reply in counted],
                     weights=[reply.weight / total for reply in counted],
                     rank=rank,
                     server_round=server_round,
                 )
             )
-            trained = result.trained.at_scale(scale).in_float32()
-            state[pair.a] = trained.a.contiguous() if pair.a in sent else self._state[pair.a]
-            state[pair.b] = trained.b.contiguous() if pair.b in sent else self._state[pair.b]
-            if result.folded is not None:
-                now = result.folded.at_scale(1.0).in_float32()
-                tail |= {folded_name(pair.a): now.a, folded_name(pair.b): now.b}
-            elif beneath is not None:
-                tail |= {name: self._state[name] for name in (beneath.a, beneath.b)}
+            trained = result.trained.at_scale(before.scale).in_float32()
+            state[pair.a] = trained.a.contiguous() if pair.a in sent else before.a
+            state[pair.b] = trained.b.contiguous() if pair.b in sent else before.b
+            beneath = folded if result.folded is None else result.folded.at_scale(1.0).in_float32()
+            if beneath is not None:
+                tail |= {folded_name(pair.a): beneath.a, folded_name(pair.b): beneath.b}
         return state | tail
 
-    def _factor_names(self) -> list[str]:
-        return [name for pair in self._pairs if not pair.folded for name in (pair.a, pair.b)]
+    def _update(self, reply: SiloReply, pair: Pair, sent: set[str]) -> Factors:
+        """A silo's adapter of one module at the global scale; what it did not send is global."""
+        before = self.adapter.factors(pair)
+        ratio = reply.scaling.factor / before.scale
+        return Factors(
+            a=reply.tensor(pair.a) if pair.a in sent else before.a.double(),
+            b=reply.tensor(pair.b) * ratio if pair.b in sent else before.b.double(),
+            scale=before.scale,
+        )
 
     def _begin(self, arrays: ArrayRecord) -> None:
-        self._state = to_tensors(arrays)
-        self._pairs = pair_up(self._state)
+        self.adapter = GlobalAdapter(arrays, self.scaling.factor)
         self._tailored_for = {}
-        for pair in self._pairs:
-            rank = self._state[pair.a].shape[0]
-            Factors(a=self._state[pair.a], b=self._state[pair.b])
+        for pair in self.adapter.pairs:
+            rank = self.adapter.factors(pair).rank
             if pair.embedding and not self.embeddings:
                 raise ConfigError(
                     f"{self.name} cannot train {pair.module}: the A of an embedding's adapter is "
                     "zero at the start, and would stay so. Leave embeddings out of the target "
                     "modules, or use strategy.name 'fedexlora'"
                 )
-            if not pair.folded and not self.mixed_ranks and rank != self.lora.r:
+            if not self.mixed_ranks and rank != self.lora.r:
                 raise ConfigError(
                     f"the adapter to start from has rank {rank} in {pair.module}, and {self.name} "
                     f"was made with lora.r {self.lora.r}: make both the same"
@@ -285,20 +252,3 @@ class LoraStrategy(FedAvg):
         return Message(
             content=content, dst_node_id=node_id, message_type=message.metadata.message_type
         )
-
-    def fitted(self, node: Scaling | None, server_round: int) -> dict[str, Tensor]:
-        """The tensors of a message: everything, or what a silo of that scaling has use for."""
-        if node is None:
-            return dict(self._state)
-        fitted = dict(self._state)
-        for pair in self._pairs:
-            if not pair.folded:
-                own = self._factors(pair).truncated(node.r).at_scale(node.factor)
-                fitted |= {pair.a: own.a.contiguous(), pair.b: own.b.contiguous()}
-        for name in self.orders(server_round, node).keeps:
-            del fitted[name]
-        return fitted
-
-    def _factors(self, pair: Pair) -> Factors:
-        scale = 1.0 if pair.folded else self.scaling.factor
-        return Factors(a=self._state[pair.a], b=self._state[pair.b], scale=scale)

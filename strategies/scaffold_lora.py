@@ -55,9 +55,9 @@ class ScaffoldLoRA(FedAvgLoRA):
 
     def fitted(self, node: Scaling | None, server_round: int) -> dict[str, Tensor]:
         """As the base class, with c beside every tensor."""
-        factors = self._factor_names()
+        factors = self.adapter.names
         return super().fitted(node, server_round) | {
-            CONTROL + name: self.control.get(name, torch.zeros_like(self._state[name]))
+            CONTROL + name: self.control.get(name, torch.zeros_like(self.adapter.state[name]))
             for name in factors
         }
 
@@ -76,11 +76,11 @@ class ScaffoldLoRA(FedAvgLoRA):
             )
         total = sum(reply.weight for reply in counted)
         share = len(counted) / max(self._num_silos, len(counted))
-        for name in self._factor_names():
+        for name in self.adapter.names:
             change = sum(
                 (reply.tensor(CONTROL + name) * (reply.weight / total) for reply in counted),
-                torch.zeros_like(self._state[name], dtype=torch.float64),
+                torch.zeros_like(self.adapter.state[name], dtype=torch.float64),
             )
-            before = self.control.get(name, torch.zeros_like(self._state[name])).double()
+            before = self.control.get(name, torch.zeros_like(self.adapter.state[name])).double()
             self.control[name] = (before + share * change).float()
         return super().aggregated(server_round, counted)

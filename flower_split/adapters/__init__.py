@@ -1,6 +1,7 @@
 """LoRA adapters, which are PEFT's throughout: this package is the only one that imports it."""
 
 from flower_split.adapters.export import save_adapter, save_whole
+from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
 from flower_split.adapters.state import adapter_parameters, load_state, read_state, split_state
@@ -11,6 +12,7 @@ __all__ = [
     "AdapterPlan",
     "TrunkAdapters",
     "adapter_parameters",
+    "fitted",
     "fold",
     "initial_state",
     "load_state",

@@ -10,28 +10,25 @@ from torch import Tensor, nn
 
 from flower_split.adapters import (
     adapter_parameters,
+    fitted,
     fold,
     load_state,
     own_scaling,
     read_state,
     train_parts,
 )
-from flower_split.client.corrections import Corrections
 from flower_split.client.kept_state import Generation, KeptState, state_folder
-from flower_split.data.seeds import derive_seed
 from flower_split.errors import AdapterError
 from flower_split.lowrank import (
     CONTROL,
     RECORD,
     Orders,
     Scaling,
-    fit_part,
-    fresh_factors,
-    pair_up,
     part_of,
     scaling_fields,
     split_folded,
 )
+from flower_split.optimization.corrections import Corrections
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +149,12 @@ class AdapterExchange:
         if self.orders.keeps or self.orders.controlled:
             # What this round's training left is what an evaluation after it works with.
             generation = self._kept.newest(self._round + (0 if self._trains else 1))
-        state = self._fitted(trained, self.orders.scale or scaling.factor)
+        state = fitted(self.model, trained, self.orders.scale or scaling.factor)
         if generation is not None:
             own = {n: t for n, t in generation.tensors.items() if n in self.orders.keeps}
-            state |= self._fitted(own, generation.scale)
-        lost = (self.orders.keeps & self._held()) - state.keys()
+            state |= fitted(self.model, own, generation.scale)
+        held = {name for name, _ in adapter_parameters(self.model)}
+        lost = (self.orders.keeps & held) - state.keys()
         if lost:
             raise AdapterError(
                 f"{len(lost)} tensors that this silo keeps for itself (first: {min(lost)}) are no "
@@ -174,25 +172,3 @@ class AdapterExchange:
             common=common if self.orders.controlled and self._trains else None,
             own={n.removeprefix(CONTROL): t for n, t in controls.items() if CONTROL in n},
         )
-
-    def _held(self) -> set[str]:
-        return {name for name, _ in adapter_parameters(self.model)}
-
-    def _fitted(self, tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-        """`tensors` at the silo's own rank and scale."""
-        held = {name: parameter.shape for name, parameter in adapter_parameters(self.model)}
-        ratio = scale / self._scaling.factor
-        fitted = {}
-        for pair in pair_up(held):
-            fresh = fresh_factors(
-                self._scaling.r,
-                held[pair.a][1],
-                held[pair.b][0],
-                generator=torch.Generator().manual_seed(derive_seed(0, "fit", pair.module)),
-                embedding=pair.embedding,
-            )
-            for name, part in ((pair.a, fresh.a), (pair.b, fresh.b)):
-                if name in tensors and tensors[name].ndim == 2:
-                    tensor = fit_part(part_of(name), tensors[name].float(), part)
-                    fitted[name] = tensor * ratio if part_of(name) == "B" else tensor
-        return {**tensors, **fitted}
