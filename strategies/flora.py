@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flower_split.data.seeds import derive_seed
+from flower_split.config.seeds import derive_seed
 from flower_split.lowrank import fresh_factors, recompressed, stacked
 from flower_split.strategies.lora import LoraStrategy
 from flower_split.strategies.lora_modules import ModuleResult, ModuleRound

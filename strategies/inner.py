@@ -158,7 +158,10 @@ def _parameters(make: Callable[..., Strategy]) -> dict[str, inspect.Parameter]:
             continue
         if one is object:
             break
-        own = inspect.signature(one, eval_str=True).parameters
+        try:
+            own = inspect.signature(one, eval_str=True).parameters
+        except (ValueError, TypeError, NameError):  # of a plugin that is no Python of ours
+            break
         found = {**own, **found}
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values()):
             break

@@ -73,6 +73,10 @@ class WithPlugins(Mapping[str, Make]):
             )
         return make  # type: ignore[no-any-return]  # what it makes is checked where it is made
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a strategy has that name, usable or not."""
+        return name in self._table or name in self._plugins
+
     def __iter__(self) -> Iterator[str]:
         yield from self._table
         yield from (name for name in self._plugins if name not in self._table)

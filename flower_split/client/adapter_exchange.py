@@ -17,7 +17,9 @@ from flower_split.adapters import (
     read_state,
     train_parts,
 )
-from flower_split.client.kept_state import Generation, KeptState, state_folder
+from flower_split.client.kept_state import Generation, KeptState
+from flower_split.client.node_config import NodeConfig
+from flower_split.client.state_folder import StateFolder
 from flower_split.errors import AdapterError
 from flower_split.lowrank import (
     CONTROL,
@@ -82,7 +84,7 @@ class AdapterExchange:
         self._trains = message.metadata.message_type.split(".")[0] == "train"
         self._round = int(str(config.get("server-round", 0)))
         run = str(message.metadata.run_id)
-        self._kept = KeptState(folder or state_folder(context, run))
+        self._kept = KeptState(folder or _kept_folder(context, run))
         self._load({name: torch.from_numpy(array.numpy()) for name, array in arrays.items()})
 
     @property
@@ -103,7 +105,7 @@ class AdapterExchange:
         What never leaves the silo is written to its folder first.
 
         Raises:
-            SiloError: it cannot be written.
+            StateError: it cannot be written.
         """
         state = read_state(self.model)
         sent = {
@@ -130,7 +132,7 @@ class AdapterExchange:
         """The reply, with `num-examples` among its metrics; of an evaluation without tensors.
 
         Raises:
-            SiloError: what never leaves the silo cannot be written to its folder.
+            StateError: what never leaves the silo cannot be written to its folder.
         """
         content = self.records() if self._trains else RecordDict()
         content["metrics"] = MetricRecord(dict(metrics))
@@ -172,3 +174,8 @@ class AdapterExchange:
             common=common if self.orders.controlled and self._trains else None,
             own={n.removeprefix(CONTROL): t for n, t in controls.items() if CONTROL in n},
         )
+
+
+def _kept_folder(context: Context, run: str) -> Path:
+    node = NodeConfig.read(context.node_config)
+    return StateFolder.of_node(node).of(run, node.name(context.node_id), "adapter")

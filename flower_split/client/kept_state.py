@@ -7,19 +7,18 @@ that is damaged is passed over for the one before it.
 import hashlib
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from flwr.app import Context
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flower_split.errors import SiloError
+from flower_split.client.state_folder import make_private
+from flower_split.errors import StateError
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class KeptState:
         """Write `generation`, and delete all but the last three.
 
         Raises:
-            SiloError: the folder cannot be written to.
+            StateError: the folder cannot be written to.
         """
         path = self.folder / f"round-{generation.server_round:08d}.safetensors"
         tensors = {name: t.contiguous() for name, t in generation.tensors.items()}
@@ -73,7 +72,7 @@ class KeptState:
             "sha256": _digest(tensors, repr(generation.scale)),
         }
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self.folder)
             with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
                 written = Path(scratch, path.name)
                 save_file(tensors, written, metadata=metadata)
@@ -84,35 +83,10 @@ class KeptState:
             for old in kept[:-KEEP]:
                 old.unlink()
         except (OSError, SafetensorError) as error:
-            raise SiloError(
+            raise StateError(
                 f"the silo's own adapter tensors cannot be kept in {self.folder}: {error}. Give "
                 "the node a writable folder by state-dir in its node config"
             ) from error
-
-
-def state_folder(context: Context, lineage: str) -> Path:
-    """The folder of a silo's own state in one run.
-
-    It lies in `state-dir` of the node config, or else in `$XDG_STATE_HOME/flower-split`.
-
-    Args:
-        context: The ClientApp's.
-        lineage: Names the run, whatever it was resumed from.
-    """
-    given = context.node_config
-    base = given.get("state-dir") or Path(
-        os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state", "flower-split"
-    )
-    silo = str(given.get("silo", given.get("partition-id", context.node_id)))
-    return Path(str(base)).expanduser() / _plain(lineage) / _plain(silo) / "kept"
-
-
-def _plain(name: str) -> str:
-    """`name` as a file name of its own."""
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]
-    if plain == name:
-        return plain
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _digest(tensors: Mapping[str, Tensor], scale: str) -> str:

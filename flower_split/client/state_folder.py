@@ -39,9 +39,12 @@ class StateFolder:
             root=Path(node.state_dir) if node.state_dir else _default_root(), days=node.state_days
         )
 
-    def of(self, lineage: str, silo: str) -> Path:
-        """The folder of one silo in one lineage, which need not exist."""
-        return self.root / KIND / _file_name(lineage) / _file_name(silo)
+    def of(self, lineage: str, silo: str, kind: str = KIND) -> Path:
+        """The folder of one silo in one lineage, which need not exist.
+
+        Folders of another kind than the optimizer's are never swept.
+        """
+        return self.root / kind / _file_name(lineage) / _file_name(silo)
 
     def sweep(self, *, sparing: Path) -> None:
         """Remove files of ours that nobody has written for too long, and the folders they leave.

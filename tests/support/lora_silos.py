@@ -8,11 +8,13 @@ from flwr.clientapp import ClientApp
 from in_process_grid import FIRST_NODE, InProcessGrid
 
 from flower_split.lowrank import (
+    CONTROL,
     RECORD,
     Factors,
     Orders,
     Scaling,
     combined,
+    fit_part,
     part_of,
     scaling_fields,
     split_folded,
@@ -78,12 +80,13 @@ class Federation:
             orders = Orders.from_fields(dict(message.content["config"].items()))
             arrays = message.content["arrays"].to_torch_state_dict()
             self.received.append((number, partition, arrays, orders))
-            trained, _ = split_folded(arrays)
+            trained, _ = split_folded({n: t for n, t in arrays.items() if CONTROL not in n})
             drawn = toy_adapter(silo.r, seed=100 * number + partition, kind=kind)
             own = {
                 name: drawn[name]
                 if part_of(name) in orders.trains
-                else trained[name] * (orders.scale / silo.scaling.factor) ** (part_of(name) == "B")
+                else fit_part(part_of(name), trained[name], drawn[name])
+                * (orders.scale / silo.scaling.factor) ** (part_of(name) == "B")
                 for name in drawn
                 if name in trained or name in orders.keeps
             }
@@ -94,6 +97,8 @@ class Federation:
                 for name, tensor in own.items()
                 if part_of(name) in orders.trains and name not in orders.keeps
             }
+            if orders.controlled:
+                sent |= {CONTROL + name: torch.zeros_like(t) for name, t in sent.items()}
             content = RecordDict(
                 {
                     "arrays": ArrayRecord(sent),

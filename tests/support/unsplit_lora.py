@@ -89,7 +89,7 @@ def unsplit_app(folder, state_dir, *, loras=None, lr=5e-3, clip=None, weight_dec
             model=model,
             logits=logits(model),
         )
-        return exchange.reply({"num-examples": examples, "train-loss": float(loss)})
+        return exchange.reply({"num-examples": examples, "train-loss": loss.item()})
 
     @app.evaluate()
     def evaluate(message, context):

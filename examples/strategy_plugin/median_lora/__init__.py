@@ -1,0 +1,1 @@
+"""Median aggregation of LoRA factors."""

@@ -1,0 +1,1 @@
+"""A Flower app on the whole model, with LoRA strategies."""
