@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel
 from tiny_checkpoint import save_tiny_model
 from transformers import AutoModelForCausalLM
-from unsplit_lora import (
+from unsplit_app import (
     dense_logits,
     initial_arrays,
     logits,

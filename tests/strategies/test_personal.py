@@ -4,7 +4,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAdam, FedProx, Krum
 from tiny_checkpoint import save_tiny_model
-from unsplit_lora import batches_of, initial_arrays, peft_model, run_unsplit, unsplit_app
+from unsplit_app import batches_of, initial_arrays, peft_model, run_unsplit, unsplit_app
 
 from flower_split.config.model import LoraSettings
 from flower_split.config.sections import StrategyConfig
