@@ -75,6 +75,15 @@ def _rounds(result: SplitResult, names: Mapping[int, str]) -> list[RoundResult]:
                 if record.failure
             },
             seconds=result.seconds.get(number, 0.0),
+            silo_seconds={
+                names[record.node_id]: {
+                    name: round(float(value), 3)
+                    for name, value in record.statistics.items()
+                    if "seconds" in name
+                }
+                for record in result.of("train", number)
+                if record.statistics
+            },
         )
         for number in numbers
     ]

@@ -102,7 +102,7 @@ class SplitSession:
         self._sample = ""
 
     def __enter__(self) -> Self:
-        started = time.monotonic()
+        self._cost = SessionCost(silo=self.silo)
         self.invitation, adapter = read_message(self._message)
         with ExitStack() as stack:
             stack.enter_context(discreet())
@@ -114,8 +114,9 @@ class SplitSession:
             )
             held = stack.enter_context(borrowed_model(self.config, self._source))
             self.model: nn.Module = held.model
-            self._cost = SessionCost(silo=self.silo, parameter_share=held.share, started=started)
+            self._cost.parameter_share = held.share
             load_state(self.model, adapter)
+            self._cost.loaded = time.monotonic()
             self._resuming = Resuming.of(
                 self.config,
                 StateFolder.of_node(self.node),
@@ -143,8 +144,9 @@ class SplitSession:
                 tls=tls,
                 plaintext=tls is None,  # allowed by now
                 connect_timeout=self.config.trunk.connect_timeout,
-                patience=max(0.0, started + self.invitation.seconds - time.monotonic()),
+                patience=max(0.0, self._cost.started + self.invitation.seconds - time.monotonic()),
             )
+            self._cost.connected = time.monotonic()
             stack.callback(self.transport.close)
             self._resuming.begin(self.transport.resumed)
             attach_trunk(self.model, self.transport)

@@ -3,6 +3,8 @@
 import time
 from dataclasses import asdict, dataclass, field
 
+import psutil
+
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import SessionSummary
 
@@ -14,9 +16,16 @@ class SessionCost:
     """What is known of a session's cost while it runs."""
 
     silo: str
-    parameter_share: float
+    parameter_share: float = 0.0
     """Part of the uncut model's parameters that the silo holds, 0 to 1."""
     started: float = field(default_factory=time.monotonic)
+    process_age: float = field(default_factory=lambda: _process_age())
+    """Seconds from the start of the process to that of the session; in a deployment, where every
+    message has a process of its own, what starting Python and importing has cost."""
+    loaded: float = 0.0
+    """When model and adapters were there, on the clock of `started`."""
+    connected: float = 0.0
+    """When the trunk had let the session in, on the clock of `started`."""
 
     def report(self, transport: Transport, summary: SessionSummary, *, resumed: bool) -> Statistics:
         """The statistics of a complete session, by the names under which they are reported."""
@@ -26,9 +35,16 @@ class SessionCost:
             "bytes-received": transport.bytes_received,
             **{f"bytes-{hop}": n for hop, n in asdict(transport.wire_bytes).items()},
             "seconds": time.monotonic() - self.started,
+            "seconds-before": self.process_age,
+            "seconds-loading": self.loaded - self.started,
+            "seconds-connecting": self.connected - self.loaded,
             "parameter-share": self.parameter_share,
             "optimizer-steps": summary.steps,
             "optimizer-resumed": int(resumed),
             "trunk-forwards": summary.forwards,
             "trunk-tokens": summary.tokens,
         }
+
+
+def _process_age() -> float:
+    return time.time() - float(psutil.Process().create_time())

@@ -32,6 +32,9 @@ class RoundResult:
     """By silo: why its reply did not count."""
     seconds: float = 0.0
     """Wall-clock time of the round."""
+    silo_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By silo, of its training: `seconds` of the session, and of these `seconds-loading` and
+    `seconds-connecting`; `seconds-before` it in its process; those of a download."""
 
 
 @dataclass(frozen=True, kw_only=True)
