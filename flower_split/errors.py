@@ -16,6 +16,7 @@
     ├── SuperLinkError           Flower's SuperLink has stopped the run, or is gone
     ├── SiloError                a silo's own code failed; only its log says more
     ├── StateError               what was kept between rounds cannot be written, or not be used
+    │   └── DamagedStateError    a saved file is incomplete or altered
     └── TrunkError               something between a silo and the trunk
         ├── WireError            a frame failed its checks               INVALID_ARGUMENT
         ├── HandshakeError       the two parties were set up differently  INVALID_ARGUMENT
@@ -84,6 +85,10 @@ class SiloError(FlowerSplitError, RuntimeError):
 
 class StateError(FlowerSplitError, RuntimeError):
     """What was kept between rounds cannot be written, or not be used."""
+
+
+class DamagedStateError(StateError):
+    """A saved file is incomplete or altered."""
 
 
 class TrunkError(FlowerSplitError, RuntimeError):

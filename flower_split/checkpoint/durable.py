@@ -1,0 +1,40 @@
+"""Durable writes: what returns from here is on the disk, and not only in the system's memory."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and force it to the disk; its name is durable after `sync_folder`.
+
+    Raises:
+        OSError: the disk is full, the folder is read-only, …
+    """
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in `folder` to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Rename within one file system; afterwards there is `source` or `target`, never half."""
+    os.rename(source, target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def remove_folder(folder: Path, trash: Path) -> None:
+    """Delete `folder` under the name `trash`, so that a half-deleted one is not taken for it."""
+    os.rename(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)

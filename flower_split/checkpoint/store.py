@@ -1,0 +1,187 @@
+"""The store of a run's checkpoints: saves, keeps the last and the best, finds the last good one."""
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from flower_split.checkpoint.archive import (
+    TEMPORARY,
+    TRASH,
+    Checkpoint,
+    folder_name,
+    read_checkpoint,
+    write_checkpoint,
+)
+from flower_split.checkpoint.durable import move_durably, remove_folder
+from flower_split.checkpoint.lock import FolderLock
+from flower_split.errors import DamagedStateError, StateError
+
+logger = logging.getLogger(__name__)
+
+PREVIOUS = "previous"
+"""Folder for the checkpoints of an earlier run that was not resumed."""
+
+_ROUND = re.compile(r"round-(\d{5,})")
+
+
+class CheckpointStore:
+    """The checkpoints in one folder, as a context manager that keeps other runs out of it.
+
+    Args:
+        folder: Made when it does not exist.
+        keep: Last checkpoints that are kept; the best one is kept besides.
+
+    Raises:
+        StateError: on entering: the folder cannot be written, or another run uses it.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(FolderLock(self.folder))
+            for path in self.folder.iterdir():
+                if path.name.startswith((TEMPORARY, TRASH)):
+                    shutil.rmtree(path, ignore_errors=True)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def save(self, checkpoint: Checkpoint) -> bool:
+        """Write `checkpoint` and delete what need not be kept any more.
+
+        Returns:
+            Whether it was written. If not, a warning says why and all earlier ones are intact.
+        """
+        path = self.folder / folder_name(checkpoint.server_round)
+        try:
+            write_checkpoint(checkpoint, self.folder)
+        except OSError as error:
+            logger.warning(
+                "checkpoint %s could not be written: %s; the run goes on, and the checkpoints "
+                "before it are intact",
+                path,
+                error.strerror or error,
+            )
+            return False
+        self._prune(checkpoint)
+        return True
+
+    def load_last(self) -> Checkpoint | None:
+        """The last checkpoint that is intact, or None when there is none at all.
+
+        Raises:
+            StateError: there are some, and none is intact.
+        """
+        return find_checkpoint(self.folder)
+
+    def set_aside(self) -> None:
+        """Move the checkpoints of an earlier run into the folder `previous`, and say so.
+
+        What was there before is deleted.
+        """
+        found = [self.folder / folder_name(number) for number in _rounds(self.folder)]
+        if not found:
+            return
+        aside = self.folder / PREVIOUS
+        try:
+            if aside.exists():
+                remove_folder(aside, self.folder / f"{TRASH}{PREVIOUS}")
+            aside.mkdir(mode=0o700)
+            # The last one at the end: should this be cut off, the run can still be resumed.
+            for path in sorted(found):
+                move_durably(path, aside / path.name)
+        except OSError as error:
+            raise StateError(
+                f"the checkpoints of an earlier run in {self.folder} cannot be moved to {aside}: "
+                f"{error.strerror}"
+            ) from error
+        logger.warning(
+            "%s had %d checkpoints of an earlier run, which are in %s now and are deleted when "
+            "the next run starts anew; to go on from them, move them back and set resume to true",
+            self.folder,
+            len(found),
+            aside,
+        )
+
+    def _prune(self, last: Checkpoint) -> None:
+        others = (n for n in _rounds(self.folder) if n not in (last.server_round, last.best_round))
+        # A resumed run may find rounds after its own, which were damaged: those go first.
+        by_age = sorted(others, key=lambda number: (number < last.server_round, number))
+        surplus = by_age[: max(0, len(by_age) - self._keep + 1)]
+        for number in surplus:
+            name = folder_name(number)
+            try:
+                remove_folder(self.folder / name, self.folder / f"{TRASH}{name}")
+            except OSError as error:
+                logger.warning("%s could not be deleted: %s", self.folder / name, error.strerror)
+
+
+def find_checkpoint(
+    folder: Path, *, server_round: int | None = None, best: bool = False
+) -> Checkpoint | None:
+    """A checkpoint of a store's folder, which may be in use or read-only.
+
+    Args:
+        folder: The store's folder.
+        server_round: Which one; None takes the last one that is intact, with a warning for every
+            later one that is not.
+        best: Take the one that was kept as the best.
+
+    Returns:
+        None when there is no checkpoint at all.
+
+    Raises:
+        StateError: there are some, and none is intact, or not the one that was asked for.
+    """
+    if server_round is not None:
+        return _read_round(folder, server_round)
+    last = _last_intact(folder)
+    if last is None or not best:
+        return last
+    if last.best_round is None:
+        raise StateError(
+            f"no checkpoint in {folder} was kept as the best: set checkpoint.keep-best for the "
+            "run, or choose a round"
+        )
+    return _read_round(folder, last.best_round)
+
+
+def _read_round(folder: Path, server_round: int) -> Checkpoint:
+    path = folder / folder_name(server_round)
+    if not path.is_dir():
+        kept = ", ".join(map(str, sorted(_rounds(folder)))) or "none"
+        raise StateError(f"{folder} has no checkpoint of round {server_round}; it has: {kept}")
+    return read_checkpoint(path)
+
+
+def _last_intact(folder: Path) -> Checkpoint | None:
+    numbers = sorted(_rounds(folder), reverse=True)
+    for number in numbers:
+        try:
+            return read_checkpoint(folder / folder_name(number))
+        except DamagedStateError as error:
+            logger.warning("%s; the checkpoint before it is used", error)
+    if numbers:
+        raise StateError(
+            f"none of the {len(numbers)} checkpoints in {folder} is intact: start the run anew "
+            "without resume, or put back a copy of one"
+        )
+    return None
+
+
+def _rounds(folder: Path) -> Iterator[int]:
+    if folder.is_dir():
+        for path in list(folder.iterdir()):
+            found = _ROUND.fullmatch(path.name)
+            if found:
+                yield int(found[1])
