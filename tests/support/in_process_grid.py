@@ -34,6 +34,7 @@ class InProcessGrid(Grid):
         threads: Nodes that compute at once.
         drop: Node ids whose messages get no reply.
         tamper: Called with every reply; returns the replies that arrive in its place.
+        first_node: The first node's id.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class InProcessGrid(Grid):
         threads=1,
         drop=(),
         tamper=None,
+        first_node=FIRST_NODE,
     ):
         TaskIdentity.task_id, TaskIdentity.run_id = 1, RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
@@ -55,9 +57,9 @@ class InProcessGrid(Grid):
         self.tamper = tamper or (lambda reply: [reply])
         self.sent = []
         self.contexts = {
-            FIRST_NODE + i: Context(
+            first_node + i: Context(
                 RUN_ID,
-                FIRST_NODE + i,
+                first_node + i,
                 {"partition-id": i, "num-partitions": num_nodes, **(node_config or {})},
                 RecordDict(),
                 dict(run_config or {}),
