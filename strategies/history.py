@@ -49,3 +49,8 @@ class SplitResult(Result):
             for record in self.history
             if (record.purpose, record.server_round) == (purpose, server_round)
         ]
+
+    @property
+    def last_round(self) -> int:
+        """The last round that was trained; 0 before the first."""
+        return max((r.server_round for r in self.history if r.purpose == "train"), default=0)

@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_split.config.model import LoraSettings
 from flower_split.config.run_config import nearest, raise_problems
-from flower_split.config.sections import StrategyConfig
+from flower_split.config.sections import SplitConfig, StrategyConfig
 from flower_split.errors import ConfigError
 from flower_split.strategies.lora import LoraStrategy
 from flower_split.strategies.personal import PersonalParts
@@ -91,7 +91,7 @@ def make_inner(
 
 def check_exact(inner: Strategy) -> None:
     """Raise `ConfigError` when a split run cannot equal the unsplit one with `inner`."""
-    for one in _nested(inner):
+    for one in nested(inner):
         if isinstance(one, (LoraStrategy, PersonalParts)):
             raise ConfigError(
                 f"{type(one).__name__} cannot be an inner strategy of a split run in this version: "
@@ -116,11 +116,22 @@ def least_nodes(inner: Strategy, purpose: Purpose) -> int:
     return max(int(_attribute(inner, name, 1)) for name in names)
 
 
+def order_matters(config: SplitConfig, inner: Strategy) -> bool:
+    """Whether a run depends on the order of the silos: who is drawn, steps first, is sampled.
+
+    Replies are aggregated in the order of the silos' names in any case.
+    """
+    if config.trunk.adapters == "shared" or config.sample_prompt:
+        return True
+    shares = (_attribute(inner, f"fraction_{purpose}", 1.0) for purpose in ("train", "evaluate"))
+    return any(share not in (0.0, 1.0) for share in shares)
+
+
 def _attribute(inner: Any, name: str, default: Any) -> Any:
-    return next((getattr(one, name) for one in _nested(inner) if hasattr(one, name)), default)
+    return next((getattr(one, name) for one in nested(inner) if hasattr(one, name)), default)
 
 
-def _nested(inner: Any) -> Iterator[Any]:
+def nested(inner: Any) -> Iterator[Any]:
     """`inner` and the strategies inside it, as Flower's privacy wrappers hold one."""
     while inner is not None:
         yield inner

@@ -5,7 +5,7 @@ a Flower strategy keeps is numbers, arrays, records and containers of them, and 
 new instance has too. Anything else would be lost, which is said before the first round.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -14,9 +14,13 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.checkpoint import Checkpoint, Frozen, Lost, freeze, thaw
 from flower_split.checkpoint.kinds import Kind
 from flower_split.errors import StateError
+from flower_split.strategies.inner import nested
 
 NUMPY = "numpy.ndarray"
 """How Flower calls an array that numpy can read."""
+
+_MAY_CHANGE = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+"""Attributes that a resumed run takes from its own configuration."""
 
 SMALLEST_NODE_ID = 1 << 32
 """Flower draws node ids of 64 bits; a smaller number in a strategy is taken for what it is."""
@@ -89,7 +93,16 @@ class InnerState:
         Raises:
             StateError: the strategy is another one, or has other arguments of code.
         """
+        own = [(one, name, getattr(one, name)) for one, name in self._configured()]
         thaw(tree, checkpoint.arrays, onto=self._inner, kinds=FLOWER_KINDS, nodes=nodes)
+        for one, name, value in own:
+            setattr(one, name, value)
+
+    def _configured(self) -> Iterator[tuple[Strategy, str]]:
+        for one in nested(self._inner):
+            for name in _MAY_CHANGE:
+                if name in vars(one):
+                    yield one, name
 
 
 def lines(lost: Any) -> str:

@@ -40,6 +40,7 @@ class RoundSessions:
         num_rounds: Rounds of the run.
         timeout: Seconds after which the exchange ends.
         weight_key: Metric by which the inner strategy weighs replies.
+        last_training: Whether silos may drop what they keep from round to round.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RoundSessions:
         num_rounds: int,
         timeout: float,
         weight_key: str,
+        last_training: bool = False,
     ) -> None:
         self.records: dict[int, NodeRecord] = {}
         self.sample = ""
@@ -61,6 +63,7 @@ class RoundSessions:
         self._num_rounds = num_rounds
         self._timeout = timeout
         self._weight_key = weight_key
+        self._last_training = last_training
         self._invited: dict[int, tuple[Message, Invitation]] = {}
         self._broken_at: dict[int, float] = {}
         self._split: tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]] | None = None
@@ -109,7 +112,7 @@ class RoundSessions:
             purpose=self._purpose,
             num_rounds=self._num_rounds,
             lineage=self._host.lineage or str(metadata.run_id),
-            last_training=self._round == self._num_rounds,
+            last_training=self._last_training,
             sample=sample,
             tls=self._host.uses_tls,
             ca=self._host.ca,

@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -13,28 +13,18 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import RoundError
 from flower_split.strategies.agreement import outvoted
-from flower_split.strategies.exchange import exchange, wait_for_nodes
+from flower_split.strategies.exchange import exchange
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting import TrunkHost
-from flower_split.strategies.inner import check_exact, least_nodes, weight_key
+from flower_split.strategies.inner import check_exact, weight_key
+from flower_split.strategies.output import checkpoint_folder
+from flower_split.strategies.run import EvaluateFn, Run
+from flower_split.strategies.run_checkpoints import RunCheckpoints
 from flower_split.strategies.sessions import RoundSessions
+from flower_split.strategies.standing import is_enough
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What stays the same over the rounds of one `start()`."""
-
-    grid: Grid
-    host: TrunkHost
-    num_rounds: int
-    timeout: float
-    train_config: ConfigRecord
-    evaluate_config: ConfigRecord
 
 
 class SplitStrategy(Strategy):
@@ -47,6 +37,8 @@ class SplitStrategy(Strategy):
         config: The run's configuration; silos must have the same.
         inner: Any strategy of Flower's message API.
         host: A trunk that is already hosted, and stays so afterwards; None hosts one per run.
+        checkpoints: Folder for the run's checkpoints; None takes `checkpoints` in the configured
+            output folder, and writes none where that is empty.
 
     Raises:
         ConfigError: `inner` is of a kind that a split run could not follow exactly.
@@ -58,12 +50,14 @@ class SplitStrategy(Strategy):
         inner: Strategy,
         *,
         host: TrunkHost | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
         check_exact(inner)
         self.config = config
         self.inner = inner
         self.result = SplitResult()
         self._host = host
+        self._checkpoints = checkpoints
         self._sessions: RoundSessions | None = None
 
     def summary(self) -> None:
@@ -148,10 +142,12 @@ class SplitStrategy(Strategy):
     ) -> SplitResult:
         """Host the trunk, run all rounds, and leave nothing behind, however the run ends.
 
+        After every round the run's state is saved; with `resume` it goes on from there.
+
         Args:
             grid: Flower's grid.
             initial_arrays: The adapter to start from; None makes PEFT's own initialisation from
-                the configured seed.
+                the configured seed. A run that is resumed has its own.
             num_rounds: None takes the configured number.
             timeout: Seconds after which a round goes on without silent silos; None takes the
                 configured time.
@@ -164,40 +160,61 @@ class SplitStrategy(Strategy):
 
         Raises:
             RoundError: too few replies count in a round, with the reasons of all others.
+            StateError: checkpoints cannot be written, or not be gone on from.
             SuperLinkError: the run was stopped, or the SuperLink is gone.
             ModelError, AdapterError, TrunkError: the trunk cannot be loaded or hosted.
         """
         started = time.monotonic()
-        result = self.result = SplitResult()
+        self.result = SplitResult()
+        folder = self._checkpoints if self.config.checkpoint.keep else None
+        folder = folder or checkpoint_folder(self.config)
+        rounds = self.config.num_server_rounds if num_rounds is None else num_rounds
         with ExitStack() as stack:
             host = self._host or stack.enter_context(TrunkHost(self.config))
-            run = _Run(
+            run = Run(
+                config=self.config,
+                inner=self.inner,
                 grid=grid,
                 host=host,
-                num_rounds=self.config.num_server_rounds if num_rounds is None else num_rounds,
+                checkpoints=stack.enter_context(
+                    RunCheckpoints(folder, self.config, self.inner, host, rounds)
+                ),
+                num_rounds=rounds,
                 timeout=self.config.round_timeout if timeout is None else timeout,
                 train_config=train_config or ConfigRecord(),
                 evaluate_config=evaluate_config or ConfigRecord(),
+                evaluate_fn=evaluate_fn,
             )
-            result.arrays = host.begin(initial_arrays)
+            self.result, reached = run.checkpoints.begin(initial_arrays, run.call_roll)
             self.summary()
-            for server_round in range(run.num_rounds + 1):
-                if server_round > 0:
-                    logger.info("round %d of %d", server_round, run.num_rounds)
-                    self._train(run, server_round)
-                if server_round > 0 or self.config.evaluate_initial:
-                    self._evaluate(run, server_round)
-                metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
-                if metrics is not None:
-                    result.evaluate_metrics_serverapp[server_round] = metrics
-        logger.info("%d rounds in %.1f s", run.num_rounds, time.monotonic() - started)
-        return result
+            for server_round in range(reached.next_round, run.num_rounds + 1):
+                if is_enough(self.config, self.result.evaluate_metrics_clientapp, server_round):
+                    break
+                self._run_round(run, server_round, trained=server_round == reached.server_round)
+        logger.info("%d rounds in %.1f s", self.result.last_round, time.monotonic() - started)
+        return self.result
 
-    def _train(self, run: _Run, server_round: int) -> None:
+    def _run_round(self, run: Run, server_round: int, *, trained: bool) -> None:
+        result = self.result
+        if server_round > 0 and not trained:
+            logger.info("round %d of %d", server_round, run.num_rounds)
+            self._train(run, server_round)
+            if server_round == run.num_rounds:
+                # Silos drop their optimizers' state as they evaluate the last round.
+                run.checkpoints.save(result, server_round, run.roll_call, complete=False)
+        if server_round > 0 or self.config.evaluate_initial:
+            self._evaluate(run, server_round)
+        metrics = run.evaluate_fn(server_round, result.arrays) if run.evaluate_fn else None
+        if metrics is not None:
+            result.evaluate_metrics_serverapp[server_round] = metrics
+        run.checkpoints.save(result, server_round, run.roll_call, complete=True)
+
+    def _train(self, run: Run, server_round: int) -> None:
         with self._round(run, "train", server_round):
-            messages = self.configure_train(
-                server_round, self.result.arrays, run.train_config, run.grid
-            )
+            with run.drawing("train", server_round) as grid:
+                messages = self.configure_train(
+                    server_round, self.result.arrays, run.train_config, grid
+                )
             replies = self._exchange(run, messages)
             arrays, metrics = self.aggregate_train(server_round, replies)
         if arrays is not None:
@@ -207,11 +224,12 @@ class SplitStrategy(Strategy):
             logger.info("round %d trained: %s", server_round, dict(metrics))
         self.result.adapter = run.host.adapter(self.result.arrays)
 
-    def _evaluate(self, run: _Run, server_round: int) -> None:
+    def _evaluate(self, run: Run, server_round: int) -> None:
         with self._round(run, "evaluate", server_round):
-            messages = self.configure_evaluate(
-                server_round, self.result.arrays, run.evaluate_config, run.grid
-            )
+            with run.drawing("evaluate", server_round) as grid:
+                messages = self.configure_evaluate(
+                    server_round, self.result.arrays, run.evaluate_config, grid
+                )
             replies = self._exchange(run, messages)
             metrics = self.aggregate_evaluate(server_round, replies)
         if metrics is not None:
@@ -219,11 +237,10 @@ class SplitStrategy(Strategy):
             logger.info("round %d evaluated: %s", server_round, dict(metrics))
 
     @contextmanager
-    def _round(self, run: _Run, purpose: Purpose, server_round: int) -> Iterator[None]:
+    def _round(self, run: Run, purpose: Purpose, server_round: int) -> Iterator[None]:
         """Sessions for one exchange; on leaving they have ended and are in the history."""
         started = time.monotonic()
-        nodes = wait_for_nodes(run.grid, least_nodes(self.inner, purpose), run.timeout)
-        run.host.note_connected(nodes)
+        run.host.note_connected(run.wait(purpose))
         sessions = RoundSessions(
             run.host,
             purpose=purpose,
@@ -231,6 +248,7 @@ class SplitStrategy(Strategy):
             num_rounds=run.num_rounds,
             timeout=run.timeout,
             weight_key=weight_key(self.inner),
+            last_training=server_round == run.num_rounds and run.checkpoints.may_drop(purpose),
         )
         with sessions:
             self._sessions = sessions
@@ -240,11 +258,13 @@ class SplitStrategy(Strategy):
                 self._sessions = None
                 result, spent = self.result, time.monotonic() - started
                 result.history += sessions.history()
+                for record in sessions.records.values():
+                    run.roll_call.note(record.node_id, record.silo)
                 result.seconds[server_round] = result.seconds.get(server_round, 0.0) + spent
                 if sessions.sample:
                     result.samples[server_round] = sessions.sample
 
-    def _exchange(self, run: _Run, messages: list[Message]) -> list[Message]:
+    def _exchange(self, run: Run, messages: list[Message]) -> list[Message]:
         sessions = self._open_sessions()
         return exchange(run.grid, messages, run.timeout, is_lost=sessions.is_lost)
 

@@ -37,3 +37,11 @@ def evaluate(message: Message, context: Context) -> Message:
                 "token-accuracy": found.token_accuracy,
             }
         )
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """The silo's name, where its order among the others matters."""
+    from flower_split.client.roll_call import answer_roll_call
+
+    return answer_roll_call(message, context)

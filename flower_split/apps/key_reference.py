@@ -58,7 +58,7 @@ def render() -> str:
         if key.section != section:
             section = key.section
             owner = docs[_owner(section)]
-            page.append(f"\n## {section or 'The run'}\n\n{owner['']}\n\n{_TABLE}")
+            page.append(f"\n## {section.replace('_', '-') or 'The run'}\n\n{owner['']}\n\n{_TABLE}")
         words = _TYPES.get(key.type, "text, names with commas")
         text = docs[_owner(key.section)][key.field]
         page.append(f"| `{key.key}` | {words} | {_default(key)} | {text} |\n")

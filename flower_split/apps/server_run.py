@@ -1,7 +1,6 @@
 """A run on the server, from its run config to the files that are left of it."""
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,7 @@ from flwr.serverapp import Grid
 from flower_split.apps.logs import join_flower_log
 from flower_split.apps.run_record import RunRecord
 from flower_split.config.run_config import read_run_config
-from flower_split.config.sections import SplitConfig
-from flower_split.errors import ConfigError
+from flower_split.config.sections import EarlyStopConfig, SplitConfig
 from flower_split.strategies import (
     Alone,
     SplitResult,
@@ -22,8 +20,12 @@ from flower_split.strategies import (
     build_inner,
     inner_problems,
 )
+from flower_split.strategies.output import checkpoint_folder, output_folder
 
 logger = logging.getLogger(__name__)
+
+ALONE = "alone"
+"""Folder for the checkpoints of the baseline, in that of the run's."""
 
 
 def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
@@ -36,42 +38,32 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     """
     join_flower_log()
     config = read_run_config(values, check_strategy=inner_problems)
-    folder = _output_folder(config)
+    folder, checkpoints = output_folder(config), checkpoint_folder(config)
     with TrunkHost(config) as host:
         strategy = SplitStrategy(config, build_inner(config.strategy, config.lora), host=host)
-        baseline = _baseline(config, host)
+        baseline = _baseline(config, host, checkpoints)
         with RunRecord(folder, host.plan, config.model.name, values, strategy, baseline):
             strategy.start(grid)
             if baseline is not None:
                 logger.info("and now every silo alone, for comparison")
-                baseline.start(grid)
+                baseline.start(grid, num_rounds=strategy.result.last_round)
     return strategy.result
 
 
-def _baseline(config: SplitConfig, host: TrunkHost) -> SplitStrategy | None:
+def _baseline(
+    config: SplitConfig, host: TrunkHost, checkpoints: Path | None
+) -> SplitStrategy | None:
     if not config.baseline_alone:
         return None
-    quiet = replace(config, evaluate_initial=False, sample_prompt="")
+    quiet = replace(
+        config,
+        evaluate_initial=False,
+        sample_prompt="",
+        early_stop=EarlyStopConfig(),
+        checkpoint=replace(config.checkpoint, keep_best=False),
+    )
     inner = Alone(
         min_nodes=config.strategy.min_nodes, fraction_evaluate=config.strategy.fraction_evaluate
     )
-    return SplitStrategy(quiet, inner, host=host)
-
-
-def _output_folder(config: SplitConfig) -> Path | None:
-    """The folder for what is left of the run, made and writable."""
-    if not config.output_dir:
-        return None
-    folder = Path(config.output_dir).expanduser()
-    if not folder.is_absolute():
-        raise ConfigError(
-            f"output-dir must be an absolute path, not {config.output_dir!r}: the ServerApp runs "
-            "in the SuperLink's working directory"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output-dir {folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"output-dir {folder} is not writable")
-    return folder
+    folder = None if checkpoints is None else checkpoints / ALONE
+    return SplitStrategy(quiet, inner, host=host, checkpoints=folder)

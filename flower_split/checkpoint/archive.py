@@ -39,6 +39,8 @@ class Checkpoint:
 
     server_round: int
     """0 is the state before the first round."""
+    complete: bool = True
+    """Whether the round was evaluated too, and not only trained."""
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """By name; numbers and truth values of any shape."""
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -46,10 +48,15 @@ class Checkpoint:
     best_round: int | None = None
     """The round whose checkpoint is kept as the best so far."""
 
+    @property
+    def place(self) -> tuple[int, bool]:
+        """By which checkpoints are ordered."""
+        return self.server_round, self.complete
 
-def folder_name(server_round: int) -> str:
+
+def folder_name(server_round: int, complete: bool = True) -> str:
     """Name of the folder of a round's checkpoint."""
-    return f"round-{server_round:05d}"
+    return f"round-{server_round:05d}{'' if complete else '-trained'}"
 
 
 def write_checkpoint(checkpoint: Checkpoint, parent: Path) -> Path:
@@ -61,11 +68,12 @@ def write_checkpoint(checkpoint: Checkpoint, parent: Path) -> Path:
         OSError: it cannot be written; nothing else was touched.
         ValueError: it holds something that has no place in one.
     """
-    name = folder_name(checkpoint.server_round)
+    name = folder_name(*checkpoint.place)
     files = {ARRAYS: _pack(checkpoint.arrays), STATE: _json(checkpoint.state)}
     manifest = render(
         {
             "round": checkpoint.server_round,
+            "complete": checkpoint.complete,
             "best_round": checkpoint.best_round,
             "files": {
                 file: {"bytes": len(data), "sha256": digest(data)} for file, data in files.items()
@@ -103,11 +111,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 f"{path} is damaged: {len(data[name])} bytes that are not the {wanted['bytes']} "
                 "that were written"
             )
-    if folder_name(fields["round"]) != folder.name:
+    if folder_name(fields["round"], fields["complete"]) != folder.name:
         raise DamagedStateError(f"{folder} holds the checkpoint of round {fields['round']}")
     try:
         return Checkpoint(
             server_round=fields["round"],
+            complete=fields["complete"],
             arrays=load(data[ARRAYS]),
             state=json.loads(data[STATE]),
             best_round=fields["best_round"],

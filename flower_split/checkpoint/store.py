@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PREVIOUS = "previous"
 """Folder for the checkpoints of an earlier run that was not resumed."""
 
-_ROUND = re.compile(r"round-(\d{5,})")
+_ROUND = re.compile(r"round-(\d{5,})(-trained)?")
 
 
 class CheckpointStore:
@@ -62,7 +62,7 @@ class CheckpointStore:
         Returns:
             Whether it was written. If not, a warning says why and all earlier ones are intact.
         """
-        path = self.folder / folder_name(checkpoint.server_round)
+        path = self.folder / folder_name(*checkpoint.place)
         try:
             write_checkpoint(checkpoint, self.folder)
         except OSError as error:
@@ -89,7 +89,9 @@ class CheckpointStore:
 
         What was there before is deleted.
         """
-        found = [self.folder / folder_name(number) for number in _rounds(self.folder)]
+        rounds = [folder_name(*place) for place in sorted(_places(self.folder))]
+        # The last one at the end: should this be cut off, the run can still be resumed.
+        found = [*self._others(rounds), *(self.folder / name for name in rounds)]
         if not found:
             return
         aside = self.folder / PREVIOUS
@@ -97,8 +99,7 @@ class CheckpointStore:
             if aside.exists():
                 remove_folder(aside, self.folder / f"{TRASH}{PREVIOUS}")
             aside.mkdir(mode=0o700)
-            # The last one at the end: should this be cut off, the run can still be resumed.
-            for path in sorted(found):
+            for path in found:
                 move_durably(path, aside / path.name)
         except OSError as error:
             raise StateError(
@@ -109,17 +110,24 @@ class CheckpointStore:
             "%s had %d checkpoints of an earlier run, which are in %s now and are deleted when "
             "the next run starts anew; to go on from them, move them back and set resume to true",
             self.folder,
-            len(found),
+            len(rounds),
             aside,
         )
 
+    def _others(self, rounds: list[str]) -> list[Path]:
+        """Folders of a run's that are neither checkpoints of its own nor an earlier run's."""
+        known = {*rounds, PREVIOUS}
+        return [p for p in self.folder.iterdir() if p.is_dir() and p.name not in known]
+
     def _prune(self, last: Checkpoint) -> None:
-        others = (n for n in _rounds(self.folder) if n not in (last.server_round, last.best_round))
-        # A resumed run may find rounds after its own, which were damaged: those go first.
-        by_age = sorted(others, key=lambda number: (number < last.server_round, number))
-        surplus = by_age[: max(0, len(by_age) - self._keep + 1)]
-        for number in surplus:
-            name = folder_name(number)
+        best = (last.best_round, True)
+        others = [place for place in _places(self.folder) if place not in (last.place, best)]
+        # A resumed run may find rounds after its own, which were damaged: those go first, and
+        # with them what was only trained where the same round is complete.
+        stale = [p for p in others if p > last.place or p == (last.server_round, False)]
+        earlier = sorted(place for place in others if place not in stale)
+        for place in [*stale, *earlier[: max(0, len(earlier) - self._keep + 1)]]:
+            name = folder_name(*place)
             try:
                 remove_folder(self.folder / name, self.folder / f"{TRASH}{name}")
             except OSError as error:
@@ -157,31 +165,32 @@ def find_checkpoint(
 
 
 def _read_round(folder: Path, server_round: int) -> Checkpoint:
-    path = folder / folder_name(server_round)
-    if not path.is_dir():
-        kept = ", ".join(map(str, sorted(_rounds(folder)))) or "none"
+    places = sorted(place for place in _places(folder) if place[0] == server_round)
+    if not places:
+        kept = ", ".join(str(number) for number, _ in sorted(_places(folder))) or "none"
         raise StateError(f"{folder} has no checkpoint of round {server_round}; it has: {kept}")
-    return read_checkpoint(path)
+    return read_checkpoint(folder / folder_name(*places[-1]))
 
 
 def _last_intact(folder: Path) -> Checkpoint | None:
-    numbers = sorted(_rounds(folder), reverse=True)
-    for number in numbers:
+    places = sorted(_places(folder), reverse=True)
+    for place in places:
         try:
-            return read_checkpoint(folder / folder_name(number))
+            return read_checkpoint(folder / folder_name(*place))
         except DamagedStateError as error:
             logger.warning("%s; the checkpoint before it is used", error)
-    if numbers:
+    if places:
         raise StateError(
-            f"none of the {len(numbers)} checkpoints in {folder} is intact: start the run anew "
+            f"none of the {len(places)} checkpoints in {folder} is intact: start the run anew "
             "without resume, or put back a copy of one"
         )
     return None
 
 
-def _rounds(folder: Path) -> Iterator[int]:
+def _places(folder: Path) -> Iterator[tuple[int, bool]]:
+    """Round, and whether it is complete, of every checkpoint in the folder."""
     if folder.is_dir():
         for path in list(folder.iterdir()):
             found = _ROUND.fullmatch(path.name)
             if found:
-                yield int(found[1])
+                yield int(found[1]), found[2] is None

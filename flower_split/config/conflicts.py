@@ -20,6 +20,7 @@ def conflicts(config: SplitConfig) -> list[str]:
         *_schedule(config),
         *_quorum(config),
         *_extras(config),
+        *_keeping(config),
     ]
 
 
@@ -119,4 +120,31 @@ def _extras(config: SplitConfig) -> list[str]:
             "sample-prompt is continued when the silos evaluate, and strategy.fraction-evaluate "
             "is 0: raise it, or leave sample-prompt empty"
         )
+    return found
+
+
+def _keeping(config: SplitConfig) -> list[str]:
+    checkpoint, found = config.checkpoint, list[str]()
+    writes = bool(config.output_dir) and checkpoint.keep > 0
+    if config.resume and not writes:
+        lacking = "checkpoint.keep is 0" if config.output_dir else "output-dir is empty"
+        found.append(
+            f"resume goes on from the checkpoints in output-dir and writes further ones there, and "
+            f"{lacking}"
+        )
+    if checkpoint.keep_best and not writes:
+        lacking = "checkpoint.keep is 0" if config.output_dir else "output-dir is empty"
+        found.append(f"checkpoint.keep-best keeps a checkpoint, and {lacking}: none is written")
+    if config.strategy.fraction_evaluate == 0:
+        for key, used in (
+            ("checkpoint.keep-best", checkpoint.keep_best),
+            ("early-stop.patience", config.early_stop.patience > 0),
+        ):
+            if used:
+                found.append(
+                    f"{key} goes by what the silos evaluate, and strategy.fraction-evaluate is 0: "
+                    "raise it"
+                )
+    if (checkpoint.keep_best or config.early_stop.patience) and not config.best_metric:
+        found.append("best-metric is empty: name the metric that tells which round is the best")
     return found

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flower_split.config.checks import at_least, in_range
+from flower_split.config.checks import at_least, in_range, one_of
 from flower_split.config.conflicts import conflicts
 from flower_split.config.data import DataConfig
+from flower_split.config.keeping import DIRECTIONS, CheckpointConfig, EarlyStopConfig
 from flower_split.config.model import (
     ATTENTION,
     DELIVERY,
@@ -29,12 +30,15 @@ __all__ = [
     "ATTENTION",
     "CODECS",
     "DELIVERY",
+    "DIRECTIONS",
     "DTYPES",
     "SCHEDULES",
     "TLS_MODES",
     "TRUNK_ADAPTERS",
+    "CheckpointConfig",
     "CutConfig",
     "DataConfig",
+    "EarlyStopConfig",
     "LoraSettings",
     "ModelConfig",
     "SplitConfig",
@@ -59,12 +63,21 @@ class SplitConfig:
     tls: TlsConfig = field(default_factory=TlsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     num_server_rounds: int = 3
     """Federated rounds."""
     seed: int = 0
-    """Seed of everything random: adapters, order of the data, dropout."""
+    """Seed of everything random: adapters, order of the data, dropout, which silos are asked."""
     output_dir: str = ""
-    """Folder for adapter, `result.json` and plot; empty writes nothing."""
+    """Folder for adapter, `result.json`, plot and checkpoints; empty writes nothing."""
+    resume: bool = False
+    """Whether the run goes on from the last good checkpoint in `output_dir`, if there is one."""
+    best_metric: str = "eval-loss"
+    """Metric of the silos' evaluation, as the strategy averages it, that tells which round is best;
+    used by `checkpoint.keep_best` and `early_stop.patience`."""
+    best_is: str = "lowest"
+    """Which value of `best_metric` is the best: one of `DIRECTIONS`."""
     round_timeout: float = 3600.0
     """Seconds after which a round goes on without the silos that have not answered."""
     evaluate_initial: bool = True
@@ -77,6 +90,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         at_least("num-server-rounds", self.num_server_rounds, 1)
         at_least("seed", self.seed, 0)
+        one_of("best-is", self.best_is, DIRECTIONS)
         in_range("round-timeout", self.round_timeout, 0.0, 1e7, open_low=True)
         found = conflicts(self)
         if found:

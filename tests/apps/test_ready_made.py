@@ -31,6 +31,7 @@ def results(run_config, tmp_path):
 def test_a_run_leaves_adapter_result_and_plot(results, tiny):
     assert sorted(path.name for path in results.iterdir()) == [
         "adapter",
+        "checkpoints",
         "losses.png",
         "result.json",
     ]

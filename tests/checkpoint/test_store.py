@@ -62,6 +62,18 @@ def test_the_last_ones_and_the_best_are_kept(store):
         find_checkpoint(store.folder, server_round=2)
 
 
+def test_a_round_that_was_only_trained_is_kept_until_it_is_complete(store):
+    for number in range(3):
+        store.save(checkpoint(number))
+    store.save(checkpoint(3, complete=False))
+    assert rounds(store.folder) == ["round-00002", "round-00003-trained"]
+    assert store.load_last().place == (3, False)
+    assert find_checkpoint(store.folder, server_round=3).place == (3, False)
+    store.save(checkpoint(3))
+    assert rounds(store.folder) == ["round-00002", "round-00003"]
+    assert store.load_last().place == (3, True)
+
+
 def test_without_a_best_one_there_is_none(store):
     assert store.load_last() is None
     store.save(checkpoint(1))
@@ -296,6 +308,15 @@ def test_an_earlier_runs_checkpoints_are_set_aside_loudly(store, caplog):
     store.save(checkpoint(5))
     store.set_aside()
     assert rounds(store.folder / "previous") == ["round-00005"]
+
+
+def test_what_belongs_to_a_run_goes_aside_with_it(store):
+    store.save(checkpoint(1))
+    with CheckpointStore(store.folder / "alone") as other:
+        other.save(checkpoint(2))
+    store.set_aside()
+    assert find_checkpoint(store.folder / "previous" / "alone").server_round == 2
+    assert rounds(store.folder) == ["previous"]
 
 
 def test_what_has_no_place_in_one_is_our_own_bug(tmp_path):

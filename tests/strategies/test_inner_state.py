@@ -115,7 +115,7 @@ def make_grid(first_node):
     app = ClientApp()
     app.train()(answer)
     app.evaluate()(answer)
-    return InProcessGrid(app, NODES, first_node=first_node)
+    return InProcessGrid(app, NODES, node_ids=range(first_node, first_node + NODES))
 
 
 def asked(grid, messages):

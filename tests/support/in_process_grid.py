@@ -24,7 +24,7 @@ def over_the_wire(message):
 
 
 class InProcessGrid(Grid):
-    """`num_nodes` nodes with ids from `FIRST_NODE`, each with its own context.
+    """`num_nodes` nodes, each with its own context; `order` is the order in which they are listed.
 
     Args:
         client_app: Called once a message.
@@ -34,7 +34,7 @@ class InProcessGrid(Grid):
         threads: Nodes that compute at once.
         drop: Node ids whose messages get no reply.
         tamper: Called with every reply; returns the replies that arrive in its place.
-        first_node: The first node's id.
+        node_ids: Their ids; None counts from `FIRST_NODE`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class InProcessGrid(Grid):
         threads=1,
         drop=(),
         tamper=None,
-        first_node=FIRST_NODE,
+        node_ids=None,
     ):
         TaskIdentity.task_id, TaskIdentity.run_id = 1, RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
@@ -57,15 +57,16 @@ class InProcessGrid(Grid):
         self.tamper = tamper or (lambda reply: [reply])
         self.sent = []
         self.contexts = {
-            first_node + i: Context(
+            node_id: Context(
                 RUN_ID,
-                first_node + i,
+                node_id,
                 {"partition-id": i, "num-partitions": num_nodes, **(node_config or {})},
                 RecordDict(),
                 dict(run_config or {}),
             )
-            for i in range(num_nodes)
+            for i, node_id in enumerate(node_ids or range(FIRST_NODE, FIRST_NODE + num_nodes))
         }
+        self.order = list(self.contexts)
         self._replies = {}
 
     def set_run(self, run):
@@ -79,7 +80,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self):
-        return list(self.contexts)
+        return self.order
 
     def push_messages(self, messages):
         messages = list(messages)

@@ -5,6 +5,7 @@ import secrets
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from flower_split.adapters import AdapterPlan
 from flower_split.config.sections import ModelConfig, SplitConfig, StrategyConfig
 from flower_split.strategies.parts import AdapterParts
 from flower_split.transport.invitation import Invitation
@@ -14,12 +15,25 @@ SHAPES = {"bottom.A": (2, 3), "trunk.A": (2, 2), "trunk.B": (3,), "top.A": (1,)}
 TRUNK = ("trunk.A", "trunk.B")
 
 
+TOY_PLAN = AdapterPlan(
+    r=1,
+    alpha=1.0,
+    dropout=0.0,
+    rslora=False,
+    fan_in_fan_out=False,
+    targets=("toy",),
+    modules=tuple(SHAPES),
+    shapes=tuple(SHAPES.items()),
+)
+
+
 class ToyHost:
     """Keeps the trunk's part of every ticket; a finished session adds `gain` to it."""
 
     def __init__(self, gain=10.0):
         self.lineage = ""
-        self.accepted = []
+        self.accepted, self.states = [], []
+        self.plan = TOY_PLAN
         self.address, self.uses_tls, self.ca = "toy:1", True, ""
         self.parts = AdapterParts(SHAPES, TRUNK)
         self.gain = gain
@@ -31,6 +45,12 @@ class ToyHost:
         return ArrayRecord(
             {name: Array(np.zeros(shape, np.float32)) for name, shape in SHAPES.items()}
         )
+
+    def optimizer_states(self):
+        return self.states
+
+    def load_optimizer_states(self, states):
+        self.states = list(states)
 
     def adapter(self, arrays):
         return self.parts.to_state(arrays)

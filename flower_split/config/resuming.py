@@ -1,0 +1,64 @@
+"""Resuming: which settings a run may change when it goes on from a checkpoint, and which not."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING
+from typing import Any
+
+from flower_split.config.run_config import OPTION_PREFIX, run_keys
+from flower_split.config.sections import SplitConfig
+
+MAY_CHANGE = (
+    "baseline-alone",
+    "best-is",
+    "best-metric",
+    "checkpoint.keep",
+    "checkpoint.keep-best",
+    "early-stop.min-delta",
+    "early-stop.patience",
+    "num-server-rounds",
+    "output-dir",
+    "resume",
+    "round-timeout",
+    "sample-prompt",
+    "strategy.min-nodes",
+    "strategy.min-replies",
+    "trunk.advertise",
+    "trunk.host",
+    "trunk.max-cached-tokens",
+    "trunk.max-in-flight",
+    "trunk.max-message-tokens",
+    "trunk.max-sessions",
+    "trunk.port",
+)
+"""Keys that may differ from those of the run that is resumed: they say how it is run, not what it
+computes. `num-server-rounds` may not be below the round that was reached."""
+
+
+def settings(config: SplitConfig) -> dict[str, Any]:
+    """Every setting by its run-config key, those that are left at their default included."""
+    found: dict[str, Any] = {}
+    for key in run_keys().values():
+        held = getattr(config, key.section) if key.section else config
+        value = getattr(held, key.field)
+        found[key.key] = ",".join(value) if isinstance(value, tuple) else value
+    for name, option in config.strategy.options.items():
+        found[f"{OPTION_PREFIX}{name.replace('_', '-')}"] = option
+    return found
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One sentence for every setting that must be as it was, and is not.
+
+    A key that either side lacks, because another version wrote it, stands at its default.
+    """
+    defaults = {
+        key.key: ",".join(key.default) if isinstance(key.default, tuple) else key.default
+        for key in run_keys().values()
+        if key.default is not MISSING
+    }
+    found = []
+    for key in sorted({*then, *now} - {*MAY_CHANGE}):
+        was, is_now = (side.get(key, defaults.get(key)) for side in (then, now))
+        if was != is_now:
+            found.append(f"{key} was {was!r} and is {is_now!r} now")
+    return found

@@ -1,0 +1,147 @@
+"""The state of a run after a round, as a checkpoint: everything that the next round depends on.
+
+Arrays are named `adapter/…` (the whole adapter, as it is exported), `result/…`, `inner/…` (the
+inner strategy), `optimizers/…` (the trunk's halves) and `random/…`; the rest is JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flower_split.adapters.plan_fields import plan_to_fields
+from flower_split.checkpoint import Checkpoint, Frozen, freeze, thaw
+from flower_split.checkpoint.randomness import global_randomness
+from flower_split.config.resuming import settings
+from flower_split.config.sections import SplitConfig
+from flower_split.errors import DamagedStateError
+from flower_split.reporting import installed_versions
+from flower_split.server.optimizer_states import OptimizerState
+from flower_split.strategies.history import SplitResult
+from flower_split.strategies.hosting import TrunkHost
+from flower_split.strategies.inner_state import FLOWER_KINDS
+
+ADAPTER = "adapter/"
+"""Beginning of the names of the adapter's arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a checkpoint of a run holds, besides the result."""
+
+    lineage: str
+    """Names the run and those that resume it."""
+    num_rounds: int
+    settings: Mapping[str, Any]
+    """Every run-config key, see `flower_split.config.resuming`."""
+    plan: Mapping[str, Any]
+    """Of the adapter, see `flower_split.adapters.plan_fields`."""
+    versions: Mapping[str, str]
+    inner: Any
+    """Frozen, see `flower_split.strategies.inner_state`."""
+    result: Any
+    """Frozen, without the adapter."""
+    optimizers: Any
+    random: Any
+
+    @property
+    def mentions_nodes(self) -> bool:
+        """Whether the inner strategy keeps something for single nodes."""
+        return '"kind": "node"' in json.dumps(self.inner)
+
+
+def pack(
+    result: SplitResult,
+    *,
+    server_round: int,
+    complete: bool,
+    best_round: int | None,
+    config: SplitConfig,
+    lineage: str,
+    num_rounds: int,
+    host: TrunkHost,
+    inner: Frozen,
+) -> Checkpoint:
+    """The checkpoint of a run after a round; arguments as the fields of what is made."""
+    told = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "adapter"}
+    frozen = {
+        "inner": inner,
+        "result": freeze(told, "result", kinds=FLOWER_KINDS),
+        "optimizers": freeze(host.optimizer_states(), "optimizers"),
+        "random": freeze(global_randomness(), "random"),
+    }
+    adapter = result.adapter or host.adapter(result.arrays)
+    arrays = {f"{ADAPTER}{name}": tensor.numpy() for name, tensor in adapter.items()}
+    for part in frozen.values():
+        arrays |= part.arrays
+    state = RunState(
+        lineage=lineage,
+        num_rounds=num_rounds,
+        settings=settings(config),
+        plan=plan_to_fields(host.plan),
+        versions=installed_versions(),
+        **{name: part.tree for name, part in frozen.items()},
+    )
+    return Checkpoint(
+        server_round=server_round,
+        complete=complete,
+        best_round=best_round,
+        arrays=arrays,
+        state={field.name: getattr(state, field.name) for field in fields(state)},
+    )
+
+
+def read_state(checkpoint: Checkpoint) -> RunState:
+    """The state of the run that wrote `checkpoint`.
+
+    Raises:
+        DamagedStateError: it is not the checkpoint of a run.
+    """
+    try:
+        return RunState(**checkpoint.state)
+    except TypeError as error:
+        raise DamagedStateError(
+            f"the checkpoint of round {checkpoint.server_round} is none of a run: {error}"
+        ) from error
+
+
+def read_adapter(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Every tensor of the adapter, as in `SplitResult.adapter`."""
+    return {
+        name.removeprefix(ADAPTER): torch.from_numpy(array)
+        for name, array in checkpoint.arrays.items()
+        if name.startswith(ADAPTER)
+    }
+
+
+def read_result(checkpoint: Checkpoint) -> SplitResult:
+    """The result so far.
+
+    Raises:
+        StateError: the checkpoint holds none that this version can read.
+    """
+    told = thaw(checkpoint.state["result"], checkpoint.arrays, kinds=FLOWER_KINDS)
+    try:
+        result = SplitResult(**told)
+    except TypeError as error:
+        raise DamagedStateError(f"the saved result cannot be read: {error}") from error
+    order = [name for name, _ in checkpoint.state["plan"]["shapes"]]
+    adapter = read_adapter(checkpoint)
+    if checkpoint.server_round > 0:
+        result.adapter = {name: adapter[name] for name in order if name in adapter}
+    return result
+
+
+def read_optimizers(checkpoint: Checkpoint) -> list[OptimizerState]:
+    """The trunk's halves of the optimizers' states."""
+    states: list[OptimizerState] = thaw(checkpoint.state["optimizers"], checkpoint.arrays)
+    return states
+
+
+def read_randomness(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `restore_global_randomness` takes."""
+    states: dict[str, Any] = thaw(checkpoint.state["random"], checkpoint.arrays)
+    return states

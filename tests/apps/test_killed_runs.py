@@ -1,0 +1,88 @@
+"""A run that is killed at any moment and resumed ends as if nothing had happened, to the bit."""
+
+import json
+import random
+import time
+
+import pytest
+from killable_run import Runner, after
+
+from flower_split.checkpoint import find_checkpoint
+
+ROUNDS = 3
+CASES = {
+    "federated": {"strategy.name": "fedadam", "lora.dropout": 0.1, "train.schedule": "cosine"},
+    "shared": {"trunk.adapters": "shared", "strategy.name": "fedavgm"},
+    "partial": {
+        "trunk.adapters": "frozen",
+        "strategy.fraction-train": 0.5,
+        "strategy.fraction-evaluate": 0.5,
+        "strategy.min-nodes": 1,
+    },
+    "alone": {"baseline-alone": True, "train.accumulation": 2},
+}
+
+
+@pytest.fixture
+def runner(tmp_path):
+    with Runner(tmp_path / "state") as started:
+        yield started
+
+
+def values(run_config, output, **changes):
+    return {
+        **run_config,
+        "num-server-rounds": ROUNDS,
+        "output-dir": str(output),
+        "checkpoint.keep-best": True,
+        "sample-prompt": "the sum of",
+        **changes,
+    }
+
+
+def outcome(folder):
+    """What is left of a run, without what time it took and on which nodes it ran."""
+    report = json.loads((folder / "result.json").read_bytes())
+    for one in (*report["rounds"], *report["alone"]):
+        del one["seconds"]
+    del report["seconds"], report["config"]
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), report
+
+
+def interrupted(runner, given, draw, seconds, kills):
+    """Run with up to so many kills at random times, then to the end; how often it was killed."""
+    killed = 0
+    for _ in range(kills):
+        killed += not runner.run(given, kill_when=after(draw.uniform(0, seconds)))
+    while not runner.run(given):
+        raise AssertionError("nobody killed this run")
+    return killed
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("case", "seeds", "kills"),
+    [
+        ("federated", 2, 4),
+        pytest.param("federated", 10, 6, marks=pytest.mark.slow),
+        pytest.param("shared", 6, 5, marks=pytest.mark.slow),
+        pytest.param("partial", 6, 5, marks=pytest.mark.slow),
+        pytest.param("alone", 6, 6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(
+    runner, run_config, tmp_path, case, seeds, kills
+):
+    started = time.monotonic()
+    assert runner.run(values(run_config, tmp_path / "whole", **CASES[case]))
+    seconds = time.monotonic() - started
+    wanted = outcome(tmp_path / "whole")
+    for seed in range(seeds):
+        output = tmp_path / str(seed)
+        given = values(run_config, output, resume=True, **CASES[case])
+        killed = interrupted(runner, given, random.Random(seed), seconds, kills)
+        adapter, report = outcome(output)
+        assert report == wanted[1], (seed, killed)
+        assert adapter == wanted[0], (seed, killed)
+        best = find_checkpoint(tmp_path / "whole" / "checkpoints", best=True)
+        assert find_checkpoint(output / "checkpoints", best=True).server_round == best.server_round
