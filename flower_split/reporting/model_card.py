@@ -1,0 +1,74 @@
+"""The model card of an exported adapter: where it comes from, in the hub's format."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_METADATA = """---
+library_name: peft
+base_model: {base}
+tags:
+- lora
+- federated-learning
+- flower
+---
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model card says. No text of a silo, no path of a silo, no secret."""
+
+    base_model: str
+    revision: str = ""
+    bottom_layers: int
+    top_layers: int
+    trunk_adapters: str
+    strategy: str
+    rounds: int
+    rank: int
+    alpha: float
+    examples: Mapping[str, int] = field(default_factory=dict)
+    """Training examples by silo, as the silos reported them."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the exported round, averaged over the silos."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self) -> str:
+        """The card as Markdown."""
+        facts: dict[str, Any] = {
+            "base model": f"{self.base_model}{f' at {self.revision}' if self.revision else ''}",
+            "layers with the silos": f"{self.bottom_layers} bottom, {self.top_layers} top",
+            "adapters of the layers between": self.trunk_adapters,
+            "LoRA": f"r = {self.rank}, alpha = {self.alpha:g}",
+            "strategy": self.strategy,
+            "rounds": self.rounds,
+            "silos in the last round": len(self.examples) or "unknown",
+        }
+        sections = {
+            "Training": facts,
+            "Training examples by silo": self.examples,
+            "Metrics of the last round, averaged over the silos": self.metrics,
+            "Versions": self.versions,
+        }
+        body = "".join(
+            f"\n## {title}\n\n" + "".join(f"- {_line(k)}: {_line(v)}\n" for k, v in rows.items())
+            for title, rows in sections.items()
+            if rows
+        )
+        return (
+            _METADATA.format(base=_quoted(self.base_model))
+            + "\n# LoRA adapter, trained across silos with flower_split\n"
+            + body
+        )
+
+
+def _line(value: object) -> str:
+    """One line that no name can break out of."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(" " if ord(c) < 32 else c for c in text)
+
+
+def _quoted(text: str) -> str:
+    escaped = _line(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
