@@ -38,6 +38,7 @@ class TrunkAdapters:
                 "none of the trunk's layers has a module that lora.target-modules names; "
                 "set trunk.adapters to 'frozen', or name a module of the trunk"
             )
+        self._trunk = trunk
         self._model = wrapped
         self._layers = [m for m in wrapped.modules() if isinstance(m, LoraLayer)]
         self._active = ""
@@ -53,6 +54,8 @@ class TrunkAdapters:
         self._active = ""  # PEFT activates an adapter of its own choice as it adds one
         with torch.random.fork_rng(devices=[]):
             self._model.add_adapter(name, self._model.peft_config[MASTER])
+        # New dropout modules train, whatever the trunk does.
+        self._trunk.train(self._trunk.training)
         try:
             load_state(self._model, state, name)
         except AdapterError:

@@ -331,6 +331,20 @@ def test_an_evaluation_session_trains_nothing() -> None:
     session.forward(ForwardRequest(step=0, microbatch=1, hidden=hidden(0)))
 
 
+def test_no_evaluation_drops_anything_out_in_whatever_order_sessions_come() -> None:
+    engine = make_engine(lora=replace(LORA, dropout=0.5))
+    requests = [ForwardRequest(step=0, microbatch=n, hidden=hidden(0)) for n in range(2)]
+    outputs = []
+    for purpose in ("evaluate", "evaluate", "train", "evaluate", "evaluate"):
+        session = engine.open(engine.describe(purpose), None)
+        if purpose == "train":
+            session.forward(replace(requests[0], keep_graph=True, dropout=True))
+        else:
+            outputs += [session.forward(request) for request in requests]
+        session.close()
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
 def test_a_pass_with_gradients_keeps_no_cache() -> None:
     engine = make_engine()
     session = engine.open(engine.describe(), None)
