@@ -26,6 +26,10 @@ if set(_PURPOSES) != set(get_args(Purpose)) or len(_PURPOSES) != len(pb.Purpose.
 
 _HOPS = ("h1", "h2", "g2", "g1")
 
+# Characters of a Hello's texts: a stranger sends them too.
+_LONGEST = {"fingerprint": 256, "trunk_adapters": 64, "adapter": 1 << 16, "pack": 256}
+_LONGEST_TOKEN = 256
+
 
 def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
     """The first frame of a session.
@@ -82,6 +86,9 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
     for hop in _HOPS:
         if getattr(hello, hop) not in BY_WIRE:
             raise HandshakeError(f"{hop}: unknown codec number {getattr(hello, hop)}")
+    for name, longest in _LONGEST.items():
+        if len(getattr(hello, name)) > longest:
+            raise HandshakeError(f"{name}: more than {longest} characters")
     _check_kept(hello)
     optimizer = hello.optimizer
     try:
@@ -142,14 +149,17 @@ def ticket_message(ticket: Ticket) -> pb.Ticket:
 
 
 def read_ticket(message: pb.Hello | pb.DeliverRequest) -> Ticket | None:
-    """The ticket that a first message brought; None where it brought none."""
+    """The ticket that a first message brought; None where it brought none.
+
+    What is beyond the longest token is not even looked at: no such token was issued.
+    """
     if not message.HasField("ticket"):
         return None
     return Ticket(
         run_id=message.ticket.run_id,
         node_id=message.ticket.node_id,
         server_round=message.ticket.server_round,
-        token=message.ticket.token,
+        token=message.ticket.token[: _LONGEST_TOKEN + 1],
     )
 
 

@@ -136,12 +136,25 @@ def test_all_problems_come_at_once():
         ({"baseline-alone": True, "trunk.adapters": "shared"}, "not 'shared'"),
         ({"sample-prompt": "a", "strategy.fraction-evaluate": 0}, "sample-prompt is continued"),
         ({"trunk.advertise": "example.org:https"}, "trunk.advertise must be host:port"),
+        ({"trunk.advertise": "::1:443"}, "IPv6 host in brackets"),
+        ({"tls.mode": "off", "trunk.host": "::", "trunk.advertise": "a:1"}, "not loopback"),
+        ({"tls.mode": "files", "tls.private-key": "/k"}, "needs both tls.certificate and"),
+        ({"tls.certificate": "/c"}, "tls.certificate would not be used with tls.mode 'ephemeral'"),
+        ({"tls.mode": "off", "tls.client-ca": "/c"}, "cannot demand certificates"),
+        ({"tls.mode": "on"}, "tls.mode must be one of ephemeral, files, off"),
         ({"train.local-steps": 2, "train.warmup-steps": 100}, "train.warmup-steps is 100"),
         ({"strategy.min-replies": 3, "strategy.min-nodes": 2}, "raise strategy.min-nodes"),
     ],
 )
 def test_settings_that_contradict_each_other(given, named):
     assert named in problems_of({"model.name": "m", **given})
+
+
+def test_plaintext_is_for_loopback_or_by_an_explicit_word():
+    read_run_config({"model.name": "m", "tls.mode": "off", "trunk.host": "::1"})
+    far = {"tls.mode": "off", "trunk.host": "0.0.0.0", "trunk.advertise": "a:1"}
+    config = read_run_config({"model.name": "m", **far, "tls.allow-plaintext": True})
+    assert config.tls.allow_plaintext
 
 
 def test_a_single_problem_stands_alone():

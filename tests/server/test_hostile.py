@@ -291,6 +291,21 @@ def test_more_streams_than_the_trunk_takes(server: TrunkServer) -> None:
     assert eventually(lambda: _opens(server))
 
 
+def test_streams_that_say_nothing_make_room_in_time(
+    backend: AffineBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flower_split.server.service._HELLO_SECONDS", 1.0)
+    limits = ServiceLimits(max_sessions=1, max_deliveries=1)
+    with hosting(backend, limits=limits) as server:
+        mute = [RawSilo(server.address) for _ in range(40)]  # more than the trunk takes at all
+        with GrpcTransport(server.address, spec(), patience=60.0) as transport:
+            transport.finish()
+        endings = {silo.ending()[:2] for silo in mute}
+        assert (grpc.StatusCode.UNAVAILABLE, "TrunkUnavailableError") in endings
+        for silo in mute:
+            silo.close()
+
+
 def _opens(server: TrunkServer) -> bool:
     try:
         return works(server)

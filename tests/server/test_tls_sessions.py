@@ -1,9 +1,12 @@
 """What a token opens, over real TLS: one session of its holder, in its time, and nothing else."""
 
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,6 +14,7 @@ from affine_backend import AffineBackend, forward, spec
 from hosting import eventually, hosting, nothing_left
 
 from flower_split.errors import ForeignRunError, TokenError, TrunkBusyError, TrunkError
+from flower_split.server import listeners
 from flower_split.server.service import ServiceLimits
 from flower_split.server.tickets import TicketBook
 from flower_split.server.trunk_server import TrunkServer
@@ -164,3 +168,47 @@ def test_nothing_shows_a_token(
         assert ticket.token not in repr(transport) + repr(ticket)
         error = trunk.refuses(ticket)
     assert ticket.token not in caplog.text + str(error) + repr(error) + str(trunk.book.__dict__)
+
+
+def ended(peer: socket.socket) -> bool:
+    """Whether the trunk has closed a connection; reads what it said before."""
+    try:
+        while peer.recv(4096):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def test_strangers_that_say_nothing_or_nonsense_are_shut_out_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short = [
+        (name, 1500 if name.endswith("_ms") else value) for name, value in listeners._STRANGERS
+    ]
+    assert len([name for name, _ in short if name.endswith("_ms")]) == 2
+    monkeypatch.setattr(listeners, "_STRANGERS", short)
+    tls = ServerTls.ephemeral()
+    with (
+        hosting(AffineBackend(), tls=tls, admit=(book := TicketBook())) as server,
+        ExitStack() as stack,
+    ):
+        peers = []
+        for number in range(150):
+            peer = socket.create_connection(("127.0.0.1", server.port), SECONDS)
+            stack.callback(peer.close)
+            if number % 2:
+                peer.sendall(os.urandom(500))
+            peer.setblocking(False)
+            peers.append(peer)
+        good = ClientTls(ca=tls.ca)
+        ticket = book.issue(1, 2, 3, "train")
+        with GrpcTransport(
+            server.address, spec(), ticket, tls=good, connect_timeout=SECONDS
+        ) as transport:
+            transport.forward(forward(0)).result(SECONDS)
+            assert eventually(lambda: all(ended(peer) for peer in peers), SECONDS)
+            transport.forward(forward(1)).result(SECONDS)
+            transport.finish()

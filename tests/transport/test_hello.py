@@ -132,3 +132,18 @@ def test_optimizer_constants_are_checked(value: float) -> None:
 
 def test_a_token_does_not_show_in_a_ticket_s_text() -> None:
     assert "secret" not in repr(Ticket(run_id=1, node_id=2, server_round=3, token="secret"))
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "trunk_adapters", "adapter", "pack"])
+def test_a_text_that_is_too_long_is_refused_without_being_quoted(name: str) -> None:
+    hello = hello_frame(spec(), None).hello
+    setattr(hello, name, "x" * 70_000)
+    with pytest.raises(HandshakeError, match=f"^{name}: more than") as caught:
+        read_hello(hello)
+    assert "xx" not in str(caught.value)
+
+
+def test_a_token_of_any_length_is_read_in_bounds() -> None:
+    ticket = Ticket(run_id=1, node_id=2, server_round=3, token="t" * 1_000_000)
+    read = read_hello(hello_frame(spec(), ticket).hello)[1]
+    assert read is not None and len(read.token) < 300

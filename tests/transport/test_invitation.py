@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from flower_split.errors import TokenError
+from flower_split.errors import TokenError, WireError
+from flower_split.tls import ServerTls
 from flower_split.transport.invitation import Invitation
 from flower_split.transport.messages import Ticket
 
@@ -55,3 +56,39 @@ def test_anything_else_proves_nothing(proof):
 
 def test_the_token_is_not_shown():
     assert "secret-token" not in repr(GIVEN)
+
+
+def read(**changes):
+    fields = {**GIVEN.to_fields(), **{f"split.{name}": value for name, value in changes.items()}}
+    return Invitation.from_fields(fields, run_id=1, node_id=2)
+
+
+def test_it_carries_the_ca():
+    ca = ServerTls.ephemeral().ca.decode()
+    assert read(ca=ca).ca == ca
+
+
+@pytest.mark.parametrize(
+    "ca",
+    [
+        "nonsense",
+        "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n",
+        "\u00e9",
+        "x" * (1 << 16 | 1),
+    ],
+)
+def test_a_ca_that_is_none_is_refused(ca):
+    with pytest.raises(WireError, match="the trunk's CA in the message"):
+        read(ca=ca)
+
+
+@pytest.mark.parametrize("address", ["", "host", "::1:443", "host:port"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(WireError, match="the trunk's address in the message"):
+        read(address=address)
+
+
+@pytest.mark.parametrize("tls", [None, 0, "no"])
+def test_whether_there_is_tls_is_said_and_never_guessed(tls):
+    with pytest.raises(TokenError):
+        read(tls=tls)
