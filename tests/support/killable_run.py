@@ -5,7 +5,6 @@ run config: a killed run costs no imports. It answers with the run's process id,
 status when it has ended. Run id, node ids and their order are new for every run, as Flower's are.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -30,7 +29,7 @@ def _serve():
     from flower_split.apps.server_app import app as server_app
 
     assert flower_split.apps.server_run and flower_split.client
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         values = json.loads(line)
         child = os.fork()
         if child == 0:
@@ -48,6 +47,8 @@ def _serve():
                 sys.stderr.flush()
                 os._exit(status)
         print(child, flush=True)
+        # Not before the test asks: until then the process id is nobody else's, and safe to kill.
+        sys.stdin.readline()
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
@@ -92,8 +93,9 @@ class Runner:
                 break
             time.sleep(0.001)
         if kill_when is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
         status = int(self._process.stdout.readline())
         assert status in (0, -signal.SIGKILL), "the run failed of itself; its log is above"
         return status == 0
@@ -106,10 +108,7 @@ def after(seconds):
 
 
 def _has_ended(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 if __name__ == "__main__":
