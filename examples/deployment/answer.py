@@ -14,7 +14,7 @@ def main() -> int:
             print(f"flwr: {answer.get('error-message')}", file=sys.stderr)
             return 1
         record = answer["runs"][0] if "runs" in answer else answer
-        value = record.get(sys.argv[1])
+        value = record[sys.argv[1]]
     except (ValueError, KeyError, IndexError):
         print(f"flwr gave no answer that can be read:\n{text}", file=sys.stderr)
         return 1

@@ -2,11 +2,12 @@
 
 ::
 
-    python deployment.py OUTPUT_FOLDER
+    python deployment.py OUTPUT_FOLDER [KEY=VALUE …]
 
 What `make deployment` runs. The server and three silos get free ports, and folders between which
 only what the README names is exchanged. Whatever happens, nothing of it keeps running and no key
-is left; the exit status is 0 only if the run completed and its adapter loads.
+is left; the exit status is 0 only if the run completed and its adapter loads. Further arguments
+are settings of the run, as submit.sh takes them.
 """
 
 import argparse
@@ -92,7 +93,7 @@ class Party:
         return self.folder / "log"
 
 
-def deploy(folder: Path, output: Path) -> None:
+def deploy(folder: Path, output: Path, settings: Sequence[str]) -> None:
     """All steps, from keys to the check of the result, with every file below `folder`."""
     superlink, trunk = free_port(), free_port()
     server = Party(folder / "server", output, superlink, trunk)
@@ -111,7 +112,7 @@ def deploy(folder: Path, output: Path) -> None:
             exchange(silo.folder / "keys" / f"{name}.pub", server.folder / "keys")
             server.do("register.sh", name, server.folder / "keys" / f"{name}.pub")
             started[name] = silo, silo.start("supernode.sh", name, silo.folder / "data.jsonl")
-        server.do("submit.sh")
+        server.do("submit.sh", *settings)
         server.do("show.py", output)
     except StepError:
         for name, (party, _) in started.items():
@@ -189,7 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for adapter, result.json and plot")
-    output = parser.parse_args(arguments).output.resolve()
+    parser.add_argument("settings", nargs="*", help="KEY=VALUE of the run config")
+    given = parser.parse_args(arguments)
+    output = given.output.resolve()
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -199,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (output / "result.json").unlink(missing_ok=True)
     try:
         with scratch() as folder:
-            deploy(folder, output)
+            deploy(folder, output, given.settings)
     except StepError as error:
         print(f"{error}; everything was stopped", file=sys.stderr)
         return 1

@@ -12,6 +12,12 @@ esac
 . "$(dirname "$0")/common.sh"
 
 name=$1
+case $name in
+    *[!A-Za-z0-9._-]*)
+        echo "$0: a silo's name has letters, digits, dots, hyphens and underscores only" >&2
+        exit 1
+        ;;
+esac
 need "$folder/keys/ca.crt" "copy it from the server"
 need "$folder/keys/$name.key" "make it with keys.py"
 need "$data" "it is the silo's own data, a .jsonl or .txt file"
@@ -23,4 +29,5 @@ exec flower-supernode \
     --root-certificates keys/ca.crt \
     --auth-supernode-private-key "keys/$name.key" \
     --host 127.0.0.1 --port "$RUNTIME_PORT" \
-    --node-config "silo=\"$name\" data-path=\"$data\""
+    --node-config "silo=\"$name\" data-path=\"$data\" \
+state-dir=\"$folder/state\" cache-dir=\"$folder/cache\""

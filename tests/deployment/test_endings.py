@@ -4,7 +4,9 @@ Real processes; a second run right afterwards shows that no SuperNode is held.
 """
 
 import signal
+from contextlib import suppress
 
+import psutil
 import pytest
 from federation import COMPLETED, SECONDS, Federation, Node, wait_for
 
@@ -144,6 +146,20 @@ def test_ctrl_c_on_the_superlink(start_federation, training, tmp_path):
     assert federation.port not in federation.listening()
     assert result(tmp_path).failure == STOPPED
     assert not federation.members("bin/flower-superlink")
+
+
+@pytest.mark.slow
+def test_everything_is_told_to_end_at_once(start_federation, training, tmp_path):
+    """As systemd stops a unit: SIGTERM to the SuperLink and to all of its children."""
+    federation = start_federation()
+    _, own, _ = training(federation)
+    superlink = psutil.Process(federation.processes["superlink"].pid)
+    for process in [superlink, *superlink.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    federation.processes["superlink"].wait(SECONDS)
+    federation.assert_idle(own, seconds=60.0)
+    assert result(tmp_path).failure == STOPPED
 
 
 @pytest.mark.slow

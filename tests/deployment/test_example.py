@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flower_split.reporting import read_result
+
 EXAMPLE = Path(__file__).parents[2] / "examples/deployment"
 SHELL = sorted(EXAMPLE.glob("*.sh"))
 UNITS = sorted(EXAMPLE.glob("systemd/*.service"))
@@ -83,6 +85,46 @@ def test_keys_are_their_owners_and_are_never_replaced(tmp_path):
     assert all((keys / name).stat().st_mode & 0o077 == 0 for name in private)
 
 
+def test_the_image_is_made_of_files_that_exist():
+    lines = (EXAMPLE / "Containerfile").read_text().splitlines()
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY")]
+    names = [name for words in copied for name in words if not name.startswith("--")]
+    assert len(names) > 5
+    assert [name for name in names if not list(EXAMPLE.parents[1].glob(name))] == []
+    assert not [name for name in names if name.rstrip("/").endswith("examples/deployment")]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        ('a warning\n{"success": true, "run-id": "7"}', 0, "7"),
+        ('{"runs": [{"status": "running"}]}', 1, "no answer that can be read"),
+        ('{"success": false, "error-message": "no such app"}', 1, "no such app"),
+        ("nothing", 1, "no answer that can be read"),
+    ],
+)
+def test_flowers_answers_are_read(text, status, said):
+    done = run(sys.executable, EXAMPLE / "answer.py", "run-id", input=text)
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
+
+
+def test_a_result_that_is_none_is_not_shown(tmp_path):
+    done = run(sys.executable, EXAMPLE / "show.py", tmp_path)
+    assert done.returncode == 1 and "result.json" in done.stderr
+
+
+def test_stop_leaves_alone_a_process_that_is_not_flowers(tmp_path):
+    """A number in an old file may by now be another process's: here, this test's own."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/superlink.pid").write_text(f"{os.getpid()}\n")
+    (tmp_path / "settings.env").write_text(f"FOLDER={tmp_path}\n")
+    settings = {"DEPLOYMENT_SETTINGS": str(tmp_path / "settings.env")}
+    done = run(EXAMPLE / "stop.sh", env={**os.environ, **settings})
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 @pytest.mark.parametrize("script", ["superlink.sh", "supernode.sh", "register.sh"])
 def test_a_missing_key_is_named(script, tmp_path):
     settings = tmp_path / "settings.env"
@@ -108,6 +150,19 @@ def test_all_of_it_on_one_machine(tmp_path, temporary):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "loads into the uncut model" in done.stdout
     assert {path.name for path in output.iterdir()} >= {"adapter", "result.json"}
+    assert read_result(output / "result.json").silos == ["numpy", "torch", "transformers"]
+    assert "PRIVATE KEY" not in done.stdout + done.stderr
+    assert living() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_fails_fails_the_command(tmp_path, temporary):
+    output = tmp_path / "output"
+    done = run(sys.executable, EXAMPLE / "deployment.py", output, "split.bottom-layers=99")
+    assert done.returncode == 1
+    assert "finished:failed" in done.stderr and "99" in done.stderr
+    assert "everything was stopped" in done.stderr
     assert living() == []
 
 

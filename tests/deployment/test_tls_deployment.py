@@ -1,5 +1,7 @@
 """A real deployment: SuperLink with TLS and SuperNode authentication, two SuperNodes, one round."""
 
+import re
+
 import pytest
 import torch
 from federation import COMPLETED, Federation, Node, write_app
@@ -33,6 +35,8 @@ def test_a_round_over_tls_yields_an_adapter_that_loads(tmp_path):
         ended = federation.run(app)
         assert ended.status == COMPLETED, f"{ended}\n{federation.logs()}"
         federation.assert_idle(ports)
+        said = federation.run_log(ended.run_id)
+        assert re.search(r"the trunk listens on 127\.0\.0\.1:\d+, TLS", said), said
     report = read_result(tmp_path / "output" / "result.json")
     assert report.silos == ["0", "1"]
     assert report.rounds[-1].failures == {}

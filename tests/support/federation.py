@@ -158,6 +158,8 @@ class Federation:
             "PYTHONUNBUFFERED": "1",
             "NO_PROXY": "*",
             "TMPDIR": str(self.folder / "tmp"),
+            "XDG_STATE_HOME": str(self.folder / "state"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
             "FLWR_HOME": str(self.folder),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -251,6 +253,18 @@ class Federation:
         """What a process and its children have printed."""
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def run_log(self, run_id: str) -> str:
+        """What the ServerApp of a run has logged: Flower keeps that out of the SuperLink's log."""
+        return subprocess.run(
+            [*self.prefix, str(BIN / "flwr"), "log", run_id, CONNECTION, "--show"],
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=SECONDS,
+        ).stdout
 
     def logs(self) -> str:
         """The end of every process's log, for a failure's message."""
