@@ -7,6 +7,7 @@ alpha with its reply and gets tensors of its own rank and scale from then on; be
 the global adapter and fits it to its own rank itself (`flower_split.client.AdapterExchange`).
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -78,9 +79,9 @@ class LoraStrategy(FedAvg):
         """The factors that never leave a silo."""
         return frozenset()
 
+    @abstractmethod
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
         """The global adapter of one module after a round."""
-        raise NotImplementedError
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

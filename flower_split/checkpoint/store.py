@@ -16,8 +16,8 @@ from flower_split.checkpoint.archive import (
     read_checkpoint,
     write_checkpoint,
 )
-from flower_split.checkpoint.durable import move_durably, remove_folder
 from flower_split.checkpoint.lock import FolderLock
+from flower_split.durable import move_durably, remove_folder
 from flower_split.errors import DamagedStateError, StateError
 
 logger = logging.getLogger(__name__)

@@ -5,18 +5,13 @@ is written next to its place, synced and renamed. Whether a session counted is k
 alone, so the states before it are kept as well, and the trunk says from which both go on.
 """
 
-import hashlib
-import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from flower_split.client.sealed_tensors import TEMPORARY, read_sealed, why, write_sealed
 from flower_split.client.state_folder import OURS, check_private, make_private, remove_files
 from flower_split.errors import StateError
 from flower_split.optimization.moments import Parameters, check_moments, largest_size
@@ -29,7 +24,6 @@ FORMAT = "flower-split optimizer state 1"
 KEPT = 3
 """States that a silo keeps: its last, the one from which that went on, and the one before."""
 
-_TEMPORARY = "incoming.tmp"
 _HEADER_BYTES = 1 << 20
 
 
@@ -57,7 +51,7 @@ class KeptOptimizer:
                 check_private(self._folder)
                 tensors = self._read(path)
             except (OSError, StateError) as error:
-                logger.warning("the optimizer's state in %s is not used: %s", path, _say(error))
+                logger.warning("the optimizer's state in %s is not used: %s", path, why(error))
                 _remove(path)
                 continue
             tag = _tag_of(path)
@@ -100,14 +94,15 @@ class KeptOptimizer:
         try:
             check_moments(self._parameters, tensors)
             make_private(self._folder)
-            self._write(f"{server_round:08d}-{tag}.safetensors", tag, server_round, tensors)
+            facts = {"format": FORMAT, "tag": tag, "round": str(server_round)}
+            write_sealed(self._folder / f"{server_round:08d}-{tag}.safetensors", facts, tensors)
             self._prune(tag, after)
         except (OSError, StateError) as error:
             logger.warning(
                 "the optimizer's state cannot be kept in %s (%s); the next round starts with a "
                 "fresh optimizer on both sides",
                 self._folder,
-                _say(error),
+                why(error),
             )
 
     def remove(self) -> None:
@@ -120,29 +115,7 @@ class KeptOptimizer:
             paths = [path for path in self._folder.iterdir() if OURS.fullmatch(path.name)]
         except OSError:
             return []
-        return sorted((p for p in paths if p.name != _TEMPORARY), reverse=True)
-
-    def _write(self, name: str, tag: str, server_round: int, tensors: Mapping[str, Tensor]) -> None:
-        facts = {"format": FORMAT, "tag": tag, "round": str(server_round)}
-        # Contiguous copies of their own, because safetensors refuses tensors that share memory.
-        whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-        data = save(whole, metadata={**facts, "digest": _digest(facts, whole)})
-        temporary = self._folder / _TEMPORARY
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._folder / name)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        return sorted((p for p in paths if p.name != TEMPORARY), reverse=True)
 
     def _prune(self, tag: str, after: str) -> None:
         earlier = [path for path in self._files() if _tag_of(path) != tag]
@@ -154,52 +127,21 @@ class KeptOptimizer:
 
     def _read(self, path: Path) -> dict[str, Tensor]:
         """The checked state in a file; what is in the file is not trusted."""
-        if not path.is_file() or path.is_symlink():
-            raise StateError("it is no regular file")
-        size, most = path.stat().st_size, largest_size(self._parameters) + _HEADER_BYTES
-        if size > most:
-            raise StateError(f"it has {size} bytes, and a state of this model at most {most}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
-        except (SafetensorError, ValueError, KeyError, UnicodeDecodeError) as error:
-            raise StateError("it is no safetensors file, or a part of one") from error
-        digest = facts.pop("digest", "")
+        most = largest_size(self._parameters) + _HEADER_BYTES
+        facts, tensors = read_sealed(path, most_bytes=most)
         if facts.get("format") != FORMAT or facts.get("tag") != _tag_of(path):
             raise StateError("it was written by another version, or for another session")
-        if digest != _digest(facts, tensors):
-            raise StateError("its digest is not that of its content: the file is damaged")
         check_moments(self._parameters, tensors)
         return tensors
-
-
-def _digest(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over everything that a state's file says, hexadecimal."""
-    digest = hashlib.sha256(json.dumps(sorted(facts.items())).encode())
-    for piece in _pieces(tensors):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        yield json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
-        yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _remove(path: Path) -> None:
     try:
         path.unlink()
     except OSError as error:
-        logger.warning("%s cannot be removed: %s", path, _say(error))
+        logger.warning("%s cannot be removed: %s", path, why(error))
 
 
 def _tag_of(path: Path) -> str:
     tag = path.stem.rpartition("-")[2]
     return tag if is_tag(tag) else ""
-
-
-def _say(error: OSError | StateError) -> str:
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)

@@ -4,19 +4,14 @@ A file is a generation, made by the training of one round. It appears whole or n
 that is damaged is passed over for the one before it.
 """
 
-import hashlib
 import logging
-import os
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from flower_split.client.sealed_tensors import read_sealed, write_sealed
 from flower_split.client.state_folder import make_private
 from flower_split.errors import StateError
 
@@ -65,51 +60,29 @@ class KeptState:
             StateError: the folder cannot be written to.
         """
         path = self.folder / f"round-{generation.server_round:08d}.safetensors"
-        tensors = {name: t.contiguous() for name, t in generation.tensors.items()}
-        metadata = {
-            "format": _FORMAT,
-            "scale": repr(generation.scale),
-            "sha256": _digest(tensors, repr(generation.scale)),
-        }
+        facts = {"format": _FORMAT, "scale": repr(generation.scale)}
         try:
             make_private(self.folder)
-            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-                written = Path(scratch, path.name)
-                save_file(tensors, written, metadata=metadata)
-                with written.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(written, path)
+            write_sealed(path, facts, generation.tensors)
             kept = [p for p in sorted(self.folder.glob("round-*.safetensors")) if p <= path]
             for old in kept[:-KEEP]:
                 old.unlink()
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise StateError(
                 f"the silo's own adapter tensors cannot be kept in {self.folder}: {error}. Give "
                 "the node a writable folder by state-dir in its node config"
             ) from error
 
 
-def _digest(tensors: Mapping[str, Tensor], scale: str) -> str:
-    digest = hashlib.sha256(scale.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _read(path: Path, server_round: int) -> Generation | None:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != _FORMAT:
-            raise ValueError("it is of another format")
+        facts, tensors = read_sealed(path)
+        if facts.get("format") != _FORMAT:
+            raise StateError("it is of another format")
         if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-            raise ValueError("it has tensors that are not float32")
-        if metadata.get("sha256") != _digest(tensors, metadata["scale"]):
-            raise ValueError("its digest does not match")
-        scale = float(metadata["scale"])
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise StateError("it has tensors that are not float32")
+        scale = float(facts["scale"])
+    except (OSError, StateError, ValueError, KeyError) as error:
         logger.warning("%s is damaged and is passed over: %s", path, error)
         return None
     return Generation(server_round=server_round, scale=scale, tensors=tensors)

@@ -38,7 +38,7 @@ def _check_plaintext(address: str, config: TlsConfig, *, own_ca: bool) -> None:
     if own_ca:
         raise CertificateError(
             f"trunk at {address}: the server offers no TLS, and this silo's node config demands "
-            f"it by trunk-ca: turn TLS on at the server (tls.mode), or take trunk-ca away"
+            "it by trunk-ca: turn TLS on at the server (tls.mode), or take trunk-ca away"
         )
     if Address.parse(address).is_loopback:
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from flower_split.delivery.manifest import Item
+from flower_split.durable import sync_folder
 from flower_split.errors import WireError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Incoming:
                 os.fsync(self._descriptor)
                 os.replace(self._path, self._target)
                 self.placed = True
-                _sync_folder(self._target.parent)
+                sync_folder(self._target.parent)
             return True
         resumed = self.resumed
         self.restart()
@@ -123,11 +124,3 @@ class Incoming:
         os.ftruncate(self._descriptor, 0)
         self._digest = hashlib.sha256()
         self.received = self.resumed = 0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,6 @@ from flower_split.tls.pem import MAX_PEM_BYTES, parse_certificates
 from flower_split.transport.messages import Purpose, Ticket
 from flower_split.transport.offer import DeliveryOffer
 
-PREFIX = "split."
 PROOF = "proof"
 
 _LINEAGE = re.compile(r"[A-Za-z0-9_-]{0,64}")

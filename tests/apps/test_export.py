@@ -8,6 +8,7 @@ import torch
 from flwr.app import Context, RecordDict
 from in_process_grid import RUN_ID, InProcessGrid
 from peft import PeftModel
+from tiny_checkpoint import tiny_run_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -28,20 +29,8 @@ from flower_split.strategies.run_state import read_adapter
 def finished(tmp_path_factory, tiny):
     """The output folder of a run that kept three rounds."""
     output = tmp_path_factory.mktemp("finished")
-    values = {
-        "model.name": str(tiny / "model"),
-        "data.path": str(tiny / "texts.jsonl"),
-        "data.eval-fraction": 0.25,
-        "train.batch-size": 3,
-        "train.learning-rate": 1e-2,
-        "train.max-length": 16,
-        "lora.r": 2,
-        "num-server-rounds": 2,
-        "strategy.min-nodes": 3,
-        "output-dir": str(output),
-        "checkpoint.keep": 3,
-        "checkpoint.keep-best": True,
-    }
+    kept = {"checkpoint.keep": 3, "checkpoint.keep-best": True}
+    values = tiny_run_config(tiny, **{"output-dir": str(output), **kept})
     grid = InProcessGrid(client_app, 3, run_config=values)
     server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), values))
     return output

@@ -3,7 +3,7 @@
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from in_process_grid import RUN_ID, InProcessGrid
-from tiny_checkpoint import save_texts, save_tiny_model
+from tiny_checkpoint import save_tiny_run, tiny_run_config
 
 from flower_split.config.run_config import read_run_config
 from flower_split.strategies import TrunkHost
@@ -15,26 +15,12 @@ NODE = 5
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Folder with `model` and `texts.jsonl`."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save_tiny_model(folder / "model")
-    save_texts(folder / "texts.jsonl")
-    return folder
+    return save_tiny_run(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
 def run_config(tiny):
-    return {
-        "model.name": str(tiny / "model"),
-        "data.path": str(tiny / "texts.jsonl"),
-        "data.eval-fraction": 0.25,
-        "train.batch-size": 3,
-        "train.learning-rate": 1e-2,
-        "train.max-length": 16,
-        "lora.r": 2,
-        "num-server-rounds": 2,
-        "round-timeout": 60.0,
-        "strategy.min-nodes": 3,
-    }
+    return tiny_run_config(tiny)
 
 
 @pytest.fixture

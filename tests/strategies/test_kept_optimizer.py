@@ -25,7 +25,6 @@ from split_flower import (
 )
 from tiny_checkpoint import save_tiny_model
 
-from flower_split.client.kept_optimizer import KeptOptimizer
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import RoundError, StateError
 from flower_split.strategies import SplitStrategy, TrunkHost
@@ -103,7 +102,7 @@ def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog)
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(KeptOptimizer, "_write", full)
+    monkeypatch.setattr("flower_split.client.kept_optimizer.write_sealed", full)
     ours = split(folder)
     assert "No space left on device" in caplog.text
     assert largest_difference(ours, plain(folder, keep=False)) <= TOLERANCE

@@ -78,3 +78,27 @@ def save_texts(path: Path, num_examples: int = 36) -> Path:
             }
             file.write(json.dumps(row) + "\n")
     return path
+
+
+def save_tiny_run(folder):
+    """`folder` with `model` and `texts.jsonl` in it, for `tiny_run_config`."""
+    save_tiny_model(folder / "model")
+    save_texts(folder / "texts.jsonl")
+    return folder
+
+
+def tiny_run_config(folder, **changes):
+    """The run config of two short rounds of three silos with what `save_tiny_run` made."""
+    return {
+        "model.name": str(folder / "model"),
+        "data.path": str(folder / "texts.jsonl"),
+        "data.eval-fraction": 0.25,
+        "train.batch-size": 3,
+        "train.learning-rate": 1e-2,
+        "train.max-length": 16,
+        "lora.r": 2,
+        "num-server-rounds": 2,
+        "round-timeout": 60.0,
+        "strategy.min-nodes": 3,
+        **changes,
+    }
