@@ -1,6 +1,5 @@
 """Where a session's model comes from: the silo's own checkpoint, or the server's delivery."""
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flower_split.client.node_config import NodeConfig
+from flower_split.client.user_folders import user_folder
 from flower_split.config.sections import ModelConfig, SplitConfig
 from flower_split.delivery.cache import PartCache
 from flower_split.delivery.fetching import DeliveryStream, Fetched, fetch_pack
@@ -145,9 +145,4 @@ def _fetch(
 
 
 def _cache_folder(node: NodeConfig) -> Path:
-    if node.cache_dir:
-        return Path(node.cache_dir)
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return base / "flower-split"
+    return Path(node.cache_dir) if node.cache_dir else user_folder("XDG_CACHE_HOME", ".cache")

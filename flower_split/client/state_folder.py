@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flower_split.client.node_config import NodeConfig
+from flower_split.client.user_folders import user_folder
 from flower_split.errors import StateError
 
 KIND = "optimizer"
@@ -35,9 +36,9 @@ class StateFolder:
     @classmethod
     def of_node(cls, node: NodeConfig) -> "StateFolder":
         """The folder that a node config names."""
-        return cls(
-            root=Path(node.state_dir) if node.state_dir else _default_root(), days=node.state_days
-        )
+        named = Path(node.state_dir) if node.state_dir else None
+        root = named or user_folder("XDG_STATE_HOME", ".local/state")
+        return cls(root=root, days=node.state_days)
 
     def of(self, lineage: str, silo: str, kind: str = KIND) -> Path:
         """The folder of one silo in one lineage, which need not exist.
@@ -105,13 +106,6 @@ def remove_files(folder: Path, *, older_than: float | None = None) -> None:
         folder.parent.rmdir()
     except OSError:
         return
-
-
-def _default_root() -> Path:
-    base = os.environ.get("XDG_STATE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    home = Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state"
-    return home / "flower-split"
 
 
 def _file_name(name: str) -> str:
