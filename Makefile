@@ -5,9 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.flower-split-installed
 OUTPUTS ?= outputs/quickstart
+BENCH ?= outputs/bench-throughput
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: venv demo deployment test test-slow lint format types contract proto proto-check wheel clean
+.PHONY: venv demo deployment bench-throughput test test-slow lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -22,6 +23,9 @@ demo: $(STAMP)
 
 deployment: $(STAMP)
 	$(BIN)/python examples/deployment/deployment.py outputs/deployment
+
+bench-throughput: $(STAMP)
+	$(BIN)/python examples/bench-throughput/run_all.py --out $(BENCH)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -2,20 +2,21 @@
 
 Both train the same randomly initialised model with LoRA on the same batches, taking turns, so that
 a noisy machine slows both. The split one sends every microbatch through gRPC on loopback, one at a
-time. The last line of the output is a JSON object.
+time.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 
 import torch
+import typer
+from matplotlib.figure import Figure
 from peft import get_peft_model
+from rich.table import Table
+from throughput.part import OUTPUTS, Out, Report, Toy, publish
+from throughput.shapes import Shape, random_ids, random_model, shape_of
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from flower_split import (
     GrpcTransport,
@@ -30,21 +31,6 @@ from flower_split.adapters import resolve_lora, wrap
 from flower_split.config.sections import LoraSettings
 
 Step = Callable[[], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Size of the model and of the work; the defaults are GPT-2 small."""
-
-    layers: int = 12
-    hidden: int = 768
-    heads: int = 12
-    vocabulary: int = 50257
-    rows: int = 2
-    tokens: int = 128
-    microbatches: int = 8
-    turns: int = 5
-    threads: int = 2
 
 
 def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:
@@ -62,25 +48,13 @@ def seconds(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def measure(shape: Shape) -> dict[str, float]:
+def measure_rates(shape: Shape, turns: int) -> dict[str, float]:
     """Median tokens per second of both, and their ratio."""
-    torch.manual_seed(0)
-    torch.set_num_threads(shape.threads)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            n_layer=shape.layers,
-            n_embd=shape.hidden,
-            n_head=shape.heads,
-            vocab_size=shape.vocabulary,
-            n_positions=max(shape.tokens, 64),
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    )
+    torch.set_num_threads(2)
+    model = random_model(shape)
     plan = resolve_lora(model, LoraSettings(r=8))
-    ids = torch.randint(shape.vocabulary, (shape.microbatches, shape.rows, shape.tokens))
-    client, trunk = split_model(model, 2, 2)
+    ids = random_ids(shape)
+    client, trunk = split_model(model, shape.bottom, shape.top)
     client = wrap(client, plan)
     with TrunkServer(TrunkEngine(trunk, plan=plan), health=False) as server:
         spec = session_spec(client, plan=plan, trunk_adapters="federated")
@@ -93,7 +67,7 @@ def measure(shape: Shape) -> dict[str, float]:
             client.train()
             whole.train()
             times: dict[str, list[float]] = {"unsplit": [], "split": []}
-            for turn in range(shape.turns + 1):
+            for turn in range(turns + 1):
                 unsplit = seconds(lambda: train_step(whole, whole_optimizer, ids))
                 split = seconds(lambda: train_step(client, split_optimizer, ids))
                 if turn > 0:  # the first turn warms up
@@ -107,13 +81,28 @@ def measure(shape: Shape) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure with the shape of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    print(json.dumps(measure(Shape(**vars(parser.parse_args())))))
+def measure(*, toy: bool) -> Report:
+    """The ratio, and what it is of."""
+    found = measure_rates(shape_of(toy=toy), turns=2 if toy else 5)
+    table = Table("", "tokens per second")
+    for name in ("unsplit", "split"):
+        table.add_row(name, str(found[f"{name}_tokens_per_second"]))
+
+    def draw(figure: Figure) -> None:
+        panel = figure.subplots()
+        panel.bar(
+            ["unsplit", "split"], [found[f"{n}_tokens_per_second"] for n in ("unsplit", "split")]
+        )
+        panel.set_ylabel("tokens per second")
+
+    ratios = {"split_over_unsplit": found["split_over_unsplit"]}
+    return Report(ratios=ratios, figures=found, tables=[table], draw=draw)
+
+
+def main(toy: Toy = False, out: Out = OUTPUTS) -> None:
+    """Tokens per second of a split model over those of the uncut one."""
+    publish("split_over_unsplit", measure(toy=toy), out, toy=toy)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -3,27 +3,25 @@
 For every codec, on all four hops: payload bytes over float32's; the time of encoding and decoding,
 at both ends together, over that of a training step through gRPC on loopback with one microbatch
 at a time; and the final held-out loss of one silo of the quickstart over that of a float32 wire.
-Codecs take turns, so that a noisy machine slows all of them. The last line of the output is a JSON
-object.
+Codecs take turns, so that a noisy machine slows all of them.
 """
 
-import argparse
-import json
 import statistics
 import threading
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+import typer
+from matplotlib.figure import Figure
 from rich.table import Table
+from throughput.part import OUTPUTS, Out, Report, Toy, publish
+from throughput.shapes import Shape, random_ids, random_model, shape_of
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from flower_split import (
     GrpcTransport,
@@ -48,23 +46,8 @@ from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, load_skeleton
 from flower_split.training import evaluate, train_round
 
-QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "pyproject.toml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Size of the work; the defaults are GPT-2 small, and the quickstart's steps."""
-
-    layers: int = 12
-    hidden: int = 768
-    heads: int = 12
-    vocabulary: int = 50257
-    rows: int = 2
-    tokens: int = 128
-    microbatches: int = 4
-    turns: int = 5
-    threads: int = 2
-    loss_steps: int = 50
+QUICKSTART = Path(__file__).parents[1] / "quickstart" / "pyproject.toml"
+THREADS = 2
 
 
 class Stopwatch(Codec):
@@ -112,26 +95,12 @@ def on_all_hops(codec: str) -> WireConfig:
     return WireConfig(h1=codec, h2=codec, g2=codec, g1=codec)
 
 
-def measure_steps(shape: Shape) -> dict[str, dict[str, float]]:
+def measure_steps(shape: Shape, turns: int) -> dict[str, dict[str, float]]:
     """By codec: payload bytes of a step, its seconds, and the share of them that codecs took."""
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            n_layer=shape.layers,
-            n_embd=shape.hidden,
-            n_head=shape.heads,
-            vocab_size=shape.vocabulary,
-            n_positions=max(shape.tokens, 64),
-            bos_token_id=0,
-            eos_token_id=0,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    )
+    model = random_model(shape)
     plan = resolve_lora(model, LoraSettings(r=8))
-    ids = torch.randint(shape.vocabulary, (shape.microbatches, shape.rows, shape.tokens))
-    client, trunk = split_model(model, 2, 2)
+    ids = random_ids(shape)
+    client, trunk = split_model(model, shape.bottom, shape.top)
     client = wrap(client, plan)
     client.train()
 
@@ -143,7 +112,7 @@ def measure_steps(shape: Shape) -> dict[str, dict[str, float]]:
 
     found: dict[str, list[tuple[float, float, int]]] = {codec: [] for codec in CODECS}
     with TrunkServer(TrunkEngine(trunk, plan=plan), health=False) as server:
-        for _ in range(shape.turns):
+        for _ in range(turns):
             for codec in CODECS:
                 spec = session_spec(
                     client, plan=plan, trunk_adapters="federated", wire=on_all_hops(codec)
@@ -203,38 +172,54 @@ def quickstart_settings() -> dict[str, Any]:
     return flat
 
 
-def measure(shape: Shape) -> dict[str, dict[str, float]]:
-    """By codec, what the module promises."""
-    torch.set_num_threads(shape.threads)
-    steps = measure_steps(shape)
-    losses = {
-        codec: final_loss(codec, shape.loss_steps, quickstart_settings())
-        for codec in (CODECS if shape.loss_steps else ())
-    }
-    results = {}
-    for codec, step in steps.items():
-        results[codec] = {
+def measure(*, toy: bool) -> Report:
+    """What the module promises."""
+    torch.set_num_threads(THREADS)
+    steps = measure_steps(shape_of(toy=toy), turns=1 if toy else 5)
+    settings = quickstart_settings() | ({"data.max-examples": 4} if toy else {})
+    losses = {codec: final_loss(codec, 1 if toy else 50, settings) for codec in CODECS}
+    found = {
+        codec: {
             "bytes_over_fp32": round(step["bytes"] / steps["fp32"]["bytes"], 4),
             "codec_share_of_step": round(step["share"], 4),
             "step_over_fp32": round(step["seconds"] / steps["fp32"]["seconds"], 3),
+            "final_loss_over_fp32": round(losses[codec] / losses["fp32"], 4),
         }
-        if losses:
-            results[codec]["final_loss_over_fp32"] = round(losses[codec] / losses["fp32"], 4)
-    return results
+        for codec, step in steps.items()
+    }
+    return Report(
+        ratios={
+            "int8_bytes_over_fp32": found["int8"]["bytes_over_fp32"],
+            "codec_share_of_step": max(row["codec_share_of_step"] for row in found.values()),
+        },
+        figures=found,
+        tables=[show(found)],
+        draw=lambda figure: draw(figure, found),
+    )
 
 
-def main() -> None:
-    """Measure with the shape of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    results = measure(Shape(**vars(parser.parse_args())))
-    shown = Table("codec", *(name.replace("_", " ") for name in results["fp32"]))
-    for codec, figures in results.items():
-        shown.add_row(codec, *(str(figure) for figure in figures.values()))
-    Console(width=100).print(shown)
-    print(json.dumps(results))
+def show(found: dict[str, dict[str, float]]) -> Table:
+    """A row a codec."""
+    table = Table("codec", *(name.replace("_", " ") for name in found["fp32"]))
+    for codec, figures in found.items():
+        table.add_row(codec, *(str(figure) for figure in figures.values()))
+    return table
+
+
+def draw(figure: Figure, found: dict[str, dict[str, float]]) -> None:
+    """Bytes and time, a bar a codec."""
+    panels = figure.subplots(1, 2)
+    titles = {"bytes_over_fp32": "bytes over fp32's", "codec_share_of_step": "share of a step"}
+    for panel, (name, title) in zip(panels, titles.items(), strict=True):
+        panel.bar(list(found), [figures[name] for figures in found.values()])
+        panel.set_title(title)
+        panel.grid(axis="y", alpha=0.3)
+
+
+def main(toy: Toy = False, out: Out = OUTPUTS) -> None:
+    """Bytes, time and loss of every codec on the wire."""
+    publish("wires", measure(toy=toy), out, toy=toy)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,0 +1,60 @@
+"""The machine: where figures come from, and how much of it others used meanwhile."""
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from flower_split.reporting import installed_versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, memory, accelerator and versions."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return {**found, "versions": installed_versions()}
+
+
+class OthersMeter:
+    """The share of the machine's cores that processes other than the given ones use.
+
+    Args:
+        ours: Process ids of the benchmark.
+    """
+
+    def __init__(self, ours: Iterable[int]) -> None:
+        self._ours = [psutil.Process(pid) for pid in ours]
+        self._read = self._now()
+
+    def lap(self) -> float:
+        """The share since the last call, or since the meter was made."""
+        before, self._read = self._read, self._now()
+        wall, busy, own = (after - old for after, old in zip(self._read, before, strict=True))
+        return max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9)
+
+    def _now(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        busy = times.user + times.system + getattr(times, "nice", 0.0)
+        used = [process.cpu_times() for process in self._ours]
+        return time.monotonic(), busy, sum(one.user + one.system for one in used)
+
+
+def resident(field: str = "VmRSS") -> int:
+    """Bytes of this process's resident set now, or its peak so far with `VmHWM`."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
