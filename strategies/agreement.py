@@ -13,6 +13,9 @@ from flwr.app import MetricRecord, RecordDict
 Contents = Mapping[int, RecordDict]
 """Content of a reply by node id."""
 
+# What of a reply is kept in the history, and written to result.json, is bounded.
+MOST_METRICS, LONGEST_NAME, MOST_VALUES = 128, 128, 4096
+
 
 def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
     """Why a single reply cannot be averaged; empty when it can."""
@@ -27,8 +30,17 @@ def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
     weight = metrics.get(weight_key)
     if isinstance(weight, list) or weight is None or not weight > 0:
         return f"metric {weight_key!r} must be a number above 0, not {weight!r}"
+    if len(metrics) > MOST_METRICS:
+        return f"the reply has {len(metrics)} metrics, expected at most {MOST_METRICS}"
     for name, value in metrics.items():
+        if not (0 < len(name) <= LONGEST_NAME and name.isprintable()):
+            return (
+                f"a metric's name has {len(name)} characters, expected 1 to {LONGEST_NAME}, all "
+                "printable"
+            )
         values = value if isinstance(value, list) else [value]
+        if len(values) > MOST_VALUES:
+            return f"metric {name!r} has {len(values)} values, expected at most {MOST_VALUES}"
         if not all(math.isfinite(entry) for entry in values):
             return f"metric {name!r} is not finite: the training diverged"
     return ""

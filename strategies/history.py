@@ -6,7 +6,7 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor
 
 Metric = int | float | list[int] | list[float]
-Statistic = str | int | float | bool
+Statistic = int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +19,12 @@ class NodeRecord:
     """`train` or `evaluate`."""
     node_id: int
     silo: str = ""
-    """The silo's own name, its partition id in a simulation; empty when it did not answer."""
+    """The silo's name at the trunk, its partition id in a simulation; empty when it did not
+    answer."""
     metrics: dict[str, Metric] = field(default_factory=dict)
     """As in the reply's MetricRecord; empty when the silo failed."""
     statistics: dict[str, Statistic] = field(default_factory=dict)
-    """What the session cost: bytes of each direction and hop, seconds, share of the parameters."""
+    """What the session cost: counters of `flower_split.reporting.counters`, checked."""
     failure: str = ""
     """Why the silo's reply does not count; empty when it does."""
 

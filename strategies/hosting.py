@@ -192,6 +192,10 @@ class TrunkHost:
         """The adapter and summary of the ticket's session; None unless it was finished."""
         return self._engine.collect(ticket)
 
+    def silo_of(self, ticket: Ticket) -> str:
+        """The name under which the ticket's node opened its last session."""
+        return self._engine.silo_of(ticket)
+
     def is_broken(self, ticket: Ticket) -> bool:
         """Whether the ticket's session ended without having been finished."""
         return self._engine.is_broken(ticket)

@@ -58,6 +58,10 @@ class SessionHost(Protocol):
         """The adapter and summary of the ticket's session; None unless it was finished."""
         ...
 
+    def silo_of(self, ticket: Ticket) -> str:
+        """The name under which the ticket's node opened its last session."""
+        ...
+
     def is_broken(self, ticket: Ticket) -> bool:
         """Whether the ticket's session ended without having been finished."""
         ...

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from torch import Tensor
 
 from flower_split.errors import AdapterError, RoundError
+from flower_split.reporting.counters import SUMMARY_COUNTERS, checked_counters
 from flower_split.strategies.agreement import own_problem
 from flower_split.strategies.history import NodeRecord
 from flower_split.strategies.reasons import readable
@@ -24,6 +25,9 @@ TICKET_GRACE = 30.0
 DROPPED = 0
 """Code of the error that takes the place of a dropped reply (Flower's `ErrorCode.UNKNOWN`)."""
 
+
+LONGEST_SAMPLE = 4096
+"""Characters of a generated sample that are kept."""
 
 REPLY_SECONDS = 15.0
 """Within which a silo that broke off its session must have said why. One whose process was killed
@@ -254,18 +258,15 @@ class RoundSessions:
             except AdapterError as error:
                 return str(error)
         reply.content = complete
-        told = dict(statistics.items())
-        sample = told.pop("sample", "")
-        self.sample = self.sample or str(sample)
+        if invitation.sample:
+            self.sample = self.sample or str(statistics.get("sample", ""))[:LONGEST_SAMPLE]
+        counted = {name: getattr(outcome[1], field) for name, field in SUMMARY_COUNTERS.items()}
         self._record(
             node_id,
-            silo=str(told.pop("silo", "")),
+            silo=self._host.silo_of(invitation.ticket),
             metrics=dict(next(iter(content.metric_records.values())).items()),
-            statistics={
-                name: value
-                for name, value in told.items()
-                if name != PROOF and isinstance(value, (str, int, float, bool))
-            },
+            # What the trunk counted itself is not taken from the silo.
+            statistics=checked_counters({**statistics, **counted}),
         )
         return ""
 

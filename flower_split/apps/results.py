@@ -1,11 +1,14 @@
 """Results of a run in the words of the report: from Flower's records to plain data."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from flower_split.reporting import RoundResult, RunResult, installed_versions
 from flower_split.reporting.result import EVAL_LOSS, perplexity
 from flower_split.strategies import NodeRecord, SplitResult
+
+Costs: TypeAlias = Sequence[tuple[str, Mapping[str, int | float]]]
+"""What every session of a run cost, with its silo's name."""
 
 
 def run_result(
@@ -26,21 +29,15 @@ def run_result(
         failure: Why the run ended early; empty when it did not.
     """
     names = silo_names(result.history + (alone.history if alone else []))
-    statistics = [
-        (names[record.node_id], record.statistics) for record in result.history if record.statistics
-    ]
-    wire: dict[str, dict[str, int]] = {}
-    for silo, cost in statistics:
-        held = wire.setdefault(silo, {})
-        for hop in ("h1", "h2", "g2", "g1", "context"):
-            held[hop] = held.get(hop, 0) + int(cost.get(f"bytes-{hop}", 0))
+    costs = [(names[record.node_id], record.statistics) for record in result.history]
     return RunResult(
         rounds=_rounds(result, names),
         alone=_rounds(alone, names) if alone else (),
-        wire_bytes=wire,
+        wire_bytes=_wire_bytes(costs),
+        delivery_bytes=_total(costs, "delivery-bytes"),
         parameter_share={
             silo: float(cost["parameter-share"])
-            for silo, cost in statistics
+            for silo, cost in costs
             if "parameter-share" in cost
         },
         samples=result.samples,
@@ -75,18 +72,41 @@ def _rounds(result: SplitResult, names: Mapping[int, str]) -> list[RoundResult]:
                 if record.failure
             },
             seconds=result.seconds.get(number, 0.0),
-            silo_seconds={
-                names[record.node_id]: {
-                    name: round(float(value), 3)
-                    for name, value in record.statistics.items()
-                    if "seconds" in name
-                }
-                for record in result.of("train", number)
-                if record.statistics
-            },
+            train_counters=_counters(result.of("train", number), names),
+            evaluate_counters=_counters(result.of("evaluate", number), names),
         )
         for number in numbers
     ]
+
+
+def _wire_bytes(costs: Costs) -> dict[str, dict[str, int]]:
+    by_hop = {hop: _total(costs, f"bytes-{hop}") for hop in ("h1", "h2", "g2", "g1", "context")}
+    return {
+        silo: {hop: held[silo] for hop, held in by_hop.items() if silo in held}
+        for silo in dict.fromkeys(silo for silo, cost in costs if cost)
+    }
+
+
+def _total(costs: Costs, counter: str) -> dict[str, int]:
+    """Sum over the run of a counter, by silo; without silos that do not have it."""
+    totals: dict[str, int] = {}
+    for silo, cost in costs:
+        if counter in cost:
+            totals[silo] = totals.get(silo, 0) + int(cost[counter])
+    return totals
+
+
+def _counters(
+    records: Iterable[NodeRecord], names: Mapping[int, str]
+) -> dict[str, dict[str, int | float]]:
+    return {
+        names[record.node_id]: {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in record.statistics.items()
+        }
+        for record in records
+        if record.statistics
+    }
 
 
 def _metrics(records: Iterable[NodeRecord], names: Mapping[int, str]) -> dict[str, dict[str, Any]]:

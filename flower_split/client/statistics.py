@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import psutil
 
+from flower_split.reporting.counters import SUMMARY_COUNTERS
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import SessionSummary
 
@@ -29,20 +30,21 @@ class SessionCost:
 
     def report(self, transport: Transport, summary: SessionSummary, *, resumed: bool) -> Statistics:
         """The statistics of a complete session, by the names under which they are reported."""
+        now = time.monotonic()
         return {
             "silo": self.silo,
+            "tokens-per-second": summary.tokens / max(now - self.connected, 1e-6),
             "bytes-sent": transport.bytes_sent,
             "bytes-received": transport.bytes_received,
             **{f"bytes-{hop}": n for hop, n in asdict(transport.wire_bytes).items()},
-            "seconds": time.monotonic() - self.started,
+            "seconds": now - self.started,
             "seconds-before": self.process_age,
             "seconds-loading": self.loaded - self.started,
             "seconds-connecting": self.connected - self.loaded,
+            "seconds-waiting": transport.waits.seconds,
             "parameter-share": self.parameter_share,
-            "optimizer-steps": summary.steps,
+            **{name: getattr(summary, field) for name, field in SUMMARY_COUNTERS.items()},
             "optimizer-resumed": int(resumed),
-            "trunk-forwards": summary.forwards,
-            "trunk-tokens": summary.tokens,
         }
 
 

@@ -23,7 +23,9 @@ class Exchange(torch.autograd.Function):
         ctx: Any, anchor: Tensor, hidden: Tensor, transport: Transport, request: ForwardRequest
     ) -> Tensor:
         """h2, (B, T, H)."""
-        output = transport.forward(request).result()
+        answer = transport.forward(request)
+        with transport.waits.waiting():
+            output = answer.result()
         ctx.transport, ctx.step, ctx.microbatch = transport, request.step, request.microbatch
         ctx.mark = _Mark()
         # A graph that is dropped without a backward pass frees the trunk's activations too.
@@ -43,7 +45,8 @@ class Exchange(torch.autograd.Function):
                 wants_input_grad=ctx.needs_input_grad[1],
             )
         )
-        return None, answer.result(), None, None
+        with ctx.transport.waits.waiting():
+            return None, answer.result(), None, None
 
 
 class _Mark:

@@ -62,14 +62,17 @@ class SplitAdamW(torch.optim.AdamW):
         clips = self.settings.max_grad_norm > 0
         before = gradient_norms(self._before) if clips else ()
         after = gradient_norms(self._after) if clips else ()
-        reply = self._remote.transport.step(
+        transport = self._remote.transport
+        answer = transport.step(
             StepRequest(
                 step=self._remote.steps,
                 learning_rate=rates.pop(),
                 norms_before=before,
                 norms_after=after,
             )
-        ).result()
+        )
+        with transport.waits.waiting():
+            reply = answer.result()
         self._remote.steps += 1
         if clips:
             self.grad_norm = clip_by_global_norm(

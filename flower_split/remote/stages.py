@@ -42,6 +42,10 @@ class SplitStages:
         """Microbatches whose activations the trunk keeps for this session."""
         return self._remote.transport.limits.max_in_flight
 
+    def note_waited(self, seconds: float) -> None:
+        """Count waiting for h2 and g1 among that of the session."""
+        self._remote.transport.waits.add(seconds)
+
     def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> "SplitPassage":
         """Compute h1 and send it; does not wait."""
         return SplitPassage(self._remote, self._halves, self._halves.first(inputs, seed))

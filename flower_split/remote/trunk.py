@@ -80,7 +80,9 @@ class RemoteTrunk(PassThrough):
                 anchor, hidden_states, self.transport, request
             )
         else:
-            output = self.transport.forward(request).result()
+            answer = self.transport.forward(request)
+            with self.transport.waits.waiting():
+                output = answer.result()
         return super().forward(output, *args, **kwargs)
 
     def next_request(

@@ -8,6 +8,7 @@ from importlib import metadata
 
 Value = str | int | float | bool | list[int] | list[float]
 Metrics = Mapping[str, Value]
+Counters = Mapping[str, int | float]
 
 TRAIN_LOSS = "train-loss"
 """Metric of a training reply: mean cross-entropy of a target token, in nats."""
@@ -32,9 +33,10 @@ class RoundResult:
     """By silo: why its reply did not count."""
     seconds: float = 0.0
     """Wall-clock time of the round."""
-    silo_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By silo, of its training: `seconds` of the session, and of these `seconds-loading` and
-    `seconds-connecting`; `seconds-before` it in its process; those of a download."""
+    train_counters: Mapping[str, Counters] = field(default_factory=dict)
+    """By silo: what its training cost, in the words of `reporting.counters`."""
+    evaluate_counters: Mapping[str, Counters] = field(default_factory=dict)
+    """By silo: what its evaluation cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class RunResult:
     wire_bytes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By silo, then by hop (`h1`, `h2`, `g2`, `g1`, and `context`: attention masks and position
     ids): payload bytes of the run, as encoded."""
+    delivery_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By silo: what it downloaded of the model in the run, where the server delivers it."""
     parameter_share: Mapping[str, float] = field(default_factory=dict)
     """By silo: the part of the model's parameters that it held, 0 to 1."""
     samples: Mapping[int, str] = field(default_factory=dict)

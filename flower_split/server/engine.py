@@ -169,6 +169,11 @@ class TrunkEngine:
             self._prepared.pop(ticket.token, None)
             return self._outcomes.pop(ticket.token, None)
 
+    def silo_of(self, ticket: Ticket) -> str:
+        """The name under which the ticket's node opened its last session."""
+        with self._lock:
+            return self.names.of(ticket.node_id)
+
     def is_broken(self, ticket: Ticket) -> bool:
         """Whether the ticket's session ended without having been finished."""
         with self._lock:

@@ -23,6 +23,10 @@ class SiloNames:
         """The nodes that are connected now; every name is taken for good until this is known."""
         self._connected = frozenset(node_ids)
 
+    def of(self, node_id: int) -> str:
+        """The node's name; empty where it has none."""
+        return next((name for name, node in self._nodes.items() if node == node_id), "")
+
     def claim(self, name: str, node_id: int) -> str:
         """Give `name` to the node; returns the name that it had before, if that was another.
 
@@ -37,7 +41,9 @@ class SiloNames:
             )
         if holder != node_id:
             logger.warning("silo %r is node %d now; node %d is gone", name, node_id, holder)
-        former = next((n for n, node in self._nodes.items() if node == node_id and n != name), "")
+        former = self.of(node_id)
+        if former == name:
+            return ""
         self._nodes.pop(former, None)
         self._nodes[name] = node_id
         return former

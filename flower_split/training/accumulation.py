@@ -81,6 +81,7 @@ def accumulate(
 
     numbers = [number for number, count in enumerate(counts) if count]
     waited = flow(numbers, min(depth, stages.max_in_flight), start, turn)
+    stages.note_waited(waited)
     return StepLoss(loss=sum(losses), tokens=total, waited=waited)
 
 

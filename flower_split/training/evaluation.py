@@ -58,7 +58,7 @@ def evaluate(
 
     limit = stages.max_in_flight
     with mode(model, training=False):
-        flow(batches, min(depth or limit, limit), start, turn)
+        stages.note_waited(flow(batches, min(depth or limit, limit), start, turn))
     if tokens == 0:
         raise DataError("there is no target token to evaluate on")
     if not math.isfinite(loss_sum):

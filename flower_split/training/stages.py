@@ -48,6 +48,10 @@ class Stages(Protocol):
         """Microbatches that may be on their way at once."""
         ...
 
+    def note_waited(self, seconds: float) -> None:
+        """Take note of seconds in which there was nothing to do but to wait."""
+        ...
+
     def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Passage:
         """The first stage of a microbatch's forward pass; does not wait.
 
@@ -69,6 +73,9 @@ class WholeModel:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+
+    def note_waited(self, seconds: float) -> None:
+        """Nothing is waited for."""
 
     def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Passage:
         """Keep the inputs: everything is computed by `output`."""

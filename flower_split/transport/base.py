@@ -7,6 +7,7 @@ no wire.
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
+from functools import cached_property
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -24,6 +25,7 @@ from flower_split.transport.messages import (
     Ticket,
     WireBytes,
 )
+from flower_split.transport.wait_meter import WaitMeter
 
 
 class BackendSession(Protocol):
@@ -112,6 +114,11 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """Leave, complete or not. Can be called twice; never raises."""
+
+    @cached_property
+    def waits(self) -> WaitMeter:
+        """What those who call this transport note of their waiting for its answers."""
+        return WaitMeter()
 
     @property
     @abstractmethod

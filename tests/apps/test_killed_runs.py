@@ -44,7 +44,7 @@ def outcome(folder):
     """What is left of a run, without what time it took and on which nodes it ran."""
     report = json.loads((folder / "result.json").read_bytes())
     for one in (*report["rounds"], *report["alone"]):
-        del one["seconds"], one["silo_seconds"]
+        del one["seconds"], one["train_counters"], one["evaluate_counters"]
     del report["seconds"], report["config"]
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), report
 

@@ -28,7 +28,7 @@ PARTS = ("starting", "loading", "connecting", "session", "messages")
 def breakdown(one: RoundResult) -> dict[str, float]:
     """Seconds of a round by part, for its slowest silo; together with `messages`, all of it."""
     slowest: Mapping[str, float] = max(
-        one.silo_seconds.values(), key=lambda held: held["seconds-before"] + held["seconds"]
+        one.train_counters.values(), key=lambda held: held["seconds-before"] + held["seconds"]
     )
     before, whole = slowest["seconds-before"], slowest["seconds"]
     loading, connecting = slowest["seconds-loading"], slowest["seconds-connecting"]
@@ -43,9 +43,9 @@ def breakdown(one: RoundResult) -> dict[str, float]:
 
 def table(rounds: Sequence[RoundResult]) -> str:
     """Medians over the rounds, in seconds."""
-    parts = [breakdown(one) for one in rounds if one.silo_seconds]
+    parts = [breakdown(one) for one in rounds if one.train_counters]
     rows = {name: statistics.median(part[name] for part in parts) for name in PARTS}
-    rows["whole round"] = statistics.median(one.seconds for one in rounds if one.silo_seconds)
+    rows["whole round"] = statistics.median(one.seconds for one in rounds if one.train_counters)
     return "\n".join(f"{name:12} {seconds:6.2f} s" for name, seconds in rows.items())
 
 

@@ -234,6 +234,9 @@ class _Watching:
         self._alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
         self.most = 0
 
+    def note_waited(self, seconds: float) -> None:
+        self._stages.note_waited(seconds)
+
     def start(self, inputs: Any, seed: int | None = None) -> Any:
         passage = self._stages.start(inputs, seed)
         self._alive.add(passage._pause.hidden)

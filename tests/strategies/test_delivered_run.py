@@ -14,6 +14,7 @@ from in_process_grid import InProcessGrid
 from tiny_checkpoint import save_texts, save_tiny_model
 
 from flower_split.apps.client_app import app
+from flower_split.apps.results import run_result
 from flower_split.client import model_pool, silo_data
 from flower_split.config.run_config import read_run_config
 from flower_split.delivery import cache as cache_module
@@ -118,6 +119,10 @@ def test_it_learns_what_a_run_with_local_models_learns(run, folder, tmp_path, ca
     assert sum(1 for number in spent if number) == 1
     assert delivered.result.history[0].statistics["delivery-seconds"] > 0
     assert "delivery-bytes" not in local.result.history[0].statistics
+    report = run_result(delivered.result, config={}, seconds=0.0)
+    assert sum(report.delivery_bytes.values()) == sum(spent)
+    assert sum(c["delivery-bytes"] for c in report.rounds[0].evaluate_counters.values()) > 0
+    assert run_result(local.result, config={}, seconds=0.0).delivery_bytes == {}
 
     tokens = {
         token

@@ -20,6 +20,8 @@ from flower_split.config.sections import StrategyConfig
 from flower_split.errors import AdapterError, ConfigError, RoundError, SuperLinkError
 from flower_split.strategies import Alone, SplitStrategy
 
+COUNTED = {"trunk-forwards": 1, "trunk-tokens": 1, "optimizer-steps": 1}
+"""What the toy trunk counts itself in every session."""
 QUIET = {"fraction_evaluate": 0.0}
 
 
@@ -119,7 +121,29 @@ def test_the_history_has_every_silo_of_every_round(toy):
     record = ran.result.of("train", 1)[1]
     assert record.silo == "1"
     assert record.metrics == {"num-examples": 2, "train-loss": 0.5}
-    assert record.statistics == {"bytes-sent": 8}
+    assert record.statistics == {"bytes-sent": 8, **COUNTED}
+
+
+def test_a_silo_s_counters_and_name_are_checked_before_they_are_kept(toy):
+    told = {
+        "seconds": float("nan"),
+        "seconds-waiting": -1.0,
+        "bytes-h1": 1 << 60,
+        "bytes-h2": "many",
+        "bytes-g1": True,
+        "bytes-g2": 8.5,
+        "optimizer-resumed": 2,
+        "parameter-share": 0.25,
+        "trunk-tokens": 99,
+        "../../etc": 1,
+        "silo": "0",
+        "sample": "unasked",
+    }
+    ran = toy(FedAvg(**QUIET), reply=break_silo(1, told=told), num_rounds=1)
+    record = ran.result.of("train", 1)[1]
+    assert record.silo == "1" and not record.failure
+    assert record.statistics == {"bytes-sent": 8, "parameter-share": 0.25, **COUNTED}
+    assert ran.result.samples == {}
 
 
 def test_the_token_is_nowhere_in_log_or_result(toy, caplog):
@@ -163,6 +187,10 @@ def part(**changes):
         ({"metrics": {"num-examples": 0, "train-loss": 1.0}}, "must be a number above 0"),
         ({"metrics": {"train-loss": 1.0}}, "'num-examples' must be a number above 0"),
         ({"metrics": {"num-examples": [3], "train-loss": 1.0}}, "must be a number above 0"),
+        ({"metrics": {"num-examples": 3, "x" * 129: 1.0}}, "name has 129 characters"),
+        ({"metrics": {"num-examples": 3, "a\nb": 1.0}}, "all printable"),
+        ({"metrics": {"num-examples": 3, **{f"m{i}": 1.0 for i in range(128)}}}, "129 metrics"),
+        ({"metrics": {"num-examples": 3, "x": [1.0] * 4097}}, "4097 values"),
         ({"metrics": {"num-examples": 3, "loss": 1.0}}, "most silos sent"),
         ({"metrics": {"num-examples": 3, "train-loss": [1.0, 2.0]}}, "most silos sent"),
     ],

@@ -4,6 +4,7 @@ import secrets
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from in_process_grid import FIRST_NODE
 
 from flower_split.adapters import AdapterPlan
 from flower_split.config.sections import ModelConfig, SplitConfig, StrategyConfig
@@ -74,6 +75,9 @@ class ToyHost:
     def collect(self, ticket):
         return self.finished.pop(ticket.token, None)
 
+    def silo_of(self, ticket):
+        return str(ticket.node_id - FIRST_NODE)
+
     def is_broken(self, ticket):
         return ticket.token in self.broken
 
@@ -88,7 +92,9 @@ class ToyHost:
         self.prepared.pop(ticket.token, None)
 
 
-def honest_reply(message, context, host, *, finish=True, arrays=None, metrics=None, proof=None):
+def honest_reply(
+    message, context, host, *, finish=True, arrays=None, metrics=None, proof=None, told=None
+):
     """A reply as a silo makes it: its own part plus one, examples 1 + partition id."""
     invitation = Invitation.from_fields(
         message.content["config"], run_id=context.run_id, node_id=context.node_id
@@ -106,7 +112,7 @@ def honest_reply(message, context, host, *, finish=True, arrays=None, metrics=No
         metrics = metrics or {"num-examples": 1 + partition, "eval-loss": 0.25}
     content["metrics"] = MetricRecord(metrics)
     content["split"] = ConfigRecord(
-        {"proof": proof or invitation.proof(), "silo": str(partition), "bytes-sent": 8}
+        {"proof": proof or invitation.proof(), "bytes-sent": 8, **(told or {})}
     )
     return Message(content, reply_to=message)
 

@@ -1,0 +1,87 @@
+"""Counters: what a session cost, as numbers that an operator reads; see `docs/counters.md`.
+
+They come from silos, any of which may send what it likes: nothing is reported that is not here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MOST = 2**53
+"""Bound of every counter: whole numbers up to here are exact in JSON and in TensorBoard's maths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counter:
+    """One counter of a session."""
+
+    meaning: str
+    unit: str
+    whole: bool = False
+    most: float = MOST
+
+
+def _bytes(meaning: str) -> Counter:
+    return Counter(meaning=meaning, unit="bytes", whole=True)
+
+
+def _seconds(meaning: str) -> Counter:
+    return Counter(meaning=meaning, unit="seconds")
+
+
+COUNTERS: Mapping[str, Counter] = {
+    "tokens-per-second": Counter(
+        meaning="`trunk-tokens` over the time since the trunk had let the session in", unit="1/s"
+    ),
+    "seconds": _seconds("the session, from the message's arrival to the reply"),
+    "seconds-before": _seconds("the process before it: starting Python, imports, other sessions"),
+    "seconds-loading": _seconds("of `seconds`: loading model and adapter, a download included"),
+    "seconds-connecting": _seconds("of `seconds`: connecting, and waiting for a place"),
+    "seconds-waiting": _seconds("of `seconds`: nothing to do but to wait for the trunk's answers"),
+    "bytes-sent": _bytes("payload from silo to trunk: h1, g2 and context"),
+    "bytes-received": _bytes("payload from trunk to silo: h2 and g1"),
+    "bytes-h1": _bytes("activations at the lower cut, to the trunk"),
+    "bytes-h2": _bytes("activations at the upper cut, from the trunk"),
+    "bytes-g2": _bytes("gradients at the upper cut, to the trunk"),
+    "bytes-g1": _bytes("gradients at the lower cut, from the trunk"),
+    "bytes-context": _bytes("attention masks and position ids, to the trunk"),
+    "trunk-forwards": Counter(meaning="microbatches that passed the trunk", unit="", whole=True),
+    "trunk-tokens": Counter(
+        meaning="positions that passed the trunk, padding included", unit="", whole=True
+    ),
+    "optimizer-steps": Counter(meaning="steps taken on both sides", unit="", whole=True),
+    "optimizer-resumed": Counter(
+        meaning="1 where the optimizer went on from an earlier round", unit="", whole=True, most=1
+    ),
+    "parameter-share": Counter(
+        meaning="part of the model's parameters that the silo holds", unit="", most=1
+    ),
+    "delivery-bytes": _bytes("download of the model in this session; 0 where it was there already"),
+    "delivery-seconds": _seconds("of `seconds-loading`: that download"),
+}
+"""By the name under which replies, `result.json` and TensorBoard have them."""
+
+SUMMARY_COUNTERS: Mapping[str, str] = {
+    "trunk-forwards": "forwards",
+    "trunk-tokens": "tokens",
+    "optimizer-steps": "steps",
+}
+"""Those that the trunk itself counts, with the fields of its `SessionSummary`."""
+
+
+def checked_counters(told: Mapping[str, object]) -> dict[str, int | float]:
+    """What is a counter in `told`, in the table's order: known by name, finite, within its bounds.
+
+    Whatever else a silo told is left out.
+    """
+    return {
+        name: told[name]  # type: ignore[misc]
+        for name, counter in COUNTERS.items()
+        if name in told and _is_valid(told[name], counter)
+    }
+
+
+def _is_valid(value: object, counter: Counter) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if counter.whole else (int, float)):
+        return False
+    return math.isfinite(value) and 0 <= value <= counter.most

@@ -1,0 +1,57 @@
+"""Counters are what the table says, whoever sent them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flower_split.reporting.counters import COUNTERS, MOST, SUMMARY_COUNTERS, checked_counters
+from flower_split.transport.messages import SessionSummary
+
+ANYTHING = st.one_of(
+    st.integers(), st.floats(), st.booleans(), st.text(), st.binary(), st.lists(st.integers())
+)
+NAMES = st.one_of(st.sampled_from(sorted(COUNTERS)), st.text())
+
+
+@given(st.dictionaries(NAMES, ANYTHING))
+def test_nothing_else_is_left_whatever_is_told(told: dict[str, Any]) -> None:
+    found = checked_counters(told)
+    assert found.keys() <= told.keys() & COUNTERS.keys()
+    for name, value in found.items():
+        assert value is told[name] and type(value) in (int, float)
+        assert math.isfinite(value) and 0 <= value <= MOST
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("seconds", 1, True),
+        ("seconds", 1.5, True),
+        ("seconds", math.inf, False),
+        ("seconds", True, False),
+        ("bytes-h1", 0, True),
+        ("bytes-h1", 1.0, False),
+        ("bytes-h1", MOST + 1, False),
+        ("optimizer-resumed", 1, True),
+        ("optimizer-resumed", 2, False),
+        ("parameter-share", 1.01, False),
+        ("anything", 1, False),
+    ],
+)
+def test_kind_and_bounds(name: str, value: object, kept: bool) -> None:
+    assert checked_counters({name: value}) == ({name: value} if kept else {})
+
+
+def test_every_counter_is_explained_to_operators() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "counters.md").read_text(encoding="utf-8")
+    for name, counter in COUNTERS.items():
+        assert f"| `{name}` | {counter.unit} | {counter.meaning} |" in text, name
+
+
+def test_what_the_trunk_counts_is_in_its_summary() -> None:
+    assert SUMMARY_COUNTERS.keys() <= COUNTERS.keys()
+    assert set(SUMMARY_COUNTERS.values()) <= SessionSummary.__dataclass_fields__.keys()
