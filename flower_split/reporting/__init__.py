@@ -3,6 +3,7 @@
 Plain data in, files and text out; nothing here knows Flower or a model.
 """
 
+from flower_split.reporting.machine import describe_machine
 from flower_split.reporting.plot import plot_losses
 from flower_split.reporting.result import RoundResult, RunResult, installed_versions
 from flower_split.reporting.store import read_result, write_result
@@ -11,6 +12,7 @@ from flower_split.reporting.summary import print_summary, summarise
 __all__ = [
     "RoundResult",
     "RunResult",
+    "describe_machine",
     "installed_versions",
     "plot_losses",
     "print_summary",

@@ -1,6 +1,6 @@
 """Plain Flower and PEFT on the uncut model: the run that a split run must equal.
 
-Nothing of flower_split is imported here.
+Nothing of flower_split is used here but the grid, which only carries messages.
 """
 
 import copy

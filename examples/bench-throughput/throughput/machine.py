@@ -1,27 +1,11 @@
-"""The machine: where figures come from, and how much of it others used meanwhile."""
+"""The machine while a benchmark runs: what others use of it, and the memory of this process."""
 
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import psutil
-import torch
-
-from flower_split.reporting import installed_versions
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, memory, accelerator and versions."""
-    found: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return {**found, "versions": installed_versions()}
 
 
 class OthersMeter:
@@ -52,9 +36,3 @@ def resident(field: str = "VmRSS") -> int:
     """Bytes of this process's resident set now, or its peak so far with `VmHWM`."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from throughput.machine import describe_machine
+from flower_split.reporting import describe_machine
 
 OUTPUTS = Path("outputs/bench-throughput")
 
