@@ -19,6 +19,25 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
+MOST_PROCESSES = 4
+"""Each holds torch; and the longest file is waited for however many there are."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in a process for each core, and tests that are named in this one.
+
+    A file's tests stay together, because they share what is costly to start. `-n` decides
+    otherwise, and without pytest-xdist there is one process.
+    """
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    undecided = getattr(config.option, "numprocesses", 0) is None
+    if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
+        config.option.numprocesses = min(MOST_PROCESSES, os.cpu_count() or 1)
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # by number of tests, which says nothing of time
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Equality to the bit holds between runs with the same number of threads."""

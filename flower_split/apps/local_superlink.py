@@ -28,6 +28,8 @@ from flower_split.errors import FlowerSplitError
 CONNECTION = "private"
 START_SECONDS = 90.0
 STOP_SECONDS = 6.0
+# Bytes. Ray's sockets lie some ninety below it, and a socket's path has at most 107.
+LONGEST_TEMPORARY = 17
 # Of Ray about a default of its own, and of transformers about what PEFT calls.
 QUIET = (
     "ignore::FutureWarning:ray._private.worker,ignore::FutureWarning:transformers.modeling_utils"
@@ -49,9 +51,7 @@ class LocalSuperLink:
     """
 
     def __init__(self) -> None:
-        # Ray's sockets lie below this folder, and a socket's path has at most 107 bytes.
-        base = "/tmp" if os.path.isdir("/tmp") else None
-        self.home = Path(tempfile.mkdtemp(prefix="flower-split-", dir=base))
+        self.home = Path(tempfile.mkdtemp(prefix="flower-split-", dir=_short_folder()))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -182,6 +182,13 @@ class LocalSuperLink:
             with contextlib.suppress(psutil.Error):
                 found.update(process.children(recursive=True))
         return [process for process in found if process.pid != os.getpid()]
+
+
+def _short_folder() -> str:
+    """The folder for temporary files, or `/tmp` where its path is too long."""
+    usual = tempfile.gettempdir()
+    fits = len(os.fsencode(usual)) <= LONGEST_TEMPORARY
+    return "/tmp" if not fits and os.path.isdir("/tmp") else usual
 
 
 def _answers(port: int) -> bool:

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from short_folder import processes_in, short_folder
 
 from flower_split.apps.local_superlink import LocalSuperLinkError
 from flower_split.apps.simulate import main, simulate
@@ -85,25 +86,14 @@ def app(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No process and no temporary folder more than before."""
-    names = {"ray", "raylet", "gcs_server", "flwr", "flower-superlink", "flwr-simulation"}
-
-    def running() -> set[int]:
-        return {
-            process.pid
-            for process in psutil.process_iter(["name", "status"])
-            if process.info["name"].split("::")[0] in names
-            and process.info["status"] != psutil.STATUS_ZOMBIE
-        }
-
-    def folders() -> set[Path]:
-        return set(Path("/tmp").glob("flower-split-*"))
-
-    before = running(), folders()
-    yield
-    assert not running() - before[0]
-    assert not folders() - before[1]
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process and no temporary folder."""
+    with short_folder() as folder:
+        monkeypatch.setenv("TMPDIR", str(folder))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield
+        assert not [process.name() for process in processes_in(folder)]
+        assert not list(folder.glob("flower-split-*"))
 
 
 def test_a_run_ends_with_its_output(

@@ -82,6 +82,7 @@ def test_killed_clients(shared, training, tmp_path):
     assert "broke off" in report.failure
 
 
+@pytest.mark.slow
 def test_clients_that_do_not_answer_in_time(shared, tiny, tmp_path):
     own = set(shared.listening())
     given = {**LONG, "round_timeout": 30.0, "output_dir": str(tmp_path / "output")}
