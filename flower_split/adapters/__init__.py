@@ -1,14 +1,16 @@
 """LoRA adapters, which are PEFT's throughout: this package is the only one that imports it."""
 
-from flower_split.adapters.export import save_adapter, save_whole
+from flower_split.adapters.export import save_adapter, save_learned, save_whole
 from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
+from flower_split.adapters.reading import AdapterFolder, read_adapter_folder
 from flower_split.adapters.state import adapter_parameters, load_state, read_state, split_state
 from flower_split.adapters.trunk_adapters import TrunkAdapters
 from flower_split.adapters.wrapping import wrap
 
 __all__ = [
+    "AdapterFolder",
     "AdapterPlan",
     "TrunkAdapters",
     "adapter_parameters",
@@ -17,9 +19,11 @@ __all__ = [
     "initial_state",
     "load_state",
     "own_scaling",
+    "read_adapter_folder",
     "read_state",
     "resolve_lora",
     "save_adapter",
+    "save_learned",
     "save_whole",
     "split_state",
     "train_parts",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from flower_split.adapters.folding import patterned_config
@@ -35,6 +35,24 @@ def save_adapter(
     check_state(state, dict(plan.shapes))
     ordered = {name: state[name] for name in plan.names}
     return _write(ordered, plan.peft_config(), folder, base_model)
+
+
+def save_learned(
+    state: Mapping[str, Tensor], plan: AdapterPlan, folder: Path, *, base_model: str
+) -> Path:
+    """As `save_adapter` where `state` is of the plan's own shapes, and else as `save_whole`.
+
+    Some strategies change the ranks, or fold something into the model.
+    """
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} == dict(plan.shapes):
+        return save_adapter(state, plan, folder, base_model=base_model)
+    return save_whole(
+        state,
+        folder,
+        scale=plan.scaling.factor,
+        base_model=base_model,
+        fan_in_fan_out=plan.fan_in_fan_out,
+    )
 
 
 def save_whole(
@@ -73,11 +91,9 @@ def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_m
     config.inference_mode = True
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         config.save_pretrained(scratch)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state.items()},
-            Path(scratch, "adapter_model.safetensors"),
-            metadata={"format": "pt"},
-        )
+        # Not save_file, whose error on a full disk is no OSError.
+        data = save({n: t.contiguous() for n, t in state.items()}, metadata={"format": "pt"})
+        Path(scratch, "adapter_model.safetensors").write_bytes(data)
         for written in sorted(os.listdir(scratch)):
             os.replace(Path(scratch, written), folder / written)
     return folder

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
+from flower_split.lowrank import Scaling
 
 ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
@@ -47,6 +48,11 @@ class AdapterPlan:
         fields = asdict(self)
         common = {name: fields[name] for name in ("r", "alpha", "dropout", "rslora", "modules")}
         return json.dumps(common, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def scaling(self) -> Scaling:
+        """Rank and alpha, and the factor that they give the tensors' product."""
+        return Scaling(r=self.r, alpha=self.alpha, rslora=self.rslora)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from flwr.supercore.exit import add_exit_handler
 
-from flower_split.adapters import AdapterPlan, save_adapter
+from flower_split.adapters import AdapterPlan, save_learned
 from flower_split.apps.results import run_result
-from flower_split.errors import FlowerSplitError
+from flower_split.errors import FlowerSplitError, StateError
 from flower_split.reporting import plot_losses, write_result
 from flower_split.strategies import SplitStrategy
 
@@ -43,6 +43,9 @@ class RunRecord:
         config: The run config.
         strategy: Runs the rounds.
         baseline: Runs the rounds in which every silo trains alone; None without them.
+
+    Raises:
+        StateError: on leaving: the files cannot be written, and the run itself has not failed.
     """
 
     def __init__(
@@ -74,8 +77,14 @@ class RunRecord:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.save("" if exc is None else _reason(exc))
-        _open_records.discard(self)
+        try:
+            self.save("" if exc is None else _reason(exc))
+        except OSError as error:
+            if exc is None:
+                raise StateError(self._unsaved(error)) from error
+            logger.error("%s", self._unsaved(error))  # and the run ends with its own error
+        finally:
+            _open_records.discard(self)
 
     def save(self, failure: str) -> None:
         """Write the files, unless that was done already.
@@ -93,6 +102,13 @@ class RunRecord:
         finally:
             self._lock.release()
 
+    def _unsaved(self, error: OSError) -> str:
+        return (
+            f"what the run has learned cannot be written to {self._folder}: {error.strerror}. "
+            "The checkpoints that it has saved there are intact: make room, and resume it or "
+            "export its adapter"
+        )
+
     def _write(self, folder: Path, failure: str) -> None:
         report = run_result(
             self._strategy.result,
@@ -104,7 +120,7 @@ class RunRecord:
         write_result(report, folder / RESULT)
         learned = self._strategy.result.adapter
         if learned:
-            save_adapter(learned, self._plan, folder / ADAPTER, base_model=self._base_model)
+            save_learned(learned, self._plan, folder / ADAPTER, base_model=self._base_model)
         plot_losses(report, folder / PLOT)
         what = f"adapter, {RESULT} and {PLOT} are" if learned else f"{RESULT} is"
         logger.info("%s in %s", what, folder)

@@ -1,12 +1,16 @@
 """What is left of a run that Flower ended is written once, by whichever ending comes first."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from flwr.supercore.exit import exit_handler
+from small_disk import fill, small_disk
+from toy_trunk import TOY_PLAN
 
 from flower_split.apps.run_record import STOPPED, RunRecord, _save_all
-from flower_split.errors import RoundError
+from flower_split.errors import RoundError, StateError
 from flower_split.reporting import read_result
 from flower_split.strategies import SplitResult
 
@@ -56,3 +60,26 @@ def test_the_reason_is_told_and_foreign_text_is_not(record, tmp_path, error, sai
     with pytest.raises(type(error)), record:
         raise error
     assert failure(tmp_path) == said
+
+
+def test_a_full_disk_is_named_unless_the_run_itself_failed(tmp_path, caplog):
+    strategy = SimpleNamespace(result=SplitResult(adapter={"top.A": torch.zeros(1 << 16)}))
+    plan = replace(TOY_PLAN, shapes=(("top.A", (1 << 16,)),))
+    said = r"cannot be written to .*: No space left on device.*resume it or export"
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        with pytest.raises(StateError, match=said), RunRecord(disk, plan, "m", {}, strategy, None):
+            pass
+        with (
+            pytest.raises(RoundError, match="nobody answered"),
+            RunRecord(disk, plan, "m", {}, strategy, None),
+        ):
+            raise RoundError("nobody answered")
+        assert "No space left on device" in caplog.text
+        (disk / "filler").unlink()
+        (disk / "filler").write_bytes(bytes(100_000))
+        # Room for result.json, and not for the adapter.
+        with pytest.raises(StateError, match=said), RunRecord(disk, plan, "m", {}, strategy, None):
+            pass
+        assert read_result(disk / "result.json").failure == ""
+        assert list((disk / "adapter").iterdir()) == []

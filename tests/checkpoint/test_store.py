@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_disk import small_disk
 
 from flower_split.checkpoint import Checkpoint, CheckpointStore, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import write_checkpoint
@@ -189,22 +190,14 @@ def test_a_full_disk_leaves_the_earlier_ones_and_the_run_alive(
 
 
 def test_a_disk_that_is_really_full(tmp_path, caplog):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system")
-    try:
-        big = Checkpoint(server_round=2, arrays={"w": np.zeros(100_000, np.float32)})
-        with CheckpointStore(disk / "run") as store:
-            assert store.save(checkpoint(1))
-            assert not store.save(big)
-            assert "No space left on device" in caplog.text
-            assert rounds(store.folder) == ["round-00001"]
-            assert store.load_last().server_round == 1
-            assert store.save(checkpoint(2))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    big = Checkpoint(server_round=2, arrays={"w": np.zeros(100_000, np.float32)})
+    with small_disk(tmp_path / "disk") as disk, CheckpointStore(disk / "run") as store:
+        assert store.save(checkpoint(1))
+        assert not store.save(big)
+        assert "No space left on device" in caplog.text
+        assert rounds(store.folder) == ["round-00001"]
+        assert store.load_last().server_round == 1
+        assert store.save(checkpoint(2))
 
 
 def test_a_read_only_folder_is_refused_at_the_start(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg
+from small_disk import fill, small_disk
 from toy_trunk import honest_reply, toy_config
 
 from flower_split.checkpoint import CheckpointStore, find_checkpoint
@@ -178,6 +179,31 @@ def test_a_full_disk_costs_the_checkpoint_and_no_round(toy, tmp_path, monkeypatc
     same(toy(FedAvg(), config=config(tmp_path / "full")).result, wanted)
     assert caplog.text.count("No space left on device") == 6
     assert folders(tmp_path / "full") == []
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_round_and_no_exactness(toy, tmp_path, caplog):
+    """Full from the second round on, at which the run is killed two rounds later, and resumed."""
+    wanted = toy(FedAdam(), config=config(tmp_path / "whole")).result
+    with small_disk(tmp_path / "disk") as disk:
+        cut = config(disk / "run")
+
+        def reply(message, context, host):
+            server_round = message.content["config"]["split.round"]
+            if server_round == 2:
+                fill(disk)
+            if server_round == 4:
+                raise Killed
+            return honest_reply(message, context, host)
+
+        with pytest.raises(Killed):
+            toy(FedAdam(), config=cut, reply=reply)
+        assert folders(disk / "run") == ["round-00000", "round-00001"]
+        assert caplog.text.count("No space left on device") == 2
+        (disk / "filler").unlink()
+        resumed = toy(FedAdam(), config=replace(cut, resume=True))
+        same(resumed.result, wanted)
+        assert min(m.content["config"]["split.round"] for m in resumed.seen) == 2
+        assert folders(disk / "run") == ["round-00003", "round-00004"]
 
 
 def test_what_a_strategy_makes_on_its_way_and_cannot_be_kept_costs_the_checkpoint(

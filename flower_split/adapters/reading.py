@@ -1,0 +1,70 @@
+"""Reading a standard PEFT folder back, with the scale of every module put into its tensors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flower_split.adapters.plan import PEFT_PREFIX
+from flower_split.errors import AdapterError
+from flower_split.lowrank import Factors, Scaling, pair_up
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFolder:
+    """What is in a PEFT folder with a LoRA adapter."""
+
+    state: dict[str, Tensor]
+    """Named as PEFT names them; the plain product of a module's two is its whole update."""
+    base_model: str
+    fan_in_fan_out: bool
+
+
+def read_adapter_folder(folder: Path) -> AdapterFolder:
+    """The adapter in `folder`, as `save_adapter`, `save_whole` or PEFT itself wrote it.
+
+    Raises:
+        AdapterError: there is none, or none of LoRA factors in safetensors.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
+        if values.get("peft_type") != "LORA":
+            raise AdapterError(f"{folder} holds a {values.get('peft_type')}, expected a LORA")
+        config = LoraConfig.from_pretrained(str(folder))
+        state = load_file(folder / TENSORS)
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder} is no PEFT folder: {error.filename} is missing") from error
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{folder} holds no adapter that can be read: {error}") from error
+    whole = dict[str, Tensor]()
+    for pair in pair_up(state):
+        factors = Factors(
+            a=state[pair.a],
+            b=state[pair.b],
+            scale=_scaling(config, pair.module.removeprefix(PEFT_PREFIX)).factor,
+        ).at_scale(1.0)
+        whole |= {pair.a: factors.a, pair.b: factors.b}
+    return AdapterFolder(
+        state=whole,
+        base_model=config.base_model_name_or_path or "",
+        fan_in_fan_out=config.fan_in_fan_out,
+    )
+
+
+def _scaling(config: LoraConfig, module: str) -> Scaling:
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    return Scaling(
+        r=ranks.get(get_pattern_key(list(ranks), module), config.r),
+        alpha=float(alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)),
+        rslora=bool(config.use_rslora),
+    )
