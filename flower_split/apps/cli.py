@@ -25,7 +25,8 @@ def main() -> None:
 @cli.command("export")
 def export_command(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A run's output folder, its checkpoints, or one of them.")
+        Path,
+        typer.Argument(help="A run's output folder, its checkpoints, one of them, or an adapter."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     best: Annotated[bool, typer.Option("--best", help="The round kept as the best.")] = False,
@@ -35,6 +36,13 @@ def export_command(
     merge: Annotated[
         str, typer.Option(metavar="MODEL", help="Write MODEL with the adapter merged into it.")
     ] = "",
+    silo: Annotated[
+        str, typer.Option(metavar="NAME", help="With what this silo, on this machine, keeps.")
+    ] = "",
+    state_dir: Annotated[
+        Path | None, typer.Option(help="The silo's state-dir, where its node config has one.")
+    ] = None,
+    run: Annotated[str, typer.Option(help="Of which run, where the silo keeps several.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder.")] = False,
 ) -> None:
     """Write a run's adapter as a PEFT folder with a model card, or merged into the full model."""
@@ -42,14 +50,21 @@ def export_command(
     from flower_split.apps.export import export
 
     try:
-        found = export(
-            checkpoint, out, best=best, server_round=server_round, merge=merge, force=force
+        what = export(
+            checkpoint,
+            out,
+            best=best,
+            server_round=server_round,
+            merge=merge,
+            silo=silo,
+            state_dir=state_dir,
+            run=run,
+            force=force,
         )
     except FlowerSplitError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-    what = f"{merge} with the adapter" if merge else "the adapter"
-    print(f"{what} of round {found.server_round} is in {out}")
+    print(f"{what} is in {out}")
 
 
 if __name__ == "__main__":

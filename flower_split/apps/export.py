@@ -1,18 +1,19 @@
-"""Export: from a run's checkpoint to a PEFT folder, or to a merged model, with a model card."""
+"""Export: from a run's checkpoint or adapter to a PEFT folder, or to a merged model, with a card.
+
+At a silo, the silo's own variant: the run's adapter with what the silo keeps for itself.
+"""
 
 import os
 import tempfile
 from pathlib import Path
 
-from flower_split.adapters import save_adapter
+from flower_split.adapters import save_whole
 from flower_split.adapters.merging import save_merged
-from flower_split.adapters.plan_fields import plan_from_fields
-from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from flower_split.checkpoint.archive import MANIFEST
+from flower_split.apps.export_source import Source, from_adapter, from_checkpoint, is_adapter
+from flower_split.apps.personal import find_personal
 from flower_split.errors import StateError
-from flower_split.reporting.model_card import ModelCard
-from flower_split.strategies.output import CHECKPOINTS
-from flower_split.strategies.run_state import read_adapter, read_result, read_state
+from flower_split.lowrank import personalised
+from flower_split.reporting.model_card import CARD, personal_card
 
 
 def export(
@@ -22,45 +23,72 @@ def export(
     best: bool = False,
     server_round: int | None = None,
     merge: str = "",
+    silo: str = "",
+    state_dir: Path | None = None,
+    run: str = "",
     force: bool = False,
-) -> Checkpoint:
-    """Write the adapter of a checkpoint into the folder `out`, which appears whole or not at all.
+) -> str:
+    """Write what a run has learned into the folder `out`, which appears whole or not at all.
 
     Args:
-        source: A run's output folder, its `checkpoints`, or one checkpoint in it.
+        source: A run's output folder, its `checkpoints`, one checkpoint in it, or a PEFT folder.
         out: Must not exist, unless `force`.
         best: Take the checkpoint that was kept as the best.
         server_round: Take that round's; by default the last good one.
         merge: Folder or hub name of the uncut model, to write it with the adapter merged into its
             weights in place of the adapter.
+        silo: Name of the silo on this machine whose own variant is wanted.
+        state_dir: Where the silo keeps its state; by default as without it in the node config.
+        run: Which run's, where the silo keeps several; the name of a folder in `state_dir`.
         force: Replace what is there.
 
     Returns:
-        The checkpoint that was exported.
+        What was exported, in words.
 
     Raises:
-        StateError: there is no such checkpoint, or `out` exists.
+        StateError: there is no such checkpoint or state, or `out` exists.
         AdapterError, ModelError: adapter and model do not fit each other.
     """
     if out.exists() and not force:
         raise StateError(f"{out} exists already: choose another folder, or give --force")
-    checkpoint = _find(source, best=best, server_round=server_round)
-    state = read_state(checkpoint)
-    base = str(state.settings["model.name"])
+    found = _source(source, best=best, server_round=server_round)
+    what = f"the adapter of {found.name}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         adapter, made = Path(scratch, "adapter"), Path(scratch, "made")
-        save_adapter(
-            read_adapter(checkpoint), plan_from_fields(state.plan), adapter, base_model=base
-        )
+        card = found.card
+        if silo:
+            own = find_personal(state_dir, silo, run=run or found.run, last=found.server_round)
+            save_whole(
+                personalised(found.whole(), own.tensors, own.scale),
+                adapter,
+                scale=1.0,
+                base_model=found.base_model,
+                fan_in_fan_out=found.fan_in_fan_out,
+            )
+            card = personal_card(card, silo, own.server_round, own.modules)
+            what += f" with what silo {silo} kept in round {own.server_round}"
+        else:
+            found.write(adapter)
         if merge:
             save_merged(adapter, merge, made)
+            what = f"{merge} with {what}"
         else:
             adapter.rename(made)
-        (made / "README.md").write_text(_card(checkpoint).render(), encoding="utf-8")
-        os.chmod(made, 0o755)
+        (made / CARD).write_text(card, encoding="utf-8")
+        os.chmod(made, 0o700 if silo else 0o755)
         _put(made, out, Path(scratch, "replaced"))
-    return checkpoint
+    return what
+
+
+def _source(source: Path, *, best: bool, server_round: int | None) -> Source:
+    if not is_adapter(source):
+        return from_checkpoint(source, best=best, server_round=server_round)
+    if best or server_round is not None:
+        raise StateError(
+            f"{source} is one adapter: --best and --round choose in a run's output folder"
+        )
+    return from_adapter(source)
 
 
 def _put(made: Path, out: Path, aside: Path) -> None:
@@ -73,52 +101,3 @@ def _put(made: Path, out: Path, aside: Path) -> None:
         if aside.exists():
             aside.rename(out)
         raise
-
-
-def _find(source: Path, *, best: bool, server_round: int | None) -> Checkpoint:
-    if (source / MANIFEST).is_file():
-        if best or server_round is not None:
-            raise StateError(
-                f"{source} is one checkpoint: --best and --round choose in a run's output folder"
-            )
-        return read_checkpoint(source)
-    inside = source / CHECKPOINTS
-    folder = inside if inside.is_dir() else source
-    found = find_checkpoint(folder, server_round=server_round, best=best)
-    if found is None:
-        raise StateError(
-            f"{source} has no checkpoints: give a run's output folder, or a checkpoint"
-        )
-    return found
-
-
-def _card(checkpoint: Checkpoint) -> ModelCard:
-    state, result = read_state(checkpoint), read_result(checkpoint)
-    settings, number = state.settings, checkpoint.server_round
-    metrics = {
-        **(result.train_metrics_clientapp.get(number) or {}),
-        **(result.evaluate_metrics_clientapp.get(number) or {}),
-    }
-    return ModelCard(
-        base_model=_public(str(settings["model.name"])),
-        revision=str(settings["model.revision"]),
-        bottom_layers=int(settings["split.bottom-layers"]),
-        top_layers=int(settings["split.top-layers"]),
-        trunk_adapters=str(settings["trunk.adapters"]),
-        strategy=str(settings["strategy.name"]),
-        rounds=number,
-        rank=int(state.plan["r"]),
-        alpha=float(state.plan["alpha"]),
-        examples={
-            record.silo: int(count)
-            for record in result.of("train", number)
-            if isinstance(count := record.metrics.get("num-examples"), int)
-        },
-        metrics={k: float(v) for k, v in metrics.items() if not isinstance(v, list)},
-        versions=state.versions,
-    )
-
-
-def _public(model: str) -> str:
-    """A model's name without the folders of the server that it was read from."""
-    return Path(model).name if Path(model).is_absolute() else model

@@ -45,7 +45,7 @@ class StateFolder:
 
         Folders of another kind than the optimizer's are never swept.
         """
-        return self.root / kind / _file_name(lineage) / _file_name(silo)
+        return self.root / kind / file_name(lineage) / file_name(silo)
 
     def sweep(self, *, sparing: Path) -> None:
         """Remove files of ours that nobody has written for too long, and the folders they leave.
@@ -108,7 +108,7 @@ def remove_files(folder: Path, *, older_than: float | None = None) -> None:
         return
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A name for a file, another one for every `name`, that shows what it can of it."""
     shown = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_LONGEST]
     return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -23,6 +23,7 @@ from flower_split.lowrank.orders import (
     scaling_fields,
     scaling_from_fields,
 )
+from flower_split.lowrank.personal import personalised
 from flower_split.lowrank.resizing import fit_part, fresh_factors
 from flower_split.lowrank.scaling import Scaling
 from flower_split.lowrank.stacking import recompressed, stacked
@@ -44,6 +45,7 @@ __all__ = [
     "leading",
     "pair_up",
     "part_of",
+    "personalised",
     "plain_name",
     "plain_names",
     "recompressed",

@@ -1,8 +1,11 @@
 """The model card of an exported adapter: where it comes from, in the hub's format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+CARD = "README.md"
+"""Name of the model card's file."""
 
 _METADATA = """---
 library_name: peft
@@ -61,6 +64,21 @@ class ModelCard:
             + "\n# LoRA adapter, trained across silos with flower_split\n"
             + body
         )
+
+
+def bare_card(base_model: str) -> str:
+    """The card of an adapter of which nothing else is known."""
+    return _METADATA.format(base=_quoted(base_model)) + "\n# LoRA adapter\n"
+
+
+def personal_card(card: str, silo: str, server_round: int, modules: Sequence[str]) -> str:
+    """`card` with what makes the adapter the variant of one silo."""
+    listed = "".join(f"- {_line(module)}\n" for module in modules)
+    return (
+        f"{card}\n## Personal variant of silo {_line(silo)}\n\n"
+        f"These modules are the silo's own, from round {server_round}. They have never left it: "
+        f"this folder is as confidential as the silo's data.\n\n{listed}"
+    )
 
 
 def _line(value: object) -> str:

@@ -50,7 +50,7 @@ def unsplit_app(folder, state_dir, *, loras=None, lr=5e-3, clip=None, weight_dec
 
     Args:
         folder: The model.
-        state_dir: Of all silos.
+        state_dir: Of all silos; None for where the node config has it.
         loras: Arguments of `peft_model` by partition; the same for all when it is a dict.
         seen: Gets, by partition and round, what each silo's model looked like after training.
     """
@@ -61,7 +61,8 @@ def unsplit_app(folder, state_dir, *, loras=None, lr=5e-3, clip=None, weight_dec
         partition = context.node_config["partition-id"]
         lora = (loras or {}) if not isinstance(loras, list) else loras[partition]
         model = peft_model(folder, **lora)
-        exchange = AdapterExchange(model, message, context, folder=state_dir / str(partition))
+        kept = None if state_dir is None else state_dir / str(partition)
+        exchange = AdapterExchange(model, message, context, folder=kept)
         number = message.content["config"]["server-round"]
         return model, exchange, number, partition
 

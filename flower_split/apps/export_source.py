@@ -1,0 +1,137 @@
+"""What an export is made of: a run's checkpoint, or a PEFT folder that is there already."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from flower_split.adapters import read_adapter_folder, save_learned, save_whole
+from flower_split.adapters.plan_fields import plan_from_fields
+from flower_split.adapters.reading import CONFIG
+from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from flower_split.checkpoint.archive import MANIFEST
+from flower_split.errors import StateError
+from flower_split.lowrank import combined
+from flower_split.reporting.model_card import CARD, ModelCard, bare_card
+from flower_split.strategies.output import CHECKPOINTS
+from flower_split.strategies.run_state import read_adapter, read_result, read_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An adapter of the whole model, and where it comes from."""
+
+    name: str
+    """What it is of, in words."""
+    base_model: str
+    fan_in_fan_out: bool
+    card: str
+    """Its model card, Markdown."""
+    whole: Callable[[], dict[str, Tensor]]
+    """Gives its factors, of scale 1 and with what was folded into the model among them."""
+    write: Callable[[Path], object]
+    """Writes it as a standard PEFT folder."""
+    run: str = ""
+    """Lineage of the run; empty where it is not known."""
+    server_round: int | None = None
+
+
+def is_adapter(source: Path) -> bool:
+    """Whether `source` is a PEFT folder."""
+    return (source / CONFIG).is_file()
+
+
+def from_adapter(source: Path) -> Source:
+    """The adapter in a PEFT folder, such as `adapter` in a run's output folder.
+
+    Raises:
+        AdapterError: it cannot be read.
+    """
+    found = read_adapter_folder(source)
+    told = source / CARD
+    return Source(
+        name=str(source),
+        base_model=found.base_model,
+        fan_in_fan_out=found.fan_in_fan_out,
+        card=told.read_text(encoding="utf-8") if told.is_file() else bare_card(found.base_model),
+        whole=lambda: found.state,
+        write=lambda folder: save_whole(
+            found.state,
+            folder,
+            scale=1.0,
+            base_model=found.base_model,
+            fan_in_fan_out=found.fan_in_fan_out,
+        ),
+    )
+
+
+def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> Source:
+    """The adapter of a checkpoint; arguments as `export`'s.
+
+    Raises:
+        StateError: there is no such checkpoint.
+    """
+    checkpoint = _find(source, best=best, server_round=server_round)
+    state, plan = read_state(checkpoint), plan_from_fields(read_state(checkpoint).plan)
+    adapter, base = read_adapter(checkpoint), str(state.settings["model.name"])
+    return Source(
+        name=f"round {checkpoint.server_round}",
+        base_model=base,
+        fan_in_fan_out=plan.fan_in_fan_out,
+        card=_card(checkpoint).render(),
+        whole=lambda: combined(adapter, plan.scaling.factor),
+        write=lambda folder: save_learned(adapter, plan, folder, base_model=base),
+        run=state.lineage,
+        server_round=checkpoint.server_round,
+    )
+
+
+def _find(source: Path, *, best: bool, server_round: int | None) -> Checkpoint:
+    if (source / MANIFEST).is_file():
+        if best or server_round is not None:
+            raise StateError(
+                f"{source} is one checkpoint: --best and --round choose in a run's output folder"
+            )
+        return read_checkpoint(source)
+    inside = source / CHECKPOINTS
+    folder = inside if inside.is_dir() else source
+    found = find_checkpoint(folder, server_round=server_round, best=best)
+    if found is None:
+        raise StateError(
+            f"{source} has no checkpoints: give a run's output folder, a checkpoint, or a PEFT "
+            "folder"
+        )
+    return found
+
+
+def _card(checkpoint: Checkpoint) -> ModelCard:
+    state, result = read_state(checkpoint), read_result(checkpoint)
+    settings, number = state.settings, checkpoint.server_round
+    metrics = {
+        **(result.train_metrics_clientapp.get(number) or {}),
+        **(result.evaluate_metrics_clientapp.get(number) or {}),
+    }
+    return ModelCard(
+        base_model=_public(str(settings["model.name"])),
+        revision=str(settings["model.revision"]),
+        bottom_layers=int(settings["split.bottom-layers"]),
+        top_layers=int(settings["split.top-layers"]),
+        trunk_adapters=str(settings["trunk.adapters"]),
+        strategy=str(settings["strategy.name"]),
+        rounds=number,
+        rank=int(state.plan["r"]),
+        alpha=float(state.plan["alpha"]),
+        examples={
+            record.silo: int(count)
+            for record in result.of("train", number)
+            if isinstance(count := record.metrics.get("num-examples"), int)
+        },
+        metrics={k: float(v) for k, v in metrics.items() if not isinstance(v, list)},
+        versions=state.versions,
+    )
+
+
+def _public(model: str) -> str:
+    """A model's name without the folders of the server that it was read from."""
+    return Path(model).name if Path(model).is_absolute() else model

@@ -1,0 +1,69 @@
+"""A silo's personal part: what it keeps of its adapter for itself, found in its state folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from flower_split.client.kept_state import KeptState
+from flower_split.client.node_config import NodeConfig
+from flower_split.client.state_folder import StateFolder, file_name
+from flower_split.errors import StateError
+from flower_split.lowrank import CONTROL
+
+KIND = "adapter"
+_LATER_THAN_ANY = 1 << 62
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalPart:
+    """Adapter tensors that never left the silo."""
+
+    server_round: int
+    """Whose training left them."""
+    scale: float
+    """Of their products."""
+    tensors: dict[str, Tensor]
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the modules that they belong to, sorted."""
+        return sorted({name.rpartition(".lora_")[0] for name in self.tensors})
+
+
+def find_personal(
+    state_dir: Path | None, silo: str, *, run: str = "", last: int | None = None
+) -> PersonalPart:
+    """The newest sound tensors that a silo keeps.
+
+    Args:
+        state_dir: As in the node config; None for its default.
+        silo: The silo's name.
+        run: The run's lineage, or the name of its folder; may be empty where there is one only.
+        last: The last round whose tensors are wanted; None for any.
+
+    Raises:
+        StateError: there are none, or of several runs.
+    """
+    root = state_dir or StateFolder.of_node(NodeConfig()).root
+    found = sorted(path for path in (root / KIND).glob(f"*/{file_name(silo)}") if path.is_dir())
+    if run:
+        found = [path for path in found if path.parent.name in (run, file_name(run))]
+    if not found:
+        kept = sorted(path.name for path in (root / KIND).glob("*/*"))
+        raise StateError(
+            f"{root} has nothing that silo {silo!r} keeps{f' of run {run}' if run else ''}; it has "
+            f"{', '.join(kept) or 'nothing of any silo'}. This is run on the silo's own machine, "
+            "with the silo and state-dir of its node config"
+        )
+    if len(found) > 1:
+        names = ", ".join(path.parent.name for path in found)
+        raise StateError(f"silo {silo!r} keeps parts of {len(found)} runs: choose by --run {names}")
+    before = _LATER_THAN_ANY if last is None else last + 1
+    generation = KeptState(found[0]).newest(before)
+    tensors = {} if generation is None else generation.tensors
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONTROL)}
+    if generation is None or not own:
+        until = "" if last is None else f" of a round up to {last}"
+        raise StateError(f"{found[0]} holds no sound adapter tensors{until}")
+    return PersonalPart(server_round=generation.server_round, scale=generation.scale, tensors=own)
