@@ -11,10 +11,12 @@ gradient is therefore added up in that order, at whatever time a reply arrives a
 microbatches are in flight: the depth is a matter of time and memory alone.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, wait
+from operator import length_hint
 from typing import TypeVar
 
 from flower_split.training.stages import Passage
@@ -33,32 +35,39 @@ def flow(
     When something raises, whatever is on its way is abandoned.
 
     Args:
-        items: Taken one by one, when their turn to start has come.
+        items: Taken one by one, when their turn to start has come. Where they tell how many
+            they are, the last ones are finished sooner.
         depth: Items between the begin of `start` and the end of `Passage.finish`, at most.
         start: F in the diagram.
         turn: T: `Passage.output`, and `Passage.backward` where there are gradients.
     """
     source = iter(items)
-    more = True
+    expected = length_hint(items, sys.maxsize)
+    started, more = 0, True
     forward: deque[tuple[Item, Passage]] = deque()
     backward: deque[Passage] = deque()
     waited = 0.0
     try:
         while more or forward or backward:
-            # What frees memory comes first, then what gives the other party work.
-            if backward and _is_ready(backward[0]):
+            turns = bool(forward) and _is_ready(forward[0][1])
+            finishes = bool(backward) and _is_ready(backward[0])
+            starts = more and len(forward) + len(backward) < depth
+            # What makes room for another item comes first. After the last one, what gives the
+            # trunk work does: the last B's are then computed beside the trunk's backward passes.
+            if turns and (started >= expected or not (finishes or starts)):
+                turn(*forward[0])
+                backward.append(forward.popleft()[1])
+            elif finishes:
                 backward[0].finish()
                 backward.popleft()
-            elif more and len(forward) + len(backward) < depth:
+            elif starts:
                 try:
                     item = next(source)
                 except StopIteration:
                     more = False
                 else:
+                    started += 1
                     forward.append((item, start(item)))
-            elif forward and _is_ready(forward[0][1]):
-                turn(*forward[0])
-                backward.append(forward.popleft()[1])
             else:
                 waited += _wait([*[passage for _, passage in forward][:1], *[*backward][:1]])
     finally:

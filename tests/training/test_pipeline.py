@@ -79,8 +79,22 @@ def test_a_quick_trunk_is_kept_busy() -> None:
     script = Script()
     flow(range(3), 2, script.start, script.turn)
     assert [name + str(item) for name, item in script.log] == [
-        *("F0", "F1", "T0", "B0", "F2", "T1", "B1", "T2", "B2")
+        *("F0", "F1", "T0", "B0", "F2", "T1", "T2", "B1", "B2")
     ]
+
+
+def test_the_trunk_has_work_beside_the_last_backward_passes() -> None:
+    script = Script()
+    flow(range(5), 3, script.start, script.turn)
+    assert [name + str(item) for name, item in script.log] == [
+        *("F0", "F1", "F2", "T0", "B0", "F3", "T1", "B1", "F4", "T2", "T3", "T4", "B2", "B3", "B4")
+    ]
+
+
+def test_without_a_number_of_items_room_comes_first_to_the_end() -> None:
+    script = Script()
+    flow((item for item in range(3)), 3, script.start, script.turn)
+    assert [name for name, _ in script.log] == list("FFFTBTBTB")
 
 
 def test_items_are_taken_one_by_one() -> None:
