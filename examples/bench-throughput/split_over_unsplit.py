@@ -1,106 +1,147 @@
-"""Tokens per second of a split model over those of the uncut one, in one run on one machine.
+"""Tokens per second of a split model over those of the uncut one, on the same two cores.
 
-Both train the same randomly initialised model with LoRA on the same batches, taking turns, so that
-a noisy machine slows both. The split one sends every microbatch through gRPC on loopback, one at a
-time.
+The uncut PEFT model computes with two threads; the split one with one thread at the silo and one
+at the trunk, in two processes that talk gRPC over loopback. Both train the same random model with
+LoRA on the same microbatches, with the loop of `SplitSession.train()`, and take turns.
+
+Beside the ratio stands the pipeline's bound: the uncut model's time over the slower party's own
+work, measured with one microbatch in flight, so while the other core rests; as if all else cost
+nothing. What a step of the deepest pipeline takes beyond that work is told by its cause.
 """
 
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 import typer
 from matplotlib.figure import Figure
-from peft import get_peft_model
 from rich.table import Table
 from throughput.part import OUTPUTS, Out, Report, Toy, publish
-from throughput.shapes import Shape, random_ids, random_model, shape_of
-from torch import Tensor
+from throughput.parties import Bench, Step, open_bench
+from throughput.shapes import shape_of
+from throughput.turns import quiet_turns
 
-from flower_split import (
-    GrpcTransport,
-    SplitAdamW,
-    TrunkEngine,
-    TrunkServer,
-    attach_trunk,
-    session_spec,
-    split_model,
-)
-from flower_split.adapters import resolve_lora, wrap
-from flower_split.config.sections import LoraSettings
-
-Step = Callable[[], None]
+DEPTHS = (1, 2, 4)
+"""Microbatches in flight."""
+OWN = ("forward", "backward", "step")
+MEASURED_STEPS = 9
+"""Enough for `train.in-flight` 0 to choose among 2, 4 and 8."""
 
 
-def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:
-    """One optimizer step over all microbatches, ids: (microbatches, rows, tokens)."""
-    for batch in ids:
-        model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """An optimizer step of the uncut model, and one at every depth."""
+
+    unsplit: Step
+    split: Mapping[int, Step]
+
+    @property
+    def others(self) -> float:
+        """The greatest share of the cores that others used in a step."""
+        return max(step.others for step in (self.unsplit, *self.split.values()))
 
 
-def seconds(step: Step) -> float:
-    """Wall-clock time of one step."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+def own_work(step: Step, party: str) -> float:
+    """Processor seconds of a party's own computing in a step."""
+    return sum(step.work[f"{party} {kind}"] for kind in OWN)
 
 
-def measure_rates(shape: Shape, turns: int) -> dict[str, float]:
-    """Median tokens per second of both, and their ratio."""
-    torch.set_num_threads(2)
-    model = random_model(shape)
-    plan = resolve_lora(model, LoraSettings(r=8))
-    ids = random_ids(shape)
-    client, trunk = split_model(model, shape.bottom, shape.top)
-    client = wrap(client, plan)
-    with TrunkServer(TrunkEngine(trunk, plan=plan), health=False) as server:
-        spec = session_spec(client, plan=plan, trunk_adapters="federated")
-        with GrpcTransport(server.address, spec) as transport:
-            attach_trunk(client, transport)
-            split_optimizer = SplitAdamW(client, lr=1e-4)
-            whole = get_peft_model(model, plan.peft_config())
-            trainable = [p for p in whole.parameters() if p.requires_grad]
-            whole_optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0)
-            client.train()
-            whole.train()
-            times: dict[str, list[float]] = {"unsplit": [], "split": []}
-            for turn in range(turns + 1):
-                unsplit = seconds(lambda: train_step(whole, whole_optimizer, ids))
-                split = seconds(lambda: train_step(client, split_optimizer, ids))
-                if turn > 0:  # the first turn warms up
-                    times["unsplit"].append(unsplit)
-                    times["split"].append(split)
-    rate = {name: ids.numel() / statistics.median(taken) for name, taken in times.items()}
-    return {
-        "unsplit_tokens_per_second": round(rate["unsplit"], 1),
-        "split_tokens_per_second": round(rate["split"], 1),
-        "split_over_unsplit": round(rate["split"] / rate["unsplit"], 3),
-    }
+def take_turn(bench: Bench) -> Turn:
+    """The uncut model, then every depth."""
+    return Turn(unsplit=bench.unsplit(), split={depth: bench.split(depth) for depth in DEPTHS})
 
 
 def measure(*, toy: bool) -> Report:
-    """The ratio, and what it is of."""
-    found = measure_rates(shape_of(toy=toy), turns=2 if toy else 5)
-    table = Table("", "tokens per second")
-    for name in ("unsplit", "split"):
-        table.add_row(name, str(found[f"{name}_tokens_per_second"]))
-
-    def draw(figure: Figure) -> None:
-        panel = figure.subplots()
-        panel.bar(
-            ["unsplit", "split"], [found[f"{n}_tokens_per_second"] for n in ("unsplit", "split")]
+    """The ratio at every depth, its bound, and what is between them."""
+    shape = shape_of(toy=toy)
+    with open_bench(shape) as bench:
+        turns = quiet_turns(
+            lambda: take_turn(bench), 1 if toy else 4, patience=0.0 if toy else 240.0
         )
-        panel.set_ylabel("tokens per second")
+        chosen = bench.split(0, steps=2 if toy else MEASURED_STEPS)
+        beside = bench.unsplit()
 
-    ratios = {"split_over_unsplit": found["split_over_unsplit"]}
-    return Report(ratios=ratios, figures=found, tables=[table], draw=draw)
+    def median(value: Callable[[Turn], float]) -> float:
+        return statistics.median(value(turn) for turn in turns)
+
+    deepest = DEPTHS[-1]
+    ratios = {
+        depth: statistics.median(turn.unsplit.seconds / turn.split[depth].seconds for turn in turns)
+        for depth in DEPTHS
+    }
+    silo = median(lambda t: own_work(t.split[1], "silo"))
+    trunk = median(lambda t: own_work(t.split[1], "trunk"))
+    silo_beside = median(lambda t: own_work(t.split[deepest], "silo"))
+    seconds, waited = (
+        median(lambda t: t.split[deepest].seconds),
+        median(lambda t: t.split[deepest].waited),
+    )
+    figures: dict[str, Any] = {
+        "tokens_in_a_step": shape.step_tokens,
+        "unsplit_tokens_per_second": shape.step_tokens / median(lambda t: t.unsplit.seconds),
+        "split_over_unsplit_by_depth": ratios,
+        "split_over_unsplit_of_every_turn": [
+            turn.unsplit.seconds / turn.split[deepest].seconds for turn in turns
+        ],
+        "by_measurement": {
+            "depth": chosen.depth,
+            "split_over_unsplit": beside.seconds / chosen.last,
+        },
+        "bound": median(
+            lambda t: (
+                t.unsplit.seconds / max(own_work(t.split[1], "silo"), own_work(t.split[1], "trunk"))
+            )
+        ),
+        "work_seconds": {"silo": silo, "trunk": trunk},
+        "deepest_step_seconds": {
+            "the silo's own work, the other core at rest": silo,
+            "more of it, because both cores work": silo_beside - silo,
+            "waiting for the trunk": waited,
+            "codecs, gRPC, Python": seconds - silo_beside - waited,
+        },
+        "used_by_others": max(turn.others for turn in turns),
+    }
+    return Report(
+        ratios={"split_over_unsplit": round(ratios[deepest], 3)},
+        figures=figures,
+        tables=show(figures),
+        draw=lambda figure: draw(figure, figures),
+    )
+
+
+def show(figures: Mapping[str, Any]) -> list[Table]:
+    """The ratios, and a step of the deepest pipeline by cause."""
+    table = Table("microbatches in flight", "split over unsplit")
+    for depth, ratio in figures["split_over_unsplit_by_depth"].items():
+        table.add_row(str(depth), f"{ratio:.3f}")
+    chosen = figures["by_measurement"]
+    table.add_row(
+        f"by measurement: {chosen['depth'] or 'not settled'}",
+        f"{chosen['split_over_unsplit']:.3f}",
+    )
+    table.add_row("bound", f"{figures['bound']:.3f}")
+    causes = Table(f"a step with {DEPTHS[-1]} in flight", "seconds", "share")
+    parts = figures["deepest_step_seconds"]
+    for cause, seconds in parts.items():
+        causes.add_row(cause, f"{seconds:.3f}", f"{seconds / sum(parts.values()):.1%}")
+    return [table, causes]
+
+
+def draw(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """A bar a depth, with the uncut model and the bound as lines."""
+    panel = figure.subplots()
+    ratios = figures["split_over_unsplit_by_depth"]
+    panel.bar([f"{depth} in flight" for depth in ratios], list(ratios.values()))
+    panel.axhline(1.0, color="black", label="unsplit, two threads")
+    panel.axhline(figures["bound"], color="C1", linestyle="--", label="the pipeline's bound")
+    panel.set_ylabel("tokens per second over the unsplit model's")
+    panel.legend(loc="lower right")
+    panel.grid(axis="y", alpha=0.3)
 
 
 def main(toy: Toy = False, out: Out = OUTPUTS) -> None:
-    """Tokens per second of a split model over those of the uncut one."""
+    """Tokens per second of a split model over those of the uncut one, on the same two cores."""
     publish("split_over_unsplit", measure(toy=toy), out, toy=toy)
 
 

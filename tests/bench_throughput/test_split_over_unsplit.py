@@ -1,9 +1,12 @@
-"""Split against unsplit, at toy size."""
+"""Split against unsplit in processes of their own, at toy size."""
 
 import split_over_unsplit
 
 
-def test_it_measures_both() -> None:
+def test_it_measures_every_depth() -> None:
     found = split_over_unsplit.measure(toy=True)
     assert found.ratios["split_over_unsplit"] > 0
-    assert found.figures["split_tokens_per_second"] > 0
+    assert list(found.figures["split_over_unsplit_by_depth"]) == [1, 2, 4]
+    assert found.figures["bound"] > 0
+    assert all(seconds > 0 for seconds in found.figures["work_seconds"].values())
+    assert found.figures["by_measurement"]["split_over_unsplit"] > 0

@@ -1,0 +1,68 @@
+"""Probes: where the clock looks into a split run, at the silo and at the trunk.
+
+The library has no hooks for a stopwatch; the probes stand in for the few functions through which
+all of the work passes, in a process that only measures.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+import flower_split.transport.replies
+import flower_split.transport.requests
+from flower_split.remote import SplitStages
+from flower_split.serialization.receiving import TensorAssembler
+from flower_split.training import Passage
+from flower_split.transport.base import BackendSession, TrunkBackend
+from flower_split.transport.messages import SessionSpec, Ticket
+from throughput.clock import Clock
+
+
+def probe_wire(clock: Clock) -> None:
+    """From now on measure `encode` (with the checksum) and `decode` of all tensors."""
+    requests: Any = flower_split.transport.requests
+    replies: Any = flower_split.transport.replies
+    for module in (requests, replies):
+        module.encode_tensor = clock.timed("encode", module.encode_tensor)
+    assembler: Any = TensorAssembler
+    assembler.tensors = clock.timed("decode", TensorAssembler.tensors)
+
+
+class ProbedStages(SplitStages):
+    """Measures `forward` and `backward` of bottom and top, without the waiting between them."""
+
+    def __init__(self, client_model: nn.Module, clock: Clock) -> None:
+        super().__init__(client_model)
+        self._clock = clock
+
+    def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Any:
+        with self._clock.measured("forward"):
+            passage: Any = super().start(inputs, seed)
+        return _probed(passage, self._clock)
+
+
+def _probed(passage: Any, clock: Clock) -> Passage:
+    passage.output = clock.timed("forward", passage.output)
+    passage.backward = clock.timed("backward", passage.backward)
+    passage.finish = clock.timed("backward", passage.finish)
+    probed: Passage = passage
+    return probed
+
+
+class ProbedBackend:
+    """A backend whose sessions measure `forward`, `backward` and `step`."""
+
+    def __init__(self, backend: TrunkBackend, clock: Clock) -> None:
+        self._backend = backend
+        self._clock = clock
+
+    def open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
+        """A measured session."""
+        session: Any = self._backend.open(spec, ticket)
+        clock = self._clock
+        session.forward = clock.timed("forward", session.forward)
+        session.backward = clock.timed("backward", session.backward)
+        session.step = clock.timed("step", session.step)
+        opened: BackendSession = session
+        return opened
