@@ -322,18 +322,32 @@ class Finish(_message.Message):
     def __init__(self) -> None: ...
 
 class Summary(_message.Message):
-    __slots__ = ("steps", "forwards", "backwards", "tokens", "wire_bytes")
+    __slots__ = ("steps", "forwards", "backwards", "tokens", "wire_bytes", "queue")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     FORWARDS_FIELD_NUMBER: _ClassVar[int]
     BACKWARDS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
     steps: int
     forwards: int
     backwards: int
     tokens: int
     wire_bytes: WireBytes
-    def __init__(self, steps: _Optional[int] = ..., forwards: _Optional[int] = ..., backwards: _Optional[int] = ..., tokens: _Optional[int] = ..., wire_bytes: _Optional[_Union[WireBytes, _Mapping]] = ...) -> None: ...
+    queue: QueueUse
+    def __init__(self, steps: _Optional[int] = ..., forwards: _Optional[int] = ..., backwards: _Optional[int] = ..., tokens: _Optional[int] = ..., wire_bytes: _Optional[_Union[WireBytes, _Mapping]] = ..., queue: _Optional[_Union[QueueUse, _Mapping]] = ...) -> None: ...
+
+class QueueUse(_message.Message):
+    __slots__ = ("seconds", "length", "rows", "rows_beside")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_BESIDE_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    length: int
+    rows: int
+    rows_beside: int
+    def __init__(self, seconds: _Optional[float] = ..., length: _Optional[int] = ..., rows: _Optional[int] = ..., rows_beside: _Optional[int] = ...) -> None: ...
 
 class WireBytes(_message.Message):
     __slots__ = ("h1", "h2", "g2", "g1", "context")

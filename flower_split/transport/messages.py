@@ -160,6 +160,20 @@ class WireBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueueUse:
+    """How a session's forward and backward passes waited for the trunk, in total."""
+
+    seconds: float = 0.0
+    """From a request's arrival until its computation began."""
+    length: int = 0
+    """Requests of other sessions that waited as one arrived."""
+    rows: int = 0
+    """Rows computed for this session."""
+    rows_beside: int = 0
+    """Rows of other sessions computed in the same batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionSummary:
     """What the trunk counted in a finished session."""
 
@@ -169,3 +183,4 @@ class SessionSummary:
     tokens: int
     wire_bytes: WireBytes = WireBytes()
     """Filled in by the trunk's end of the wire, which a backend does not know."""
+    queue: QueueUse = QueueUse()

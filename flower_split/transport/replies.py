@@ -1,5 +1,6 @@
 """Replies as frames: what the trunk answers, encoded at its end and checked at the silo's."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -13,6 +14,7 @@ from flower_split.serialization.sending import Outgoing, encode_tensor, frames
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
+    QueueUse,
     SessionSummary,
     StepReply,
     StepRequest,
@@ -66,6 +68,7 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
                 backwards=reply.backwards,
                 tokens=reply.tokens,
                 wire_bytes=pb.WireBytes(**asdict(reply.wire_bytes)),
+                queue=pb.QueueUse(**asdict(reply.queue)),
             )
             return EncodedReply(head=pb.ServerFrame(summary=summary))
         case _:
@@ -131,6 +134,7 @@ class ReplyReader:
                             for field in fields(WireBytes)
                         }
                     ),
+                    queue=_queue_use(summary.queue),
                 )
 
     def _check(self, frame: pb.ServerFrame) -> Sequence[Announced]:
@@ -152,6 +156,17 @@ class ReplyReader:
                 raise SequenceError(
                     f"frame {kind}, expected the answer to {type(self._request).__name__}"
                 )
+
+
+def _queue_use(queue: pb.QueueUse) -> QueueUse:
+    if not (math.isfinite(queue.seconds) and queue.seconds >= 0):
+        raise WireError(f"a summary with {queue.seconds} seconds of waiting, expected 0 or more")
+    return QueueUse(
+        seconds=queue.seconds,
+        length=queue.length,
+        rows=queue.rows,
+        rows_beside=queue.rows_beside,
+    )
 
 
 def _check_number(name: str, got: int, expected: int) -> None:

@@ -9,14 +9,23 @@ from torch import Tensor
 
 from flower_split.errors import SequenceError, TrunkError, WireError
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.transport.messages import SessionSummary, StepReply, StepRequest, WireBytes
+from flower_split.transport.messages import (
+    QueueUse,
+    SessionSummary,
+    StepReply,
+    StepRequest,
+    WireBytes,
+)
 from flower_split.transport.replies import Answerable, Reply, ReplyReader, encode_reply
 from flower_split.transport.requests import Finish
 from flower_split.transport.rules import HopRules
 
 RULES = HopRules(spec())
 COUNTED = WireBytes(h1=5, h2=6, g2=7, g1=8, context=9)
-SUMMARY = SessionSummary(steps=1, forwards=2, backwards=3, tokens=4, wire_bytes=COUNTED)
+WAITED = QueueUse(seconds=0.25, length=3, rows=8, rows_beside=24)
+SUMMARY = SessionSummary(
+    steps=1, forwards=2, backwards=3, tokens=4, wire_bytes=COUNTED, queue=WAITED
+)
 CASES: list[tuple[Answerable, Reply]] = [
     (forward(3), torch.randn(2, 4, 8)),
     (forward(3, 1, 5, 65536), torch.randn(1, 5, 65536)),
@@ -121,3 +130,12 @@ def test_a_trunk_does_not_send_what_is_not_finite() -> None:
 def test_an_answer_of_the_wrong_kind_is_a_bug_of_the_backend() -> None:
     with pytest.raises(TypeError, match="StepReply does not answer ForwardRequest"):
         encode_reply(forward(0), StepReply(), RULES)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_summary_with_an_impossible_waiting_time_is_refused(seconds: float) -> None:
+    summary = pb.Summary(queue=pb.QueueUse(seconds=seconds))
+    reader = ReplyReader(Finish(), RULES)
+    reader.feed(pb.ServerFrame(summary=summary))
+    with pytest.raises(WireError, match="seconds of waiting"):
+        reader.reply()
