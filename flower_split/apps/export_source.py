@@ -9,11 +9,12 @@ from torch import Tensor
 from flower_split.adapters import read_adapter_folder, save_learned, save_whole
 from flower_split.adapters.plan_fields import plan_from_fields
 from flower_split.adapters.reading import CONFIG
+from flower_split.apps.card import model_card
 from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import MANIFEST
 from flower_split.errors import StateError
 from flower_split.lowrank import combined
-from flower_split.reporting.model_card import CARD, ModelCard, bare_card
+from flower_split.reporting.model_card import CARD, bare_card
 from flower_split.strategies.output import CHECKPOINTS
 from flower_split.strategies.run_state import read_adapter, read_result, read_state
 
@@ -73,13 +74,20 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
         StateError: there is no such checkpoint.
     """
     checkpoint = _find(source, best=best, server_round=server_round)
-    state, plan = read_state(checkpoint), plan_from_fields(read_state(checkpoint).plan)
+    state = read_state(checkpoint)
+    plan = plan_from_fields(state.plan)
     adapter, base = read_adapter(checkpoint), str(state.settings["model.name"])
     return Source(
         name=f"round {checkpoint.server_round}",
         base_model=base,
         fan_in_fan_out=plan.fan_in_fan_out,
-        card=_card(checkpoint).render(),
+        card=model_card(
+            read_result(checkpoint),
+            settings=state.settings,
+            plan=plan,
+            server_round=checkpoint.server_round,
+            versions=state.versions,
+        ).render(),
         whole=lambda: combined(adapter, plan.scaling.factor),
         write=lambda folder: save_learned(adapter, plan, folder, base_model=base),
         run=state.lineage,
@@ -103,35 +111,3 @@ def _find(source: Path, *, best: bool, server_round: int | None) -> Checkpoint:
             "folder"
         )
     return found
-
-
-def _card(checkpoint: Checkpoint) -> ModelCard:
-    state, result = read_state(checkpoint), read_result(checkpoint)
-    settings, number = state.settings, checkpoint.server_round
-    metrics = {
-        **(result.train_metrics_clientapp.get(number) or {}),
-        **(result.evaluate_metrics_clientapp.get(number) or {}),
-    }
-    return ModelCard(
-        base_model=_public(str(settings["model.name"])),
-        revision=str(settings["model.revision"]),
-        bottom_layers=int(settings["split.bottom-layers"]),
-        top_layers=int(settings["split.top-layers"]),
-        trunk_adapters=str(settings["trunk.adapters"]),
-        strategy=str(settings["strategy.name"]),
-        rounds=number,
-        rank=int(state.plan["r"]),
-        alpha=float(state.plan["alpha"]),
-        examples={
-            record.silo: int(count)
-            for record in result.of("train", number)
-            if isinstance(count := record.metrics.get("num-examples"), int)
-        },
-        metrics={k: float(v) for k, v in metrics.items() if not isinstance(v, list)},
-        versions=state.versions,
-    )
-
-
-def _public(model: str) -> str:
-    """A model's name without the folders of the server that it was read from."""
-    return Path(model).name if Path(model).is_absolute() else model

@@ -12,9 +12,14 @@ from typing import Any, Self
 from flwr.supercore.exit import add_exit_handler
 
 from flower_split.adapters import AdapterPlan, save_learned
+from flower_split.apps.card import model_card
 from flower_split.apps.results import run_result
+from flower_split.config.resuming import settings
+from flower_split.config.sections import SplitConfig
 from flower_split.errors import FlowerSplitError, StateError
-from flower_split.reporting import plot_losses, write_result
+from flower_split.reporting import installed_versions, plot_losses, write_result
+from flower_split.reporting.model_card import CARD
+from flower_split.reporting.store import write_text
 from flower_split.strategies import SplitStrategy
 
 logger = logging.getLogger(__name__)
@@ -39,8 +44,8 @@ class RunRecord:
     Args:
         folder: Where the files go; None writes nothing.
         plan: Of the adapter that the run yields.
-        base_model: Name or path of the uncut model.
-        config: The run config.
+        config: The run's configuration.
+        values: The run config as it was given.
         strategy: Runs the rounds.
         baseline: Runs the rounds in which every silo trains alone; None without them.
 
@@ -52,15 +57,15 @@ class RunRecord:
         self,
         folder: Path | None,
         plan: AdapterPlan,
-        base_model: str,
-        config: Mapping[str, Any],
+        config: SplitConfig,
+        values: Mapping[str, Any],
         strategy: SplitStrategy,
         baseline: SplitStrategy | None,
     ) -> None:
         self._folder = folder
         self._plan = plan
-        self._base_model = base_model
         self._config = config
+        self._values = values
         self._strategy = strategy
         self._baseline = baseline
         self._started = time.monotonic()
@@ -113,17 +118,29 @@ class RunRecord:
         report = run_result(
             self._strategy.result,
             None if self._baseline is None else self._baseline.result,
-            config=self._config,
+            config=self._values,
             seconds=time.monotonic() - self._started,
             failure=failure,
         )
         write_result(report, folder / RESULT)
         learned = self._strategy.result.adapter
         if learned:
-            save_learned(learned, self._plan, folder / ADAPTER, base_model=self._base_model)
+            base_model = self._config.model.name
+            save_learned(learned, self._plan, folder / ADAPTER, base_model=base_model)
+            write_text(folder / ADAPTER / CARD, self._card())
         plot_losses(report, folder / PLOT)
         what = f"adapter, {RESULT} and {PLOT} are" if learned else f"{RESULT} is"
         logger.info("%s in %s", what, folder)
+
+    def _card(self) -> str:
+        result = self._strategy.result
+        return model_card(
+            result,
+            settings=settings(self._config),
+            plan=self._plan,
+            server_round=result.last_round,
+            versions=installed_versions(),
+        ).render()
 
 
 def _reason(error: BaseException) -> str:

@@ -42,7 +42,7 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     with TrunkHost(config) as host:
         strategy = SplitStrategy(config, build_inner(config.strategy, config.lora), host=host)
         baseline = _baseline(config, host, checkpoints)
-        with RunRecord(folder, host.plan, config.model.name, values, strategy, baseline):
+        with RunRecord(folder, host.plan, config, values, strategy, baseline):
             strategy.start(grid)
             if baseline is not None:
                 logger.info("and now every silo alone, for comparison")

@@ -28,9 +28,12 @@ class ModelCard:
     top_layers: int
     trunk_adapters: str
     strategy: str
+    personal: str = ""
+    """Modules whose adapters stay in the silos."""
     rounds: int
     rank: int
     alpha: float
+    rslora: bool = False
     examples: Mapping[str, int] = field(default_factory=dict)
     """Training examples by silo, as the silos reported them."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -43,8 +46,9 @@ class ModelCard:
             "base model": f"{self.base_model}{f' at {self.revision}' if self.revision else ''}",
             "layers with the silos": f"{self.bottom_layers} bottom, {self.top_layers} top",
             "adapters of the layers between": self.trunk_adapters,
-            "LoRA": f"r = {self.rank}, alpha = {self.alpha:g}",
+            "LoRA": f"r = {self.rank}, alpha = {self.alpha:g}{', rsLoRA' * self.rslora}",
             "strategy": self.strategy,
+            **({"not in it, but in the silos": self.personal} if self.personal else {}),
             "rounds": self.rounds,
             "silos in the last round": len(self.examples) or "unknown",
         }

@@ -126,6 +126,7 @@ def test_the_model_card_says_where_it_comes_from_and_no_more(finished, tiny, tmp
     ):
         assert said in card
     assert str(tiny) not in card
+    assert (finished / "adapter" / "README.md").read_text(encoding="utf-8") == card
     lines = (tiny / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     assert not any(json.loads(line)["text"] in card for line in lines)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.supercore.exit import exit_handler
 from small_disk import fill, small_disk
-from toy_trunk import TOY_PLAN
+from toy_trunk import TOY_PLAN, toy_config
 
 from flower_split.apps.run_record import STOPPED, RunRecord, _save_all
 from flower_split.errors import RoundError, StateError
@@ -18,7 +18,7 @@ from flower_split.strategies import SplitResult
 @pytest.fixture
 def record(tmp_path):
     strategy = SimpleNamespace(result=SplitResult())
-    return RunRecord(tmp_path, None, "model", {"lora.r": 2}, strategy, None)
+    return RunRecord(tmp_path, None, toy_config(), {"lora.r": 2}, strategy, None)
 
 
 def failure(folder):
@@ -65,21 +65,28 @@ def test_the_reason_is_told_and_foreign_text_is_not(record, tmp_path, error, sai
 def test_a_full_disk_is_named_unless_the_run_itself_failed(tmp_path, caplog):
     strategy = SimpleNamespace(result=SplitResult(adapter={"top.A": torch.zeros(1 << 16)}))
     plan = replace(TOY_PLAN, shapes=(("top.A", (1 << 16,)),))
+    given = toy_config()
     said = r"cannot be written to .*: No space left on device.*resume it or export"
     with small_disk(tmp_path / "disk") as disk:
         fill(disk)
-        with pytest.raises(StateError, match=said), RunRecord(disk, plan, "m", {}, strategy, None):
+        with (
+            pytest.raises(StateError, match=said),
+            RunRecord(disk, plan, given, {}, strategy, None),
+        ):
             pass
         with (
             pytest.raises(RoundError, match="nobody answered"),
-            RunRecord(disk, plan, "m", {}, strategy, None),
+            RunRecord(disk, plan, given, {}, strategy, None),
         ):
             raise RoundError("nobody answered")
         assert "No space left on device" in caplog.text
         (disk / "filler").unlink()
         (disk / "filler").write_bytes(bytes(100_000))
         # Room for result.json, and not for the adapter.
-        with pytest.raises(StateError, match=said), RunRecord(disk, plan, "m", {}, strategy, None):
+        with (
+            pytest.raises(StateError, match=said),
+            RunRecord(disk, plan, given, {}, strategy, None),
+        ):
             pass
         assert read_result(disk / "result.json").failure == ""
         assert list((disk / "adapter").iterdir()) == []

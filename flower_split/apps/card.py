@@ -1,0 +1,57 @@
+"""The model card of what a run has learned, from the run's settings and result."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flower_split.adapters import AdapterPlan
+from flower_split.reporting.model_card import ModelCard
+from flower_split.strategies import SplitResult
+
+
+def model_card(
+    result: SplitResult,
+    *,
+    settings: Mapping[str, Any],
+    plan: AdapterPlan,
+    server_round: int,
+    versions: Mapping[str, str],
+) -> ModelCard:
+    """The card of the adapter after a round.
+
+    Args:
+        result: Of the run, up to that round at least.
+        settings: Every run-config key, see `flower_split.config.resuming`.
+        plan: Of the adapter.
+        server_round: Whose metrics and silos are told.
+        versions: Of the packages that the run used.
+    """
+    metrics = {
+        **(result.train_metrics_clientapp.get(server_round) or {}),
+        **(result.evaluate_metrics_clientapp.get(server_round) or {}),
+    }
+    return ModelCard(
+        base_model=_public(str(settings["model.name"])),
+        revision=str(settings["model.revision"]),
+        bottom_layers=int(settings["split.bottom-layers"]),
+        top_layers=int(settings["split.top-layers"]),
+        trunk_adapters=str(settings["trunk.adapters"]),
+        strategy=str(settings["strategy.name"]),
+        personal=str(settings.get("strategy.personal") or ""),
+        rounds=server_round,
+        rank=plan.r,
+        alpha=plan.alpha,
+        rslora=plan.rslora,
+        examples={
+            record.silo: int(count)
+            for record in result.of("train", server_round)
+            if isinstance(count := record.metrics.get("num-examples"), int)
+        },
+        metrics={name: float(v) for name, v in metrics.items() if not isinstance(v, list)},
+        versions=versions,
+    )
+
+
+def _public(model: str) -> str:
+    """A model's name without the folders of the server that it was read from."""
+    return Path(model).name if Path(model).is_absolute() else model
