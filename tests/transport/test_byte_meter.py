@@ -3,10 +3,11 @@
 import pytest
 import torch
 from affine_backend import AffineBackend, backward, forward, spec
-from counting_proxy import counting_proxy
 from hosting import hosting
+from throughput.slow_link import slow_link
 
 from flower_split.config.sections import CODECS
+from flower_split.tls import ClientTls, ServerTls
 from flower_split.transport.grpc import GrpcTransport
 from flower_split.transport.local import InProcessTransport
 from flower_split.transport.messages import WireBytes
@@ -30,7 +31,7 @@ def test_both_ends_count_each_hop_by_its_codec() -> None:
     )
     with (
         hosting(AffineBackend()) as server,
-        counting_proxy(server.port) as proxy,
+        slow_link(server.port) as proxy,
         GrpcTransport(proxy.address, agreed) as remote,
         InProcessTransport(AffineBackend(), agreed) as local,
     ):
@@ -45,12 +46,15 @@ def test_both_ends_count_each_hop_by_its_codec() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_the_socket_carries_what_was_counted(codec: str) -> None:
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+def test_the_socket_carries_what_was_counted(codec: str, encrypted: bool) -> None:
     agreed = spec(h1=codec, h2=codec, g2=codec, g1=codec)
+    tls = ServerTls.ephemeral() if encrypted else None
+    trust = None if tls is None else ClientTls(ca=tls.ca)
     with (
-        hosting(AffineBackend()) as server,
-        counting_proxy(server.port) as proxy,
-        GrpcTransport(proxy.address, agreed) as transport,
+        hosting(AffineBackend(), tls=tls) as server,
+        slow_link(server.port) as proxy,
+        GrpcTransport(proxy.address, agreed, tls=trust) as transport,
     ):
         for number in range(3):
             transport.forward(forward(number, *SHAPE)).result()
