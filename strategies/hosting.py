@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
+from flower_split.devices import autocast_dtype
 from flower_split.errors import ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
@@ -76,6 +77,7 @@ class TrunkHost:
                 limits=limits,
                 keep_optimizer=config.train.keep_optimizer,
                 pack="" if pack is None else pack.digest,
+                dtype=config.model.dtype,
             )
             self._server = stack.enter_context(
                 TrunkServer(
@@ -247,9 +249,11 @@ class TrunkHost:
             bottom_layers=config.split.bottom_layers,
             top_layers=config.split.top_layers,
             revision=model.revision,
-            dtype=model.dtype,
+            dtype=config.trunk.dtype or model.dtype,
             attention=model.attention,
+            device=config.trunk.device,
         )
+        trunk.autocast = autocast_dtype(config.trunk.autocast)
         self._mode = config.trunk.adapters
         self._whole_plan = plan = resolve_lora(skeleton, config.lora)
         self._initial = initial_state(skeleton, config.lora, seed=config.seed)

@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from flower_split.devices import choice
+
 # A slow or busy machine is no fault of the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -45,6 +47,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equality to the bit is the CPU's; `tests/devices` asks for accelerators by name."""
+    monkeypatch.setattr(choice, "automatic", lambda: "cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ def render() -> str:
     page += [f"- `{name}`: {reason}.\n" for name, reason in REFUSED.items()]
     page += [_NODE_HEAD, _TABLE]
     for entry in fields(node_config.NodeConfig):
-        words = "text" if entry.default == "" else "whole number"
+        words = "text" if isinstance(entry.default, str) else "whole number"
         default = f"`{entry.default}`" if entry.default else "empty"
         text = docs["NodeConfig"][entry.name]
         page.append(f"| `{entry.name.replace('_', '-')}` | {words} | {default} | {text} |\n")

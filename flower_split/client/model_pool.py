@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from flower_split.adapters import AdapterPlan, resolve_lora, wrap
@@ -16,7 +17,9 @@ from flower_split.client.model_source import ModelSource
 from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
 from flower_split.segments import load_client_model, load_skeleton
 
-Key = tuple[tuple[ModelConfig, str], CutConfig, LoraSettings]
+CPU = torch.device("cpu")
+
+Key = tuple[tuple[ModelConfig, str], CutConfig, LoraSettings, torch.device]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +39,9 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def borrowed_model(config: SplitConfig, source: ModelSource | None = None) -> Iterator[ClientModel]:
+def borrowed_model(
+    config: SplitConfig, source: ModelSource | None = None, device: torch.device = CPU
+) -> Iterator[ClientModel]:
     """A client model for `config` that nobody else uses meanwhile.
 
     A model whose session failed is not kept.
@@ -44,17 +49,18 @@ def borrowed_model(config: SplitConfig, source: ModelSource | None = None) -> It
     Args:
         config: The run's configuration.
         source: Where the model comes from; None takes the checkpoint that `config` names.
+        device: Where it computes.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         AdapterError: the adapter settings do not fit the model.
     """
     source = source or ModelSource(config.model)
-    key = (source.key, config.split, config.lora)
+    key = (source.key, config.split, config.lora, device)
     with _lock:
         models = _idle.setdefault(key, [])
         model = models.pop() if models else None
-    model = model or _load(config, source)
+    model = model or _load(config, source, device)
     yield model
     with _lock:
         # A run with other settings in the same process leaves nothing behind in memory.
@@ -63,7 +69,7 @@ def borrowed_model(config: SplitConfig, source: ModelSource | None = None) -> It
         _idle.setdefault(key, []).append(model)
 
 
-def _load(config: SplitConfig, source: ModelSource) -> ClientModel:
+def _load(config: SplitConfig, source: ModelSource, device: torch.device) -> ClientModel:
     settings = config.model
     skeleton = load_skeleton(source.name, revision=source.revision)
     plan = resolve_lora(skeleton, config.lora)
@@ -74,6 +80,7 @@ def _load(config: SplitConfig, source: ModelSource) -> ClientModel:
         revision=source.revision,
         dtype=settings.dtype,
         attention=settings.attention,
+        device=str(device),
     )
     held, whole = (sum(p.numel() for p in m.parameters()) for m in (client, skeleton))
     return ClientModel(model=wrap(client, plan), plan=plan, share=held / whole)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from flower_split.config.checks import device_name
 from flower_split.config.run_config import OWN_PREFIX, nearest, raise_problems
 from flower_split.config.sections import DataConfig
 from flower_split.data.callables import is_reference
@@ -34,6 +35,9 @@ class NodeConfig:
     `.jsonl` or `.txt` file, which is not partitioned, or a `module:function`."""
     eval_path: str = ""
     """The silo's own held-out data, like `data_path`; replaces `data.eval-path`."""
+    device: str = "auto"
+    """Where the silo computes: `cpu`, `mps`, `cuda`, `cuda:N`, or `auto`, the first of `cuda`,
+    `mps` and `cpu` that its machine has."""
     state_dir: str = ""
     """Folder for what the silo keeps from round to round, an absolute path; empty for
     `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`."""
@@ -75,6 +79,10 @@ class NodeConfig:
             problems.append(
                 "the node config needs both trunk-certificate and trunk-private-key, or neither"
             )
+        try:
+            device_name("device", self.device)
+        except ConfigError as error:
+            problems.append(f"in the node config, {error}")
         if self.max_download_gib < 1:
             problems.append(
                 f"the node config has max-download-gib {self.max_download_gib}: expected 1 or more"

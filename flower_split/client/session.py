@@ -3,11 +3,10 @@
 import itertools
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Self
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -19,15 +18,18 @@ from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.resuming import Resuming
+from flower_split.client.sampling import SAMPLE_TOKENS, continued
 from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.client.state_folder import StateFolder
 from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
+from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import SequenceError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitAdamW, SplitStages, attach_trunk, session_spec
+from flower_split.segments import random_numbers
 from flower_split.training import (
     Batch,
     EvalMetrics,
@@ -43,9 +45,6 @@ from flower_split.transport.grpc import GrpcTransport
 from flower_split.transport.invitation import PROOF
 
 Metric = int | float | list[int] | list[float]
-
-SAMPLE_TOKENS = 48
-"""Tokens by which the sample prompt is continued."""
 
 
 class SplitSession:
@@ -97,6 +96,7 @@ class SplitSession:
         self._connect = connect
         self._open_delivery = open_delivery
         self._stack = ExitStack()
+        self._autocast = autocast_dtype(self.config.train.autocast)
         self._optimizer: SplitAdamW | None = None
         self._data: SiloBatches | None = None
         self._sample = ""
@@ -107,12 +107,12 @@ class SplitSession:
         with ExitStack() as stack:
             stack.enter_context(discreet())
             tls = client_tls(self.invitation, self.config.tls, self.node)
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            torch.manual_seed(self.seed)
+            self.device = resolve_device(self.node.device, key="the node config's device")
+            stack.enter_context(random_numbers(self.device, self.seed))
             self._source = model_source(
                 self.config, self.invitation, self.node, tls, self._open_delivery
             )
-            held = stack.enter_context(borrowed_model(self.config, self._source))
+            held = stack.enter_context(borrowed_model(self.config, self._source, self.device))
             self.model: nn.Module = held.model
             self._cost.parameter_share = held.share
             load_state(self.model, adapter)
@@ -205,6 +205,10 @@ class SplitSession:
             self._resuming.restore(self._optimizer)
         return self._optimizer
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """What a loop of one's own puts around the forward pass, for `train.autocast` to hold."""
+        return autocasting(self.device, self._autocast)
+
     def train_batches(self) -> Iterator[Batch]:
         """The round's microbatches: `input_ids`, `attention_mask`, `labels`, all (B, T) int64.
 
@@ -238,7 +242,7 @@ class SplitSession:
                 self.optimizer,
                 batches,
                 self.config.train,
-                stages=SplitStages(self.model),
+                stages=SplitStages(self.model, autocast=self._autocast),
                 seed=self.seed,
                 first_step=steps * (self.server_round - 1),
                 total_steps=steps * self.invitation.num_rounds,
@@ -250,21 +254,14 @@ class SplitSession:
         return evaluate(
             self.model,
             self.eval_batches(),
-            stages=SplitStages(self.model),
+            stages=SplitStages(self.model, autocast=self._autocast),
             depth=self.config.train.in_flight,
         )
 
     def generate(self, prompt: str, max_new_tokens: int = SAMPLE_TOKENS) -> str:
         """`prompt` continued greedily through the trunk; the reply carries it as the sample."""
-        encoded = self.tokenizer(prompt, return_tensors="pt")
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            ids = self.model.generate(  # type: ignore[operator]
-                **encoded, max_new_tokens=max_new_tokens, do_sample=False
-            )
-        self.model.train(was_training)
-        self._sample = str(self.tokenizer.decode(ids[0], skip_special_tokens=True))
+        with self.autocast():
+            self._sample = continued(self.model, self.tokenizer, prompt, max_new_tokens)
         return self._sample
 
     def reply(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flower_split.compression.codec import Codec
+from flower_split.devices import to_host
 from flower_split.errors import WireError
 
 BLOCK = 64
@@ -84,7 +85,7 @@ class BlockCodec(Codec):
         split = scales.numel() * _SCALE.itemsize
         payload[:split].view(_SCALE).copy_(scales.view(-1))
         self.pack(codes[:, :row].contiguous(), payload[split:])
-        return payload.to("cpu")
+        return to_host(payload)
 
     def decode(self, payload: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         expected = self.encoded_bytes(shape)

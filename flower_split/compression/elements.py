@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from flower_split.devices import to_host
+
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """The element bytes of `tensor`, one-dimensional `uint8` on the CPU; copied only if needed."""
-    whole = tensor.detach().to("cpu").contiguous()
+    whole = to_host(tensor.detach()).contiguous()
     # a contiguous tensor of one or no element may carry any stride; `view` insists on 1
     return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8)
 

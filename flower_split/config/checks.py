@@ -1,6 +1,7 @@
 """Checks of configuration values, each with one wording for its error."""
 
 import math
+import re
 
 from flower_split.errors import ConfigError
 
@@ -28,3 +29,9 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def device_name(name: str, value: str) -> None:
+    """Raise `ConfigError` unless `value` can name a device; whether it is there is not checked."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+        raise ConfigError(f"{name} must be auto, cpu, mps, cuda or cuda:N, not {value!r}")

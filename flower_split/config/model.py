@@ -6,6 +6,7 @@ from flower_split.config.checks import at_least, in_range, one_of
 from flower_split.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
+AUTOCAST = ("off", "bfloat16")
 DELIVERY = ("local", "server")
 ATTENTION = ("auto", "sdpa", "eager")
 
@@ -19,7 +20,8 @@ class ModelConfig:
     revision: str = ""
     """Commit, tag or branch on the hub; empty for the default branch."""
     dtype: str = "float32"
-    """Weights and activations: one of `DTYPES`."""
+    """The silo's weights and activations, and the trunk's where `trunk.dtype` is empty: one of
+    `DTYPES`. Adapters are float32 in any case; see [precision.md](precision.md)."""
     attention: str = "auto"
     """Attention implementation: one of `ATTENTION`; `auto` is `sdpa` where the model has it."""
     delivery: str = "local"

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "tls.private-key",
     "trunk.advertise",
     "trunk.connect-timeout",
+    "trunk.device",
     "trunk.host",
     "trunk.max-cached-tokens",
     "trunk.max-in-flight",

@@ -14,6 +14,7 @@ from flower_split.config.data import DataConfig
 from flower_split.config.keeping import DIRECTIONS, CheckpointConfig, EarlyStopConfig
 from flower_split.config.model import (
     ATTENTION,
+    AUTOCAST,
     DELIVERY,
     DTYPES,
     CutConfig,
@@ -28,6 +29,7 @@ from flower_split.errors import ConfigError
 
 __all__ = [
     "ATTENTION",
+    "AUTOCAST",
     "CODECS",
     "DELIVERY",
     "DIRECTIONS",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from flower_split.config.checks import at_least, in_range, one_of
+from flower_split.config.model import AUTOCAST
 
 CODECS = ("fp32", "bf16", "fp16", "int8", "nf4")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -21,6 +22,8 @@ class TrainConfig:
     in_flight: int = 0
     """Microbatches that a silo has on their way through the trunk at once, at most
     `accumulation`; 0 finds the number by measurement. It changes time and memory, no result."""
+    autocast: str = "off"
+    """Dtype of the silo's matrix products, whatever its weights are: one of `AUTOCAST`."""
     local_epochs: int = 1
     """Passes over the silo's data in a round; not used when `local_steps` is set."""
     local_steps: int = 0
@@ -49,6 +52,7 @@ class TrainConfig:
         at_least("train.local-steps", self.local_steps, 0)
         at_least("train.warmup-steps", self.warmup_steps, 0)
         at_least("train.max-length", self.max_length, 2)
+        one_of("train.autocast", self.autocast, AUTOCAST)
         one_of("train.schedule", self.schedule, SCHEDULES)
         in_range("train.weight-decay", self.weight_decay, 0.0, 1e3)
         in_range("train.max-grad-norm", self.max_grad_norm, 0.0, 1e9)

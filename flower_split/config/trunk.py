@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from flower_split.config.checks import at_least, in_range, one_of
+from flower_split.config.checks import at_least, device_name, in_range, one_of
+from flower_split.config.model import AUTOCAST, DTYPES
 
 TRUNK_ADAPTERS = ("federated", "shared", "frozen")
 
@@ -13,6 +14,13 @@ class TrunkConfig:
 
     adapters: str = "federated"
     """One of `TRUNK_ADAPTERS`."""
+    device: str = "auto"
+    """Where the trunk computes: `cpu`, `mps`, `cuda`, `cuda:N`, or `auto`, the first of `cuda`,
+    `mps` and `cpu` that the server has."""
+    dtype: str = ""
+    """The trunk's weights: one of `DTYPES`; empty takes `model.dtype`."""
+    autocast: str = "off"
+    """Dtype of the trunk's matrix products, whatever its weights are: one of `AUTOCAST`."""
     host: str = "127.0.0.1"
     """Address the trunk's server binds, such as `0.0.0.0` or `::`."""
     port: int = 0
@@ -33,6 +41,10 @@ class TrunkConfig:
 
     def __post_init__(self) -> None:
         one_of("trunk.adapters", self.adapters, TRUNK_ADAPTERS)
+        device_name("trunk.device", self.device)
+        if self.dtype:
+            one_of("trunk.dtype", self.dtype, DTYPES)
+        one_of("trunk.autocast", self.autocast, AUTOCAST)
         in_range("trunk.port", self.port, 0, 65535)
         at_least("trunk.port", self.port, 0)
         in_range("trunk.connect-timeout", self.connect_timeout, 0.0, 3600.0, open_low=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flower_split.remote.border import incoming, outgoing
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import BackwardRequest, ForwardRequest
 
@@ -27,10 +28,12 @@ class Exchange(torch.autograd.Function):
         with transport.waits.waiting():
             output = answer.result()
         ctx.transport, ctx.step, ctx.microbatch = transport, request.step, request.microbatch
+        # Without its memory: only what g1 is to be like.
+        ctx.like = hidden.detach().new_empty(0)
         ctx.mark = _Mark()
         # A graph that is dropped without a backward pass frees the trunk's activations too.
         ctx.release = weakref.finalize(ctx.mark, transport.release, request.microbatch)
-        return output
+        return incoming(output, hidden)
 
     @staticmethod
     @once_differentiable
@@ -41,12 +44,13 @@ class Exchange(torch.autograd.Function):
             BackwardRequest(
                 step=ctx.step,
                 microbatch=ctx.microbatch,
-                grad=grad,
+                grad=outgoing(grad, ctx.transport.spec),
                 wants_input_grad=ctx.needs_input_grad[1],
             )
         )
         with ctx.transport.waits.waiting():
-            return None, answer.result(), None, None
+            gradient = answer.result()
+        return None, None if gradient is None else incoming(gradient, ctx.like), None, None
 
 
 class _Mark:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flower_split.devices import autocasting
+from flower_split.remote.border import incoming, outgoing
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.segments import Halves, Pause
 from flower_split.transport.messages import BackwardRequest
@@ -27,14 +29,16 @@ class SplitStages:
 
     Args:
         client_model: It shares its modules and gradients with the stages.
+        autocast: Dtype of the silo's matrix products; None for that of its weights.
 
     Raises:
         ModelError: no trunk is attached, or a tensor is trained that is not in one half alone.
         UnsupportedFamilyError: the family is not registered.
     """
 
-    def __init__(self, client_model: nn.Module) -> None:
+    def __init__(self, client_model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
         self._remote = find_remote(client_model)
+        self._autocast = autocast
         self._halves = Halves(client_model, self._remote)
 
     @property
@@ -48,7 +52,9 @@ class SplitStages:
 
     def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> "SplitPassage":
         """Compute h1 and send it; does not wait."""
-        return SplitPassage(self._remote, self._halves, self._halves.first(inputs, seed))
+        with autocasting(inputs["input_ids"].device, self._autocast):
+            pause = self._halves.first(inputs, seed)
+        return SplitPassage(self._remote, self._halves, pause, self._autocast)
 
 
 class SplitPassage:
@@ -60,18 +66,25 @@ class SplitPassage:
         remote: Its session and numbers.
         halves: The client model.
         pause: The microbatch, at the trunk's place.
+        autocast: As for `SplitStages`.
 
     Raises:
         ModelError: gradients are asked for in an evaluation session.
     """
 
-    def __init__(self, remote: RemoteTrunk, halves: Halves, pause: Pause) -> None:
+    def __init__(
+        self,
+        remote: RemoteTrunk,
+        halves: Halves,
+        pause: Pause,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self._autocast = autocast
         self._transport = remote.transport
         self._halves = halves
         self._pause: Pause | None = pause
         self._leaf: Tensor | None = None
         self._keeps = remote.keeps_graph(pause.hidden)
-        self._device = pause.hidden.device
         request = remote.next_request(pause.hidden, keep_graph=self._keeps)
         self._step, self._microbatch = request.step, request.microbatch
         self._waiting: Future[Any] | None = self._transport.forward(request)
@@ -87,11 +100,12 @@ class SplitPassage:
     def output(self, **arguments: Any) -> Any:
         """Wait for h2, then compute top and head: what the stock model returns."""
         pause, reply = self._under_way()
-        hidden = reply.result().to(self._device)
+        hidden = incoming(reply.result(), pause.hidden)
         if self._keeps:
             hidden = self._leaf = hidden.detach().requires_grad_()
         self._waiting = None
-        return self._halves.second(pause, hidden, **arguments)
+        with autocasting(hidden.device, self._autocast):
+            return self._halves.second(pause, hidden, **arguments)
 
     def backward(self, loss: Tensor) -> None:
         """From the loss to h2, and send g2; does not wait."""
@@ -105,7 +119,7 @@ class SplitPassage:
             BackwardRequest(
                 step=self._step,
                 microbatch=self._microbatch,
-                grad=leaf.grad,
+                grad=outgoing(leaf.grad, self._transport.spec),
                 wants_input_grad=self._pause.hidden.requires_grad,
             )
         )
@@ -113,9 +127,9 @@ class SplitPassage:
     def finish(self) -> None:
         """Wait for g1, then go back through the bottom."""
         if self._waiting is not None and self._pause is not None:
-            grad = self._waiting.result()
+            grad, hidden = self._waiting.result(), self._pause.hidden
             if grad is not None:
-                torch.autograd.backward(self._pause.hidden, grad.to(self._device))
+                torch.autograd.backward(hidden, incoming(grad, hidden))
         self._pause = self._waiting = None
 
     def abandon(self) -> None:

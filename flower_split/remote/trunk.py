@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from flower_split.errors import ModelError
+from flower_split.remote.border import incoming, outgoing
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
 from flower_split.segments import Cuts, PassThrough, TrunkSlot
@@ -82,7 +83,7 @@ class RemoteTrunk(PassThrough):
         else:
             answer = self.transport.forward(request)
             with self.transport.waits.waiting():
-                output = answer.result()
+                output = incoming(answer.result(), hidden_states)
         return super().forward(output, *args, **kwargs)
 
     def next_request(
@@ -98,7 +99,7 @@ class RemoteTrunk(PassThrough):
         request = ForwardRequest(
             step=self.steps,
             microbatch=self._microbatches,
-            hidden=hidden.detach(),
+            hidden=outgoing(hidden, self.transport.spec),
             attention_mask=self._mask,
             position_ids=self._positions,
             keep_graph=keep_graph,

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from flower_split.devices import as_inner
 from flower_split.errors import ModelError
 from flower_split.segments.families import family_of
 from flower_split.segments.layers import find_layers
@@ -155,7 +156,7 @@ class _Entry(PassThrough):
         hidden, state = self.given
         if state is not None:
             set_random_state(hidden.device, state)
-        return super().forward(hidden, *args, **kwargs)
+        return super().forward(as_inner(hidden), *args, **kwargs)
 
 
 def _half(

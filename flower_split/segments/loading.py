@@ -10,6 +10,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from flower_split.config.checks import one_of
 from flower_split.config.sections import ATTENTION, DTYPES
+from flower_split.devices import resolve_device
 from flower_split.errors import CheckpointError, ModelError
 from flower_split.segments.checkpoint import Checkpoint
 from flower_split.segments.cuts import Cuts
@@ -37,6 +38,7 @@ def load_client_model(
     revision: str = "",
     dtype: str = "float32",
     attention: str = "auto",
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """The client model of a checkpoint, in evaluation mode, as `split_model` makes it.
 
@@ -49,15 +51,16 @@ def load_client_model(
         revision: Commit, tag or branch on the hub; empty for the default branch.
         dtype: Of weights and activations: one of `flower_split.config` `DTYPES`.
         attention: Attention implementation: one of `flower_split.config` `ATTENTION`.
+        device: As for `flower_split.devices.resolve_device`; each tensor goes there as it is read.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it lacks what the silo needs.
         CutError: the cuts do not fit the model; no weight has been read.
         UnsupportedFamilyError: the family is not known to be exact when it is cut.
         ModelError: its configuration rules out cutting it, or it has no such attention.
-        ConfigError: `dtype` or `attention` is none of those known.
+        ConfigError: `dtype` or `attention` is none of those known, or there is no such device.
     """
-    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention)
+    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention, device)
     model = plan.load(punch_client, plan.of_silo)
     model.generation_config = _generation_config(plan.source.folder) or model.generation_config
     return model
@@ -71,13 +74,14 @@ def load_trunk(
     revision: str = "",
     dtype: str = "float32",
     attention: str = "auto",
+    device: str = "cpu",
 ) -> Trunk:
     """The trunk of a checkpoint, in evaluation mode, as `split_model` makes it.
 
     Only the tensors of its layers are read. Arguments and errors are those of
     `load_client_model`.
     """
-    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention)
+    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention, device)
     model = plan.load(punch_trunk, lambda index: not plan.of_silo(index))
     # Not of `plan.config`: some families settle open values of it when the model is made.
     return Trunk(model, plan.cuts, fingerprint(model.config)).eval()
@@ -94,9 +98,11 @@ class LoadPlan:
         top_layers: int,
         dtype: str,
         attention: str,
+        device: str = "cpu",
     ) -> None:
         one_of("dtype", dtype, DTYPES)
         one_of("attention", attention, ATTENTION)
+        self.device = resolve_device(device)
         self.source = resolve_source(source, revision)
         self.config = read_config(self.source)
         family_of(self.config)
@@ -151,6 +157,7 @@ class LoadPlan:
             tensors,
             punch=lambda model: punch(model, self.cuts),
             dtype=self.dtype,
+            device=self.device,
             attention=self.attention,
             name=self.source.name,
             path=path,

@@ -21,14 +21,21 @@ def random_numbers(device: torch.device, seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    before = random_state(device)
+    try:
         torch.manual_seed(seed)
         yield
+    finally:
+        set_random_state(device, before)
 
 
 def random_state(device: torch.device) -> RandomState:
     """The state that `set_random_state` puts back."""
-    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_gpu: Tensor | None = None
+    if device.type == "cuda":
+        on_gpu = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        on_gpu = torch.mps.get_rng_state()
     return torch.get_rng_state(), on_gpu
 
 
@@ -36,5 +43,9 @@ def set_random_state(device: torch.device, state: RandomState) -> None:
     """Go on drawing where `random_state` was called."""
     on_cpu, on_gpu = state
     torch.set_rng_state(on_cpu)
-    if on_gpu is not None:
+    if on_gpu is None:
+        return
+    if device.type == "cuda":
         torch.cuda.set_rng_state(on_gpu, device)
+    else:
+        torch.mps.set_rng_state(on_gpu)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from flower_split.devices import as_inner
 from flower_split.errors import ModelError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.layers import find_layers
@@ -65,6 +66,11 @@ class Segment(nn.Module):
         """dtype of weights and activations."""
         return self.model.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.model.device
+
     def _through(self, incoming: Tensor | None = None, **call: Any) -> Tensor:
         """Hidden states (B, T, H) after the layer `leaves`, of the base model called so.
 
@@ -97,9 +103,10 @@ class Segment(nn.Module):
         if current is None:
             return None
         current.entered = True
+        incoming = None if current.incoming is None else as_inner(current.incoming)
         if args:
-            return (current.incoming, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": current.incoming}
+            return (incoming, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": incoming}
 
     def _capture(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._current()

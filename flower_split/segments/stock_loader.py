@@ -33,6 +33,7 @@ def load_stock(
     *,
     punch: Callable[[PreTrainedModel], None],
     dtype: torch.dtype,
+    device: torch.device,
     attention: str,
     name: str,
     path: Path,
@@ -45,6 +46,7 @@ def load_stock(
         tensors: By checkpoint name: safetensors slices, which read one when they are indexed.
         punch: Makes the holes in the model before it has weights.
         dtype: Of weights and activations.
+        device: Where every tensor is put as soon as it has been read.
         attention: Attention implementation.
         name: Of the model; PEFT writes it into an adapter, as that of the base model.
         path: Where the tensors are from, for errors.
@@ -63,6 +65,7 @@ def load_stock(
                 attn_implementation=attention,
                 ignore_mismatched_sizes=True,  # they are in `info`, with their shapes
                 output_loading_info=True,
+                **placement(device),
             )
         except FlowerSplitError:
             raise  # from `punch`
@@ -74,7 +77,13 @@ def load_stock(
     _check(info, tensors, path)
     # Of its own class again, the model can be copied, saved and wrapped like any other.
     model.__class__ = stock
+    torch.nn.Module.to(model, device)  # what is in no checkpoint: stand-ins, rotary frequencies
     return cast(PreTrainedModel, model)
+
+
+def placement(device: torch.device) -> dict[str, Any]:
+    """The stock loader's arguments by which it puts a whole model on `device`."""
+    return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def _punched_class(

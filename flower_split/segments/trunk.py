@@ -1,9 +1,11 @@
 """The trunk: the stock model with only its middle layers."""
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from flower_split.devices import autocasting
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.segment import Segment
 
@@ -20,6 +22,8 @@ class Trunk(Segment):
     def __init__(self, model: PreTrainedModel, cuts: Cuts, fingerprint: str) -> None:
         held = cuts.trunk_range
         super().__init__(model, cuts, fingerprint, enters=held.start, leaves=held.stop - 1)
+        self.autocast: torch.dtype | None = None
+        """Dtype of matrix products, whatever the weights' is and whatever the caller's autocast."""
 
     def forward(
         self,
@@ -40,11 +44,13 @@ class Trunk(Segment):
         Raises:
             ModelError: the stock model did not run the trunk's layers.
         """
-        return self._through(
-            hidden,
-            inputs_embeds=hidden.detach(),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-        )
+        with autocasting(hidden.device, self.autocast):
+            output = self._through(
+                hidden,
+                inputs_embeds=hidden.detach(),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+            )
+        return output.to(hidden.dtype)

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from flower_split.devices import beside_compute
 from flower_split.errors import WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import TensorRule
@@ -52,7 +53,8 @@ def encode_tensor(tensor: Tensor, rule: TensorRule) -> Outgoing:
             f" with {rule.num_dims} dimensions and at least one element"
         )
     try:
-        payload = rule.codec.encode(tensor)
+        with beside_compute(tensor):
+            payload = rule.codec.encode(tensor)
     except WireError as exc:
         raise WireError(f"{rule.name}: {exc}") from exc
     header = pb.TensorHeader(

@@ -46,6 +46,8 @@ class TrunkEngine:
         keep_optimizer: Whether a silo's session goes on from the optimizer state of its last one
             that counted, on both sides; needs silos with names and tickets.
         pack: Digest of the pack that the silos' weights must be from; empty for their own.
+        dtype: Of the silos' weights, in which tensors come and go, whatever the trunk's is; empty
+            leaves it to the silo.
 
     Raises:
         ConfigError: mode and plan contradict each other.
@@ -64,6 +66,7 @@ class TrunkEngine:
         limits: SessionLimits | None = None,
         keep_optimizer: bool = False,
         pack: str = "",
+        dtype: str = "",
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
@@ -73,6 +76,7 @@ class TrunkEngine:
         self.plan = None if self.mode == "frozen" else plan
         self.limits = limits or SessionLimits()
         self._pack = pack
+        self._dtype = dtype
         self._wire = wire
         self._optimizer = optimizer
         self._lock = threading.RLock()
@@ -100,7 +104,7 @@ class TrunkEngine:
             num_layers=cuts.num_layers,
             bottom_layers=cuts.bottom_layers,
             top_layers=cuts.top_layers,
-            dtype=str(self.trunk.dtype).removeprefix("torch."),
+            dtype=self._dtype or str(self.trunk.dtype).removeprefix("torch."),
             trunk_adapters=self.mode,
             adapter="" if self.plan is None else self.plan.json,
             h1=wire.h1,
@@ -219,6 +223,8 @@ class TrunkEngine:
             free |= {"h1", "h2", "g2", "g1"}
         if self._optimizer is None:
             free.add("optimizer")
+        if not self._dtype:
+            free.add("dtype")
         for field in fields(SessionSpec):
             ours, theirs = getattr(expected, field.name), getattr(spec, field.name)
             if field.name in free or ours == theirs:

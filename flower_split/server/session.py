@@ -17,6 +17,7 @@ from flower_split.optimization.clipping import (
     gradient_norms,
 )
 from flower_split.segments import Trunk
+from flower_split.server.border import Border
 from flower_split.server.caches import CacheShelf
 from flower_split.server.stepping import AdapterSlot
 from flower_split.transport.limits import SessionLimits
@@ -68,6 +69,7 @@ class TrunkSession:
         self._on_finish = on_finish
         self._on_close = on_close
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
+        self._border = Border(trunk, spec)
         self._caches = CacheShelf(trunk, limits.max_cached_tokens)
         self._steps = self._forwards = self._backwards = self._tokens = 0
         self._last_microbatch = -1
@@ -79,8 +81,9 @@ class TrunkSession:
         Raises:
             SequenceError: wrong step, a microbatch out of order, or an ended session.
             TrunkBusyError: too many activations or cached tokens.
-            WireError: shapes or dtype do not fit the model.
+            WireError: shapes do not fit the model, or the dtype is not the session's.
         """
+        request = self._border.enter(request)
         with self._lock:
             self._check_step(request.step)
             if request.microbatch <= self._last_microbatch:
@@ -113,7 +116,7 @@ class TrunkSession:
                 self._pending[request.microbatch] = (hidden, output)
             self._forwards += 1
             self._tokens += rows * tokens
-            return output.detach()
+            return self._border.leave(output)
 
     def backward(self, request: BackwardRequest) -> Tensor | None:
         """g1 of a microbatch, (B, T, H), or None when not wanted.
@@ -124,6 +127,7 @@ class TrunkSession:
             SequenceError: wrong step, or a microbatch that has no activations here.
             WireError: the gradient's shape or dtype differs from h2's.
         """
+        grad = self._border.enter_grad(request.grad)
         with self._lock:
             self._check_step(request.step)
             if request.microbatch not in self._pending:
@@ -132,22 +136,19 @@ class TrunkSession:
                     "pass with gradients in this step, or its backward pass was already made"
                 )
             hidden, output = self._pending[request.microbatch]
-            if request.grad.shape != output.shape or request.grad.dtype != output.dtype:
-                raise WireError(
-                    f"g2 is {tuple(request.grad.shape)} {request.grad.dtype}, expected "
-                    f"{tuple(output.shape)} {output.dtype}"
-                )
+            if grad.shape != output.shape:
+                raise WireError(f"g2 is {tuple(grad.shape)}, expected {tuple(output.shape)}")
             del self._pending[request.microbatch]
             parameters = [] if self._slot is None else self._slot.activate()
             wanted = [hidden, *parameters] if request.wants_input_grad else parameters
             if not wanted:
                 return None
-            gradients = list(torch.autograd.grad(output, wanted, request.grad, allow_unused=True))
+            gradients = list(torch.autograd.grad(output, wanted, grad, allow_unused=True))
             input_grad = gradients.pop(0) if request.wants_input_grad else None
             if self._slot is not None:
                 self._slot.accumulate(gradients)
             self._backwards += 1
-            return input_grad
+            return None if input_grad is None else self._border.leave(input_grad)
 
     def release(self, microbatch: int) -> None:
         """Free the activations of a microbatch that gets no backward pass."""
@@ -245,8 +246,6 @@ class TrunkSession:
         width = self._trunk.hidden_size
         if hidden.dim() != 3 or 0 in hidden.shape or hidden.shape[2] != width:
             raise WireError(f"h1 is {tuple(hidden.shape)}, expected (rows, tokens, {width})")
-        if hidden.dtype != self._trunk.dtype:
-            raise WireError(f"h1 is {hidden.dtype}, expected {self._trunk.dtype}")
         rows, tokens = hidden.shape[:2]
         if rows * tokens > self._limits.max_message_tokens:
             raise TrunkBusyError(

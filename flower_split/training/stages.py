@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from flower_split.devices import autocasting
 from flower_split.segments import random_numbers
 from flower_split.training.batch import device_of
 
@@ -67,31 +69,41 @@ class WholeModel:
 
     Args:
         model: A stock causal language model; a cut one blocks while it waits for its trunk.
+        autocast: Dtype of its matrix products; None for that of its weights.
     """
 
     max_in_flight = 1
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
         self._model = model
+        self._autocast = autocast
 
     def note_waited(self, seconds: float) -> None:
         """Nothing is waited for."""
 
     def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Passage:
         """Keep the inputs: everything is computed by `output`."""
-        return _WholePassage(self._model, inputs, seed)
+        return _WholePassage(self._model, inputs, seed, self._autocast)
 
 
 class _WholePassage:
     awaited: Future[Any] | None = None
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor], seed: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        seed: int | None,
+        autocast: torch.dtype | None,
+    ) -> None:
         self._model = model
         self._inputs = inputs
         self._seed = seed
+        self._autocast = autocast
 
     def output(self, **arguments: Any) -> Any:
-        with random_numbers(device_of(self._model), self._seed):
+        device = device_of(self._model)
+        with random_numbers(device, self._seed), autocasting(device, self._autocast):
             return self._model(**self._inputs, use_cache=False, **arguments)
 
     def backward(self, loss: Tensor) -> None:

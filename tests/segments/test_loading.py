@@ -35,6 +35,7 @@ from flower_split.segments import (
     load_trunk,
     loading,
     split_model,
+    stock_loader,
 )
 
 CUTS = {"bottom_layers": 1, "top_layers": 1}
@@ -333,3 +334,34 @@ def test_attention_that_the_family_does_not_have(tmp_path: Path) -> None:
 
 def test_attention_is_sdpa_where_the_family_has_it(llama: Path) -> None:
     assert load_trunk(llama, **CUTS).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "qwen3_moe"])
+def test_the_stock_loader_puts_a_model_with_holes_on_a_device(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked as for a GPU, to put every tensor on the CPU, it loads the same."""
+    case = CASE_BY_NAME[name]
+    case.model().save_pretrained(tmp_path)
+    client, trunk = load_client_model(tmp_path, **CUTS), load_trunk(tmp_path, **CUTS)
+    asked = []
+
+    def placement(device: torch.device) -> dict[str, object]:
+        asked.append(device)
+        return {"device_map": {"": device}}
+
+    monkeypatch.setattr(stock_loader, "placement", placement)
+    assert_same(load_client_model(tmp_path, **CUTS), client)
+    assert_same(load_trunk(tmp_path, **CUTS), trunk)
+    assert asked == [torch.device("cpu")] * 2
+
+
+def test_only_another_device_than_the_cpu_is_asked_for() -> None:
+    assert stock_loader.placement(torch.device("cpu")) == {}
+    cuda = torch.device("cuda", 1)
+    assert stock_loader.placement(cuda) == {"device_map": {"": cuda}}
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match="cuda:99"):
+        load_trunk("no such folder", **CUTS, device="cuda:99")

@@ -167,7 +167,7 @@ def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
     ],
 )
 def test_a_handshake_names_the_field_that_differs(field: str, value: Any) -> None:
-    engine = make_engine(wire=WireConfig())
+    engine = make_engine(wire=WireConfig(), dtype="float32")
     with pytest.raises(HandshakeError, match=rf"differ in {field}[:.]"):
         engine.open(replace(engine.describe(), **{field: value}), None)
     assert "session0" not in engine._adapters._model.peft_config  # type: ignore[union-attr]

@@ -76,8 +76,12 @@ def make_pair(
     optimizer: OptimizerSettings | None = None,
     wire: WireConfig | None = None,
     seed: int = 0,
+    trunk_of: PreTrainedModel | None = None,
 ) -> Pair:
-    """A pair whose client model is attached to a trunk in this process."""
+    """A pair whose client model is attached to a trunk in this process.
+
+    `trunk_of` is the model that the trunk is cut from, where it is not `model`.
+    """
     model = model or tiny_llama()
     plan = resolve_lora(model, lora)
     noise = torch.Generator().manual_seed(2)
@@ -86,6 +90,8 @@ def make_pair(
         for name, tensor in initial_state(model, lora, seed=1).items()
     }
     client, trunk = split_model(model, *cuts)
+    if trunk_of is not None:
+        _, trunk = split_model(trunk_of, *cuts)
     client_state, trunk_state = split_state(state, layers_path(model), trunk.cuts)
     engine = TrunkEngine(trunk, plan=None if mode == "frozen" else plan, mode=mode, wire=wire)
     engine.load_shared_state(trunk_state)

@@ -1,0 +1,16 @@
+"""Devices: which one computes, in what precision, and how tensors get there and back."""
+
+from flower_split.devices.autocast import as_inner, autocast_dtype, autocasting
+from flower_split.devices.choice import resolve_device
+from flower_split.devices.staging import beside_compute, mark_ready, to_device, to_host
+
+__all__ = [
+    "as_inner",
+    "autocast_dtype",
+    "autocasting",
+    "beside_compute",
+    "mark_ready",
+    "resolve_device",
+    "to_device",
+    "to_host",
+]

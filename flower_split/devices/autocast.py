@@ -1,0 +1,41 @@
+"""Autocast: matrix products in a narrow dtype, with weights that stay in their own.
+
+It belongs around a forward pass alone: the backward pass runs each operation in the dtype that its
+forward pass had, also where activations are computed anew.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(name: str) -> torch.dtype | None:
+    """The dtype that a configuration's `autocast` names; None for `off`."""
+    return None if name == "off" else getattr(torch, name)
+
+
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """Compute under autocast to `dtype` meanwhile, and without any where it is None."""
+    if dtype is None and not _is_on(device):
+        return nullcontext()
+    # Torch warns of a dtype that it does not cast to, also where it shall not cast.
+    wanted = torch.get_autocast_dtype(device.type) if dtype is None else dtype
+    context: AbstractContextManager[None] = torch.autocast(
+        device.type, dtype=wanted, enabled=dtype is not None
+    )
+    return context
+
+
+def as_inner(tensor: Tensor) -> Tensor:
+    """`tensor` as the inside of an uncut model has it, also where a graph begins with it.
+
+    Autocast casts a leaf once in a pass and adds up its gradients in the narrow dtype. What a layer
+    computed is no leaf, but cast at every use.
+    """
+    return tensor.view_as(tensor) if _is_on(tensor.device) else tensor
+
+
+def _is_on(device: torch.device) -> bool:
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
