@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
-from flower_split.devices import autocast_dtype
+from flower_split.devices import autocast_dtype, resolve_device
 from flower_split.errors import ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
@@ -251,7 +251,7 @@ class TrunkHost:
             revision=model.revision,
             dtype=config.trunk.dtype or model.dtype,
             attention=model.attention,
-            device=config.trunk.device,
+            device=str(resolve_device(config.trunk.device, key="trunk.device")),
         )
         trunk.autocast = autocast_dtype(config.trunk.autocast)
         self._mode = config.trunk.adapters

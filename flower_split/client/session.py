@@ -39,6 +39,7 @@ from flower_split.training import (
     steps_in_round,
     train_round,
 )
+from flower_split.training.batch import to_device
 from flower_split.transport.base import Connect
 from flower_split.transport.delivery import GrpcDelivery
 from flower_split.transport.grpc import GrpcTransport
@@ -212,18 +213,20 @@ class SplitSession:
     def train_batches(self) -> Iterator[Batch]:
         """The round's microbatches: `input_ids`, `attention_mask`, `labels`, all (B, T) int64.
 
-        As many as `train.local-steps` or `train.local-epochs` ask for, and always the same ones.
+        On the session's device. As many as `train.local-steps` or `train.local-epochs` ask for, and
+        always the same ones.
         """
         train = self.config.train
         one_pass = self.data.train(self.server_round)
-        if train.local_steps:
-            passes = itertools.chain.from_iterable(itertools.repeat(one_pass))
-            return itertools.islice(passes, train.local_steps * train.accumulation)
-        return itertools.chain.from_iterable(itertools.repeat(one_pass, train.local_epochs))
+        repeat = itertools.repeat
+        passes = repeat(one_pass) if train.local_steps else repeat(one_pass, train.local_epochs)
+        batches = itertools.chain.from_iterable(passes)
+        wanted = itertools.islice(batches, train.local_steps * train.accumulation or None)
+        return (to_device(batch, self.device) for batch in wanted)
 
     def eval_batches(self) -> Iterator[Batch]:
         """The held-out data, as `train_batches` gives the training data."""
-        return iter(self.data.held_out())
+        return (to_device(batch, self.device) for batch in self.data.held_out())
 
     def train(self) -> TrainMetrics:
         """Train for one round as the run config says.

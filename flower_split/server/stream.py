@@ -124,8 +124,8 @@ class SessionStream:
             request, reply = item
             if isinstance(reply, SessionSummary):
                 reply = replace(reply, wire_bytes=self._meter.read())
-            size = reply.nbytes if isinstance(reply, Tensor) else 0
-            encoded = await self._offload(size, partial(encode_reply, request, reply, self._rules))
+            encode = partial(encode_reply, request, reply, self._rules)
+            encoded = await self._offload(_effort(reply), encode)
             for outgoing in encoded.tensors:
                 self._meter.add(outgoing.header.role, outgoing.header.num_bytes)
             for frame in encoded.frames():
@@ -148,3 +148,10 @@ class SessionStream:
         if num_bytes <= _INLINE_BYTES:
             return work()
         return await self._loop.run_in_executor(self._codecs, work)
+
+
+def _effort(reply: Reply) -> int:
+    """Bytes to be encoded; a tensor on a GPU has to be waited for besides, whatever its size."""
+    if not isinstance(reply, Tensor):
+        return 0
+    return reply.nbytes if reply.device.type == "cpu" else max(reply.nbytes, _INLINE_BYTES + 1)
