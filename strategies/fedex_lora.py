@@ -31,6 +31,7 @@ class FedExLoRA(LoraStrategy):
     """
 
     name = "fedexlora"
+    folds = True
 
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
         """See `residual`."""

@@ -29,6 +29,7 @@ class FLoRA(LoraStrategy):
 
     name = "flora"
     mixed_ranks = True
+    folds = True
 
     def __init__(self, *, seed: int = 0, **lora: Any) -> None:
         super().__init__(**lora)

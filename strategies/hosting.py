@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Self
@@ -10,24 +10,24 @@ from typing import Self
 from flwr.app import ArrayRecord
 from flwr.supercore.exit import add_exit_handler
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
-from flower_split.errors import ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.optimizer_states import OptimizerState
 from flower_split.server.service import ServiceLimits
+from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.server.tickets import TicketBook
 from flower_split.server.trunk_server import TrunkServer
 from flower_split.strategies.channel import advertised_address, bind_address, server_tls
-from flower_split.strategies.parts import AdapterParts, to_arrays
+from flower_split.strategies.context_length import check_length
+from flower_split.strategies.parts import AdapterParts, to_arrays, to_tensors
 from flower_split.transport.limits import SessionLimits
-from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+from flower_split.transport.messages import Purpose, Ticket
 from flower_split.transport.offer import MAX_STREAMS, DeliveryOffer
 
 logger = logging.getLogger(__name__)
@@ -136,12 +136,13 @@ class TrunkHost:
         """The plan of the adapter that a run yields: without the trunk's layers when frozen."""
         return self._plan
 
-    def begin(self, arrays: ArrayRecord | None) -> ArrayRecord:
+    def begin(self, arrays: ArrayRecord | None, *, any_ranks: bool = False) -> ArrayRecord:
         """What a run's inner strategy starts from; a `shared` trunk and all optimizers start anew.
 
         Args:
             arrays: The adapter to start from, with the trunk's part or, unless `federated`,
                 without it; None makes PEFT's own initialisation from the configured seed.
+            any_ranks: Whether modules may have other ranks than the run's, and folded factors.
 
         Raises:
             AdapterError: `arrays` is not such an adapter.
@@ -149,22 +150,24 @@ class TrunkHost:
         shared = {name: self._initial[name] for name in self._trunk_names}
         seen = {name: self._initial[name] for name in self._parts.shapes}
         if arrays is not None and self._mode == "shared" and shared.keys() <= arrays.keys():
-            whole = AdapterParts(dict(self._whole_plan.shapes), self._trunk_names)
-            arrays, shared = whole.split(arrays)
+            shared = to_tensors(ArrayRecord({name: arrays[name] for name in shared}))
+            arrays = ArrayRecord({n: array for n, array in arrays.items() if n not in shared})
+        if arrays is not None:
+            arrays = self._parts.checked(arrays, any_ranks=any_ranks)
         self._engine.optimizers.load(())
         if self._mode == "shared":
             self._engine.load_shared_state(shared)
-        if arrays is None:
-            return to_arrays(seen)
-        self._parts.split(arrays)
-        return ArrayRecord({name: arrays[name] for name in self._parts.shapes})
+        return to_arrays(seen) if arrays is None else arrays
 
     def adapter(self, arrays: ArrayRecord) -> dict[str, Tensor]:
-        """Every tensor of the adapter that `plan` names, float32, the trunk's included."""
+        """Every tensor of the adapter that `plan` names, float32, the trunk's included.
+
+        The modules' ranks are those of `arrays`; what was folded into the model comes at the end.
+        """
         state = self._parts.to_state(arrays)
         if self._mode == "shared":
             state |= self._engine.shared_state()
-        return {name: state[name] for name in self._plan.names}
+        return {name: state.pop(name) for name in self._plan.names} | state
 
     def issue(
         self, run_id: int, node_id: int, server_round: int, purpose: Purpose, *, seconds: float
@@ -185,13 +188,12 @@ class TrunkHost:
         )
         return DeliveryOffer(pack=self._pack.digest, tickets=tuple(tickets))
 
-    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
-        """The trunk's part of the adapter that the ticket's session starts from."""
-        if self._mode == "federated":
-            self._engine.prepare(ticket, state)
+    def prepare(self, ticket: Ticket, start: TrunkStart) -> None:
+        """What the ticket's session starts from and is to do."""
+        self._engine.prepare(ticket, start)
 
-    def collect(self, ticket: Ticket) -> tuple[dict[str, Tensor], SessionSummary] | None:
-        """The adapter and summary of the ticket's session; None unless it was finished."""
+    def collect(self, ticket: Ticket) -> SessionOutcome | None:
+        """What the ticket's session leaves; None unless it was finished."""
         return self._engine.collect(ticket)
 
     def silo_of(self, ticket: Ticket) -> str:
@@ -203,7 +205,7 @@ class TrunkHost:
         return self._engine.is_broken(ticket)
 
     def accept(self, ticket: Ticket) -> None:
-        """The reply counts: the silo's next session goes on from this one's optimizer state."""
+        """The reply counts: the silo's next session goes on from what this one has left."""
         self._engine.optimizers.accept(ticket)
 
     def optimizer_states(self) -> list[OptimizerState]:
@@ -243,7 +245,7 @@ class TrunkHost:
         """Load the trunk, and find out which adapter tensors there are and who holds them."""
         config, model = self.config, self.config.model
         skeleton = load_skeleton(model.name, revision=model.revision)
-        _check_length(skeleton, config.train.max_length)
+        check_length(skeleton, config.train.max_length)
         trunk = load_trunk(
             model.name,
             bottom_layers=config.split.bottom_layers,
@@ -277,17 +279,6 @@ class TrunkHost:
             else AdapterParts(silo_shapes, ())
         )
         return trunk
-
-
-def _check_length(model: PreTrainedModel, max_length: int) -> None:
-    """Raise `ConfigError` when sequences may be longer than the model was made for."""
-    settings = model.config.get_text_config(decoder=True)
-    context = getattr(settings, "max_position_embeddings", None)
-    if isinstance(context, int) and max_length > context:
-        raise ConfigError(
-            f"train.max-length {max_length} is more than the {context} tokens of the model's "
-            f"context: set it to at most {context}"
-        )
 
 
 def _close_all() -> None:

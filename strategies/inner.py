@@ -10,19 +10,12 @@ from flower_split.config.model import LoraSettings
 from flower_split.config.run_config import nearest, raise_problems
 from flower_split.config.sections import SplitConfig, StrategyConfig
 from flower_split.errors import ConfigError
-from flower_split.strategies.lora import LoraStrategy
+from flower_split.lowrank import Allowance, Scaling
+from flower_split.strategies.lora import MIXED, MIXED_ALPHAS, LoraStrategy
 from flower_split.strategies.personal import PersonalParts
 from flower_split.transport.messages import Purpose
 
 StrategyTable = Mapping[str, Callable[..., Strategy]]
-
-REFUSED = {
-    "fedprox": (
-        "its proximal term pulls on the gradients of every layer, and the trunk's layers do not "
-        "know it; use train.weight-decay or fewer train.local-steps against client drift"
-    ),
-}
-"""Strategies whose split run would not equal the unsplit one, and why."""
 
 _SET_BY_FIELDS = frozenset(
     {
@@ -46,8 +39,6 @@ def strategy_options(make: Callable[..., Strategy]) -> dict[str, inspect.Paramet
 
 def inner_problems(settings: StrategyConfig, table: StrategyTable) -> list[str]:
     """What is wrong with the strategy's name and options; nothing when it can be made."""
-    if settings.name in REFUSED:
-        return [f"strategy.name {settings.name!r} is not offered: {REFUSED[settings.name]}"]
     if settings.name not in table:
         return [f"strategy.name {settings.name!r} is not known{nearest(settings.name, table)}"]
     try:
@@ -89,18 +80,49 @@ def make_inner(
     return _make(settings, table, lora or LoraSettings())
 
 
-def check_exact(inner: Strategy) -> None:
-    """Raise `ConfigError` when a split run cannot equal the unsplit one with `inner`."""
+def check_exact(inner: Strategy, lora: LoraSettings) -> None:
+    """Raise `ConfigError` when `inner` cannot aggregate adapters as `lora` describes them.
+
+    What is wrong is known before any model is loaded.
+    """
+    run = Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
+    wrappers = list[str]()
     for one in nested(inner):
-        if isinstance(one, (LoraStrategy, PersonalParts)):
+        if isinstance(one, (LoraStrategy, PersonalParts)) and one.scaling != run:
             raise ConfigError(
-                f"{type(one).__name__} cannot be an inner strategy of a split run in this version: "
-                "use it in an app whose silos hold the whole model"
+                f"{type(one).__name__} was made for {one.scaling}, and the run has "
+                f"{run}: pass it lora=config.lora"
             )
-        for kind in type(one).__mro__:
-            reason = REFUSED.get(kind.__name__.lower())
-            if reason is not None:
-                raise ConfigError(f"{kind.__name__} cannot be an inner strategy: {reason}")
+        if isinstance(one, LoraStrategy) and wrappers and not one.returns_what_it_sends:
+            raise ConfigError(
+                f"{wrappers[0]} compares the tensors of a reply with those of the message, one by "
+                f"one, and with {type(one).__name__} they are not the same ones: put 'fedavglora' "
+                "or a strategy of Flower's into it"
+            )
+        if not isinstance(one, PersonalParts):
+            wrappers.append(type(one).__name__)
+
+
+def allowance_of(inner: Strategy, lora: LoraSettings) -> Allowance:
+    """Which ranks and alphas silos may have with `inner`."""
+    run = Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
+    chosen = next((one for one in nested(inner) if not isinstance(one, PersonalParts)), inner)
+    lenient = chosen if isinstance(chosen, LoraStrategy) else None
+    return Allowance(
+        scaling=run,
+        ranks=lenient is not None and lenient.mixed_ranks,
+        alphas=lenient is not None and lenient.mixed_alphas,
+        max_r=lora.max_r,
+        strategy=(lenient.name if lenient is not None else "") or type(chosen).__name__,
+        takes_ranks=MIXED,
+        takes_alphas=MIXED_ALPHAS,
+    )
+
+
+def takes_any_ranks(inner: Strategy) -> bool:
+    """Whether the adapter that `inner` aggregates may have modules of other ranks than the run's,
+    and folded factors."""
+    return any(isinstance(one, LoraStrategy) for one in nested(inner))
 
 
 def weight_key(inner: Strategy) -> str:

@@ -34,6 +34,8 @@ from flower_split.strategies.parts import to_arrays
 
 MIXED = "'flora' and 'flexlora' aggregate updates of any ranks exactly, 'hetlora' zero-pads them"
 
+MIXED_ALPHAS = "every strategy for LoRA but 'scaffoldlora' brings alphas to one scale"
+
 
 class LoraStrategy(FedAvg):
     """Base class; a strategy overrides `aggregate_module`, and says what silos train and keep.
@@ -49,6 +51,10 @@ class LoraStrategy(FedAvg):
     """Its `strategy.name`."""
     mixed_ranks: ClassVar[bool] = False
     """Whether silos may have different ranks."""
+    mixed_alphas: ClassVar[bool] = True
+    """Whether silos may have different alphas."""
+    folds: ClassVar[bool] = False
+    """Whether it folds something into the model."""
     embeddings: ClassVar[bool] = True
     """Whether it can aggregate the adapters of embeddings, whose A is zero at the start, not B."""
 
@@ -78,6 +84,12 @@ class LoraStrategy(FedAvg):
     def kept_parts(self) -> frozenset[str]:
         """The factors that never leave a silo."""
         return frozenset()
+
+    @property
+    def returns_what_it_sends(self) -> bool:
+        """Whether a reply has the very tensors of its message, in every round."""
+        trained = self.trained_parts(1) == self.trained_parts(2) == frozenset("AB")
+        return trained and not self.folds and not self.kept_parts()
 
     @abstractmethod
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:

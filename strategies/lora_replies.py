@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from flower_split.errors import AdapterError
-from flower_split.lowrank import CONTROL, RECORD, Scaling, part_of, scaling_from_fields
+from flower_split.lowrank import RECORD, Scaling, at_rank, scaling_from_fields
 from flower_split.strategies.agreement import outvoted, own_problem
 
 logger = logging.getLogger(__name__)
@@ -75,13 +75,6 @@ def _read(message: Message, shapes: Shapes, weight_key: str, default: Scaling) -
     (metrics,) = content.metric_records.values()
     weight = float(str(metrics[weight_key]))
     return SiloReply(message=message, scaling=scaling, weight=weight, arrays=arrays)
-
-
-def at_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """The shape of the factor `name` in an adapter of another rank."""
-    if part_of(name.removeprefix(CONTROL)) == "A":
-        return (rank, *shape[1:])
-    return (*shape[:-1], rank)
 
 
 def _check(arrays: ArrayRecord, shapes: Shapes) -> None:

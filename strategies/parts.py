@@ -1,7 +1,9 @@
 """The two parts of an adapter in Flower's records: the silo's, which travels, and the trunk's.
 
 Silos get and return their own part only; the inner strategy sees both together, in the order of
-the uncut model's parameters, as if the model had never been cut.
+the uncut model's parameters, as if the model had never been cut. A strategy that knows of LoRA
+sends each silo tensors of its own rank, perhaps not all of them, and with folded factors and
+control variates among them: those belong to whoever holds the adapter tensor they are named after.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,15 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flower_split.errors import AdapterError
+from flower_split.lowrank import CONTROL, Orders, adapter_name, at_rank, part_of
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 
 class AdapterParts:
     """Names, shapes and owner of every adapter tensor that the inner strategy sees.
 
     Args:
-        shapes: Name and shape of those tensors, in the uncut model's order.
+        shapes: Name and shape of those tensors at the run's rank, in the uncut model's order.
         trunk_names: The ones that the trunk holds.
     """
 
@@ -31,39 +35,124 @@ class AdapterParts:
         self.trunk_shapes = {n: shape for n, shape in self.shapes.items() if n in trunk}
         self.silo_shapes = {n: shape for n, shape in self.shapes.items() if n not in trunk}
 
-    def split(self, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Tensor]]:
+    def split(
+        self, arrays: ArrayRecord, orders: Orders | None = None
+    ) -> tuple[ArrayRecord, dict[str, Tensor]]:
         """The silo's part as float32 arrays and the trunk's as float32 tensors.
 
         A float64 array, which some strategies make, is rounded; `arrays` stays as it is.
 
-        Raises:
-            AdapterError: `arrays` is not the whole adapter, or has values that are not finite.
-        """
-        values = decode(arrays, self.shapes)
-        silo = ArrayRecord({name: Array(values[name]) for name in self.silo_shapes})
-        return silo, {name: torch.from_numpy(values[name]) for name in self.trunk_shapes}
+        Args:
+            arrays: Of a message of the inner strategy.
+            orders: Of the same message. Without a scale of their own they are those of a strategy
+                that knows nothing of LoRA, and `arrays` must be the whole adapter.
 
-    def join(self, silo: ArrayRecord, trunk: Mapping[str, Tensor]) -> ArrayRecord:
-        """The whole adapter of one silo, in the uncut model's order.
+        Raises:
+            AdapterError: `arrays` is no such adapter, or has values that are not finite.
+        """
+        tailored = orders is not None and orders.scale is not None
+        optional = orders.keeps if orders is not None else ()
+        values = decode(arrays, self._fitting(arrays, optional) if tailored else self.shapes)
+        trunk = {n: torch.from_numpy(v) for n, v in values.items() if self._is_of_trunk(n)}
+        silo = {name: Array(value) for name, value in values.items() if name not in trunk}
+        return ArrayRecord(silo), trunk
+
+    def join(
+        self, silo: ArrayRecord, trunk: Mapping[str, Tensor], expected: Shapes | None = None
+    ) -> ArrayRecord:
+        """What a silo would have sent of the uncut model.
+
+        Args:
+            silo: The silo's part.
+            trunk: The trunk's.
+            expected: Name and shape of both together, in order; None for the whole adapter at the
+                run's rank.
 
         Raises:
             AdapterError: `silo` is not the silo's part in float32, or a value is not finite.
         """
-        decode(silo, self.silo_shapes, dtype="float32")
-        made = to_arrays({name: trunk[name] for name in self.trunk_shapes})
-        decode(made, self.trunk_shapes)
-        return ArrayRecord(
-            {name: made[name] if name in made else silo[name] for name in self.shapes}
-        )
+        expected = self.shapes if expected is None else expected
+        of_trunk = {name: s for name, s in expected.items() if self._is_of_trunk(name)}
+        decode(silo, {n: s for n, s in expected.items() if n not in of_trunk}, dtype="float32")
+        made = to_arrays({name: trunk[name] for name in of_trunk})
+        decode(made, of_trunk)
+        return ArrayRecord({name: made[name] if name in made else silo[name] for name in expected})
+
+    def replied(self, orders: Orders, controls: Iterable[str], rank: int) -> Shapes:
+        """Name and shape of what a silo replies, in the uncut model's order.
+
+        Args:
+            orders: Of the message that it replies to.
+            controls: Names of the control variates in that message.
+            rank: Of the silo's adapter.
+        """
+        if orders.scale is None and orders.sends_all:
+            return self.shapes
+        trained = [n for n in self.shapes if part_of(n) in orders.trains]
+        sent = {n: at_rank(n, self.shapes[n], rank) for n in trained if n not in orders.keeps}
+        given = frozenset(controls)
+        return sent | {
+            CONTROL + n: at_rank(n, self.shapes[n], rank) for n in trained if CONTROL + n in given
+        }
 
     def to_state(self, arrays: ArrayRecord) -> dict[str, Tensor]:
-        """The whole adapter as float32 tensors, in the uncut model's order.
+        """An adapter of any ranks, with what was folded into the model, as float32 tensors.
+
+        They come in the uncut model's order, the folded ones after all others.
 
         Raises:
-            AdapterError: `arrays` is not the whole adapter, or has values that are not finite.
+            AdapterError: `arrays` is not an adapter of this model, or has values that are not
+                finite.
         """
-        values = decode(arrays, self.shapes)
+        values = decode(arrays, self._fitting(arrays))
         return {name: torch.from_numpy(value) for name, value in values.items()}
+
+    def checked(self, arrays: ArrayRecord, *, any_ranks: bool) -> ArrayRecord:
+        """`arrays` in the uncut model's order.
+
+        Args:
+            arrays: A whole adapter.
+            any_ranks: Whether its modules may have other ranks than the run's, and folded factors.
+
+        Raises:
+            AdapterError: it is no such adapter, or has values that are not finite.
+        """
+        values = decode(arrays, self._fitting(arrays) if any_ranks else self.shapes)
+        return ArrayRecord({name: arrays[name] for name in values})
+
+    def _fitting(self, arrays: ArrayRecord, optional: Iterable[str] = ()) -> Shapes:
+        """Name and shape that `arrays` must have to be an adapter of any ranks of this model.
+
+        Args:
+            arrays: With folded factors and control variates among them, or without.
+            optional: Names of adapter tensors that need not be there.
+        """
+        left_out = frozenset(optional) - arrays.keys()
+        owners = {name: name for name in self.shapes if name not in left_out}
+        for name in arrays:
+            if name not in owners and (owner := _owner(name)) in self.shapes:
+                owners[name] = owner
+        return {n: _at_own_rank(n, self.shapes[owner], arrays) for n, owner in owners.items()}
+
+    def _is_of_trunk(self, name: str) -> bool:
+        return name in self.trunk_shapes or _owner(name) in self.trunk_shapes
+
+
+def _owner(name: str) -> str:
+    """The adapter tensor that `name` is named after; `name` itself where it is no LoRA tensor."""
+    try:
+        return adapter_name(name)
+    except AdapterError:
+        return name
+
+
+def _at_own_rank(name: str, shape: Shape, arrays: ArrayRecord) -> Shape:
+    """`shape` at the rank that the tensor `name` of `arrays` has; as it is where it has none."""
+    try:
+        axis = 0 if part_of(_owner(name)) == "A" else 1
+        return at_rank(_owner(name), shape, arrays[name].shape[axis])
+    except (AdapterError, KeyError, IndexError):
+        return shape
 
 
 def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:

@@ -20,6 +20,7 @@ from flower_split.reporting import installed_versions
 from flower_split.strategies import run_state
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting import TrunkHost
+from flower_split.strategies.inner import takes_any_ranks
 from flower_split.strategies.inner_state import InnerState, lines
 from flower_split.strategies.parts import to_arrays
 from flower_split.strategies.roll_call import RollCall
@@ -120,7 +121,8 @@ class RunCheckpoints:
             if not self._config.resume:
                 self._store.set_aside()
             self._host.lineage = self._lineage = secrets.token_hex(16)
-        return SplitResult(arrays=self._host.begin(initial_arrays)), Reached()
+        start = self._host.begin(initial_arrays, any_ranks=takes_any_ranks(self._inner))
+        return SplitResult(arrays=start), Reached()
 
     def save(
         self, result: SplitResult, server_round: int, roll_call: RollCall, *, complete: bool
@@ -165,7 +167,8 @@ class RunCheckpoints:
     ) -> tuple[SplitResult, Reached]:
         state = run_state.read_state(last)
         self._check(last, state)
-        self._host.begin(to_arrays(run_state.read_adapter(last)))
+        reached = to_arrays(run_state.read_adapter(last))
+        self._host.begin(reached, any_ranks=takes_any_ranks(self._inner))
         self._host.load_optimizer_states(run_state.read_optimizers(last))
         self._host.lineage = self._lineage = state.lineage
         nodes = roll_call().nodes() if state.mentions_nodes else {}

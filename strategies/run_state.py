@@ -131,7 +131,8 @@ def read_result(checkpoint: Checkpoint) -> SplitResult:
     order = [name for name, _ in checkpoint.state["plan"]["shapes"]]
     adapter = read_adapter(checkpoint)
     if checkpoint.server_round > 0:
-        result.adapter = {name: adapter[name] for name in order if name in adapter}
+        first = {name: adapter[name] for name in order if name in adapter}
+        result.adapter = first | adapter  # what was folded into the model comes after all others
     return result
 
 

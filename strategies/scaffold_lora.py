@@ -30,6 +30,7 @@ class ScaffoldLoRA(FedAvgLoRA):
     """
 
     name = "scaffoldlora"
+    mixed_alphas = False
 
     def __init__(self, **lora: Any) -> None:
         super().__init__(**lora)
@@ -43,6 +44,11 @@ class ScaffoldLoRA(FedAvgLoRA):
         """As the base class; counts the silos that there are."""
         self._num_silos = len(list(grid.get_node_ids()))
         return super().configure_train(server_round, arrays, config, grid)
+
+    @property
+    def returns_what_it_sends(self) -> bool:
+        """Not even the control variates: silos send their change."""
+        return False
 
     def orders(self, server_round: int, node: Scaling | None) -> Orders:
         """As the base class, with control variates."""

@@ -1,12 +1,10 @@
 """The session host: what a round needs of whoever hosts the trunk."""
 
-from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor
-
+from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.strategies.parts import AdapterParts
-from flower_split.transport.messages import Purpose, SessionSummary, Ticket
+from flower_split.transport.messages import Purpose, Ticket
 from flower_split.transport.offer import DeliveryOffer
 
 
@@ -50,12 +48,12 @@ class SessionHost(Protocol):
         """The model, and tickets to fetch it within `seconds`; None where silos have their own."""
         ...
 
-    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
-        """The trunk's part of the adapter that the ticket's session starts from."""
+    def prepare(self, ticket: Ticket, start: TrunkStart) -> None:
+        """What the ticket's session starts from and is to do."""
         ...
 
-    def collect(self, ticket: Ticket) -> tuple[dict[str, Tensor], SessionSummary] | None:
-        """The adapter and summary of the ticket's session; None unless it was finished."""
+    def collect(self, ticket: Ticket) -> SessionOutcome | None:
+        """What the ticket's session leaves; None unless it was finished."""
         ...
 
     def silo_of(self, ticket: Ticket) -> str:
@@ -67,7 +65,7 @@ class SessionHost(Protocol):
         ...
 
     def accept(self, ticket: Ticket) -> None:
-        """The reply counts: the silo's next session goes on from this one's optimizer state."""
+        """The reply counts: the silo's next session goes on from what this one has left."""
         ...
 
     def discard(self, ticket: Ticket) -> None:

@@ -8,16 +8,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from torch import Tensor
 
 from flower_split.errors import AdapterError, RoundError
+from flower_split.lowrank import CONTROL, Allowance, Orders
 from flower_split.reporting.counters import SUMMARY_COUNTERS, checked_counters
+from flower_split.server.starting import TrunkStart
 from flower_split.strategies.agreement import own_problem
 from flower_split.strategies.history import NodeRecord
 from flower_split.strategies.reasons import readable
 from flower_split.strategies.session_host import SessionHost
-from flower_split.transport.invitation import PROOF, Invitation
+from flower_split.strategies.silo_reply import STATISTICS, Invited, completed, proves
+from flower_split.transport.invitation import Invitation
 from flower_split.transport.messages import Purpose
-
-STATISTICS = "split"
-"""Name of the ConfigRecord in which a reply carries its proof and the session's statistics."""
 
 TICKET_GRACE = 30.0
 """Seconds by which a ticket outlives its round's deadline; the round's end revokes it anyway."""
@@ -44,6 +44,7 @@ class RoundSessions:
         num_rounds: Rounds of the run.
         timeout: Seconds after which the exchange ends.
         weight_key: Metric by which the inner strategy weighs replies.
+        allowance: Which ranks and alphas silos may have.
         last_training: Whether silos may drop what they keep from round to round.
     """
 
@@ -56,6 +57,7 @@ class RoundSessions:
         num_rounds: int,
         timeout: float,
         weight_key: str,
+        allowance: Allowance,
         last_training: bool = False,
     ) -> None:
         self.records: dict[int, NodeRecord] = {}
@@ -67,18 +69,20 @@ class RoundSessions:
         self._num_rounds = num_rounds
         self._timeout = timeout
         self._weight_key = weight_key
+        self._allowance = allowance
         self._last_training = last_training
-        self._invited: dict[int, tuple[Message, Invitation]] = {}
+        self._invited: dict[int, Invited] = {}
         self._broken_at: dict[int, float] = {}
-        self._split: tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]] | None = None
+        self._split: dict[int, tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]]] = {}
 
     def __enter__(self) -> "RoundSessions":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for _, invitation in self._invited.values():
-            self._host.discard(invitation.ticket)
-            for ticket in invitation.offer.tickets if invitation.offer else ():
+        for invited in self._invited.values():
+            self._host.discard(invited.invitation.ticket)
+            offer = invited.invitation.offer
+            for ticket in offer.tickets if offer else ():
                 self._host.discard(ticket)
 
     @property
@@ -93,7 +97,7 @@ class RoundSessions:
 
         Raises:
             RoundError: the message is not one arrays record and one config record.
-            AdapterError: the arrays are not the whole adapter.
+            AdapterError: the arrays are not the adapter that the silo is to get.
         """
         content = RecordDict(dict(message.content.items()))
         if len(content.array_records) != 1 or len(content.config_records) != 1:
@@ -103,7 +107,8 @@ class RoundSessions:
             )
         ((array_key, arrays),) = content.array_records.items()
         ((config_key, config),) = content.config_records.items()
-        silo_part, trunk_part = self._parts_of(arrays)
+        orders = Orders.from_fields(dict(config.items()))
+        silo_part, trunk_part = self._parts_of(arrays, orders)
         metadata = message.metadata
         if metadata.dst_node_id in self._invited:
             raise RoundError(f"the inner strategy sent two messages to node {metadata.dst_node_id}")
@@ -133,8 +138,14 @@ class RoundSessions:
             ttl=metadata.ttl,
             group_id=metadata.group_id,
         )
-        self._invited[metadata.dst_node_id] = (invited, invitation)
-        self._host.prepare(ticket, trunk_part)
+        self._invited[metadata.dst_node_id] = Invited(
+            message=invited,
+            invitation=invitation,
+            orders=orders,
+            controls=tuple(name for name in arrays if name.startswith(CONTROL)),
+        )
+        start = TrunkStart(tensors=trunk_part, orders=orders, allowance=self._allowance)
+        self._host.prepare(ticket, start)
         return invited
 
     def receive(self, reply: Message) -> Message | None:
@@ -145,15 +156,15 @@ class RoundSessions:
         round, or a second one.
         """
         wanted = reply.metadata.reply_to_message_id
-        found = [pair for pair in self._invited.values() if pair[0].metadata.message_id == wanted]
-        if not found or found[0][0].metadata.dst_node_id in self.records:
+        found = [one for one in self._invited.values() if one.message.metadata.message_id == wanted]
+        if not found or found[0].message.metadata.dst_node_id in self.records:
             return None
-        sent, invitation = found[0]
+        (invited,) = found
         if reply.has_error():
             reason = readable(reply.error.reason or "") or f"error {reply.error.code}"
-            return self._refuse(sent, reason)
-        problem = self._admit(reply, invitation)
-        return self._refuse(sent, problem) if problem else reply
+            return self._refuse(invited.message, reason)
+        problem = self._admit(reply, invited)
+        return self._refuse(invited.message, problem) if problem else reply
 
     def proven_first(self, replies: Iterable[Message]) -> list[Message]:
         """`replies` with those in front that prove where they come from.
@@ -162,34 +173,34 @@ class RoundSessions:
         one, whichever came first.
         """
         invitations = {
-            sent.metadata.message_id: invited for sent, invited in self._invited.values()
+            one.message.metadata.message_id: one.invitation for one in self._invited.values()
         }
 
         def is_unproven(reply: Message) -> bool:
             invitation = invitations.get(reply.metadata.reply_to_message_id)
-            return reply.has_error() or invitation is None or not _proves(reply, invitation)
+            return reply.has_error() or invitation is None or not proves(reply, invitation)
 
         return sorted(replies, key=is_unproven)
 
     def refuse(self, node_id: int, reason: str) -> Message:
         """Take back a reply that counted so far; an error reply stands for it."""
-        return self._refuse(self._invited[node_id][0], reason)
+        return self._refuse(self._invited[node_id].message, reason)
 
     def is_lost(self, message_id: str) -> bool:
         """Whether the silo that got this message broke off its session and stayed silent since."""
         now = time.monotonic()
-        for node_id, (message, invitation) in self._invited.items():
-            if message.metadata.message_id == message_id:
-                if not self._host.is_broken(invitation.ticket):
+        for node_id, invited in self._invited.items():
+            if invited.message.metadata.message_id == message_id:
+                if not self._host.is_broken(invited.invitation.ticket):
                     return False
                 return now - self._broken_at.setdefault(node_id, now) > REPLY_SECONDS
         return False
 
     def settle(self) -> None:
         """Nothing is taken back any more: sessions whose replies count are gone on from."""
-        for node_id, (_, invitation) in self._invited.items():
+        for node_id, invited in self._invited.items():
             if node_id in self.records and not self.records[node_id].failure:
-                self._host.accept(invitation.ticket)
+                self._host.accept(invited.invitation.ticket)
 
     def note_silent(self) -> None:
         """Record a failure for every node that has not answered."""
@@ -230,20 +241,23 @@ class RoundSessions:
 
         return sorted(self.records.values(), key=key)
 
-    def _parts_of(self, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Tensor]]:
+    def _parts_of(
+        self, arrays: ArrayRecord, orders: Orders
+    ) -> tuple[ArrayRecord, dict[str, Tensor]]:
         """Both parts of `arrays`, computed once for messages that share one record."""
-        if self._split is None or self._split[0] is not arrays:
-            self._split = (arrays, *self._host.parts.split(arrays))
-        return self._split[1], self._split[2]
+        if id(arrays) not in self._split:
+            # The record is held too, so that no other gets its place in memory, and its id.
+            self._split[id(arrays)] = (arrays, *self._host.parts.split(arrays, orders))
+        return self._split[id(arrays)][1:]
 
-    def _admit(self, reply: Message, invitation: Invitation) -> str:
+    def _admit(self, reply: Message, invited: Invited) -> str:
         """Complete the reply in place; otherwise say why it does not count."""
         content, trained = reply.content, self._purpose == "train"
-        node_id = invitation.ticket.node_id
-        if not _proves(reply, invitation):
+        ticket = invited.invitation.ticket
+        if not proves(reply, invited.invitation):
             return "the reply does not prove that it comes from the silo that was invited"
         statistics = content.config_records[STATISTICS]
-        outcome = self._host.collect(invitation.ticket)
+        outcome = self._host.collect(ticket)
         if outcome is None:
             return "the silo did not finish its session at the trunk"
         problem = own_problem(content, self._weight_key, trained=trained)
@@ -251,19 +265,23 @@ class RoundSessions:
             return problem
         complete = RecordDict(dict(content.items()))
         if trained:
-            ((key, silo_part),) = content.array_records.items()
+            ((key, _),) = content.array_records.items()
             del complete[key]
             try:
-                complete[self._array_key] = self._host.parts.join(silo_part, outcome[0])
+                complete[self._array_key] = completed(
+                    content, outcome, invited, parts=self._host.parts, allowance=self._allowance
+                )
             except AdapterError as error:
                 return str(error)
         reply.content = complete
-        if invitation.sample:
+        if invited.invitation.sample:
             self.sample = self.sample or str(statistics.get("sample", ""))[:LONGEST_SAMPLE]
-        counted = {name: getattr(outcome[1], field) for name, field in SUMMARY_COUNTERS.items()}
+        counted = {
+            name: getattr(outcome.summary, field) for name, field in SUMMARY_COUNTERS.items()
+        }
         self._record(
-            node_id,
-            silo=self._host.silo_of(invitation.ticket),
+            ticket.node_id,
+            silo=self._host.silo_of(ticket),
             metrics=dict(next(iter(content.metric_records.values())).items()),
             # What the trunk counted itself is not taken from the silo.
             statistics=checked_counters({**statistics, **counted}),
@@ -278,13 +296,3 @@ class RoundSessions:
         self.records[node_id] = NodeRecord(
             server_round=self._round, purpose=self._purpose, node_id=node_id, **told
         )
-
-
-def _proves(reply: Message, invitation: Invitation) -> bool:
-    """Whether the invited node sent `reply`, by its token."""
-    statistics = reply.content.config_records.get(STATISTICS)
-    return (
-        statistics is not None
-        and reply.metadata.src_node_id == invitation.ticket.node_id
-        and invitation.is_proven_by(statistics.get(PROOF))
-    )

@@ -16,7 +16,7 @@ from flower_split.strategies.agreement import outvoted
 from flower_split.strategies.exchange import exchange
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting import TrunkHost
-from flower_split.strategies.inner import check_exact, weight_key
+from flower_split.strategies.inner import allowance_of, check_exact, weight_key
 from flower_split.strategies.output import checkpoint_folder
 from flower_split.strategies.run import EvaluateFn, Run
 from flower_split.strategies.run_checkpoints import RunCheckpoints
@@ -41,7 +41,7 @@ class SplitStrategy(Strategy):
             output folder, and writes none where that is empty.
 
     Raises:
-        ConfigError: `inner` is of a kind that a split run could not follow exactly.
+        ConfigError: `inner` cannot aggregate the run's adapters.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SplitStrategy(Strategy):
         host: TrunkHost | None = None,
         checkpoints: Path | None = None,
     ) -> None:
-        check_exact(inner)
+        check_exact(inner, config.lora)
         self.config = config
         self.inner = inner
         self.result = SplitResult()
@@ -248,6 +248,7 @@ class SplitStrategy(Strategy):
             num_rounds=run.num_rounds,
             timeout=run.timeout,
             weight_key=weight_key(self.inner),
+            allowance=allowance_of(self.inner, self.config.lora),
             last_training=server_round == run.num_rounds and run.checkpoints.may_drop(purpose),
         )
         with sessions:

@@ -5,6 +5,7 @@ from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
 from flower_split.adapters.reading import AdapterFolder, read_adapter_folder
+from flower_split.adapters.rounds import AdapterRound, Kept
 from flower_split.adapters.state import adapter_parameters, load_state, read_state, split_state
 from flower_split.adapters.trunk_adapters import TrunkAdapters
 from flower_split.adapters.wrapping import wrap
@@ -12,6 +13,8 @@ from flower_split.adapters.wrapping import wrap
 __all__ = [
     "AdapterFolder",
     "AdapterPlan",
+    "AdapterRound",
+    "Kept",
     "TrunkAdapters",
     "adapter_parameters",
     "fitted",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flower_split.adapters.folding import own_scaling
 from flower_split.adapters.plan import ADAPTER
 from flower_split.adapters.state import adapter_parameters
-from flower_split.lowrank import fit_part, fresh_factors, pair_up, part_of
+from flower_split.lowrank import Factors, Pair, fit_part, fresh_factors, pair_up
 
 
 def fitted(
@@ -36,16 +36,21 @@ def fitted(
     ratio = scale / scaling.factor
     result = dict(tensors)
     for pair in pair_up(held):
-        seed = int.from_bytes(hashlib.sha256(pair.module.encode()).digest()[:7], "big")
-        fresh = fresh_factors(
-            scaling.r,
-            held[pair.a][1],
-            held[pair.b][0],
-            generator=torch.Generator().manual_seed(seed),
-            embedding=pair.embedding,
-        )
-        for name, part in ((pair.a, fresh.a), (pair.b, fresh.b)):
-            if name in tensors and tensors[name].ndim == 2:
-                tensor = fit_part(part_of(name), tensors[name].float(), part)
-                result[name] = tensor * ratio if part_of(name) == "B" else tensor
+        fresh = None  # drawn where it is needed only: large, and the same whenever it is drawn
+        for name, part, axis in ((pair.a, "A", 0), (pair.b, "B", 1)):
+            if name not in tensors or tensors[name].ndim != 2:
+                continue
+            tensor = tensors[name].float()
+            if tensor.shape[axis] >= scaling.r:
+                tensor = tensor.narrow(axis, 0, scaling.r)
+            else:
+                fresh = fresh or _fresh(pair, scaling.r, held[pair.a][1], held[pair.b][0])
+                tensor = fit_part(part, tensor, fresh.a if part == "A" else fresh.b)
+            result[name] = tensor * ratio if part == "B" else tensor
     return result
+
+
+def _fresh(pair: Pair, rank: int, inputs: int, outputs: int) -> Factors:
+    seed = int.from_bytes(hashlib.sha256(pair.module.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed)
+    return fresh_factors(rank, inputs, outputs, generator=generator, embedding=pair.embedding)

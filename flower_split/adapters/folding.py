@@ -60,11 +60,9 @@ def fold(model: nn.Module, state: Mapping[str, Tensor], adapter: str = ADAPTER) 
     if not isinstance(model, PeftModel):
         raise AdapterError("folded tensors came for a model that holds no LoRA adapter")
     if present:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT tells which adapter it activates instead
-            model.delete_adapter(FOLDED)
+        delete_adapter(model, FOLDED)
     if state:
-        _add(model, state, adapter)
+        add_folded(model, state, adapter, FOLDED)
     active = [adapter, FOLDED] if state else [adapter]
     trained = [parameter.requires_grad for _, parameter in adapter_parameters(model, adapter)]
     for layer in layers:
@@ -75,7 +73,20 @@ def fold(model: nn.Module, state: Mapping[str, Tensor], adapter: str = ADAPTER) 
         parameter.requires_grad_(wanted)
 
 
-def _add(model: PeftModel, state: Mapping[str, Tensor], adapter: str) -> None:
+def add_folded(model: PeftModel, state: Mapping[str, Tensor], adapter: str, name: str) -> None:
+    """Make the adapter `name` of the factors that are to lie beneath `adapter`.
+
+    PEFT chooses by itself which adapter is active then.
+
+    Args:
+        model: Holds `adapter`.
+        state: See `fold`; not empty.
+        adapter: The trained adapter.
+        name: Of the new one.
+
+    Raises:
+        AdapterError: `state` does not fit the model; no adapter is made then.
+    """
     held = {name.removeprefix(PEFT_PREFIX) for name, _ in _adapted(model, adapter)}
     ranks = {
         pair.module.removeprefix(PEFT_PREFIX): state[pair.a].shape[0] for pair in pair_up(state)
@@ -91,8 +102,19 @@ def _add(model: PeftModel, state: Mapping[str, Tensor], adapter: str) -> None:
         ranks, fan_in_fan_out=isinstance(trained, LoraConfig) and trained.fan_in_fan_out
     )
     with torch.random.fork_rng(devices=[]):
-        model.add_adapter(FOLDED, config)
-    load_state(model, plain_names(state), FOLDED)
+        model.add_adapter(name, config)
+    try:
+        load_state(model, plain_names(state), name)
+    except AdapterError:
+        delete_adapter(model, name)
+        raise
+
+
+def delete_adapter(model: PeftModel, name: str) -> None:
+    """Delete the adapter `name`; PEFT chooses by itself which one is active then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells which
+        model.delete_adapter(name)
 
 
 def _adapted(model: nn.Module, adapter: str) -> list[tuple[str, LoraLayer]]:

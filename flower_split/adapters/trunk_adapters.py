@@ -1,20 +1,25 @@
 """The trunk's adapters: one set of trunk weights, and a LoRA adapter for every open session."""
 
-import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from flower_split.adapters.folding import add_folded, delete_adapter
 from flower_split.adapters.plan import AdapterPlan
+from flower_split.adapters.rounds import AdapterRound, Kept
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.adapters.wrapping import wrap
 from flower_split.errors import AdapterError
+from flower_split.lowrank import Orders, Scaling, part_of
 from flower_split.segments import Trunk
 
 MASTER = "master"
+_BENEATH = "-folded"
+"""What the adapter of what was folded into the model for another one is called after that one."""
 
 
 class TrunkAdapters:
@@ -41,45 +46,121 @@ class TrunkAdapters:
         self._trunk = trunk
         self._model = wrapped
         self._layers = [m for m in wrapped.modules() if isinstance(m, LoraLayer)]
+        self.scaling = plan.scaling
+        """The master's."""
+        self._frozen: dict[str, list[nn.Parameter]] = {}
+        self._beneath: dict[str, list[nn.Parameter]] = {}
         self._active = ""
         self.activate(MASTER)
 
-    def add(self, name: str, state: Mapping[str, Tensor] | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        state: Mapping[str, Tensor] | None = None,
+        *,
+        scaling: Scaling | None = None,
+    ) -> None:
         """Make the adapter `name` with the values of `state`, or else of the master's.
+
+        Args:
+            name: Of the new adapter.
+            state: Its tensors.
+            scaling: Its rank and alpha, where they are not the master's.
 
         Raises:
             AdapterError: `state` does not fit the trunk; no adapter is made then.
         """
-        state = self.state(MASTER) if state is None else state
-        self._active = ""  # PEFT activates an adapter of its own choice as it adds one
-        with torch.random.fork_rng(devices=[]):
-            self._model.add_adapter(name, self._model.peft_config[MASTER])
-        # New dropout modules train, whatever the trunk does.
-        self._trunk.train(self._trunk.training)
+        self._make(name, scaling or self.scaling)
         try:
-            load_state(self._model, state, name)
+            load_state(self._model, self.state(MASTER) if state is None else state, name)
         except AdapterError:
             self.remove(name)
             raise
 
+    def begin_round(
+        self,
+        name: str,
+        orders: Orders,
+        received: Mapping[str, Tensor],
+        *,
+        scaling: Scaling,
+        kept: Kept | None = None,
+        trains: bool = True,
+    ) -> AdapterRound:
+        """Make the adapter `name` for one round, with what was folded into the model beneath it.
+
+        Args:
+            name: Of the new adapter.
+            orders: What the strategy asks for.
+            received: See `AdapterRound.load`.
+            scaling: The adapter's.
+            kept: What an earlier round has left.
+            trains: Whether the round is one of training.
+
+        Raises:
+            AdapterError: a tensor does not fit the trunk, or some that are kept are lost; no
+                adapter is made then.
+        """
+        self._make(name, scaling)
+        try:
+            begun = AdapterRound(
+                self._model, orders, scale=scaling.factor, trains=trains, adapter=name
+            )
+            folded = begun.load(received, kept)
+            if folded:
+                self._active = ""
+                add_folded(self._model, folded, name, name + _BENEATH)
+                beneath = adapter_parameters(self._model, name + _BENEATH)
+                self._beneath[name] = [parameter for _, parameter in beneath]
+        except AdapterError:
+            self.remove(name)
+            raise
+        self.freeze_parts(name, orders.trains)
+        return begun
+
+    def freeze_parts(self, name: str, trained: frozenset[str]) -> None:
+        """Let gradients flow to the factors in `trained` (`A`, `B`) of `name`, and to no other."""
+        held = adapter_parameters(self._model, name)
+        self._frozen[name] = [p for n, p in held if part_of(n) not in trained]
+
+    def has_folded(self, name: str) -> bool:
+        """Whether a second, frozen adapter lies beneath the adapter `name`."""
+        return name in self._beneath
+
     def remove(self, name: str) -> None:
-        """Delete the adapter `name`."""
+        """Delete the adapter `name`, and the one beneath it."""
         self.activate(MASTER)
-        self._active = ""  # and as it deletes one
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._model.delete_adapter(name)
+        self._active = ""  # PEFT activates an adapter of its own choice as it deletes one
+        self._frozen.pop(name, None)
+        if self._beneath.pop(name, None):
+            delete_adapter(self._model, name + _BENEATH)
+        delete_adapter(self._model, name)
 
     def activate(self, name: str) -> None:
-        """Compute with the adapter `name` from now on, with gradients for its tensors only."""
-        if name != self._active:
-            for layer in self._layers:
-                layer.set_adapter(name)
-            self._active = name
+        """Compute with the adapter `name` from now on, with gradients for what it trains only."""
+        if name == self._active:
+            return
+        active = [name, name + _BENEATH] if name in self._beneath else [name]
+        for layer in self._layers:
+            layer.set_adapter(active)
+        for parameter in (*self._frozen.get(name, ()), *self._beneath.get(name, ())):
+            parameter.requires_grad_(False)
+        self._active = name
 
-    def parameters(self, name: str) -> list[nn.Parameter]:
-        """The tensors of the adapter `name`, in model order."""
-        return [parameter for _, parameter in adapter_parameters(self._model, name)]
+    def _make(self, name: str, scaling: Scaling) -> None:
+        self._active = ""  # PEFT activates an adapter of its own choice as it adds one
+        config = self._model.peft_config[MASTER]
+        if scaling != self.scaling:
+            config = replace(config, r=scaling.r, lora_alpha=scaling.alpha)  # type: ignore[call-arg]
+        with torch.random.fork_rng(devices=[]):
+            self._model.add_adapter(name, config)
+        # New dropout modules train, whatever the trunk does.
+        self._trunk.train(self._trunk.training)
+
+    def trained(self, name: str) -> list[nn.Parameter]:
+        """The tensors of the adapter `name` that gradients flow to, in model order."""
+        frozen = {id(parameter) for parameter in self._frozen.get(name, ())}
+        return [p for p in self.named_parameters(name).values() if id(p) not in frozen]
 
     def named_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The tensors of the adapter `name` by their names in the uncut model, in model order."""

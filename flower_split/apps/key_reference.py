@@ -17,7 +17,7 @@ from flower_split.client import node_config
 from flower_split.config import sections
 from flower_split.config.run_config import OPTION_PREFIX, OWN_PREFIX, RunKey, run_keys
 from flower_split.strategies import INNER_STRATEGIES
-from flower_split.strategies.inner import REFUSED, strategy_options
+from flower_split.strategies.inner import strategy_options
 
 _TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
@@ -68,11 +68,10 @@ def render() -> str:
             default = "*required*" if parameter.default is parameter.empty else parameter.default
             key_name = f"{OPTION_PREFIX}{option.replace('_', '-')}"
             page.append(f"| {name} | `{key_name}` | {default} |\n")
-    page.append("\nNot offered:\n\n")
-    page += [f"- `{name}`: {reason}.\n" for name, reason in REFUSED.items()]
     page += [_NODE_HEAD, _TABLE]
     for entry in fields(node_config.NodeConfig):
-        words = "text" if isinstance(entry.default, str) else "whole number"
+        kind = type(entry.default)
+        words = "text" if isinstance(entry.default, str) else _TYPES.get(kind, "whole number")
         default = f"`{entry.default}`" if entry.default else "empty"
         text = docs["NodeConfig"][entry.name]
         page.append(f"| `{entry.name.replace('_', '-')}` | {words} | {default} | {text} |\n")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from flower_split.client.kept_optimizer import newest_kept
 from flower_split.client.kept_state import KeptState
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.state_folder import StateFolder, file_name
+from flower_split.client.state_folder import OWN_KIND, StateFolder, file_name
 from flower_split.errors import StateError
 from flower_split.lowrank import CONTROL
 
-KIND = "adapter"
 _LATER_THAN_ANY = 1 << 62
 
 
@@ -46,11 +46,11 @@ def find_personal(
         StateError: there are none, or of several runs.
     """
     root = state_dir or StateFolder.of_node(NodeConfig()).root
-    found = sorted(path for path in (root / KIND).glob(f"*/{file_name(silo)}") if path.is_dir())
+    found = sorted(path for path in (root / OWN_KIND).glob(f"*/{file_name(silo)}") if path.is_dir())
     if run:
         found = [path for path in found if path.parent.name in (run, file_name(run))]
     if not found:
-        kept = sorted(path.name for path in (root / KIND).glob("*/*"))
+        kept = sorted(path.name for path in (root / OWN_KIND).glob("*/*"))
         raise StateError(
             f"{root} has nothing that silo {silo!r} keeps{f' of run {run}' if run else ''}; it has "
             f"{', '.join(kept) or 'nothing of any silo'}. This is run on the silo's own machine, "
@@ -60,7 +60,7 @@ def find_personal(
         names = ", ".join(path.parent.name for path in found)
         raise StateError(f"silo {silo!r} keeps parts of {len(found)} runs: choose by --run {names}")
     before = _LATER_THAN_ANY if last is None else last + 1
-    generation = KeptState(found[0]).newest(before)
+    generation = KeptState(found[0]).newest(before) or newest_kept(found[0], before)
     tensors = {} if generation is None else generation.tensors
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONTROL)}
     if generation is None or not own:

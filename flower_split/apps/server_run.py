@@ -20,6 +20,7 @@ from flower_split.strategies import (
     build_inner,
     inner_problems,
 )
+from flower_split.strategies.inner import check_exact
 from flower_split.strategies.output import checkpoint_folder, output_folder
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,10 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     join_flower_log()
     config = read_run_config(values, check_strategy=inner_problems)
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
+    inner = build_inner(config.strategy, config.lora)
+    check_exact(inner, config.lora)  # before the model is loaded
     with TrunkHost(config) as host:
-        strategy = SplitStrategy(config, build_inner(config.strategy, config.lora), host=host)
+        strategy = SplitStrategy(config, inner, host=host)
         baseline = _baseline(config, host, checkpoints)
         with RunRecord(folder, host.plan, config, values, strategy, baseline):
             strategy.start(grid)

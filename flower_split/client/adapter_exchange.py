@@ -6,31 +6,14 @@ from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from torch import Tensor, nn
+from torch import nn
 
-from flower_split.adapters import (
-    adapter_parameters,
-    fitted,
-    fold,
-    load_state,
-    own_scaling,
-    read_state,
-    train_parts,
-)
+from flower_split.adapters import AdapterRound, Kept, fold, own_scaling, train_parts
 from flower_split.client.kept_state import Generation, KeptState
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.state_folder import StateFolder
 from flower_split.errors import AdapterError
-from flower_split.lowrank import (
-    CONTROL,
-    RECORD,
-    Orders,
-    Scaling,
-    part_of,
-    scaling_fields,
-    split_folded,
-)
-from flower_split.optimization.corrections import Corrections
+from flower_split.lowrank import RECORD, Orders, Scaling, scaling_fields
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +61,21 @@ class AdapterExchange:
             )
         ((self._array_key, arrays),) = content.array_records.items()
         (config,) = content.config_records.values()
+        scaling = own_scaling(model)
+        if scaling is None:
+            raise AdapterError("the model has no LoRA adapter: wrap it with peft.get_peft_model")
         self.model = model
         self.orders = Orders.from_fields(dict(config.items()))
+        self._scaling = scaling
         self._message = message
         self._trains = message.metadata.message_type.split(".")[0] == "train"
         self._round = int(str(config.get("server-round", 0)))
         run = str(message.metadata.run_id)
         self._kept = KeptState(folder or _kept_folder(context, run))
-        self._load({name: torch.from_numpy(array.numpy()) for name, array in arrays.items()})
+        self._adapter = AdapterRound(model, self.orders, scale=scaling.factor, trains=self._trains)
+        received = {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+        fold(model, self._adapter.load(received, self._last_kept()))
+        train_parts(model, self.orders.trains)
 
     @property
     def scaling(self) -> Scaling:
@@ -97,7 +87,7 @@ class AdapterExchange:
 
         Once before every optimizer step, and before the gradients are clipped.
         """
-        self._corrections.apply()
+        self._adapter.correct_gradients()
 
     def records(self) -> RecordDict:
         """What a reply says of the adapter: the tensors that were trained, and how they are scaled.
@@ -107,23 +97,14 @@ class AdapterExchange:
         Raises:
             StateError: it cannot be written.
         """
-        state = read_state(self.model)
-        sent = {
-            name: tensor
-            for name, tensor in state.items()
-            if part_of(name) in self.orders.trains and name not in self.orders.keeps
-        }
-        kept = {name: state[name] for name in self.orders.keeps if name in state}
-        if self.orders.controlled:
-            kept |= {CONTROL + name: own for name, own in self._corrections.next_own().items()}
-            sent |= {CONTROL + name: part for name, part in self._corrections.change().items()}
-        if kept:
+        kept = self._adapter.kept()
+        if kept.tensors:
             self._kept.save(
-                Generation(server_round=self._round, scale=self._scaling.factor, tensors=kept)
+                Generation(server_round=self._round, scale=kept.scale, tensors=dict(kept.tensors))
             )
         return RecordDict(
             {
-                self._array_key: ArrayRecord(sent),
+                self._array_key: ArrayRecord(self._adapter.sent()),
                 RECORD: ConfigRecord(dict(scaling_fields(self._scaling).items())),
             }
         )
@@ -138,42 +119,16 @@ class AdapterExchange:
         content["metrics"] = MetricRecord(dict(metrics))
         return Message(content, reply_to=self._message)
 
-    def _load(self, received: dict[str, Tensor]) -> None:
-        scaling = own_scaling(self.model)
-        if scaling is None:
-            raise AdapterError("the model has no LoRA adapter: wrap it with peft.get_peft_model")
-        self._scaling = scaling
-        common = {n.removeprefix(CONTROL): t for n, t in received.items() if n.startswith(CONTROL)}
-        trained, folded = split_folded(
-            {n: t for n, t in received.items() if not n.startswith(CONTROL)}
-        )
-        generation = None
-        if self.orders.keeps or self.orders.controlled:
-            # What this round's training left is what an evaluation after it works with.
-            generation = self._kept.newest(self._round + (0 if self._trains else 1))
-        state = fitted(self.model, trained, self.orders.scale or scaling.factor)
-        if generation is not None:
-            own = {n: t for n, t in generation.tensors.items() if n in self.orders.keeps}
-            state |= fitted(self.model, own, generation.scale)
-        held = {name for name, _ in adapter_parameters(self.model)}
-        lost = (self.orders.keeps & held) - state.keys()
-        if lost:
-            raise AdapterError(
-                f"{len(lost)} tensors that this silo keeps for itself (first: {min(lost)}) are no "
-                f"longer in {self._kept.folder}: the next round starts them anew"
-            )
-        if generation is None and self.orders.keeps and self._round > 1:
-            logger.info("nothing kept in %s: starting from the server's", self._kept.folder)
-        load_state(self.model, state)
-        fold(self.model, folded)
-        train_parts(self.model, self.orders.trains)
-        controls = generation.tensors if generation is not None else {}
-        self._corrections = Corrections(
-            {n: p for n, p in adapter_parameters(self.model) if p.requires_grad},
-            proximal_mu=self.orders.proximal_mu,
-            common=common if self.orders.controlled and self._trains else None,
-            own={n.removeprefix(CONTROL): t for n, t in controls.items() if CONTROL in n},
-        )
+    def _last_kept(self) -> Kept | None:
+        """What the silo keeps of the round before, or of this one in its evaluation."""
+        if not self.orders.keeps_something:
+            return None
+        found = self._kept.newest(self._round + (0 if self._trains else 1))
+        if found is None:
+            if self._round > 1:
+                logger.info("nothing kept in %s: starting from the server's", self._kept.folder)
+            return None
+        return Kept(tensors=found.tensors, scale=found.scale)
 
 
 def _kept_folder(context: Context, run: str) -> Path:

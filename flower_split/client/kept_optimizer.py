@@ -1,4 +1,4 @@
-"""The silo's half of the optimizer's state, kept in files from one round to the next.
+"""The silo's half of what its sessions leave, kept in files from one round to the next.
 
 A file is one session's state: `<round>-<tag>.safetensors`, with a digest over all that it says. It
 is written next to its place, synced and renamed. Whether a session counted is known to the trunk
@@ -6,20 +6,18 @@ alone, so the states before it are kept as well, and the trunk says from which b
 """
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
+from flower_split.client.kept_state import Generation
+from flower_split.client.left_state import LeftState, SiloAdapter, unpacked_kept
 from flower_split.client.sealed_tensors import TEMPORARY, read_sealed, why, write_sealed
 from flower_split.client.state_folder import OURS, check_private, make_private, remove_files
 from flower_split.errors import StateError
-from flower_split.optimization.moments import Parameters, check_moments, largest_size
 from flower_split.transport.state_tags import is_tag
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "flower-split optimizer state 1"
+FORMAT = "flower-split session state 1"
 
 KEPT = 3
 """States that a silo keeps: its last, the one from which that went on, and the one before."""
@@ -32,13 +30,13 @@ class KeptOptimizer:
 
     Args:
         folder: The silo's own; made when something is saved.
-        parameters: What the optimizer trains, by name.
+        adapter: Which states fit.
     """
 
-    def __init__(self, folder: Path, parameters: Parameters) -> None:
+    def __init__(self, folder: Path, adapter: SiloAdapter) -> None:
         self._folder = folder
-        self._parameters = dict(parameters)
-        self._latest: tuple[str, dict[str, Tensor]] | None = None
+        self._adapter = adapter
+        self._latest: tuple[str, LeftState] | None = None
 
     def offers(self) -> tuple[str, ...]:
         """Tags of the states that can be gone on from, latest first.
@@ -49,18 +47,18 @@ class KeptOptimizer:
         for path in self._files()[:KEPT]:
             try:
                 check_private(self._folder)
-                tensors = self._read(path)
+                left = self._read(path)
             except (OSError, StateError) as error:
                 logger.warning("the optimizer's state in %s is not used: %s", path, why(error))
                 _remove(path)
                 continue
             tag = _tag_of(path)
             if not tags:
-                self._latest = (tag, tensors)
+                self._latest = (tag, left)
             tags.append(tag)
         return tuple(tags)
 
-    def load(self, tag: str) -> dict[str, Tensor]:
+    def load(self, tag: str) -> LeftState:
         """The state with a tag that `offers` gave.
 
         Raises:
@@ -79,25 +77,32 @@ class KeptOptimizer:
             f"the optimizer's state that the session resumes is gone from {self._folder}"
         )
 
-    def save(
-        self, tag: str, server_round: int, tensors: Mapping[str, Tensor], *, after: str
-    ) -> None:
-        """Keep what a session left. When that fails, a warning is all: the next one starts afresh.
+    def save(self, tag: str, server_round: int, left: LeftState, *, after: str) -> None:
+        """Keep what a session left. Where that is the optimizer's state alone and fails, a warning
+        is all: the next session starts afresh.
 
         Args:
             tag: The session's.
             server_round: The session's.
-            tensors: The state.
+            left: The state.
             after: Tag of the state from which the session went on. Those that were saved later than
                 that one never counted and are removed; empty when it started afresh.
+
+        Raises:
+            StateError: what the silo alone has cannot be kept.
         """
         try:
-            check_moments(self._parameters, tensors)
+            facts, tensors = self._adapter.packed(left)
             make_private(self._folder)
-            facts = {"format": FORMAT, "tag": tag, "round": str(server_round)}
+            facts |= {"format": FORMAT, "tag": tag, "round": str(server_round)}
             write_sealed(self._folder / f"{server_round:08d}-{tag}.safetensors", facts, tensors)
             self._prune(tag, after)
         except (OSError, StateError) as error:
+            if left.kept.tensors:
+                raise StateError(
+                    f"the silo's own adapter tensors cannot be kept in {self._folder}: "
+                    f"{why(error)}. Give the node a writable folder by state-dir in its node config"
+                ) from error
             logger.warning(
                 "the optimizer's state cannot be kept in %s (%s); the next round starts with a "
                 "fresh optimizer on both sides",
@@ -125,14 +130,32 @@ class KeptOptimizer:
             if path not in kept:
                 _remove(path)
 
-    def _read(self, path: Path) -> dict[str, Tensor]:
+    def _read(self, path: Path) -> LeftState:
         """The checked state in a file; what is in the file is not trusted."""
-        most = largest_size(self._parameters) + _HEADER_BYTES
+        most = self._adapter.most_bytes + _HEADER_BYTES
         facts, tensors = read_sealed(path, most_bytes=most)
         if facts.get("format") != FORMAT or facts.get("tag") != _tag_of(path):
             raise StateError("it was written by another version, or for another session")
-        check_moments(self._parameters, tensors)
-        return tensors
+        return self._adapter.unpacked(facts, tensors)
+
+
+def newest_kept(folder: Path, before: int) -> Generation | None:
+    """What the silo whose `folder` it is kept for itself last, in a round before `before`.
+
+    Damaged files are passed over; None when there is nothing.
+    """
+    for path in sorted(folder.glob("*.safetensors"), reverse=True):
+        if OURS.fullmatch(path.name) is None or int(path.name[:8]) >= before:
+            continue
+        try:
+            left = unpacked_kept(*read_sealed(path))
+        except (OSError, StateError) as error:
+            logger.warning("%s is damaged and is passed over: %s", path, why(error))
+            continue
+        return Generation(
+            server_round=int(path.name[:8]), scale=left.scale, tensors=dict(left.tensors)
+        )
+    return None
 
 
 def _remove(path: Path) -> None:

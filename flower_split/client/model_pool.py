@@ -40,7 +40,10 @@ _lock = threading.Lock()
 
 @contextmanager
 def borrowed_model(
-    config: SplitConfig, source: ModelSource | None = None, device: torch.device = CPU
+    config: SplitConfig,
+    source: ModelSource | None = None,
+    device: torch.device = CPU,
+    lora: LoraSettings | None = None,
 ) -> Iterator[ClientModel]:
     """A client model for `config` that nobody else uses meanwhile.
 
@@ -50,17 +53,19 @@ def borrowed_model(
         config: The run's configuration.
         source: Where the model comes from; None takes the checkpoint that `config` names.
         device: Where it computes.
+        lora: The silo's adapter; None takes the one of `config`.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         AdapterError: the adapter settings do not fit the model.
     """
     source = source or ModelSource(config.model)
-    key = (source.key, config.split, config.lora, device)
+    lora = lora or config.lora
+    key = (source.key, config.split, lora, device)
     with _lock:
         models = _idle.setdefault(key, [])
         model = models.pop() if models else None
-    model = model or _load(config, source, device)
+    model = model or _load(config, source, device, lora)
     yield model
     with _lock:
         # A run with other settings in the same process leaves nothing behind in memory.
@@ -69,10 +74,12 @@ def borrowed_model(
         _idle.setdefault(key, []).append(model)
 
 
-def _load(config: SplitConfig, source: ModelSource, device: torch.device) -> ClientModel:
+def _load(
+    config: SplitConfig, source: ModelSource, device: torch.device, lora: LoraSettings
+) -> ClientModel:
     settings = config.model
     skeleton = load_skeleton(source.name, revision=source.revision)
-    plan = resolve_lora(skeleton, config.lora)
+    plan = resolve_lora(skeleton, lora)
     client = load_client_model(
         source.name,
         bottom_layers=config.split.bottom_layers,

@@ -12,9 +12,12 @@ from typing import Any, get_type_hints
 
 from flower_split.config.checks import device_name
 from flower_split.config.run_config import OWN_PREFIX, nearest, raise_problems
-from flower_split.config.sections import DataConfig
+from flower_split.config.sections import DataConfig, LoraSettings
 from flower_split.data.callables import is_reference
 from flower_split.errors import ConfigError
+from flower_split.lowrank.allowance import MOST_ALPHA
+
+_WANTED = {str: "text, in quotes", float: "a number"}
 
 Partition = tuple[int, int]
 """Which part of a data set is the silo's, from 0, and of how many."""
@@ -54,6 +57,10 @@ class NodeConfig:
     `$XDG_CACHE_HOME/flower-split`, or else `~/.cache/flower-split`."""
     max_download_gib: int = 64
     """GiB that the silo takes at most of a model that the server delivers."""
+    lora_r: int = 0
+    """Rank of the silo's adapter, where the strategy takes mixed ranks; 0 for the run's."""
+    lora_alpha: float = 0.0
+    """Alpha of the silo's adapter, where the strategy takes mixed alphas; 0 for the run's."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -87,6 +94,13 @@ class NodeConfig:
             problems.append(
                 f"the node config has max-download-gib {self.max_download_gib}: expected 1 or more"
             )
+        if self.lora_r < 0:
+            problems.append(f"the node config has lora-r {self.lora_r}: expected 1 or more")
+        if not 0 <= self.lora_alpha <= MOST_ALPHA:
+            problems.append(
+                f"the node config has lora-alpha {self.lora_alpha!r}: expected a number above 0 "
+                f"and at most {MOST_ALPHA:g}"
+            )
         if self.state_days < 1:
             problems.append(f"the node config has state-days {self.state_days}: expected 1 or more")
         if number is not None and self.data_path and not is_reference(self.data_path):
@@ -117,10 +131,12 @@ class NodeConfig:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if field == "silo" and whole:
                 values[field] = str(value)
+            elif hints[field] is float and (whole or isinstance(value, float)):
+                values[field] = float(value)
             elif isinstance(value, str) if hints[field] is str else whole:
                 values[field] = value
             else:
-                wanted = "text, in quotes" if hints[field] is str else "a whole number"
+                wanted = _WANTED.get(hints[field], "a whole number")
                 problems.append(f"the node config has {key} {value!r}: expected {wanted}")
         try:
             node = cls(**values)
@@ -141,6 +157,10 @@ class NodeConfig:
         if self.silo:
             return self.silo
         return str(node_id if self.partition_id is None else self.partition_id)
+
+    def own_lora(self, lora: LoraSettings) -> LoraSettings:
+        """`lora` with the silo's own rank and alpha in place of the run's, where it has them."""
+        return replace(lora, r=self.lora_r or lora.r, alpha=self.lora_alpha or lora.alpha)
 
     def own_data(self, config: DataConfig) -> DataConfig:
         """`config` with the silo's own paths in place of those that the run's sender chose."""

@@ -1,15 +1,18 @@
-"""Resuming: from which optimizer state a session goes on, and what it leaves for the next one."""
+"""Resuming: from which state a session goes on, and what it leaves for the next one."""
 
 import logging
 from typing import Self
 
 from torch import Tensor, nn
 
+from flower_split.adapters import AdapterRound, Kept
 from flower_split.adapters.state import adapter_parameters
 from flower_split.client.kept_optimizer import KeptOptimizer
-from flower_split.client.state_folder import StateFolder
+from flower_split.client.left_state import LeftState, SiloAdapter
+from flower_split.client.state_folder import KIND, OWN_KIND, StateFolder
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import WireError
+from flower_split.lowrank import Orders, Scaling
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.remote import SplitAdamW
 from flower_split.transport.invitation import Invitation
@@ -19,22 +22,32 @@ logger = logging.getLogger(__name__)
 
 
 class Resuming:
-    """The silo's half of the agreement by which both optimizers go on from the same session.
+    """The silo's half of the agreement by which both parties go on from the same session.
 
     Args:
-        model: The client model, wrapped by PEFT.
+        adapter: The silo's part of it.
         invitation: The session's.
         kept: What the silo has kept; None where a session keeps and resumes nothing.
+        keeps_moments: Whether the optimizer's state is among it.
     """
 
     def __init__(
-        self, model: nn.Module, invitation: Invitation, kept: KeptOptimizer | None
+        self,
+        adapter: SiloAdapter,
+        invitation: Invitation,
+        kept: KeptOptimizer | None,
+        *,
+        keeps_moments: bool,
     ) -> None:
-        self._parameters = dict(adapter_parameters(model))
+        self._parameters = dict(adapter.parameters)
+        self._orders = adapter.orders
         self._invitation = invitation
-        self._kept = kept
+        self._files = kept
+        self._keeps_moments = keeps_moments
         self._resumed = ""
         self._moments: dict[str, Tensor] = {}
+        self.kept: Kept | None = None
+        """What the silo alone has of the session that it goes on from."""
         self.offers: tuple[str, ...] = () if kept is None else kept.offers()
         """Tags of the states that the silo can go on from, latest first."""
 
@@ -46,19 +59,30 @@ class Resuming:
         invitation: Invitation,
         silo: str,
         model: nn.Module,
+        *,
+        orders: Orders,
+        scaling: Scaling,
     ) -> Self:
         """What a session needs, with leftovers of other runs swept away."""
-        if not config.train.keep_optimizer:
-            return cls(model, invitation, None)
-        ticket = invitation.ticket
-        own = folder.of(invitation.lineage or str(ticket.run_id), silo)
-        folder.sweep(sparing=own)
-        kept = KeptOptimizer(own, dict(adapter_parameters(model)))
-        if invitation.purpose == "train":
-            return cls(model, invitation, kept)
-        if invitation.last_training:
-            kept.remove()
-        return cls(model, invitation, None)
+        keeps_moments = config.train.keep_optimizer
+        adapter = SiloAdapter(
+            parameters=dict(adapter_parameters(model)),
+            scaling=scaling,
+            orders=orders,
+            max_r=max(config.lora.max_r, config.lora.r),
+        )
+        kept = None
+        if keeps_moments or orders.keeps_something:
+            kind = OWN_KIND if orders.keeps_something else KIND
+            lineage = invitation.lineage or str(invitation.ticket.run_id)
+            own = folder.of(lineage, silo, kind)
+            folder.sweep(sparing=own)
+            kept = KeptOptimizer(own, adapter)
+        if invitation.purpose == "evaluate" and kept is not None and not orders.keeps:
+            if invitation.last_training:
+                kept.remove()
+            kept = None
+        return cls(adapter, invitation, kept, keeps_moments=keeps_moments)
 
     def begin(self, resumed: str) -> None:
         """The trunk has said which of the offered states both go on from; empty for none.
@@ -69,8 +93,10 @@ class Resuming:
         """
         if resumed and resumed not in self.offers:
             raise WireError("the trunk resumes an optimizer's state that was not offered to it")
-        if resumed and self._kept is not None:
-            self._moments = self._kept.load(resumed)
+        if resumed and self._files is not None:
+            left = self._files.load(resumed)
+            self._moments = dict(left.moments) if self._keeps_moments else {}
+            self.kept = left.kept
         elif self.offers:
             logger.warning(
                 "the trunk no longer has its half of the optimizer's state, or the last round did "
@@ -79,28 +105,43 @@ class Resuming:
         self._resumed = resumed
 
     def restore(self, optimizer: SplitAdamW) -> None:
-        """Give the session's optimizer the state from which it goes on."""
-        if self._resumed:
-            load_moments(optimizer, self._parameters, self._moments)
-        self._moments = {}
+        """Give the session's optimizer the state from which it goes on.
 
-    def end(self, optimizer: SplitAdamW | None, steps: int) -> None:
+        Moments of tensors that are not trained in this round wait for one in which they are.
+        """
+        trained = {n: p for n, p in self._parameters.items() if p.requires_grad}
+        own = {n: t for n, t in self._moments.items() if n.rpartition("/")[0] in trained}
+        if self._resumed:
+            load_moments(optimizer, trained, own)
+        self._moments = {n: t for n, t in self._moments.items() if n not in own}
+
+    def end(self, optimizer: SplitAdamW | None, steps: int, adapter: AdapterRound) -> None:
         """The session is complete: keep its state, or nothing more after the last training.
 
         Args:
             optimizer: None if the session has used none.
             steps: Steps that both sides have taken.
+            adapter: The silo's part of it.
+
+        Raises:
+            StateError: what the silo alone has cannot be kept.
         """
-        ticket = self._invitation.ticket
-        if self._kept is None:
+        ticket, last = self._invitation.ticket, self._invitation.last_training
+        if self._files is None or self._invitation.purpose != "train":
             return
-        if self._invitation.last_training:
-            self._kept.remove()
-        elif optimizer is not None and steps > 0:
-            self._kept.save(
+        if last and not self._orders.keeps:
+            self._files.remove()
+            return
+        moments = dict[str, Tensor]()
+        if self._keeps_moments and not last:
+            moments = dict(self._moments)
+            if optimizer is not None:
+                moments |= read_moments(optimizer, self._parameters)
+        if self._orders.keeps_something or (optimizer is not None and steps > 0):
+            self._files.save(
                 state_tag(ticket),
                 ticket.server_round,
-                read_moments(optimizer, self._parameters),
+                LeftState(moments=moments, kept=adapter.kept()),
                 after=self._resumed,
             )
 

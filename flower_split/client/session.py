@@ -1,7 +1,6 @@
 """`SplitSession`: what a ClientApp needs to train or evaluate through the trunk on one message."""
 
 import itertools
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
@@ -11,24 +10,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from flower_split.adapters import load_state, read_state
 from flower_split.client.failures import discreet
 from flower_split.client.messages import read_message
-from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.resuming import Resuming
+from flower_split.client.opening import open_session
 from flower_split.client.sampling import SAMPLE_TOKENS, continued
 from flower_split.client.silo_data import SiloBatches, silo_batches
-from flower_split.client.state_folder import StateFolder
 from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import SequenceError
-from flower_split.optimization.settings import OptimizerSettings
-from flower_split.remote import SplitAdamW, SplitStages, attach_trunk, session_spec
+from flower_split.lowrank import RECORD, scaling_fields
+from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.segments import random_numbers
 from flower_split.training import (
     Batch,
@@ -40,7 +36,7 @@ from flower_split.training import (
     train_round,
 )
 from flower_split.training.batch import to_device
-from flower_split.transport.base import Connect
+from flower_split.transport.base import Connect, Transport
 from flower_split.transport.delivery import GrpcDelivery
 from flower_split.transport.grpc import GrpcTransport
 from flower_split.transport.invitation import PROOF
@@ -104,7 +100,8 @@ class SplitSession:
 
     def __enter__(self) -> Self:
         self._cost = SessionCost(silo=self.silo)
-        self.invitation, adapter = read_message(self._message)
+        self._opening = read_message(self._message)
+        self.invitation = self._opening.invitation
         with ExitStack() as stack:
             stack.enter_context(discreet())
             tls = client_tls(self.invitation, self.config.tls, self.node)
@@ -113,44 +110,20 @@ class SplitSession:
             self._source = model_source(
                 self.config, self.invitation, self.node, tls, self._open_delivery
             )
-            held = stack.enter_context(borrowed_model(self.config, self._source, self.device))
-            self.model: nn.Module = held.model
-            self._cost.parameter_share = held.share
-            load_state(self.model, adapter)
-            self._cost.loaded = time.monotonic()
-            self._resuming = Resuming.of(
-                self.config,
-                StateFolder.of_node(self.node),
-                self.invitation,
-                self.silo,
-                self.model,
+            self._session = stack.enter_context(
+                open_session(
+                    self._opening,
+                    self.config,
+                    self.node,
+                    self._source,
+                    device=self.device,
+                    silo=self.silo,
+                    seed=self.seed,
+                    tls=tls,
+                    connect=self._connect,
+                    cost=self._cost,
+                )
             )
-            mode = self.config.trunk.adapters
-            spec = session_spec(
-                self.model,
-                plan=None if mode == "frozen" else held.plan,
-                trunk_adapters=mode,
-                purpose=self.invitation.purpose,
-                wire=self.config.wire,
-                optimizer=OptimizerSettings.of_training(self.config.train),
-                seed=self.seed,
-                silo=self.silo,
-                optimizer_states=self._resuming.offers,
-                pack=self._source.pack,
-            )
-            self.transport = self._connect(
-                self.invitation.address,
-                spec,
-                self.invitation.ticket,
-                tls=tls,
-                plaintext=tls is None,  # allowed by now
-                connect_timeout=self.config.trunk.connect_timeout,
-                patience=max(0.0, self._cost.started + self.invitation.seconds - time.monotonic()),
-            )
-            self._cost.connected = time.monotonic()
-            stack.callback(self.transport.close)
-            self._resuming.begin(self.transport.resumed)
-            attach_trunk(self.model, self.transport)
             self._stack = stack.pop_all()
         return self
 
@@ -161,6 +134,16 @@ class SplitSession:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.__exit__(exc_type, exc, traceback)
+
+    @property
+    def model(self) -> nn.Module:
+        """The silo's part of the model, with the trunk attached."""
+        return self._session.model
+
+    @property
+    def transport(self) -> Transport:
+        """The silo's end of the stream to the trunk."""
+        return self._session.transport
 
     @property
     def server_round(self) -> int:
@@ -195,15 +178,20 @@ class SplitSession:
 
     @property
     def optimizer(self) -> SplitAdamW:
-        """AdamW over both sides of the cut; its `step()` also clips by the global norm.
+        """AdamW over both sides of the cut; its `step()` also clips by the global norm, and adds
+        before that what the strategy adds to the gradients (FedProx, SCAFFOLD).
 
         It goes on from the silo's last round that counted, unless `train.keep-optimizer` is off.
         """
         if self.invitation.purpose != "train":
             raise SequenceError("an evaluation session has no optimizer: nothing is trained in it")
         if self._optimizer is None:
-            self._optimizer = SplitAdamW(self.model, lr=self.config.train.learning_rate)
-            self._resuming.restore(self._optimizer)
+            self._optimizer = SplitAdamW(
+                self.model,
+                lr=self.config.train.learning_rate,
+                correct=self._session.adapter.correct_gradients,
+            )
+            self._session.resuming.restore(self._optimizer)
         return self._optimizer
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -279,21 +267,24 @@ class SplitSession:
 
         Raises:
             TrunkError: the trunk does not confirm the session.
+            StateError: what never leaves the silo cannot be kept.
         """
         trained = self.invitation.purpose == "train"
         if num_examples is None:
             num_examples = self.data.num_train if trained else self.data.num_held_out
-        summary = self.transport.finish()
-        self._resuming.end(self._optimizer, summary.steps)
+        session = self._session
+        summary = session.transport.finish()
+        session.resuming.end(self._optimizer, summary.steps, session.adapter)
         content = RecordDict()
         if trained:
-            content["arrays"] = ArrayRecord(dict(read_state(self.model)))
+            content[self._opening.array_key] = ArrayRecord(session.adapter.sent())
+            content[RECORD] = ConfigRecord(dict(scaling_fields(session.scaling).items()))
         content["metrics"] = MetricRecord({"num-examples": num_examples, **(metrics or {})})
         content["split"] = ConfigRecord(
             {
                 PROOF: self.invitation.proof(),
                 **self._source.statistics,
-                **self._cost.report(self.transport, summary, resumed=self._resuming.resumed),
+                **self._cost.report(session.transport, summary, resumed=session.resuming.resumed),
                 **({"sample": self._sample} if self._sample else {}),
             }
         )

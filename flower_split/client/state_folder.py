@@ -1,11 +1,12 @@
 """The state folder: where a node keeps what its next process needs, apart by run and silo.
 
 Below `state-dir` of the node config, or else `$XDG_STATE_HOME/flower-split` or
-`~/.local/state/flower-split`: `optimizer/<lineage>/<silo>/`, for the node's user alone. Files that
-a killed run has left are swept by their age.
+`~/.local/state/flower-split`: `optimizer/<lineage>/<silo>/`, or `adapter/<lineage>/<silo>/` where
+the silo keeps tensors of its own, for the node's user alone. What a run has left is swept by age.
 """
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -17,8 +18,9 @@ from flower_split.client.node_config import NodeConfig
 from flower_split.client.user_folders import user_folder
 from flower_split.errors import StateError
 
-KIND = "optimizer"
-"""The folder below the state folder that all the files are in."""
+KIND, OWN_KIND = "optimizer", "adapter"
+"""Folders below the state folder: for an optimizer's state alone, and for what never leaves a silo,
+with the optimizer's state beside it."""
 
 OURS = re.compile(r"\d{8}-[0-9a-f]{64}\.safetensors|incoming\.tmp")
 """Names of the files in a silo's folder; nothing else is ever removed."""
@@ -41,10 +43,7 @@ class StateFolder:
         return cls(root=root, days=node.state_days)
 
     def of(self, lineage: str, silo: str, kind: str = KIND) -> Path:
-        """The folder of one silo in one lineage, which need not exist.
-
-        Folders of another kind than the optimizer's are never swept.
-        """
+        """The folder of one silo in one lineage, which need not exist."""
         return self.root / kind / file_name(lineage) / file_name(silo)
 
     def sweep(self, *, sparing: Path) -> None:
@@ -54,7 +53,8 @@ class StateFolder:
             sparing: A silo's folder that is in use, whatever its age.
         """
         oldest = time.time() - self.days * 24 * 3600
-        for folder in (self.root / KIND).glob("*/*"):
+        folders = (self.root / kind for kind in (KIND, OWN_KIND))
+        for folder in itertools.chain.from_iterable(one.glob("*/*") for one in folders):
             try:
                 # Whatever its files' age: a folder that was just written in is in use.
                 unused = folder.lstat().st_mtime < oldest

@@ -64,9 +64,13 @@ class LoraSettings:
     """Names of the modules that get an adapter, or `all-linear`."""
     rslora: bool = False
     """Rank-stabilised scaling (Kalajdzievski 2023, arXiv:2312.03732)."""
+    max_r: int = 64
+    """Largest rank that a silo may choose by `lora-r` of its node config, where the strategy takes
+    mixed ranks; `r` itself is allowed in any case."""
 
     def __post_init__(self) -> None:
         at_least("lora.r", self.r, 1)
+        at_least("lora.max-r", self.max_r, 1)
         in_range("lora.alpha", self.alpha, 0.0, 1e6, open_low=True)
         in_range("lora.dropout", self.dropout, 0.0, 0.99)
         if not self.target_modules or not all(self.target_modules):

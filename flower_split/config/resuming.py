@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "checkpoint.keep-best",
     "early-stop.min-delta",
     "early-stop.patience",
+    "lora.max-r",
     "model.delivery",
     "num-server-rounds",
     "output-dir",

@@ -4,6 +4,7 @@ Tensors are torch's, results are in the dtype of what goes in, and a dense updat
 where its factors would be larger than it.
 """
 
+from flower_split.lowrank.allowance import Allowance
 from flower_split.lowrank.combining import combined, factors_of, plain_names, split_folded
 from flower_split.lowrank.factors import Factors
 from flower_split.lowrank.leading import leading
@@ -24,7 +25,7 @@ from flower_split.lowrank.orders import (
     scaling_from_fields,
 )
 from flower_split.lowrank.personal import personalised
-from flower_split.lowrank.resizing import fit_part, fresh_factors
+from flower_split.lowrank.resizing import adapter_name, at_rank, fit_part, fresh_factors
 from flower_split.lowrank.scaling import Scaling
 from flower_split.lowrank.stacking import recompressed, stacked
 
@@ -32,10 +33,13 @@ __all__ = [
     "CONTROL",
     "FOLDED",
     "RECORD",
+    "Allowance",
     "Factors",
     "Orders",
     "Pair",
     "Scaling",
+    "adapter_name",
+    "at_rank",
     "combined",
     "factors_of",
     "fit_part",

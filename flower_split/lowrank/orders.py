@@ -38,6 +38,16 @@ class Orders:
     controlled: bool = False
     """Whether SCAFFOLD's control variates come with the tensors and are sent back."""
 
+    @property
+    def keeps_something(self) -> bool:
+        """Whether a round leaves something that is never sent, and that the next one needs."""
+        return bool(self.keeps) or self.controlled
+
+    @property
+    def sends_all(self) -> bool:
+        """Whether every tensor of the adapter is sent back, and nothing else."""
+        return self.trains == PARTS and not self.keeps_something
+
     def to_fields(self) -> dict[str, Value]:
         """Fields of a message's ConfigRecord."""
         fields: dict[str, Value] = {_TRAINS: ",".join(sorted(self.trains))}
@@ -90,23 +100,23 @@ def scaling_fields(scaling: Scaling) -> dict[str, Value]:
 
 
 def scaling_from_fields(fields: Mapping[str, Any]) -> Scaling:
-    """The scaling that a reply's ConfigRecord `lora` tells.
+    """The scaling that a silo tells, in a reply's ConfigRecord `lora` or in a handshake.
 
     Raises:
         AdapterError: a field is missing or malformed.
     """
     r, alpha, rslora = (fields.get(name) for name in ("r", "alpha", "rslora"))
     if not isinstance(r, int) or isinstance(r, bool):
-        raise AdapterError(f"the reply's lora.r must be a whole number, not {r!r}")
+        raise AdapterError(f"the silo's lora.r must be a whole number, not {r!r}")
     if not _number(alpha) or not isinstance(rslora, bool):
         raise AdapterError(
-            "the reply's lora.alpha must be a number and its lora.rslora true or false, not "
+            "the silo's lora.alpha must be a number and its lora.rslora true or false, not "
             f"{alpha!r} and {rslora!r}"
         )
     try:
         return Scaling(r=r, alpha=float(str(alpha)), rslora=rslora)
     except ValueError as error:
-        raise AdapterError(f"the reply's lora settings: {error}") from error
+        raise AdapterError(f"the silo's lora settings: {error}") from error
 
 
 def _number(value: object) -> bool:

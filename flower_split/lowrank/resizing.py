@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from flower_split.lowrank.factors import Factors
+from flower_split.lowrank.names import part_of, plain_name
+from flower_split.lowrank.orders import CONTROL
 
 
 def fresh_factors(
@@ -46,3 +48,19 @@ def fit_part(part: str, tensor: Tensor, fresh: Tensor) -> Tensor:
     if have >= rank:
         return tensor.narrow(axis, 0, rank)
     return torch.cat([tensor, fresh.narrow(axis, have, rank - have).to(tensor)], dim=axis)
+
+
+def adapter_name(name: str) -> str:
+    """The adapter tensor that `name` is, or is a control variate or a folded factor of.
+
+    Raises:
+        AdapterError: it is none of these.
+    """
+    return plain_name(name.removeprefix(CONTROL))
+
+
+def at_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The shape of the factor `name`, or of its control variate, in an adapter of another rank."""
+    if part_of(name.removeprefix(CONTROL)) == "A":
+        return (rank, *shape[1:])
+    return (*shape[:-1], rank)

@@ -31,3 +31,6 @@ class Scaling:
     def factor(self) -> float:
         """What `B @ A` is multiplied with."""
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+    def __str__(self) -> str:
+        return f"lora.r {self.r}, lora.alpha {self.alpha:g}, lora.rslora {self.rslora}"

@@ -50,7 +50,7 @@ def load_moments(
             }
 
 
-def check_moments(parameters: Parameters, moments: Mapping[str, Tensor]) -> None:
+def check_moments(parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
     """Raise `StateError` unless `moments` can be a state of AdamW over `parameters`.
 
     Every parameter has all three tensors or none, of its shape and dtype, finite, the second
@@ -79,7 +79,7 @@ def largest_size(parameters: Parameters) -> int:
 _PARTS = (*AVERAGES, STEP)
 
 
-def _problems(parameter: nn.Parameter, own: Mapping[str, Tensor]) -> Iterator[str]:
+def _problems(parameter: Tensor, own: Mapping[str, Tensor]) -> Iterator[str]:
     for part in AVERAGES:
         value = own[part]
         if value.shape != parameter.shape or value.dtype != parameter.dtype:

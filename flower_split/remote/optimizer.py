@@ -27,12 +27,19 @@ class SplitAdamW(torch.optim.AdamW):
         model: A client model with a trunk attached; its trainable tensors are optimised.
         settings: Constants that the session's handshake agreed on; None takes the session's.
         lr: Learning rate until a scheduler sets another.
+        correct: Called in every step before anything else; may change the silo's gradients.
     """
 
     def __init__(
-        self, model: nn.Module, *, lr: float, settings: OptimizerSettings | None = None
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        settings: OptimizerSettings | None = None,
+        correct: Callable[[], None] | None = None,
     ) -> None:
         self._remote = find_remote(model)
+        self._correct = correct
         self.settings = settings or self._remote.transport.spec.optimizer
         self._before, self._after = _around(model, self._remote)
         self.grad_norm = 0.0
@@ -59,6 +66,8 @@ class SplitAdamW(torch.optim.AdamW):
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) != 1:
             raise ValueError(f"parameter groups must share one learning rate, not {sorted(rates)}")
+        if self._correct is not None:
+            self._correct()
         clips = self.settings.max_grad_norm > 0
         before = gradient_norms(self._before) if clips else ()
         after = gradient_norms(self._after) if clips else ()

@@ -26,7 +26,8 @@ def session_spec(
 
     Args:
         client_model: From `split_model` or `load_client_model`, wrapped by PEFT or not.
-        plan: The whole model's adapter plan; None for a frozen trunk.
+        plan: The whole model's adapter plan. With a frozen trunk it may be None, or tells the
+            trunk's host only which rank and alpha the silo's own adapter has.
         trunk_adapters: `federated`, `shared` or `frozen`.
         purpose: `train` or `evaluate`.
         wire: Codec of each hop; float32 where not given.
@@ -50,7 +51,7 @@ def session_spec(
         top_layers=slot.cuts.top_layers,
         dtype=str(weights.dtype).removeprefix("torch."),
         trunk_adapters=trunk_adapters,
-        adapter="" if plan is None or trunk_adapters == "frozen" else plan.json,
+        adapter="" if plan is None else plan.json,
         h1=hops.h1,
         h2=hops.h2,
         g2=hops.g2,

@@ -1,10 +1,8 @@
 """The trunk engine: hosts sessions on one trunk, whatever wire they come over."""
 
 import itertools
-import json
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 
 from torch import Tensor
 
@@ -12,22 +10,19 @@ from flower_split.adapters import AdapterPlan, TrunkAdapters
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.config.checks import one_of
 from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
-from flower_split.errors import ConfigError, HandshakeError
+from flower_split.errors import ConfigError
+from flower_split.lowrank import Allowance, Orders, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
+from flower_split.server.handshake import check_spec
 from flower_split.server.optimizer_states import OptimizerState
 from flower_split.server.session import TrunkSession
 from flower_split.server.silo_names import SiloNames
+from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.trunk_optimizers import TrunkOptimizers
 from flower_split.transport.limits import SessionLimits
-from flower_split.transport.messages import (
-    SessionSpec,
-    SessionSummary,
-    Ticket,
-)
-
-Outcome = tuple[dict[str, Tensor], SessionSummary]
+from flower_split.transport.messages import SessionSpec, SessionSummary, Ticket
 
 
 class TrunkEngine:
@@ -81,8 +76,8 @@ class TrunkEngine:
         self._optimizer = optimizer
         self._lock = threading.RLock()
         self._numbers = itertools.count()
-        self._prepared: dict[str, Mapping[str, Tensor]] = {}
-        self._outcomes: dict[str, Outcome] = {}
+        self._prepared: dict[str, TrunkStart] = {}
+        self._outcomes: dict[str, SessionOutcome] = {}
         self._awaited: set[str] = set()
         self._broken: set[str] = set()
         self.names = SiloNames()
@@ -124,21 +119,29 @@ class TrunkEngine:
             HandshakeError: naming the field in which the two parties differ, or another node has
                 the silo's name.
         """
-        self._check(spec)
         key = "" if ticket is None else ticket.token
         with self._lock:
+            start = self._prepared.get(key)
+            scaling = self._check(spec, None if start is None else start.allowance)
+            orders = Orders() if start is None else start.orders
             if ticket is not None and spec.silo:
                 self.optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
-            resumed = self.optimizers.resumed(spec, ticket)
-            slot = self._make_slot(spec, key, resumed)
+            resumed = self.optimizers.resumed(spec, ticket, orders)
+            slot = self._make_slot(spec, start, scaling, resumed)
+            self._prepared.pop(key, None)
             self._awaited.add(key)
 
             def on_finish(summary: SessionSummary) -> None:
                 if ticket is not None and key in self._awaited:
-                    state = {} if slot is None else slot.state()
-                    self._outcomes[key] = (state, summary)
-                    if summary.steps > 0:
-                        self.optimizers.propose(ticket, spec, slot)
+                    trained = slot is not None and spec.purpose == "train"
+                    self._outcomes[key] = SessionOutcome(
+                        tensors=slot.sent() if slot is not None and trained else {},
+                        summary=summary,
+                        scaling=scaling,
+                    )
+                    self.optimizers.propose(
+                        ticket, spec, slot, scaling=scaling, orders=orders, steps=summary.steps
+                    )
 
             freed = False
 
@@ -162,13 +165,13 @@ class TrunkEngine:
                 resumed="" if resumed is None else resumed.tag,
             )
 
-    def prepare(self, ticket: Ticket, state: Mapping[str, Tensor]) -> None:
-        """The trunk's part of the adapter that the ticket's session starts from."""
+    def prepare(self, ticket: Ticket, start: TrunkStart) -> None:
+        """What the ticket's session starts from and is to do."""
         with self._lock:
-            self._prepared[ticket.token] = state
+            self._prepared[ticket.token] = start
 
-    def collect(self, ticket: Ticket) -> Outcome | None:
-        """The adapter and summary of the ticket's session, once; None unless it was finished."""
+    def collect(self, ticket: Ticket) -> SessionOutcome | None:
+        """What the ticket's session leaves, once; None unless it was finished."""
         with self._lock:
             self._prepared.pop(ticket.token, None)
             return self._outcomes.pop(ticket.token, None)
@@ -207,57 +210,39 @@ class TrunkEngine:
                 self._adapters.load(MASTER, state)
 
     def _make_slot(
-        self, spec: SessionSpec, key: str, resumed: OptimizerState | None
+        self,
+        spec: SessionSpec,
+        start: TrunkStart | None,
+        scaling: Scaling | None,
+        resumed: OptimizerState | None,
     ) -> AdapterSlot | None:
-        if self._adapters is None:
+        if self._adapters is None or scaling is None:
             return None
         name = f"session{next(self._numbers)}"
-        shared = self.mode == "shared"
-        self._adapters.add(name, None if shared else self._prepared.pop(key, None))
-        return self.optimizers.slot(name, spec, resumed)
+        orders = Orders() if start is None else start.orders
+        begun = None
+        if self.mode == "shared":
+            self._adapters.add(name)
+            self._adapters.freeze_parts(name, orders.trains)
+        else:
+            received = self._adapters.state(MASTER) if start is None else start.tensors
+            begun = self._adapters.begin_round(
+                name,
+                orders,
+                received,
+                scaling=scaling,
+                kept=None if resumed is None else resumed.kept,
+                trains=spec.purpose == "train",
+            )
+        return self.optimizers.slot(name, spec, resumed, scaling=scaling, begun=begun)
 
-    def _check(self, spec: SessionSpec) -> None:
-        expected = self.describe(spec.purpose)
-        free = {"purpose", "seed", "silo", "optimizer_states"}
+    def _check(self, spec: SessionSpec, allowance: Allowance | None) -> Scaling | None:
+        """The scaling that the silo tells, or `HandshakeError` when the two parties do not fit."""
+        free = set[str]()
         if self._wire is None:
             free |= {"h1", "h2", "g2", "g1"}
         if self._optimizer is None:
             free.add("optimizer")
         if not self._dtype:
             free.add("dtype")
-        for field in fields(SessionSpec):
-            ours, theirs = getattr(expected, field.name), getattr(spec, field.name)
-            if field.name in free or ours == theirs:
-                continue
-            name = field.name
-            if isinstance(ours, OptimizerSettings) and isinstance(theirs, OptimizerSettings):
-                name, ours, theirs = _first_difference(name, asdict(ours), asdict(theirs))
-            elif field.name == "adapter" and ours and theirs:
-                name, ours, theirs = _first_difference(name, _fields_of(ours), _fields_of(theirs))
-            raise HandshakeError(
-                f"the silo and the trunk differ in {name}: the trunk has {_short(ours)}, the "
-                f"silo {_short(theirs)}. Start both from the same run configuration and model"
-            )
-
-
-def _first_difference(
-    name: str, ours: dict[str, object], theirs: dict[str, object]
-) -> tuple[str, object, object]:
-    for key, own in ours.items():
-        other = theirs.get(key)
-        if own != other:
-            return f"{name}.{key}", own, other
-    return name, "these settings", f"further settings {sorted(theirs.keys() - ours.keys())}"
-
-
-def _fields_of(text: str) -> dict[str, object]:
-    try:
-        fields_found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return fields_found if isinstance(fields_found, dict) else {}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+        return check_spec(self.describe(spec.purpose), spec, free=free, allowance=allowance)

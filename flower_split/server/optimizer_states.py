@@ -1,21 +1,24 @@
-"""The trunk's halves of the silos' optimizer states, from one round to the next.
+"""The trunk's halves of what silos' sessions leave, from one round to the next.
 
-A session's half is only a proposal until its silo's reply counts; then it takes the place of the
-silo's former one. What a round that did not count has left is thus never gone on from.
+That is the optimizer's state, and what a strategy keeps for one silo alone. A session's half is
+only a proposal until its silo's reply counts; then it takes the place of the silo's former one.
+What a round that did not count has left is thus never gone on from.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from flower_split.adapters import Kept
+from flower_split.lowrank import Scaling
 from flower_split.transport.messages import Ticket
 from flower_split.transport.state_tags import state_tag
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OptimizerState:
-    """The trunk's half of one silo's optimizer state, as one session left it."""
+    """The trunk's half of what one silo's session left."""
 
     silo: str
     """The silo's name; empty for the state that all silos of a `shared` trunk have in common."""
@@ -25,10 +28,17 @@ class OptimizerState:
     tensors: Mapping[str, Tensor]
     """See `flower_split.optimization.moments`; empty where the trunk's half is in the common state
     or where the trunk is frozen."""
+    kept: Kept = field(default_factory=Kept)
+    """Of the trunk's layers; empty unless the strategy keeps something for single silos."""
+    scaling: Scaling | None = None
+    """Of the silo's adapter in that session; None where it told none, or in the common state."""
 
 
 class OptimizerStates:
-    """At most one state for each silo that has trained, on the CPU: twice its trunk adapter."""
+    """At most one state for each silo that has trained, on the CPU.
+
+    The optimizer's is twice the silo's trunk adapter, what is kept at most twice again.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, OptimizerState] = {}
@@ -43,11 +53,24 @@ class OptimizerStates:
         """Whether there is a state of `silo`."""
         return silo in self._kept
 
-    def propose(self, ticket: Ticket, silo: str, tensors: Mapping[str, Tensor]) -> None:
+    def propose(
+        self,
+        ticket: Ticket,
+        silo: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        kept: Kept | None = None,
+        scaling: Scaling | None = None,
+    ) -> None:
         """What the ticket's finished session leaves; nothing without a name to keep it by."""
         if silo:
             self._proposed[ticket.token] = OptimizerState(
-                silo=silo, server_round=ticket.server_round, tag=state_tag(ticket), tensors=tensors
+                silo=silo,
+                server_round=ticket.server_round,
+                tag=state_tag(ticket),
+                tensors=tensors,
+                kept=kept or Kept(),
+                scaling=scaling,
             )
 
     def accept(self, ticket: Ticket) -> None:

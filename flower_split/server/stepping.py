@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from flower_split.adapters import TrunkAdapters
+from flower_split.adapters import AdapterRound, Kept, TrunkAdapters
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
 
@@ -63,26 +63,41 @@ class AdapterSlot:
         adapters: All adapters of the trunk.
         name: The session's adapter, already made.
         stepper: The session's own stepper, or the master's.
-        shared: Whether `stepper` is the master's.
+        begun: What the strategy asks of the session's own adapter; None where it is a replica of
+            the master, of which nothing is sent, kept or corrected.
     """
 
     def __init__(
-        self, adapters: TrunkAdapters, name: str, stepper: Stepper, *, shared: bool
+        self,
+        adapters: TrunkAdapters,
+        name: str,
+        stepper: Stepper,
+        *,
+        begun: AdapterRound | None,
     ) -> None:
         self._adapters = adapters
         self.name = name
         self._stepper = stepper
-        self._shared = shared
-        self._parameters = adapters.parameters(name)
-        self._gradients: list[Tensor | None] = [None] * len(self._parameters)
+        self._begun = begun
+        self._all = list(adapters.named_parameters(name).values())
+        self._trained = adapters.trained(name)
+        self._gradients: list[Tensor | None] = [None] * len(self._trained)
+
+    @property
+    def can_mix(self) -> bool:
+        """Whether rows of other sessions may be computed in one pass with this one's.
+
+        Not where a second adapter lies beneath: PEFT gives every row one adapter.
+        """
+        return not self._adapters.has_folded(self.name)
 
     def activate(self) -> list[nn.Parameter]:
-        """Compute with this adapter from now on; its tensors, in model order."""
+        """Compute with this adapter from now on; those of its tensors that are trained."""
         self._adapters.activate(self.name)
-        return self._parameters
+        return self._trained
 
     def accumulate(self, gradients: Sequence[Tensor | None]) -> None:
-        """Add a microbatch's gradients to those of the step."""
+        """Add a microbatch's gradients, of the trained tensors, to those of the step."""
         for index, gradient in enumerate(gradients):
             total = self._gradients[index]
             if total is None or gradient is None:
@@ -91,26 +106,36 @@ class AdapterSlot:
                 total.add_(gradient)
 
     def gather(self) -> list[nn.Parameter]:
-        """The adapter's tensors with the step's gradients as their `grad`."""
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+        """The trained tensors with the step's corrected gradients as their `grad`."""
+        for parameter, gradient in zip(self._trained, self._gradients, strict=True):
             parameter.grad = gradient
-        return self._parameters
+        if self._begun is not None:
+            self._begun.correct_gradients()
+        return self._trained
 
     def step(self, learning_rate: float) -> None:
         """Apply and forget the gathered gradients."""
-        self._stepper.step([parameter.grad for parameter in self._parameters], learning_rate)
-        for parameter in self._parameters:
+        self._stepper.step([parameter.grad for parameter in self._all], learning_rate)
+        for parameter in self._all:
             parameter.grad = None
-        self._gradients = [None] * len(self._parameters)
-        if self._shared:
+        self._gradients = [None] * len(self._trained)
+        if self._begun is None:
             with torch.no_grad():
-                for own, master in zip(self._parameters, self._stepper.parameters, strict=True):
+                for own, master in zip(self._all, self._stepper.parameters, strict=True):
                     own.copy_(master)
 
     def state(self) -> dict[str, Tensor]:
         """A float32 CPU copy of the adapter."""
         return self._adapters.state(self.name)
 
+    def sent(self) -> dict[str, Tensor]:
+        """What goes into the silo's reply, float32 on the CPU."""
+        return {} if self._begun is None else self._begun.sent()
+
+    def kept(self) -> Kept:
+        """What is kept for the silo's next session."""
+        return Kept() if self._begun is None else self._begun.kept()
+
     def moments(self) -> dict[str, Tensor]:
         """CPU copies of the session's own optimizer state; none where it steps the master's."""
-        return {} if self._shared else self._stepper.moments()
+        return {} if self._begun is None else self._stepper.moments()

@@ -4,11 +4,13 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
-from flower_split.adapters import TrunkAdapters
+from flower_split.adapters import AdapterRound, TrunkAdapters
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import StateError
+from flower_split.lowrank import Orders, Scaling, adapter_name, at_rank
 from flower_split.optimization.moments import check_moments
 from flower_split.server.optimizer_states import OptimizerState, OptimizerStates
 from flower_split.server.stepping import AdapterSlot, Stepper
@@ -42,9 +44,13 @@ class TrunkOptimizers:
         self._master: Stepper | None = None
         self._master_start: Mapping[str, Tensor] = {}
 
-    def resumed(self, spec: SessionSpec, ticket: Ticket | None) -> OptimizerState | None:
+    def resumed(
+        self, spec: SessionSpec, ticket: Ticket | None, orders: Orders
+    ) -> OptimizerState | None:
         """The state from which both ends of a new session go on; None when both start afresh."""
-        if ticket is None or spec.purpose != "train" or not self._keep:
+        trains = spec.purpose == "train"
+        wanted = orders.keeps or (trains and (self._keep or orders.controlled))
+        if ticket is None or not wanted:
             return None
         state = self._states.find(spec.silo, spec.optimizer_states)
         if state is None and self._states.has(spec.silo):
@@ -54,24 +60,54 @@ class TrunkOptimizers:
             )
         return state
 
-    def slot(self, name: str, spec: SessionSpec, state: OptimizerState | None) -> AdapterSlot:
-        """The session's adapter `name` with its stepper, which goes on from `state`."""
+    def slot(
+        self,
+        name: str,
+        spec: SessionSpec,
+        state: OptimizerState | None,
+        *,
+        scaling: Scaling,
+        begun: AdapterRound | None,
+    ) -> AdapterSlot:
+        """The session's adapter `name` with its stepper, which goes on from `state`.
+
+        The optimizer starts afresh where `scaling` is not the one that `state` was left with; the
+        silo does so too.
+        """
         if self._adapters is None:
             raise TypeError("a frozen trunk has no adapter to step")
-        if self._shared:
+        if begun is None:
             if self._master is None:
                 self._master = Stepper(self._adapters, MASTER, spec.optimizer)
                 self._master.load_moments(self._master_start)
-            return AdapterSlot(self._adapters, name, self._master, shared=True)
+            return AdapterSlot(self._adapters, name, self._master, begun=None)
         stepper = Stepper(self._adapters, name, spec.optimizer)
-        if state is not None:
+        trains = self._keep and spec.purpose == "train"
+        if state is not None and trains and state.scaling == scaling:
             stepper.load_moments(state.tensors)
-        return AdapterSlot(self._adapters, name, stepper, shared=False)
+        return AdapterSlot(self._adapters, name, stepper, begun=begun)
 
-    def propose(self, ticket: Ticket, spec: SessionSpec, slot: AdapterSlot | None) -> None:
+    def propose(
+        self,
+        ticket: Ticket,
+        spec: SessionSpec,
+        slot: AdapterSlot | None,
+        *,
+        scaling: Scaling | None,
+        orders: Orders,
+        steps: int,
+    ) -> None:
         """What a finished session leaves; it counts once it is accepted."""
-        if self._keep:
-            self._states.propose(ticket, spec.silo, {} if slot is None else slot.moments())
+        if spec.purpose != "train":
+            return
+        if orders.keeps_something or (self._keep and steps > 0):
+            self._states.propose(
+                ticket,
+                spec.silo,
+                slot.moments() if slot is not None and self._keep else {},
+                kept=None if slot is None else slot.kept(),
+                scaling=scaling,
+            )
 
     def accept(self, ticket: Ticket) -> None:
         """The silo's reply counts: its next session goes on from what this one has left."""
@@ -115,11 +151,22 @@ class TrunkOptimizers:
     def _check(self, state: OptimizerState) -> None:
         holds = self._adapters is not None and self._shared == (not state.silo)
         if not holds:
-            if state.tensors:
+            if state.tensors or state.kept.tensors:
                 raise StateError(
                     f"the optimizer's state of {state.silo or 'the shared trunk'!r} was kept in "
                     "another mode of trunk.adapters"
                 )
             return
         if self._adapters is not None:
-            check_moments(self._adapters.named_parameters(MASTER), state.tensors)
+            at = self._adapters.scaling if state.scaling is None else state.scaling
+            expected = {
+                name: torch.empty(at_rank(name, tuple(p.shape), at.r), dtype=p.dtype, device="meta")
+                for name, p in self._adapters.named_parameters(MASTER).items()
+            }
+            check_moments(expected, state.tensors)
+            for name, tensor in state.kept.tensors.items():
+                held = expected.get(adapter_name(name))
+                if held is None or held.shape != tensor.shape:
+                    raise StateError(
+                        f"{name}, kept for silo {state.silo!r}, does not fit this trunk's adapters"
+                    )

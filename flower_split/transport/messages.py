@@ -44,7 +44,7 @@ class SessionSpec:
     trunk_adapters: str
     """`federated`, `shared` or `frozen`."""
     adapter: str
-    """Canonical JSON of the adapter configuration; empty for `frozen`."""
+    """Canonical JSON of the adapter configuration; may be empty for `frozen`."""
     h1: str = "fp32"
     h2: str = "fp32"
     g2: str = "fp32"

@@ -6,6 +6,7 @@ from in_process_grid import RUN_ID, InProcessGrid
 from tiny_checkpoint import save_tiny_run, tiny_run_config
 
 from flower_split.config.run_config import read_run_config
+from flower_split.server.starting import TrunkStart
 from flower_split.strategies import TrunkHost
 from flower_split.transport.invitation import Invitation
 
@@ -38,7 +39,7 @@ def invite(host):
     def make(purpose="train", server_round=1, *, sample=False):
         silo, trunk = host.parts.split(host.begin(None))
         ticket = host.issue(RUN_ID, NODE, server_round, purpose, seconds=600.0)
-        host.prepare(ticket, trunk)
+        host.prepare(ticket, TrunkStart(tensors=trunk))
         invitation = Invitation(
             address=host.address,
             ticket=ticket,

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flower_split.client.kept_optimizer import FORMAT, KeptOptimizer
+from flower_split.client.left_state import LeftState, SiloAdapter
 from flower_split.errors import StateError
 from flower_split.optimization.moments import AVERAGES
 
@@ -32,14 +33,14 @@ def folder(tmp_path):
 
 
 def kept(folder):
-    return KeptOptimizer(folder, PARAMETERS)
+    return KeptOptimizer(folder, SiloAdapter(parameters=PARAMETERS))
 
 
 def save(folder, number, *, after="", server_round=None):
     kept(folder).save(
         TAGS[number],
         number if server_round is None else server_round,
-        state(number),
+        LeftState(moments=state(number)),
         after=TAGS[after] if after else "",
     )
 
@@ -60,18 +61,18 @@ def test_what_was_saved_is_offered_and_loaded(folder):
     both = kept(folder)
     assert both.offers() == (TAGS[2], TAGS[1])
     for number in (1, 2):
-        loaded = both.load(TAGS[number])
+        loaded = both.load(TAGS[number]).moments
         assert loaded.keys() == state(number).keys()
         assert all(torch.equal(loaded[name], t) for name, t in state(number).items())
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
 def test_a_silo_without_tensors_of_its_own_keeps_that_it_took_part(folder):
-    empty = KeptOptimizer(folder, {})
-    empty.save(TAGS[1], 1, {}, after="")
-    again = KeptOptimizer(folder, {})
+    empty = KeptOptimizer(folder, SiloAdapter(parameters={}))
+    empty.save(TAGS[1], 1, LeftState(), after="")
+    again = KeptOptimizer(folder, SiloAdapter(parameters={}))
     assert again.offers() == (TAGS[1],)
-    assert again.load(TAGS[1]) == {}
+    assert again.load(TAGS[1]).moments == {}
 
 
 def test_three_states_are_kept_and_the_trunks_among_them(folder):
@@ -146,7 +147,7 @@ def test_a_state_under_another_ones_name_is_not_used(folder):
 
 def test_a_state_of_another_model_is_not_used(folder, caplog):
     save(folder, 1)
-    other = KeptOptimizer(folder, {"a": nn.Parameter(torch.zeros(2, 3))})
+    other = KeptOptimizer(folder, SiloAdapter(parameters={"a": nn.Parameter(torch.zeros(2, 3))}))
     assert other.offers() == ()
     assert "kept for another model" in caplog.text
 
@@ -187,7 +188,7 @@ def test_a_killed_writers_leftover_is_never_offered_and_written_over(folder):
 
 def test_values_that_are_not_finite_are_not_kept(folder, caplog):
     broken = state(1) | {"a/exp_avg": torch.full((2, 3), torch.nan)}
-    kept(folder).save(TAGS[1], 1, broken, after="")
+    kept(folder).save(TAGS[1], 1, LeftState(moments=broken), after="")
     assert "not finite" in caplog.text
     assert offered(folder) == []
 

@@ -48,7 +48,8 @@ def test_a_training_session_ends_in_a_reply_with_proof_and_cost(host, invite, co
     assert told["bytes-received"] == told["bytes-h2"] + told["bytes-g1"] > 0
     assert 0 < told["parameter-share"] < 1
     assert ticket.token not in repr(content)
-    state, summary = host.collect(ticket)
+    outcome = host.collect(ticket)
+    state, summary = outcome.tensors, outcome.summary
     assert summary.steps == 1
     assert any(tensor.abs().sum() > 0 for name, tensor in state.items() if "lora_B" in name)
 
@@ -171,7 +172,7 @@ def test_a_silo_notices_at_once_that_the_trunk_is_gone(host, invite, context):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"split.top-layers": 2}, "tensors"),
+        ({"split.top-layers": 2}, "top_layers"),
         ({"lora.alpha": 5.0}, "adapter"),
         ({"wire.h1": "bf16"}, "h1"),
         ({"train.weight-decay": 0.5}, "weight_decay"),

@@ -1,6 +1,7 @@
 """The trunk engine: sessions that share weights and nothing else."""
 
 import gc
+import json
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -20,16 +21,19 @@ from flower_split.errors import (
     TrunkBusyError,
     WireError,
 )
+from flower_split.lowrank import Allowance, Orders, Scaling, folded_name
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.session import TrunkSession
+from flower_split.server.starting import TrunkStart
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
     CacheEdit,
     CacheUse,
     ForwardRequest,
+    SessionSpec,
     StepRequest,
     Ticket,
 )
@@ -288,7 +292,7 @@ def test_only_a_finished_session_leaves_an_adapter() -> None:
     engine = make_engine()
     state = {n: t + 1 for n, t in engine.shared_state().items()}
     for name, finishes in (("a", True), ("b", False)):
-        engine.prepare(ticket(name), state)
+        engine.prepare(ticket(name), TrunkStart(tensors=state))
         session = engine.open(engine.describe(), ticket(name))
         stepped(session, range(1), 5)
         if finishes:
@@ -296,7 +300,7 @@ def test_only_a_finished_session_leaves_an_adapter() -> None:
         session.close()
     outcome = engine.collect(ticket("a"))
     assert outcome is not None
-    assert all(not torch.equal(outcome[0][n], state[n]) for n in state)
+    assert all(not torch.equal(outcome.tensors[n], state[n]) for n in state)
     assert engine.collect(ticket("a")) is None
     assert engine.collect(ticket("b")) is None
 
@@ -315,7 +319,7 @@ def test_a_session_that_finishes_after_it_was_discarded_leaves_nothing() -> None
 
 def test_a_prepared_adapter_that_does_not_fit_opens_no_session() -> None:
     engine = make_engine()
-    engine.prepare(ticket("a"), {"unknown": torch.zeros(1)})
+    engine.prepare(ticket("a"), TrunkStart(tensors={"unknown": torch.zeros(1)}))
     with pytest.raises(AdapterError, match="do not fit"):
         engine.open(engine.describe(), ticket("a"))
     assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
@@ -463,3 +467,82 @@ def test_a_session_that_was_not_finished_is_broken() -> None:
     engine.discard(ticket("b"))
     assert not engine.is_broken(ticket("b"))
     assert not engine.is_broken(ticket("never opened"))
+
+
+def allowance(**fields: object) -> Allowance:
+    run = Scaling(r=LORA.r, alpha=LORA.alpha)
+    return Allowance(scaling=run, **{"ranks": True, "alphas": True, "max_r": 8, **fields})  # type: ignore[arg-type]
+
+
+def told(engine: TrunkEngine, **changes: object) -> SessionSpec:
+    """A session's specification with another adapter."""
+    spec = engine.describe()
+    return replace(spec, adapter=json.dumps({**json.loads(spec.adapter), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"r": 10**6}, "rank must be from 1 to 65536"),
+        ({"r": 9}, "silos of this run may have 8 at most"),
+        ({"r": 0}, "rank must be"),
+        ({"r": True}, "whole number"),
+        ({"r": 2.5}, "whole number"),
+        ({"alpha": float("nan")}, "alpha must be a number"),
+        ({"alpha": 1e9}, "alpha 1e.09"),
+        ({"alpha": -1}, "alpha must be"),
+        ({"rslora": True}, "rslora True"),
+        ({"dropout": 0.5}, r"adapter\.dropout"),
+        ({"modules": []}, r"adapter\.modules"),
+        ({"more": 1}, "further settings"),
+    ],
+)
+def test_a_silo_cannot_have_the_trunk_make_whatever_adapter_it_wants(
+    changes: dict[str, object], said: str
+) -> None:
+    engine = make_engine()
+    engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state(), allowance=allowance()))
+    with pytest.raises(HandshakeError, match=said):
+        engine.open(told(engine, **changes), ticket("a"))
+    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
+
+
+def test_a_silo_of_another_rank_gets_an_adapter_of_its_own_rank() -> None:
+    engine = make_engine()
+    engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state(), allowance=allowance()))
+    session = engine.open(told(engine, r=5, alpha=2.0), ticket("a"))
+    stepped(session, range(1), 5)
+    session.finish()
+    session.close()
+    outcome = engine.collect(ticket("a"))
+    assert outcome is not None
+    assert outcome.scaling == Scaling(r=5, alpha=2.0)
+    assert {min(t.shape) for t in outcome.tensors.values()} == {5}
+
+
+def test_without_an_allowance_only_the_trunks_own_adapter_is_taken() -> None:
+    engine = make_engine()
+    with pytest.raises(HandshakeError, match=r"adapter\.r"):
+        engine.open(told(engine, r=5), None)
+
+
+def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_others() -> None:
+    engine = make_engine()
+    state = engine.shared_state()
+    folded = {folded_name(name): torch.ones_like(tensor) for name, tensor in state.items()}
+    orders = Orders(scale=LORA.alpha / LORA.r)
+    engine.prepare(ticket("a"), TrunkStart(tensors={**state, **folded}, orders=orders))
+    plain = engine.open(engine.describe(), None)
+    session = engine.open(engine.describe(), ticket("a"))
+    assert plain._slot is not None
+    assert session._slot is not None
+    assert plain._slot.can_mix
+    assert not session._slot.can_mix
+    request = ForwardRequest(step=0, microbatch=0, hidden=hidden(0))
+    with_folded, without = session.forward(request), plain.forward(request)
+    assert not torch.equal(with_folded, without)
+    session.close()
+    again = replace(request, microbatch=1)
+    assert torch.equal(plain.forward(again), without)
+    plain.close()
+    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]

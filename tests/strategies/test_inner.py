@@ -1,11 +1,15 @@
-import pytest
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, FedProx
+import re
+from dataclasses import replace
 
+import pytest
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
+
+from flower_split.config.model import LoraSettings
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import StrategyConfig
 from flower_split.errors import ConfigError
-from flower_split.strategies import INNER_STRATEGIES, LoraStrategy, build_inner, inner_problems
-from flower_split.strategies.inner import check_exact, least_nodes, weight_key
+from flower_split.strategies import INNER_STRATEGIES, build_inner, inner_problems
+from flower_split.strategies.inner import allowance_of, check_exact, least_nodes, weight_key
 
 NEEDED = {"qfedavg": {"client_learning_rate": 0.1}}
 
@@ -18,11 +22,7 @@ def test_every_named_strategy_is_made(name):
     made = build_inner(settings)
     assert made.fraction_train == 0.5
     assert made.min_train_nodes == made.min_evaluate_nodes == made.min_available_nodes == 4
-    if isinstance(made, LoraStrategy):
-        with pytest.raises(ConfigError, match="hold the whole model"):
-            check_exact(made)
-    else:
-        check_exact(made)
+    check_exact(made, LoraSettings())
 
 
 def test_options_reach_the_strategy():
@@ -34,7 +34,6 @@ def test_options_reach_the_strategy():
     ("settings", "said"),
     [
         ({"name": "fedagv"}, "'fedagv' is not known; did you mean 'fedavg'?"),
-        ({"name": "fedprox"}, "not offered: its proximal term"),
         ({"options": {"eta": 1.0}}, "unknown key 'strategy.eta' for strategy 'fedavg'"),
         (
             {"options": {"fraction_trian": 1.0}},
@@ -64,14 +63,6 @@ def test_its_problems_come_with_those_of_the_other_keys():
     assert "did you mean 'strategy.eta'?" in str(caught.value)
 
 
-def test_a_strategy_derived_from_a_refused_one_is_refused_too():
-    class Mine(FedProx):
-        pass
-
-    with pytest.raises(ConfigError, match="proximal term"):
-        check_exact(Mine(proximal_mu=0.1))
-
-
 def test_what_a_wrapped_strategy_is_asked_for():
     inner = FedAvg(min_available_nodes=7, weighted_by_key="tokens")
     wrapper = DifferentialPrivacyServerSideFixedClipping(inner, 0.1, 0.1, 7)
@@ -81,7 +72,43 @@ def test_what_a_wrapped_strategy_is_asked_for():
     assert weight_key(object()) == "num-examples"
 
 
-def test_a_refused_strategy_inside_a_wrapper_is_refused_too():
-    wrapper = DifferentialPrivacyServerSideFixedClipping(FedProx(proximal_mu=0.1), 0.1, 0.1, 2)
-    with pytest.raises(ConfigError, match="FedProx"):
-        check_exact(wrapper)
+@pytest.mark.parametrize("name", ["fedexlora", "flora", "fedsalora", "rolora", "scaffoldlora"])
+def test_a_wrapper_that_compares_tensors_takes_no_strategy_that_changes_them(name):
+    lora = LoraSettings()
+    inner = build_inner(StrategyConfig(name=name), lora)
+    wrapper = DifferentialPrivacyServerSideFixedClipping(inner, 0.1, 0.1, 2)
+    with pytest.raises(ConfigError, match=r"FixedClipping compares .*'fedavglora'"):
+        check_exact(wrapper, lora)
+    average = build_inner(StrategyConfig(name="fedavglora"), lora)
+    check_exact(DifferentialPrivacyServerSideFixedClipping(average, 0.1, 0.1, 2), lora)
+
+
+@pytest.mark.parametrize(
+    ("name", "silo", "said"),
+    [
+        ("fedavg", {"r": 4}, "lora.r 4, the run lora.r 8, and FedAvg .*leave lora-r.*'flora'"),
+        ("fedexlora", {"r": 4}, "lora.r 4, the run lora.r 8, and fedexlora"),
+        ("scaffoldlora", {"alpha": 2.0}, "lora.alpha 2, the run lora.alpha 16, and scaffoldlora"),
+        ("flora", {"rslora": True}, "lora.rslora"),
+        ("flora", {"r": 65}, "lora.r 65, and silos of this run may have 64 at most: lower lora-r"),
+        ("flora", {"alpha": 1e9}, "more than 1e"),
+        ("flora", {"r": 64, "alpha": 3.0}, ""),
+        ("fedsalora", {"alpha": 3.0}, ""),
+    ],
+)
+def test_which_ranks_and_alphas_silos_may_have(name, silo, said):
+    lora = LoraSettings()
+    allowed = allowance_of(build_inner(StrategyConfig(name=name), lora), lora)
+    problem = allowed.problem(replace(allowed.scaling, **silo))
+    assert bool(problem) == bool(said)
+    assert re.search(said, problem)
+
+
+def test_personal_parts_allow_what_the_strategy_inside_allows():
+    lora = LoraSettings()
+    inner = build_inner(StrategyConfig(name="flexlora", personal=("layers.0",)), lora)
+    assert allowance_of(inner, lora).ranks
+    wrapper = DifferentialPrivacyServerSideFixedClipping(
+        build_inner(StrategyConfig(name="hetlora"), lora), 0.1, 0.1, 2
+    )
+    assert not allowance_of(wrapper, lora).ranks

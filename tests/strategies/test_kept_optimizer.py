@@ -138,8 +138,8 @@ class Resumed(TrunkHost):
         self.lineage = "7"
         self.states = states
 
-    def begin(self, arrays):
-        arrays = super().begin(arrays)
+    def begin(self, arrays, **options):
+        arrays = super().begin(arrays, **options)
         self.load_optimizer_states(self.states)
         return arrays
 

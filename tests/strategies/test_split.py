@@ -10,15 +10,14 @@ from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
     FedMedian,
-    FedProx,
     Krum,
 )
 from in_process_grid import FIRST_NODE, InProcessGrid, over_the_wire
 from toy_trunk import SHAPES, TRUNK, ToyHost, honest_reply, toy_config
 
-from flower_split.config.sections import StrategyConfig
+from flower_split.config.sections import LoraSettings, StrategyConfig
 from flower_split.errors import AdapterError, ConfigError, RoundError, SuperLinkError
-from flower_split.strategies import Alone, SplitStrategy
+from flower_split.strategies import Alone, FLoRA, SplitStrategy
 
 COUNTED = {"trunk-forwards": 1, "trunk-tokens": 1, "optimizer-steps": 1}
 """What the toy trunk counts itself in every session."""
@@ -372,9 +371,9 @@ def test_one_silo_is_asked_for_the_sample(toy):
     assert [m.content["config"]["split.round"] for m in asked] == [0, 2]
 
 
-def test_an_inner_strategy_that_cannot_be_exact_is_refused():
-    with pytest.raises(ConfigError, match="FedProx cannot be an inner strategy"):
-        SplitStrategy(toy_config(), FedProx(proximal_mu=0.1))
+def test_an_inner_strategy_for_another_adapter_is_refused():
+    with pytest.raises(ConfigError, match=r"lora\.r 4, .*the run has lora\.r 8, .*config\.lora"):
+        SplitStrategy(toy_config(), FLoRA(lora=LoraSettings(r=4)))
 
 
 def test_split_strategy_must_be_outermost(toy):

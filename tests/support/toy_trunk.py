@@ -8,6 +8,7 @@ from in_process_grid import FIRST_NODE
 
 from flower_split.adapters import AdapterPlan
 from flower_split.config.sections import ModelConfig, SplitConfig, StrategyConfig
+from flower_split.server.starting import SessionOutcome
 from flower_split.strategies.parts import AdapterParts
 from flower_split.transport.invitation import Invitation
 from flower_split.transport.messages import SessionSummary, Ticket
@@ -40,7 +41,7 @@ class ToyHost:
         self.gain = gain
         self.prepared, self.finished, self.tokens, self.broken = {}, {}, [], set()
 
-    def begin(self, arrays):
+    def begin(self, arrays, *, any_ranks=False):
         if arrays is not None:
             return arrays
         return ArrayRecord(
@@ -64,13 +65,14 @@ class ToyHost:
     def offer(self, run_id, node_id, server_round, *, seconds):
         return None
 
-    def prepare(self, ticket, state):
-        self.prepared[ticket.token] = state
+    def prepare(self, ticket, start):
+        self.prepared[ticket.token] = start.tensors
 
     def finish(self, token):
         """What the silo's session does at its end."""
         state = {name: tensor + self.gain for name, tensor in self.prepared[token].items()}
-        self.finished[token] = (state, SessionSummary(steps=1, forwards=1, backwards=1, tokens=1))
+        summary = SessionSummary(steps=1, forwards=1, backwards=1, tokens=1)
+        self.finished[token] = SessionOutcome(tensors=state, summary=summary, scaling=None)
 
     def collect(self, ticket):
         return self.finished.pop(ticket.token, None)

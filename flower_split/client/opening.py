@@ -1,0 +1,129 @@
+"""The opening of a session: from a message to a model that computes through the trunk."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flower_split.adapters import AdapterRound, fold, own_scaling, train_parts
+from flower_split.client.messages import Opening
+from flower_split.client.model_pool import borrowed_model
+from flower_split.client.model_source import ModelSource
+from flower_split.client.node_config import NodeConfig
+from flower_split.client.resuming import Resuming
+from flower_split.client.state_folder import StateFolder
+from flower_split.client.statistics import SessionCost
+from flower_split.config.sections import SplitConfig
+from flower_split.lowrank import Scaling
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.remote import attach_trunk, session_spec
+from flower_split.tls.credentials import ClientTls
+from flower_split.transport.base import Connect, Transport
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenSession:
+    """What an open session works with."""
+
+    model: nn.Module
+    """With the trunk attached, and the adapter as the strategy wants it for this round."""
+    transport: Transport
+    adapter: AdapterRound
+    """The silo's part of the adapter."""
+    scaling: Scaling
+    """Of the silo's adapter."""
+    resuming: Resuming
+
+
+@contextmanager
+def open_session(
+    opening: Opening,
+    config: SplitConfig,
+    node: NodeConfig,
+    source: ModelSource,
+    *,
+    device: torch.device,
+    silo: str,
+    seed: int,
+    tls: ClientTls | None,
+    connect: Connect,
+    cost: SessionCost,
+) -> Iterator[OpenSession]:
+    """A session, closed again on leaving, whether it was complete or not.
+
+    Args:
+        opening: The message.
+        config: The run's configuration.
+        node: The silo's own.
+        source: Where the model comes from.
+        device: Where it computes.
+        silo: The silo's name.
+        seed: Of the trunk's dropout.
+        tls: For the trunk's channel; None for none, which is allowed by now.
+        connect: Opens the session at the trunk.
+        cost: Is told when what was done.
+
+    Raises:
+        ModelError, AdapterError: the model cannot be loaded, or the adapter does not fit it.
+        StateError: what the silo has kept cannot be read.
+        TrunkError: the trunk refused the session, or is gone.
+    """
+    invitation, orders = opening.invitation, opening.orders
+    lora = node.own_lora(config.lora)
+    with borrowed_model(config, source, device, lora) as held:
+        model = held.model
+        # A silo whose layers have no adapter (both cuts 0) still agrees with the trunk on one.
+        scaling = own_scaling(model) or Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
+        cost.parameter_share = held.share
+        cost.loaded = time.monotonic()
+        resuming = Resuming.of(
+            config,
+            StateFolder.of_node(node),
+            invitation,
+            silo,
+            model,
+            orders=orders,
+            scaling=scaling,
+        )
+        spec = session_spec(
+            model,
+            plan=held.plan,
+            trunk_adapters=config.trunk.adapters,
+            purpose=invitation.purpose,
+            wire=config.wire,
+            optimizer=OptimizerSettings.of_training(config.train),
+            seed=seed,
+            silo=silo,
+            optimizer_states=resuming.offers,
+            pack=source.pack,
+        )
+        transport = connect(
+            invitation.address,
+            spec,
+            invitation.ticket,
+            tls=tls,
+            plaintext=tls is None,
+            connect_timeout=config.trunk.connect_timeout,
+            patience=max(0.0, cost.started + invitation.seconds - time.monotonic()),
+        )
+        try:
+            cost.connected = time.monotonic()
+            resuming.begin(transport.resumed)
+            adapter = AdapterRound(
+                model, orders, scale=scaling.factor, trains=invitation.purpose == "train"
+            )
+            fold(model, adapter.load(opening.adapter, resuming.kept))
+            train_parts(model, orders.trains)
+            attach_trunk(model, transport)
+            yield OpenSession(
+                model=model,
+                transport=transport,
+                adapter=adapter,
+                scaling=scaling,
+                resuming=resuming,
+            )
+        finally:
+            transport.close()

@@ -1,0 +1,97 @@
+"""The handshake: whether what a silo brings fits the trunk, and which adapter the silo has."""
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, fields
+
+from flower_split.errors import AdapterError, HandshakeError
+from flower_split.lowrank import Allowance, Scaling, scaling_from_fields
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.transport.messages import SessionSpec
+
+ALWAYS_FREE = frozenset({"purpose", "seed", "silo", "optimizer_states"})
+"""Fields that are the silo's own affair."""
+
+
+def check_spec(
+    ours: SessionSpec,
+    theirs: SessionSpec,
+    *,
+    free: Collection[str] = (),
+    allowance: Allowance | None = None,
+) -> Scaling | None:
+    """The scaling of the adapter that a silo tells; None where it tells none.
+
+    Args:
+        ours: What the trunk's own silo would bring; without an adapter for a frozen trunk, which
+            learns from the silo's only its scaling.
+        theirs: What the silo brings.
+        free: Further fields that the silo may choose.
+        allowance: Which rank and alpha its adapter may have; None for the trunk's own.
+
+    Raises:
+        HandshakeError: naming the first field in which the two differ and must not.
+    """
+    adapter_is_free = not ours.adapter or (allowance is not None and bool(theirs.adapter))
+    for field in fields(SessionSpec):
+        name = field.name
+        own, other = getattr(ours, name), getattr(theirs, name)
+        if name in ALWAYS_FREE or name in free or own == other:
+            continue
+        if name == "adapter" and adapter_is_free:
+            continue
+        if isinstance(own, OptimizerSettings) and isinstance(other, OptimizerSettings):
+            name, own, other = _first_difference(name, asdict(own), asdict(other))
+        elif name == "adapter" and own and other:
+            name, own, other = _first_difference(name, _fields_of(own), _fields_of(other))
+        raise _differing(name, own, other)
+    if not theirs.adapter:
+        return None
+    told = _fields_of(theirs.adapter)
+    scaling = _allowed(told, allowance)
+    if ours.adapter:
+        own_rest, rest = ({**f, "r": 0, "alpha": 0} for f in (_fields_of(ours.adapter), told))
+        if own_rest != rest:
+            raise _differing(*_first_difference("adapter", own_rest, rest))
+    return scaling
+
+
+def _allowed(told: dict[str, object], allowance: Allowance | None) -> Scaling:
+    try:
+        scaling = scaling_from_fields(told)
+    except AdapterError as error:
+        raise HandshakeError(f"adapter: {error}") from error
+    problem = "" if allowance is None else allowance.problem(scaling)
+    if problem:
+        raise HandshakeError(f"adapter: {problem}")
+    return scaling
+
+
+def _differing(name: str, ours: object, theirs: object) -> HandshakeError:
+    return HandshakeError(
+        f"the silo and the trunk differ in {name}: the trunk has {_short(ours)}, the silo "
+        f"{_short(theirs)}. Start both from the same run configuration and model"
+    )
+
+
+def _first_difference(
+    name: str, ours: dict[str, object], theirs: dict[str, object]
+) -> tuple[str, object, object]:
+    for key, own in ours.items():
+        other = theirs.get(key)
+        if own != other:
+            return f"{name}.{key}", own, other
+    return name, "these settings", f"further settings {sorted(theirs.keys() - ours.keys())}"
+
+
+def _fields_of(text: str) -> dict[str, object]:
+    try:
+        fields_found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return fields_found if isinstance(fields_found, dict) else {}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
