@@ -54,13 +54,16 @@ def take_turn(bench: Bench) -> Turn:
 
 def measure(*, toy: bool) -> Report:
     """The ratio at every depth, its bound, and what is between them."""
-    shape = shape_of(toy=toy)
-    with open_bench(shape) as bench:
-        turns = quiet_turns(
-            lambda: take_turn(bench), 1 if toy else 4, patience=0.0 if toy else 240.0
-        )
-        chosen = bench.split(0, steps=2 if toy else MEASURED_STEPS)
-        beside = bench.unsplit()
+    with open_bench(shape_of(toy=toy)) as bench:
+        return compare(bench, toy=toy)
+
+
+def compare(bench: Bench, *, toy: bool) -> Report:
+    """As `measure`, with parties that run already."""
+    shape = bench.shape
+    turns = quiet_turns(lambda: take_turn(bench), 1 if toy else 4, patience=0.0 if toy else 240.0)
+    chosen = bench.split(0, steps=2 if toy else MEASURED_STEPS)
+    beside = bench.unsplit()
 
     def median(value: Callable[[Turn], float]) -> float:
         return statistics.median(value(turn) for turn in turns)

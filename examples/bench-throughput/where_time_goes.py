@@ -13,7 +13,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.table import Table
 from throughput.part import OUTPUTS, Out, Report, Toy, publish
-from throughput.parties import Step, open_bench
+from throughput.parties import Bench, Step, open_bench
 from throughput.shapes import shape_of
 from throughput.turns import quiet_turns
 
@@ -49,11 +49,16 @@ def parts_of(step: Step) -> dict[str, dict[str, float]]:
 def measure(*, toy: bool) -> Report:
     """Medians of every part of a step."""
     with open_bench(shape_of(toy=toy)) as bench:
-        turns = quiet_turns(
-            lambda: Turn(steps={depth: bench.split(depth) for depth in DEPTHS}),
-            1 if toy else 3,
-            patience=0.0 if toy else 90.0,
-        )
+        return account(bench, toy=toy)
+
+
+def account(bench: Bench, *, toy: bool) -> Report:
+    """As `measure`, with parties that run already."""
+    turns = quiet_turns(
+        lambda: Turn(steps={depth: bench.split(depth) for depth in DEPTHS}),
+        1 if toy else 3,
+        patience=0.0 if toy else 90.0,
+    )
     found: dict[str, Any] = {}
     for depth in DEPTHS:
         steps = [turn.steps[depth] for turn in turns]

@@ -1,140 +1,77 @@
 """What each codec saves and costs: bytes, share of a step, and the loss where training ends.
 
-For every codec, on all four hops: payload bytes over float32's; the time of encoding and decoding,
-at both ends together, over that of a training step through gRPC on loopback with one microbatch
-at a time; and the final held-out loss of one silo of the quickstart over that of a float32 wire.
-Codecs take turns, so that a noisy machine slows all of them.
+For every codec, on all four hops: payload bytes over float32's; the processor time of encoding and
+decoding, checksums included, at both ends together, over that of the busier party in a training
+step with four microbatches in flight, which is what the step takes when all else overlaps; that
+step's time; and the final held-out loss of one silo of the quickstart. The parties are those of
+`split_over_unsplit.py`, and the codecs take turns.
 """
 
 import statistics
-import threading
-import time
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from matplotlib.figure import Figure
 from rich.table import Table
 from throughput.part import OUTPUTS, Out, Report, Toy, publish
-from throughput.shapes import Shape, random_ids, random_model, shape_of
-from torch import Tensor
+from throughput.parties import Bench, Step, open_bench
+from throughput.shapes import shape_of
+from throughput.turns import quiet_turns
 
 from flower_split import (
-    GrpcTransport,
     LocalTransport,
     SplitAdamW,
     TrunkEngine,
-    TrunkServer,
     attach_trunk,
     load_client_model,
     load_trunk,
-    session_spec,
-    split_model,
 )
 from flower_split.adapters import initial_state, load_state, resolve_lora, split_state, wrap
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
-from flower_split.compression import table
-from flower_split.compression.codec import Codec
 from flower_split.config.run_config import read_run_config
-from flower_split.config.sections import CODECS, LoraSettings, WireConfig
+from flower_split.config.sections import CODECS
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, load_skeleton
 from flower_split.training import evaluate, train_round
 
 QUICKSTART = Path(__file__).parents[1] / "quickstart" / "pyproject.toml"
-THREADS = 2
+DEPTH = 4
+"""Microbatches in flight."""
 
 
-class Stopwatch(Codec):
-    """A codec that measures itself."""
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A step with every codec, and the payload bytes of each."""
 
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.name, self.wire = codec.name, codec.wire  # type: ignore[misc]
-        self.seconds = 0.0
-        self._lock = threading.Lock()
+    steps: Mapping[str, Step]
+    carried: Mapping[str, int]
 
-    def encode(self, tensor: Tensor) -> Tensor:
-        with self._measured():
-            return self.codec.encode(tensor)
-
-    def decode(self, payload: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        with self._measured():
-            return self.codec.decode(payload, shape, dtype)
-
-    def encoded_bytes(self, shape: Sequence[int]) -> int:
-        return self.codec.encoded_bytes(shape)
-
-    @contextmanager
-    def _measured(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        taken = time.perf_counter() - start
-        with self._lock:  # both ends measure, each in a thread of its own
-            self.seconds += taken
+    @property
+    def others(self) -> float:
+        """The greatest share of the cores that others used in a step."""
+        return max(step.others for step in self.steps.values())
 
 
-@contextmanager
-def stopwatch(name: str) -> Iterator[Stopwatch]:
-    """The codec `name` measures itself, in sessions that begin inside."""
-    codec = table.BY_NAME[name]
-    table.BY_NAME[name] = watch = Stopwatch(codec)
-    try:
-        yield watch
-    finally:
-        table.BY_NAME[name] = codec
+def take_turn(bench: Bench) -> Turn:
+    """Every codec in a session of its own."""
+    steps, carried = dict[str, Step](), dict[str, int]()
+    for codec in CODECS:
+        bench.connect(codec)
+        steps[codec] = bench.split(DEPTH)
+        carried[codec] = bench.silo.call("wire_bytes")["bytes"]
+    return Turn(steps=steps, carried=carried)
 
 
-def on_all_hops(codec: str) -> WireConfig:
-    """A wire with one codec."""
-    return WireConfig(h1=codec, h2=codec, g2=codec, g1=codec)
-
-
-def measure_steps(shape: Shape, turns: int) -> dict[str, dict[str, float]]:
-    """By codec: payload bytes of a step, its seconds, and the share of them that codecs took."""
-    model = random_model(shape)
-    plan = resolve_lora(model, LoraSettings(r=8))
-    ids = random_ids(shape)
-    client, trunk = split_model(model, shape.bottom, shape.top)
-    client = wrap(client, plan)
-    client.train()
-
-    def train_step(optimizer: SplitAdamW) -> None:
-        for batch in ids:
-            client(input_ids=batch, labels=batch, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    found: dict[str, list[tuple[float, float, int]]] = {codec: [] for codec in CODECS}
-    with TrunkServer(TrunkEngine(trunk, plan=plan), health=False) as server:
-        for _ in range(turns):
-            for codec in CODECS:
-                spec = session_spec(
-                    client, plan=plan, trunk_adapters="federated", wire=on_all_hops(codec)
-                )
-                with stopwatch(codec) as watch, GrpcTransport(server.address, spec) as transport:
-                    attach_trunk(client, transport)
-                    optimizer = SplitAdamW(client, lr=1e-4)
-                    train_step(optimizer)  # the first one warms up
-                    watch.seconds, sent = 0.0, transport.bytes_sent + transport.bytes_received
-                    start = time.perf_counter()
-                    train_step(optimizer)
-                    taken = time.perf_counter() - start
-                    carried = transport.bytes_sent + transport.bytes_received - sent
-                    found[codec].append((taken, watch.seconds / taken, carried))
-    return {
-        codec: {
-            "seconds": statistics.median(taken for taken, _, _ in steps),
-            "share": statistics.median(share for _, share, _ in steps),
-            "bytes": steps[0][2],
-        }
-        for codec, steps in found.items()
-    }
+def codec_share(step: Step) -> float:
+    """Processor time of codecs at both ends over that of the busier party."""
+    parties = ("silo", "trunk")
+    codecs = sum(step.work[f"{party} {kind}"] for party in parties for kind in ("encode", "decode"))
+    return codecs / max(step.work[f"{party} process"] for party in parties)
 
 
 def final_loss(codec: str, steps: int, settings: dict[str, Any]) -> float:
@@ -174,19 +111,29 @@ def quickstart_settings() -> dict[str, Any]:
 
 def measure(*, toy: bool) -> Report:
     """What the module promises."""
-    torch.set_num_threads(THREADS)
-    steps = measure_steps(shape_of(toy=toy), turns=1 if toy else 5)
+    with open_bench(shape_of(toy=toy)) as bench:
+        return tabulate(bench, toy=toy)
+
+
+def tabulate(bench: Bench, *, toy: bool) -> Report:
+    """As `measure`, with parties that run already."""
+    turns = quiet_turns(lambda: take_turn(bench), 1 if toy else 3, patience=0.0 if toy else 90.0)
     settings = quickstart_settings() | ({"data.max-examples": 4} if toy else {})
-    losses = {codec: final_loss(codec, 1 if toy else 50, settings) for codec in CODECS}
-    found = {
-        codec: {
-            "bytes_over_fp32": round(step["bytes"] / steps["fp32"]["bytes"], 4),
-            "codec_share_of_step": round(step["share"], 4),
-            "step_over_fp32": round(step["seconds"] / steps["fp32"]["seconds"], 3),
-            "final_loss_over_fp32": round(losses[codec] / losses["fp32"], 4),
+    # At toy size two tell that the others would run.
+    trained = ("fp32", "int8") if toy else CODECS
+    losses = {codec: final_loss(codec, 1 if toy else 50, settings) for codec in trained}
+    carried = turns[0].carried
+    found = {}
+    for codec in CODECS:
+        over = [turn.steps[codec].seconds / turn.steps["fp32"].seconds for turn in turns]
+        share = statistics.median(codec_share(turn.steps[codec]) for turn in turns)
+        found[codec] = {
+            "bytes_over_fp32": round(carried[codec] / carried["fp32"], 4),
+            "codec_share_of_step": round(share, 4),
+            "step_over_fp32": round(statistics.median(over), 3),
         }
-        for codec, step in steps.items()
-    }
+        if codec in losses:
+            found[codec]["final_loss_over_fp32"] = round(losses[codec] / losses["fp32"], 4)
     return Report(
         ratios={
             "int8_bytes_over_fp32": found["int8"]["bytes_over_fp32"],

@@ -1,4 +1,4 @@
-"""The machine on which figures were measured, and the versions of what measured them."""
+"""The machine on which figures were measured, what measured them, and in how much memory."""
 
 import os
 from pathlib import Path
@@ -21,6 +21,13 @@ def describe_machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return {**found, "versions": installed_versions()}
+
+
+def resident_bytes(*, peak: bool = False) -> int:
+    """This process's resident set now, or its peak so far; 0 where there is no `/proc`."""
+    path, field = Path("/proc/self/status"), "VmHWM:" if peak else "VmRSS:"
+    lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
 
 
 def _processor() -> str:

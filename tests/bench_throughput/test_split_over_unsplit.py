@@ -3,8 +3,8 @@
 import split_over_unsplit
 
 
-def test_it_measures_every_depth() -> None:
-    found = split_over_unsplit.measure(toy=True)
+def test_it_measures_every_depth(bench) -> None:
+    found = split_over_unsplit.compare(bench, toy=True)
     assert found.ratios["split_over_unsplit"] > 0
     assert list(found.figures["split_over_unsplit_by_depth"]) == [1, 2, 4]
     assert found.figures["bound"] > 0

@@ -3,8 +3,8 @@
 import where_time_goes
 
 
-def test_it_accounts_for_both_parties() -> None:
-    found = where_time_goes.measure(toy=True).figures["seconds"]
+def test_it_accounts_for_both_parties(bench) -> None:
+    found = where_time_goes.account(bench, toy=True).figures["seconds"]
     assert list(found) == ["1 in flight", "4 in flight"]
     for parts in found.values():
         assert parts["whole step"] > 0

@@ -27,6 +27,7 @@ from flower_split import GrpcTransport, TrunkServer, load_client_model, session_
 from flower_split.delivery.cache import PartCache
 from flower_split.delivery.fetching import fetch_pack
 from flower_split.delivery.pack import Pack
+from flower_split.reporting.machine import resident_bytes
 from flower_split.tls import ClientTls, ServerTls
 from flower_split.transport.delivery import GrpcDelivery
 from flower_split.transport.messages import ForwardRequest, Ticket
@@ -47,12 +48,6 @@ class Shape:
     bottom: int = 2
     top: int = 2
     round_trips: int = 200
-
-
-def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process's resident set now, or its peak so far with `VmHWM`."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def size_of(folder: Path) -> int:
@@ -92,7 +87,7 @@ def fetch(
     address: str, ca: str, digest: str, cache: str, shape: dict[str, int]
 ) -> dict[str, float]:
     """Role: a silo that fetches its part, and loads it."""
-    before = resident()
+    before = resident_bytes()
     trust = ClientTls(ca=ca.encode())
     fetched = fetch_pack(
         digest,
@@ -100,7 +95,7 @@ def fetch(
         lambda ticket: GrpcDelivery(address, ticket, tls=trust),
         PartCache(Path(cache)),
     )
-    peak_fetching = resident("VmHWM") - before
+    peak_fetching = resident_bytes(peak=True) - before
     start = time.perf_counter()
     cuts = {"bottom_layers": shape["bottom"], "top_layers": shape["top"]}
     use(load_client_model(fetched.folder, **cuts))
@@ -108,16 +103,16 @@ def fetch(
         "downloaded": fetched.num_bytes,
         "seconds": fetched.seconds,
         "peak_fetching": peak_fetching,
-        "peak": resident("VmHWM") - before,
+        "peak": resident_bytes(peak=True) - before,
         "load_seconds": time.perf_counter() - start,
     }
 
 
 def whole(folder: str) -> dict[str, float]:
     """Role: a silo that loads the whole model."""
-    before = resident()
+    before = resident_bytes()
     use(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    return {"peak": resident("VmHWM") - before}
+    return {"peak": resident_bytes(peak=True) - before}
 
 
 def start(role: str, *arguments: Any) -> "subprocess.Popen[str]":
@@ -154,9 +149,9 @@ def measure(shape: Shape) -> dict[str, float]:
 def _measure(shape: Shape, folder: Path) -> dict[str, float]:
     model, fields = folder / "model", asdict(shape)
     finish(start("make", str(model), fields))
-    tls, before, begin = ServerTls.ephemeral(), resident(), time.perf_counter()
+    tls, before, begin = ServerTls.ephemeral(), resident_bytes(), time.perf_counter()
     with Pack(model, bottom_layers=shape.bottom, top_layers=shape.top) as pack:
-        pack_seconds, pack_peak = time.perf_counter() - begin, resident("VmHWM") - before
+        pack_seconds, pack_peak = time.perf_counter() - begin, resident_bytes(peak=True) - before
         client, trunk = split_model(llama(3, 64, 64, 50), 1, 1)
         with TrunkServer(trunk, pack=pack, tls=tls, health=False) as server:
             at = server.address, tls.ca.decode(), pack.digest
@@ -174,7 +169,7 @@ def _measure(shape: Shape, folder: Path) -> dict[str, float]:
                     if server.num_deliveries:
                         beside += found
                 finish(other)
-            server_peak = resident("VmHWM") - before
+            server_peak = resident_bytes(peak=True) - before
     uncut = finish(start("whole", str(model)))
     return {
         "checkpoint_mib": size_of(model) / MIB,

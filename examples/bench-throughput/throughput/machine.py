@@ -1,9 +1,8 @@
-"""The machine while a benchmark runs: what others use of it, and the memory of this process."""
+"""The machine while a benchmark runs: what others use of it."""
 
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import psutil
 
@@ -30,9 +29,3 @@ class OthersMeter:
         busy = times.user + times.system + getattr(times, "nice", 0.0)
         used = [process.cpu_times() for process in self._ours]
         return time.monotonic(), busy, sum(one.user + one.system for one in used)
-
-
-def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process's resident set now, or its peak so far with `VmHWM`."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -112,6 +112,8 @@ class Bench:
     """
 
     def __init__(self, shape: Shape, checkpoint: Path, stack: ExitStack) -> None:
+        self.shape = shape
+        self.checkpoint = checkpoint
         self.trunk = stack.enter_context(Party("trunk", checkpoint, shape))
         self.silo = stack.enter_context(Party("silo", checkpoint, shape))
         self.whole = stack.enter_context(Party("whole", checkpoint, shape, threads=CORES))

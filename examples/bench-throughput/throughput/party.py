@@ -39,10 +39,10 @@ from flower_split.adapters import (
 )
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
-from flower_split.segments import layers_path, load_skeleton
+from flower_split.reporting.machine import resident_bytes
+from flower_split.segments import Cuts, layers_path, load_skeleton
 from flower_split.training import Batch, Stages, StepReport, train_round
 from throughput.clock import Clock
-from throughput.machine import resident
 from throughput.probes import ProbedBackend, ProbedStages, probe_wire
 from throughput.shapes import Shape, random_ids
 
@@ -62,12 +62,23 @@ class Role:
         torch.set_num_threads(threads)
         self.shape = shape
         self.clock = Clock()
-        self._before = resident()
+        self._before = resident_bytes()
         skeleton = load_skeleton(checkpoint)
         self.plan: AdapterPlan = resolve_lora(skeleton, LORA)
         self.initial = initial_state(skeleton, LORA, seed=0)
         self.layers = layers_path(skeleton)
         self._used = time.process_time()
+
+    def adapter_bytes(self) -> dict[str, int]:
+        """Of the whole adapter, and of the silo's part of it, as Flower carries them."""
+        cuts = Cuts(
+            num_layers=self.shape.layers,
+            bottom_layers=self.shape.bottom,
+            top_layers=self.shape.top,
+        )
+        client, _ = split_state(self.initial, self.layers, cuts)
+        sizes = {"whole": self.initial, "silo": client}
+        return {name: sum(t.nbytes for t in state.values()) for name, state in sizes.items()}
 
     def read(self) -> dict[str, Any]:
         """Times by kind of work, and the process's processor time, since the last call."""
@@ -76,7 +87,7 @@ class Role:
 
     def memory(self) -> dict[str, int]:
         """Peak of the resident set above what it was after the imports, in bytes."""
-        return {"peak": resident("VmHWM") - self._before}
+        return {"peak": resident_bytes(peak=True) - self._before}
 
     def close(self) -> None:
         """End whatever runs."""
