@@ -90,6 +90,7 @@ def test_a_killed_simulation_is_resumed(simulated, whole, tmp_path, victims):
     for process in killed:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    running.terminate()  # Flower itself finds out after a minute only
     assert running.wait() != 0
     assert not (output / "checkpoints" / f"round-{ROUNDS:05d}").exists()
     wait_for(lambda: not processes_in(folder), "nothing of the killed run is left")
