@@ -10,7 +10,6 @@ from pathlib import Path
 from flower_split.adapters import save_whole
 from flower_split.adapters.merging import save_merged
 from flower_split.apps.export_source import Source, from_adapter, from_checkpoint, is_adapter
-from flower_split.apps.personal import find_personal
 from flower_split.errors import StateError
 from flower_split.lowrank import personalised
 from flower_split.reporting.model_card import CARD, personal_card
@@ -37,7 +36,8 @@ def export(
         server_round: Take that round's; by default the last good one.
         merge: Folder or hub name of the uncut model, to write it with the adapter merged into its
             weights in place of the adapter.
-        silo: Name of the silo on this machine whose own variant is wanted.
+        silo: Name of the silo whose own variant is wanted: with what is kept for it on this
+            machine, by the silo or, in a checkpoint, by the trunk.
         state_dir: Where the silo keeps its state; by default as without it in the node config.
         run: Which run's, where the silo keeps several; the name of a folder in `state_dir`.
         force: Replace what is there.
@@ -58,16 +58,21 @@ def export(
         adapter, made = Path(scratch, "adapter"), Path(scratch, "made")
         card = found.card
         if silo:
-            own = find_personal(state_dir, silo, run=run or found.run, last=found.server_round)
+            parts = found.personal(silo, state_dir=state_dir, run=run)
+            whole = found.whole()
+            for part in parts:
+                whole = personalised(whole, part.tensors, part.scale)
             save_whole(
-                personalised(found.whole(), own.tensors, own.scale),
+                whole,
                 adapter,
                 scale=1.0,
                 base_model=found.base_model,
                 fan_in_fan_out=found.fan_in_fan_out,
             )
-            card = personal_card(card, silo, own.server_round, own.modules)
-            what += f" with what silo {silo} kept in round {own.server_round}"
+            modules = sorted({module for part in parts for module in part.modules})
+            kept = max(part.server_round for part in parts)
+            card = personal_card(card, silo, kept, modules)
+            what += f" with what is kept for silo {silo} alone, of round {kept}"
         else:
             found.write(adapter)
         if merge:

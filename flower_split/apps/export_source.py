@@ -1,7 +1,7 @@
 """What an export is made of: a run's checkpoint, or a PEFT folder that is there already."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -10,13 +10,20 @@ from flower_split.adapters import read_adapter_folder, save_learned, save_whole
 from flower_split.adapters.plan_fields import plan_from_fields
 from flower_split.adapters.reading import CONFIG
 from flower_split.apps.card import model_card
+from flower_split.apps.personal import PersonalPart, find_personal
 from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import MANIFEST
 from flower_split.errors import StateError
-from flower_split.lowrank import combined
+from flower_split.lowrank import CONTROL, combined
 from flower_split.reporting.model_card import CARD, bare_card
+from flower_split.server.optimizer_states import OptimizerState
 from flower_split.strategies.output import CHECKPOINTS
-from flower_split.strategies.run_state import read_adapter, read_result, read_state
+from flower_split.strategies.run_state import (
+    read_adapter,
+    read_optimizers,
+    read_result,
+    read_state,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +43,39 @@ class Source:
     run: str = ""
     """Lineage of the run; empty where it is not known."""
     server_round: int | None = None
+    trunk: Mapping[str, OptimizerState] = field(default_factory=dict)
+    """What the trunk keeps for single silos, by their names."""
+
+    def personal(
+        self, silo: str, *, state_dir: Path | None = None, run: str = ""
+    ) -> list[PersonalPart]:
+        """What is kept for `silo` alone: the trunk's part and the silo's, those that are here.
+
+        Args:
+            silo: The silo's name.
+            state_dir: As in its node config; None for its default.
+            run: See `find_personal`; by default this run's, where that is known.
+
+        Raises:
+            StateError: neither is here, or the silo's is not in the `state_dir` that is given.
+        """
+        parts, tag = list[PersonalPart](), ""
+        if (held := self.trunk.get(silo)) is not None:
+            tag, tensors = held.tag, held.kept.tensors
+            own = {name: t for name, t in tensors.items() if not name.startswith(CONTROL)}
+            if own:
+                part = PersonalPart(
+                    server_round=held.server_round, scale=held.kept.scale, tensors=own
+                )
+                parts.append(part)
+        try:
+            last = self.server_round
+            found = find_personal(state_dir, silo, run=run or self.run, last=last, tag=tag)
+            return [*parts, found]
+        except StateError:
+            if state_dir is not None or not parts:
+                raise
+            return parts  # it is the server's machine, which has no silo's state
 
 
 def is_adapter(source: Path) -> bool:
@@ -92,6 +132,7 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
         write=lambda folder: save_learned(adapter, plan, folder, base_model=base),
         run=state.lineage,
         server_round=checkpoint.server_round,
+        trunk={held.silo: held for held in read_optimizers(checkpoint)},
     )
 
 

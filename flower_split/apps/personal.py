@@ -1,4 +1,4 @@
-"""A silo's personal part: what it keeps of its adapter for itself, found in its state folder."""
+"""A silo's personal part: what is kept of its adapter for it alone, found in its state folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _LATER_THAN_ANY = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalPart:
-    """Adapter tensors that never left the silo."""
+    """Adapter tensors that are kept for one silo alone, by itself or by the trunk."""
 
     server_round: int
     """Whose training left them."""
@@ -32,7 +32,7 @@ class PersonalPart:
 
 
 def find_personal(
-    state_dir: Path | None, silo: str, *, run: str = "", last: int | None = None
+    state_dir: Path | None, silo: str, *, run: str = "", last: int | None = None, tag: str = ""
 ) -> PersonalPart:
     """The newest sound tensors that a silo keeps.
 
@@ -41,6 +41,7 @@ def find_personal(
         silo: The silo's name.
         run: The run's lineage, or the name of its folder; may be empty where there is one only.
         last: The last round whose tensors are wanted; None for any.
+        tag: Of the session that left them, where that is known.
 
     Raises:
         StateError: there are none, or of several runs.
@@ -60,7 +61,7 @@ def find_personal(
         names = ", ".join(path.parent.name for path in found)
         raise StateError(f"silo {silo!r} keeps parts of {len(found)} runs: choose by --run {names}")
     before = _LATER_THAN_ANY if last is None else last + 1
-    generation = KeptState(found[0]).newest(before) or newest_kept(found[0], before)
+    generation = KeptState(found[0]).newest(before) or newest_kept(found[0], before, tag=tag)
     tensors = {} if generation is None else generation.tensors
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONTROL)}
     if generation is None or not own:

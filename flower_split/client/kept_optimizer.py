@@ -139,13 +139,16 @@ class KeptOptimizer:
         return self._adapter.unpacked(facts, tensors)
 
 
-def newest_kept(folder: Path, before: int) -> Generation | None:
+def newest_kept(folder: Path, before: int, *, tag: str = "") -> Generation | None:
     """What the silo whose `folder` it is kept for itself last, in a round before `before`.
 
-    Damaged files are passed over; None when there is nothing.
+    Damaged files are passed over; None when there is nothing. With a `tag`, only what the session
+    of that tag left is taken.
     """
     for path in sorted(folder.glob("*.safetensors"), reverse=True):
         if OURS.fullmatch(path.name) is None or int(path.name[:8]) >= before:
+            continue
+        if tag and _tag_of(path) != tag:
             continue
         try:
             left = unpacked_kept(*read_sealed(path))

@@ -80,8 +80,8 @@ def personal_card(card: str, silo: str, server_round: int, modules: Sequence[str
     listed = "".join(f"- {_line(module)}\n" for module in modules)
     return (
         f"{card}\n## Personal variant of silo {_line(silo)}\n\n"
-        f"These modules are the silo's own, from round {server_round}. They have never left it: "
-        f"this folder is as confidential as the silo's data.\n\n{listed}"
+        f"These modules are the silo's own, from round {server_round}, and no other silo has seen "
+        f"them: this folder is as confidential as the silo's data.\n\n{listed}"
     )
 
 

@@ -66,7 +66,7 @@ def test_it_computes_what_the_silos_model_did_in_its_last_evaluation(folder, ran
     out = tmp_path / "mine"
     said = flower_split("export", adapter, "--silo", SILO, "--out", out)
     assert said.exit_code == 0, said.output
-    assert f"with what silo {SILO} kept in round {ROUNDS} is in {out}" in said.output
+    assert f"with what is kept for silo {SILO} alone, of round {ROUNDS} is in {out}" in said.output
     wanted = seen["evaluate", ROUNDS, SILO]
     assert torch.allclose(loaded(folder, out), wanted, atol=1e-5)
     assert not torch.allclose(seen["evaluate", ROUNDS, 0], wanted, atol=1e-4)

@@ -1,0 +1,127 @@
+"""Exports of split runs with LoRA strategies compute what the silos' split models did."""
+
+import pytest
+import torch
+from flwr.clientapp import ClientApp
+from in_process_grid import InProcessGrid
+from peft import PeftModel
+from split_lora import split_config
+from tiny_checkpoint import save_tiny_model
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+from unsplit_app import batches_of, logits
+
+from flower_split.apps.cli import cli
+from flower_split.client import SplitSession
+from flower_split.config.run_config import read_run_config
+from flower_split.strategies import SplitStrategy, build_inner
+
+ROUNDS, SILO = 2, 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "llama")
+
+
+def app(seen):
+    """Trains, and puts what every silo's model computes in its evaluations into `seen`."""
+    made = ClientApp()
+
+    @made.train()
+    def train(message, context):
+        with SplitSession(message, context) as session:
+            batches, _ = batches_of(context.node_config["partition-id"], session.server_round)
+            session.model.train()
+            for batch in batches:
+                session.model(**batch).loss.backward()
+                session.optimizer.step()
+                session.optimizer.zero_grad()
+            return session.reply({"train-loss": 0.5}, num_examples=1)
+
+    @made.evaluate()
+    def evaluate(message, context):
+        with SplitSession(message, context) as session:
+            silo = context.node_config["partition-id"]
+            seen[session.server_round, silo] = logits(session.model)
+            return session.reply({"eval-loss": 0.5}, num_examples=1)
+
+    return made
+
+
+@pytest.fixture
+def ran(folder, state_home, tmp_path):
+    """Runs a strategy: the run's output folder, and what the silos' models computed."""
+
+    def run(**changes):
+        output, seen = tmp_path / "output", {}
+        values = split_config(folder, **{"output-dir": str(output), **changes})
+        config = read_run_config(values)
+        strategy = SplitStrategy(config, build_inner(config.strategy, config.lora))
+        result = strategy.start(InProcessGrid(app(seen), 3, run_config=values))
+        assert not any(record.failure for record in result.history)
+        return output, {silo: seen[ROUNDS, silo] for silo in range(3)}
+
+    return run
+
+
+def flower_split(*arguments):
+    return CliRunner().invoke(cli, list(map(str, arguments)))
+
+
+def loaded(folder, adapter):
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return logits(PeftModel.from_pretrained(base, adapter))
+
+
+@pytest.mark.parametrize("mode", ["federated", "frozen"])
+@pytest.mark.parametrize("name", ["flora", "fedexlora", "flexlora"])
+def test_what_is_folded_is_part_of_the_adapter(folder, ran, tmp_path, name, mode):
+    output, computed = ran(**{"strategy.name": name, "trunk.adapters": mode})
+    said = flower_split("export", output, "--out", tmp_path / "out")
+    assert said.exit_code == 0, said.output
+    found = loaded(folder, tmp_path / "out")
+    assert torch.allclose(found, computed[SILO], atol=1e-5)
+    assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(folder)))
+    said = flower_split("export", output, "--merge", folder, "--out", tmp_path / "merged")
+    assert said.exit_code == 0, said.output
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert torch.allclose(logits(merged), computed[SILO], atol=1e-5)
+
+
+PERSONAL = {"strategy.personal": "layers.1, layers.3"}
+"""A layer of the trunk's and one of the silo's."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy.name": "flora", **PERSONAL},
+        {"strategy.name": "fedavg", **PERSONAL},
+        {"strategy.name": "fedsalora"},
+    ],
+    ids=["flora", "fedavg", "fedsalora"],
+)
+def test_a_silos_variant_has_the_trunks_part_and_its_own(
+    folder, ran, state_home, tmp_path, monkeypatch, changes
+):
+    output, computed = ran(**changes)
+    assert not torch.allclose(computed[0], computed[SILO], atol=1e-4)
+    both = tmp_path / "both"
+    said = flower_split("export", output, "--silo", SILO, "--out", both)
+    assert said.exit_code == 0, said.output
+    assert torch.allclose(loaded(folder, both), computed[SILO], atol=1e-5)
+
+    # As it is where server and silo are two machines: one after the other.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "server"))
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    said = flower_split("export", output, "--silo", SILO, "--out", half)
+    assert said.exit_code == 0, said.output
+    assert not torch.allclose(loaded(folder, half), computed[SILO], atol=1e-4)
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
+    said = flower_split("export", half, "--silo", SILO, "--out", whole)
+    assert said.exit_code == 0, said.output
+    assert torch.allclose(loaded(folder, whole), computed[SILO], atol=1e-5)
+    card = (whole / "README.md").read_text(encoding="utf-8")
+    assert card.count(f"## Personal variant of silo {SILO}") == 2
+    assert "- strategy: " in card
