@@ -19,6 +19,7 @@ CASES = {
         "strategy.fraction-evaluate": 0.5,
         "strategy.min-nodes": 1,
     },
+    "personal": {"strategy.name": "flora", "strategy.personal": "layers.1, layers.3"},
     "alone": {"baseline-alone": True, "train.accumulation": 2},
 }
 
@@ -58,6 +59,7 @@ def interrupted(runner, given, draw, seconds, kills):
         pytest.param("federated", 6, 6, marks=pytest.mark.slow),
         pytest.param("shared", 4, 5, marks=pytest.mark.slow),
         pytest.param("partial", 4, 5, marks=pytest.mark.slow),
+        pytest.param("personal", 3, 5, marks=pytest.mark.slow),
         pytest.param("alone", 4, 6, marks=pytest.mark.slow),
     ],
 )
