@@ -1,6 +1,7 @@
 """Reading a standard PEFT folder back, with the scale of every module put into its tensors."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,25 +41,28 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
             raise AdapterError(f"{folder} holds a {values.get('peft_type')}, expected a LORA")
         config = LoraConfig.from_pretrained(str(folder))
         state = load_file(folder / TENSORS)
+        return AdapterFolder(
+            state=_at_scale_one(state, config),
+            base_model=config.base_model_name_or_path or "",
+            fan_in_fan_out=config.fan_in_fan_out,
+        )
+    except AdapterError:
+        raise
     except FileNotFoundError as error:
-        raise AdapterError(f"{folder} is no PEFT folder: {error.filename} is missing") from error
+        raise AdapterError(
+            f"{folder} is no PEFT folder, which has {CONFIG} and {TENSORS}"
+        ) from error
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, AdapterError):
-            raise
         raise AdapterError(f"{folder} holds no adapter that can be read: {error}") from error
+
+
+def _at_scale_one(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
     whole = dict[str, Tensor]()
     for pair in pair_up(state):
-        factors = Factors(
-            a=state[pair.a],
-            b=state[pair.b],
-            scale=_scaling(config, pair.module.removeprefix(PEFT_PREFIX)).factor,
-        ).at_scale(1.0)
+        scaling = _scaling(config, pair.module.removeprefix(PEFT_PREFIX))
+        factors = Factors(a=state[pair.a], b=state[pair.b], scale=scaling.factor).at_scale(1.0)
         whole |= {pair.a: factors.a, pair.b: factors.b}
-    return AdapterFolder(
-        state=whole,
-        base_model=config.base_model_name_or_path or "",
-        fan_in_fan_out=config.fan_in_fan_out,
-    )
+    return whole
 
 
 def _scaling(config: LoraConfig, module: str) -> Scaling:

@@ -5,11 +5,15 @@ At a silo, the silo's own variant: the run's adapter with what the silo keeps fo
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from flower_split.adapters import save_whole
 from flower_split.adapters.merging import save_merged
 from flower_split.apps.export_source import Source, from_adapter, from_checkpoint, is_adapter
+from flower_split.apps.personal import PersonalPart
 from flower_split.errors import StateError
 from flower_split.lowrank import personalised
 from flower_split.reporting.model_card import CARD, personal_card
@@ -46,44 +50,55 @@ def export(
         What was exported, in words.
 
     Raises:
-        StateError: there is no such checkpoint or state, or `out` exists.
+        StateError: there is no such checkpoint or state, or `out` exists or cannot be written.
         AdapterError, ModelError: adapter and model do not fit each other.
     """
     if out.exists() and not force:
         raise StateError(f"{out} exists already: choose another folder, or give --force")
     found = _source(source, best=best, server_round=server_round)
     what = f"the adapter of {found.name}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        adapter, made = Path(scratch, "adapter"), Path(scratch, "made")
-        card = found.card
-        if silo:
-            parts = found.personal(silo, state_dir=state_dir, run=run)
-            whole = found.whole()
-            for part in parts:
-                whole = personalised(whole, part.tensors, part.scale)
-            save_whole(
-                whole,
-                adapter,
-                scale=1.0,
-                base_model=found.base_model,
-                fan_in_fan_out=found.fan_in_fan_out,
-            )
-            modules = sorted({module for part in parts for module in part.modules})
-            kept = max(part.server_round for part in parts)
-            card = personal_card(card, silo, kept, modules)
-            what += f" with what is kept for silo {silo} alone, of round {kept}"
-        else:
-            found.write(adapter)
-        if merge:
-            save_merged(adapter, merge, made)
-            what = f"{merge} with {what}"
-        else:
-            adapter.rename(made)
-        (made / CARD).write_text(card, encoding="utf-8")
-        os.chmod(made, 0o700 if silo else 0o755)
-        _put(made, out, Path(scratch, "replaced"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            adapter, made = Path(scratch, "adapter"), Path(scratch, "made")
+            card = found.card
+            if silo:
+                parts = found.personal(silo, state_dir=state_dir, run=run)
+                _write_personal(found, parts, adapter)
+                card = personal_card(card, silo, parts[0].server_round, _modules(parts))
+                keepers = " and ".join(part.keeper for part in parts)
+                what += f" with what {keepers} kept for silo {silo} in round "
+                what += str(parts[0].server_round)
+            else:
+                found.write(adapter)
+            if merge:
+                save_merged(adapter, merge, made)
+                what = f"{merge} with {what}"
+            else:
+                adapter.rename(made)
+            (made / CARD).write_text(card, encoding="utf-8")
+            os.chmod(made, 0o700 if silo or found.private else 0o755)
+            _put(made, out, Path(scratch, "replaced"))
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"{out} cannot be written: {error}") from error
     return what
+
+
+def _write_personal(source: Source, parts: Sequence[PersonalPart], folder: Path) -> None:
+    whole = source.whole()
+    for part in parts:
+        whole = personalised(whole, part.tensors, part.scale)
+    save_whole(
+        whole,
+        folder,
+        scale=1.0,
+        base_model=source.base_model,
+        fan_in_fan_out=source.fan_in_fan_out,
+    )
+
+
+def _modules(parts: Sequence[PersonalPart]) -> list[str]:
+    return sorted({module for part in parts for module in part.modules})
 
 
 def _source(source: Path, *, best: bool, server_round: int | None) -> Source:

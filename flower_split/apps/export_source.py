@@ -10,7 +10,7 @@ from flower_split.adapters import read_adapter_folder, save_learned, save_whole
 from flower_split.adapters.plan_fields import plan_from_fields
 from flower_split.adapters.reading import CONFIG
 from flower_split.apps.card import model_card
-from flower_split.apps.personal import PersonalPart, find_personal
+from flower_split.apps.personal import PersonalPart, find_personal, personal_folders
 from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import MANIFEST
 from flower_split.errors import StateError
@@ -40,6 +40,8 @@ class Source:
     """Gives its factors, of scale 1 and with what was folded into the model among them."""
     write: Callable[[Path], object]
     """Writes it as a standard PEFT folder."""
+    private: bool = False
+    """Whether only its owner may read it."""
     run: str = ""
     """Lineage of the run; empty where it is not known."""
     server_round: int | None = None
@@ -57,25 +59,27 @@ class Source:
             run: See `find_personal`; by default this run's, where that is known.
 
         Raises:
-            StateError: neither is here, or the silo's is not in the `state_dir` that is given.
+            StateError: neither is here, the silo's is not in the `state_dir` that is given, or it
+                is damaged.
         """
-        parts, tag = list[PersonalPart](), ""
-        if (held := self.trunk.get(silo)) is not None:
-            tag, tensors = held.tag, held.kept.tensors
-            own = {name: t for name, t in tensors.items() if not name.startswith(CONTROL)}
-            if own:
-                part = PersonalPart(
-                    server_round=held.server_round, scale=held.kept.scale, tensors=own
+        run = run or self.run
+        held = self.trunk.get(silo)
+        tensors = {} if held is None else held.kept.tensors
+        of_trunk = {name: t for name, t in tensors.items() if not name.startswith(CONTROL)}
+        parts = list[PersonalPart]()
+        if held is not None and of_trunk:
+            parts = [
+                PersonalPart(
+                    keeper="the trunk",
+                    server_round=held.server_round,
+                    scale=held.kept.scale,
+                    tensors=of_trunk,
                 )
-                parts.append(part)
-        try:
-            last = self.server_round
-            found = find_personal(state_dir, silo, run=run or self.run, last=last, tag=tag)
-            return [*parts, found]
-        except StateError:
-            if state_dir is not None or not parts:
-                raise
-            return parts  # it is the server's machine, which has no silo's state
+            ]
+        if parts and state_dir is None and not personal_folders(None, silo, run):
+            return parts  # this is the server's machine, not the silo's
+        tag = "" if held is None else held.tag
+        return [*parts, find_personal(state_dir, silo, run=run, last=self.server_round, tag=tag)]
 
 
 def is_adapter(source: Path) -> bool:
@@ -96,6 +100,7 @@ def from_adapter(source: Path) -> Source:
         base_model=found.base_model,
         fan_in_fan_out=found.fan_in_fan_out,
         card=told.read_text(encoding="utf-8") if told.is_file() else bare_card(found.base_model),
+        private=not source.stat().st_mode & 0o077,
         whole=lambda: found.state,
         write=lambda folder: save_whole(
             found.state,

@@ -19,6 +19,8 @@ _LATER_THAN_ANY = 1 << 62
 class PersonalPart:
     """Adapter tensors that are kept for one silo alone, by itself or by the trunk."""
 
+    keeper: str
+    """Who keeps them, in words."""
     server_round: int
     """Whose training left them."""
     scale: float
@@ -29,6 +31,13 @@ class PersonalPart:
     def modules(self) -> list[str]:
         """Names of the modules that they belong to, sorted."""
         return sorted({name.rpartition(".lora_")[0] for name in self.tensors})
+
+
+def personal_folders(state_dir: Path | None, silo: str, run: str = "") -> list[Path]:
+    """The folders in which `silo` keeps something for itself, one a run; see `find_personal`."""
+    root = _root(state_dir)
+    found = sorted(path for path in (root / OWN_KIND).glob(f"*/{file_name(silo)}") if path.is_dir())
+    return [path for path in found if not run or path.parent.name in (run, file_name(run))]
 
 
 def find_personal(
@@ -46,10 +55,7 @@ def find_personal(
     Raises:
         StateError: there are none, or of several runs.
     """
-    root = state_dir or StateFolder.of_node(NodeConfig()).root
-    found = sorted(path for path in (root / OWN_KIND).glob(f"*/{file_name(silo)}") if path.is_dir())
-    if run:
-        found = [path for path in found if path.parent.name in (run, file_name(run))]
+    root, found = _root(state_dir), personal_folders(state_dir, silo, run)
     if not found:
         kept = sorted(path.name for path in (root / OWN_KIND).glob("*/*"))
         raise StateError(
@@ -67,4 +73,13 @@ def find_personal(
     if generation is None or not own:
         until = "" if last is None else f" of a round up to {last}"
         raise StateError(f"{found[0]} holds no sound adapter tensors{until}")
-    return PersonalPart(server_round=generation.server_round, scale=generation.scale, tensors=own)
+    return PersonalPart(
+        keeper="the silo",
+        server_round=generation.server_round,
+        scale=generation.scale,
+        tensors=own,
+    )
+
+
+def _root(state_dir: Path | None) -> Path:
+    return state_dir or StateFolder.of_node(NodeConfig()).root

@@ -8,6 +8,7 @@ import torch
 from flwr.app import Context, RecordDict
 from in_process_grid import RUN_ID, InProcessGrid
 from peft import PeftModel
+from small_disk import fill, small_disk
 from tiny_checkpoint import tiny_run_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -156,6 +157,16 @@ def test_what_cannot_be_exported_leaves_nothing(finished, tmp_path, arguments, s
     assert told.exit_code == 1
     assert said in told.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(finished, tiny, tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        for more in ([], ["--merge", tiny / "model"]):
+            told = flower_split("export", finished, "--out", disk / "out", *more)
+            assert told.exit_code == 1, told.output
+            assert "out cannot be written: " in told.output
+            assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
 def test_a_folder_without_checkpoints_and_a_damaged_one_are_told_apart(finished, tmp_path):

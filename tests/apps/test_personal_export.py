@@ -66,7 +66,7 @@ def test_it_computes_what_the_silos_model_did_in_its_last_evaluation(folder, ran
     out = tmp_path / "mine"
     said = flower_split("export", adapter, "--silo", SILO, "--out", out)
     assert said.exit_code == 0, said.output
-    assert f"with what is kept for silo {SILO} alone, of round {ROUNDS} is in {out}" in said.output
+    assert f"with what the silo kept for silo {SILO} in round {ROUNDS} is in {out}" in said.output
     wanted = seen["evaluate", ROUNDS, SILO]
     assert torch.allclose(loaded(folder, out), wanted, atol=1e-5)
     assert not torch.allclose(seen["evaluate", ROUNDS, 0], wanted, atol=1e-4)
@@ -82,6 +82,10 @@ def test_it_is_the_silos_alone_and_says_so(ran, tmp_path):
     assert f"## Personal variant of silo {SILO}" in card
     assert "- base_model.model.model.layers.2.mlp.down_proj\n" in card
     assert "layers.1." not in card
+    again = tmp_path / "again"
+    assert flower_split("export", out, "--out", again).exit_code == 0
+    assert stat.S_IMODE(again.stat().st_mode) == 0o700
+    assert (again / "README.md").read_text(encoding="utf-8") == card
 
 
 def test_it_can_be_merged(folder, ran, tmp_path):
@@ -115,6 +119,26 @@ def test_what_is_not_there_is_said_and_nothing_is_written(ran, state_home, tmp_p
     given = ["--run", RUN_ID, "--state-dir", state_home / "flower-split"]
     told = flower_split("export", adapter, "--silo", SILO, *given, "--out", out)
     assert told.exit_code == 0, told.output
+
+
+def test_what_is_no_lora_adapter_is_named(folder, tmp_path):
+    peft_model(folder).save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    text = config.read_text()
+    for changed, said in [
+        (text.replace('"LORA"', '"IA3"'), "holds a IA3, expected a LORA"),
+        (text[:-9], "no adapter that can be read"),
+        ("[1]", "no adapter that can be read"),
+        (text.replace('"r": 4', '"r": 0'), "no adapter that can be read"),
+    ]:
+        config.write_text(changed)
+        told = flower_split("export", tmp_path / "adapter", "--out", tmp_path / "out")
+        assert told.exit_code == 1 and said in told.output, told.output
+    config.write_text(text)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    told = flower_split("export", tmp_path / "adapter", "--out", tmp_path / "out")
+    assert told.exit_code == 1 and "is no PEFT folder" in told.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_of_another_rank_is_refused(folder, ran, tmp_path):

@@ -110,6 +110,7 @@ def test_a_silos_variant_has_the_trunks_part_and_its_own(
     both = tmp_path / "both"
     said = flower_split("export", output, "--silo", SILO, "--out", both)
     assert said.exit_code == 0, said.output
+    assert f"the trunk and the silo kept for silo {SILO} in round {ROUNDS} is in" in said.output
     assert torch.allclose(loaded(folder, both), computed[SILO], atol=1e-5)
 
     # As it is where server and silo are two machines: one after the other.
@@ -117,6 +118,7 @@ def test_a_silos_variant_has_the_trunks_part_and_its_own(
     half, whole = tmp_path / "half", tmp_path / "whole"
     said = flower_split("export", output, "--silo", SILO, "--out", half)
     assert said.exit_code == 0, said.output
+    assert f"with what the trunk kept for silo {SILO}" in said.output
     assert not torch.allclose(loaded(folder, half), computed[SILO], atol=1e-4)
     monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
     said = flower_split("export", half, "--silo", SILO, "--out", whole)
@@ -125,3 +127,13 @@ def test_a_silos_variant_has_the_trunks_part_and_its_own(
     card = (whole / "README.md").read_text(encoding="utf-8")
     assert card.count(f"## Personal variant of silo {SILO}") == 2
     assert "- strategy: " in card
+
+
+def test_a_damaged_half_is_not_left_out_in_silence(ran, state_home, tmp_path):
+    output, _ = ran(**{"strategy.name": "fedsalora"})
+    for file in state_home.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    told = flower_split("export", output, "--silo", SILO, "--out", tmp_path / "out")
+    assert told.exit_code == 1
+    assert f"holds no sound adapter tensors of a round up to {ROUNDS}" in told.output
+    assert not (tmp_path / "out").exists()
