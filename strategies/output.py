@@ -8,6 +8,8 @@ from flower_split.errors import ConfigError
 
 CHECKPOINTS = "checkpoints"
 """Name of the checkpoints' folder in it."""
+TENSORBOARD = "tensorboard"
+"""Name of the folder of TensorBoard's event files in it."""
 
 
 def output_folder(config: SplitConfig) -> Path | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flower_split.errors import AdapterError, RoundError
 from flower_split.lowrank import CONTROL, Allowance, Orders
-from flower_split.reporting.counters import SUMMARY_COUNTERS, checked_counters
+from flower_split.reporting.counters import checked_counters, trunk_counters
 from flower_split.server.starting import TrunkStart
 from flower_split.strategies.agreement import own_problem
 from flower_split.strategies.history import NodeRecord
@@ -276,15 +276,12 @@ class RoundSessions:
         reply.content = complete
         if invited.invitation.sample:
             self.sample = self.sample or str(statistics.get("sample", ""))[:LONGEST_SAMPLE]
-        counted = {
-            name: getattr(outcome.summary, field) for name, field in SUMMARY_COUNTERS.items()
-        }
         self._record(
             ticket.node_id,
             silo=self._host.silo_of(ticket),
             metrics=dict(next(iter(content.metric_records.values())).items()),
             # What the trunk counted itself is not taken from the silo.
-            statistics=checked_counters({**statistics, **counted}),
+            statistics=checked_counters({**statistics, **trunk_counters(outcome.summary)}),
         )
         return ""
 

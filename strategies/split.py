@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -37,6 +37,8 @@ class SplitStrategy(Strategy):
         config: The run's configuration; silos must have the same.
         inner: Any strategy of Flower's message API.
         host: A trunk that is already hosted, and stays so afterwards; None hosts one per run.
+        on_round: Called after every round with the result so far and the round's number, before
+            it is saved; a round that is done again, because a run was resumed, comes again.
         checkpoints: Folder for the run's checkpoints; None takes `checkpoints` in the configured
             output folder, and writes none where that is empty.
 
@@ -51,6 +53,7 @@ class SplitStrategy(Strategy):
         *,
         host: TrunkHost | None = None,
         checkpoints: Path | None = None,
+        on_round: Callable[[SplitResult, int], None] | None = None,
     ) -> None:
         check_exact(inner, config.lora)
         self.config = config
@@ -58,6 +61,7 @@ class SplitStrategy(Strategy):
         self.result = SplitResult()
         self._host = host
         self._checkpoints = checkpoints
+        self._on_round = on_round
         self._sessions: RoundSessions | None = None
 
     def summary(self) -> None:
@@ -207,6 +211,8 @@ class SplitStrategy(Strategy):
         metrics = run.evaluate_fn(server_round, result.arrays) if run.evaluate_fn else None
         if metrics is not None:
             result.evaluate_metrics_serverapp[server_round] = metrics
+        if self._on_round is not None:
+            self._on_round(result, server_round)
         run.checkpoints.save(result, server_round, run.roll_call, complete=True)
 
     def _train(self, run: Run, server_round: int) -> None:

@@ -57,26 +57,31 @@ def silo_names(history: Iterable[NodeRecord]) -> dict[int, str]:
     return names
 
 
+def round_result(
+    result: SplitResult, number: int, names: Mapping[int, str] | None = None
+) -> RoundResult:
+    """One round of `result`; silos are named by `names`, or else as `silo_names` finds."""
+    names = silo_names(result.history) if names is None else names
+    train, evaluate = result.of("train", number), result.of("evaluate", number)
+    return RoundResult(
+        server_round=number,
+        train=_metrics(train, names),
+        evaluate=_metrics(evaluate, names),
+        aggregated=_aggregated(result, number),
+        failures={
+            names[record.node_id]: record.failure
+            for record in (*train, *evaluate)
+            if record.failure
+        },
+        seconds=result.seconds.get(number, 0.0),
+        train_counters=_counters(train, names),
+        evaluate_counters=_counters(evaluate, names),
+    )
+
+
 def _rounds(result: SplitResult, names: Mapping[int, str]) -> list[RoundResult]:
     numbers = sorted({record.server_round for record in result.history})
-    return [
-        RoundResult(
-            server_round=number,
-            train=_metrics(result.of("train", number), names),
-            evaluate=_metrics(result.of("evaluate", number), names),
-            aggregated=_aggregated(result, number),
-            failures={
-                names[record.node_id]: record.failure
-                for purpose in ("train", "evaluate")
-                for record in result.of(purpose, number)
-                if record.failure
-            },
-            seconds=result.seconds.get(number, 0.0),
-            train_counters=_counters(result.of("train", number), names),
-            evaluate_counters=_counters(result.of("evaluate", number), names),
-        )
-        for number in numbers
-    ]
+    return [round_result(result, number, names) for number in numbers]
 
 
 def _wire_bytes(costs: Costs) -> dict[str, dict[str, int]]:

@@ -2,16 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from flower_split.apps.logs import join_flower_log
+from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import EarlyStopConfig, SplitConfig
+from flower_split.reporting.tensorboard import ScalarWriter
 from flower_split.strategies import (
     Alone,
     SplitResult,
@@ -21,7 +25,7 @@ from flower_split.strategies import (
     inner_problems,
 )
 from flower_split.strategies.inner import check_exact
-from flower_split.strategies.output import checkpoint_folder, output_folder
+from flower_split.strategies.output import TENSORBOARD, checkpoint_folder, output_folder
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +46,17 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
     inner = build_inner(config.strategy, config.lora)
     check_exact(inner, config.lora)  # before the model is loaded
-    with TrunkHost(config) as host:
-        strategy = SplitStrategy(config, inner, host=host)
+    with ExitStack() as stack:
+        scalars = None
+        if folder is not None and config.tensorboard:
+            scalars = stack.enter_context(ScalarWriter(folder / TENSORBOARD))
+        host = stack.enter_context(TrunkHost(config))
+        strategy = SplitStrategy(
+            config,
+            inner,
+            host=host,
+            on_round=None if scalars is None else partial(_write_scalars, scalars),
+        )
         baseline = _baseline(config, host, checkpoints)
         with RunRecord(folder, host.plan, config, values, strategy, baseline):
             strategy.start(grid)
@@ -51,6 +64,10 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
                 logger.info("and now every silo alone, for comparison")
                 baseline.start(grid, num_rounds=strategy.result.last_round)
     return strategy.result
+
+
+def _write_scalars(writer: ScalarWriter, result: SplitResult, server_round: int) -> None:
+    writer.write(round_result(result, server_round))
 
 
 def _baseline(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import psutil
 
-from flower_split.reporting.counters import SUMMARY_COUNTERS
+from flower_split.reporting.counters import trunk_counters
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import SessionSummary
 
@@ -43,7 +43,7 @@ class SessionCost:
             "seconds-connecting": self.connected - self.loaded,
             "seconds-waiting": transport.waits.seconds,
             "parameter-share": self.parameter_share,
-            **{name: getattr(summary, field) for name, field in SUMMARY_COUNTERS.items()},
+            **trunk_counters(summary),
             "optimizer-resumed": int(resumed),
         }
 

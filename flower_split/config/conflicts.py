@@ -115,6 +115,11 @@ def _extras(config: SplitConfig) -> list[str]:
             "baseline-alone needs trunk adapters of every silo's own: set trunk.adapters to "
             "'federated' or 'frozen', not 'shared'"
         )
+    if config.tensorboard and not config.output_dir:
+        found.append(
+            "tensorboard writes to a folder in output-dir, and output-dir is empty: set it, or set "
+            "tensorboard to false"
+        )
     if config.sample_prompt and config.strategy.fraction_evaluate == 0:
         found.append(
             "sample-prompt is continued when the silos evaluate, and strategy.fraction-evaluate "

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "sample-prompt",
     "strategy.min-nodes",
     "strategy.min-replies",
+    "tensorboard",
     "tls.allow-plaintext",
     "tls.ca",
     "tls.certificate",

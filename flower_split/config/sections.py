@@ -73,6 +73,9 @@ class SplitConfig:
     """Seed of everything random: adapters, order of the data, dropout, which silos are asked."""
     output_dir: str = ""
     """Folder for adapter, `result.json`, plot and checkpoints; empty writes nothing."""
+    tensorboard: bool = False
+    """Whether every round's scalars, by silo, are written to `tensorboard` in `output_dir` as the
+    run goes; needs the package `tensorboard` on the server."""
     resume: bool = False
     """Whether the run goes on from the last good checkpoint in `output_dir`, if there is one."""
     best_metric: str = "eval-loss"

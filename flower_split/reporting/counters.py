@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flower_split.transport.messages import SessionSummary
+
 MOST = 2**53
 """Bound of every counter: whole numbers up to here are exact in JSON and in TensorBoard's maths."""
 
@@ -49,6 +51,14 @@ COUNTERS: Mapping[str, Counter] = {
     "trunk-tokens": Counter(
         meaning="positions that passed the trunk, padding included", unit="", whole=True
     ),
+    "queue-seconds": _seconds("passes waited at the trunk until they were computed, in total"),
+    "queue-length": Counter(
+        meaning="requests of other silos that waited as one arrived, in the mean", unit=""
+    ),
+    "batch-occupancy": Counter(
+        meaning="rows computed together over the silo's own: 1 alone, 2 with as many of others",
+        unit="",
+    ),
     "optimizer-steps": Counter(meaning="steps taken on both sides", unit="", whole=True),
     "optimizer-resumed": Counter(
         meaning="1 where the optimizer went on from an earlier round", unit="", whole=True, most=1
@@ -61,12 +71,22 @@ COUNTERS: Mapping[str, Counter] = {
 }
 """By the name under which replies, `result.json` and TensorBoard have them."""
 
-SUMMARY_COUNTERS: Mapping[str, str] = {
-    "trunk-forwards": "forwards",
-    "trunk-tokens": "tokens",
-    "optimizer-steps": "steps",
-}
-"""Those that the trunk itself counts, with the fields of its `SessionSummary`."""
+
+def trunk_counters(summary: SessionSummary) -> dict[str, int | float]:
+    """The counters that are the trunk's own; those of the queue only where the trunk kept them."""
+    queue, passes = summary.queue, summary.forwards + summary.backwards
+    found: dict[str, int | float] = {
+        "trunk-forwards": summary.forwards,
+        "trunk-tokens": summary.tokens,
+        "optimizer-steps": summary.steps,
+    }
+    if queue.rows:
+        found |= {
+            "queue-seconds": queue.seconds,
+            "queue-length": queue.length / max(passes, 1),
+            "batch-occupancy": (queue.rows + queue.rows_beside) / queue.rows,
+        }
+    return found
 
 
 def checked_counters(told: Mapping[str, object]) -> dict[str, int | float]:

@@ -55,6 +55,19 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
     assert not torch.equal(adapted(ids).logits, before)
 
 
+def test_tensorboard_is_written_as_the_run_goes(run_config, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run({**run_config, "output-dir": str(tmp_path), "tensorboard": True})
+    report = read_result(tmp_path / "result.json")
+    for silo in report.silos:
+        found = events.EventAccumulator(str(tmp_path / "tensorboard" / f"silo-{silo}")).Reload()
+        curve = [(event.step, event.value) for event in found.Scalars("evaluate/eval-loss")]
+        assert curve == [(n, pytest.approx(loss)) for n, loss in report.losses(silo)]
+        for name, value in report.rounds[2].train_counters[silo].items():
+            last = found.Scalars(f"train-counters/{name}")[-1]
+            assert (last.step, last.value) == (2, pytest.approx(value, rel=1e-5, abs=1e-6))
+
+
 @pytest.mark.parametrize("mode", ["shared", "frozen"])
 def test_the_other_modes_of_the_trunk(run_config, tmp_path, tiny, mode):
     run({**run_config, "trunk.adapters": mode, "output-dir": str(tmp_path)})
@@ -98,6 +111,7 @@ def test_all_problems_of_the_run_config_come_at_once(run_config):
         ({"output-dir": "outputs"}, "must be an absolute path"),
         ({"output-dir": "/proc/nowhere/x"}, "cannot be made"),
         ({"split.bottom-layers": 9}, "9"),
+        ({"tensorboard": True}, "output-dir is empty"),
         ({"lora.target-modules": "q_proj,nothing"}, "'nothing'"),
         ({"model.name": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],

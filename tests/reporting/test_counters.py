@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flower_split.reporting.counters import COUNTERS, MOST, SUMMARY_COUNTERS, checked_counters
-from flower_split.transport.messages import SessionSummary
+from flower_split.reporting.counters import COUNTERS, MOST, checked_counters, trunk_counters
+from flower_split.transport.messages import QueueUse, SessionSummary
 
 ANYTHING = st.one_of(
     st.integers(), st.floats(), st.booleans(), st.text(), st.binary(), st.lists(st.integers())
@@ -52,6 +52,13 @@ def test_every_counter_is_explained_to_operators() -> None:
         assert f"| `{name}` | {counter.unit} | {counter.meaning} |" in text, name
 
 
-def test_what_the_trunk_counts_is_in_its_summary() -> None:
-    assert SUMMARY_COUNTERS.keys() <= COUNTERS.keys()
-    assert set(SUMMARY_COUNTERS.values()) <= SessionSummary.__dataclass_fields__.keys()
+def test_what_the_trunk_counts_is_known_by_name() -> None:
+    counts = {"steps": 2, "forwards": 6, "backwards": 4, "tokens": 90}
+    found = trunk_counters(SessionSummary(**counts))
+    assert found == {"trunk-forwards": 6, "trunk-tokens": 90, "optimizer-steps": 2}
+    queue = QueueUse(seconds=0.5, length=5, rows=30, rows_beside=90)
+    found = trunk_counters(SessionSummary(**counts, queue=queue))
+    assert found["queue-seconds"] == 0.5
+    assert found["queue-length"] == 0.5
+    assert found["batch-occupancy"] == 4.0
+    assert checked_counters(found) == found
