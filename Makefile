@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.flower-split-installed
 OUTPUTS ?= outputs/quickstart
 BENCH ?= outputs/bench-throughput
+STRATEGIES ?= outputs/bench-strategies
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: venv demo deployment bench-throughput test test-slow lint format types contract proto proto-check wheel clean
+.PHONY: venv demo deployment bench-throughput bench-strategies test test-slow lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -26,6 +27,9 @@ deployment: $(STAMP)
 
 bench-throughput: $(STAMP)
 	$(BIN)/python examples/bench-throughput/run_all.py --out $(BENCH)
+
+bench-strategies: $(STAMP)
+	$(BIN)/python examples/bench-strategies/compare.py --out $(STRATEGIES)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
