@@ -34,7 +34,7 @@ def test_a_round_trains_evaluates_and_generates(host, invite, context):
         assert abs(trained.loss - float(loss.detach())) < 1
         reply = session.reply()
     assert {array.dtype for array in reply.content["arrays"].values()} == {"float32"}
-    state, _ = host.collect(ticket)
+    state = host.collect(ticket).tensors
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 

@@ -56,7 +56,7 @@ def test_a_scaling_comes_back_as_it_was():
     "wrong", [{"r": "8"}, {"r": True}, {"r": 0}, {"alpha": None}, {"rslora": 1}]
 )
 def test_a_malformed_scaling_is_refused(wrong):
-    with pytest.raises(AdapterError, match="reply's lora"):
+    with pytest.raises(AdapterError, match="silo's lora"):
         scaling_from_fields({"r": 8, "alpha": 16.0, "rslora": False, **wrong})
 
 
