@@ -5,16 +5,15 @@ import shutil
 
 import pytest
 import torch
+from exporting import flower_split
 from flwr.app import Context, RecordDict
 from in_process_grid import RUN_ID, InProcessGrid
 from peft import PeftModel
 from small_disk import fill, small_disk
 from tiny_checkpoint import tiny_run_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from flower_split.adapters import load_state, resolve_lora, split_state, wrap
-from flower_split.apps.cli import cli
 from flower_split.apps.client_app import app as client_app
 from flower_split.apps.server_app import app as server_app
 from flower_split.checkpoint import find_checkpoint
@@ -35,10 +34,6 @@ def finished(tmp_path_factory, tiny):
     grid = InProcessGrid(client_app, 3, run_config=values)
     server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), values))
     return output
-
-
-def flower_split(*arguments):
-    return CliRunner().invoke(cli, list(map(str, arguments)))
 
 
 def base(tiny):

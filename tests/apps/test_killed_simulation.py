@@ -38,6 +38,7 @@ def simulated(tiny, tmp_path_factory):
     with short_folder() as folder:
         environment = {
             **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",  # equality to the bit is the CPU's
             "TMPDIR": str(folder),
             "XDG_STATE_HOME": str(home / "state"),
         }

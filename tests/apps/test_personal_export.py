@@ -5,15 +5,13 @@ import stat
 
 import pytest
 import torch
+from exporting import flower_split, logits_with
 from in_process_grid import RUN_ID
-from peft import PeftModel
 from tiny_checkpoint import save_tiny_model
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 from unsplit_app import initial_arrays, logits, peft_model, run_unsplit, unsplit_app
 
 from flower_split.adapters import save_whole
-from flower_split.apps.cli import cli
 from flower_split.config.sections import LoraSettings
 from flower_split.strategies import FedAvgLoRA, FedExLoRA, FedSALoRA, FLoRA, PersonalParts
 
@@ -51,15 +49,6 @@ def ran(folder, state_home, tmp_path):
     return run
 
 
-def flower_split(*arguments):
-    return CliRunner().invoke(cli, list(map(str, arguments)))
-
-
-def loaded(folder, adapter):
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return logits(PeftModel.from_pretrained(base, adapter))
-
-
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_it_computes_what_the_silos_model_did_in_its_last_evaluation(folder, ran, tmp_path, name):
     adapter, seen = ran(name)
@@ -68,9 +57,9 @@ def test_it_computes_what_the_silos_model_did_in_its_last_evaluation(folder, ran
     assert said.exit_code == 0, said.output
     assert f"with what the silo kept for silo {SILO} in round {ROUNDS} is in {out}" in said.output
     wanted = seen["evaluate", ROUNDS, SILO]
-    assert torch.allclose(loaded(folder, out), wanted, atol=1e-5)
+    assert torch.allclose(logits_with(folder, out), wanted, atol=1e-5)
     assert not torch.allclose(seen["evaluate", ROUNDS, 0], wanted, atol=1e-4)
-    assert not torch.allclose(loaded(folder, adapter), wanted, atol=1e-4)
+    assert not torch.allclose(logits_with(folder, adapter), wanted, atol=1e-4)
 
 
 def test_it_is_the_silos_alone_and_says_so(ran, tmp_path):

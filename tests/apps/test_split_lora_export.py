@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from exporting import flower_split, logits_with
 from flwr.clientapp import ClientApp
 from in_process_grid import InProcessGrid
-from peft import PeftModel
 from split_lora import split_config
 from tiny_checkpoint import save_tiny_model
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 from unsplit_app import batches_of, logits
 
-from flower_split.apps.cli import cli
 from flower_split.client import SplitSession
 from flower_split.config.run_config import read_run_config
 from flower_split.strategies import SplitStrategy, build_inner
@@ -65,22 +63,13 @@ def ran(folder, state_home, tmp_path):
     return run
 
 
-def flower_split(*arguments):
-    return CliRunner().invoke(cli, list(map(str, arguments)))
-
-
-def loaded(folder, adapter):
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return logits(PeftModel.from_pretrained(base, adapter))
-
-
 @pytest.mark.parametrize("mode", ["federated", "frozen"])
 @pytest.mark.parametrize("name", ["flora", "fedexlora", "flexlora"])
 def test_what_is_folded_is_part_of_the_adapter(folder, ran, tmp_path, name, mode):
     output, computed = ran(**{"strategy.name": name, "trunk.adapters": mode})
     said = flower_split("export", output, "--out", tmp_path / "out")
     assert said.exit_code == 0, said.output
-    found = loaded(folder, tmp_path / "out")
+    found = logits_with(folder, tmp_path / "out")
     assert torch.allclose(found, computed[SILO], atol=1e-5)
     assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(folder)))
     said = flower_split("export", output, "--merge", folder, "--out", tmp_path / "merged")
@@ -111,7 +100,7 @@ def test_a_silos_variant_has_the_trunks_part_and_its_own(
     said = flower_split("export", output, "--silo", SILO, "--out", both)
     assert said.exit_code == 0, said.output
     assert f"the trunk and the silo kept for silo {SILO} in round {ROUNDS} is in" in said.output
-    assert torch.allclose(loaded(folder, both), computed[SILO], atol=1e-5)
+    assert torch.allclose(logits_with(folder, both), computed[SILO], atol=1e-5)
 
     # As it is where server and silo are two machines: one after the other.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "server"))
@@ -119,11 +108,11 @@ def test_a_silos_variant_has_the_trunks_part_and_its_own(
     said = flower_split("export", output, "--silo", SILO, "--out", half)
     assert said.exit_code == 0, said.output
     assert f"with what the trunk kept for silo {SILO}" in said.output
-    assert not torch.allclose(loaded(folder, half), computed[SILO], atol=1e-4)
+    assert not torch.allclose(logits_with(folder, half), computed[SILO], atol=1e-4)
     monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
     said = flower_split("export", half, "--silo", SILO, "--out", whole)
     assert said.exit_code == 0, said.output
-    assert torch.allclose(loaded(folder, whole), computed[SILO], atol=1e-5)
+    assert torch.allclose(logits_with(folder, whole), computed[SILO], atol=1e-5)
     card = (whole / "README.md").read_text(encoding="utf-8")
     assert card.count(f"## Personal variant of silo {SILO}") == 2
     assert "- strategy: " in card

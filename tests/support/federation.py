@@ -156,6 +156,7 @@ class Federation:
             **os.environ,
             "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)]),
             "PYTHONUNBUFFERED": "1",
+            "CUDA_VISIBLE_DEVICES": "",  # as in the tests of one process
             "NO_PROXY": "*",
             "TMPDIR": str(self.folder / "tmp"),
             "XDG_STATE_HOME": str(self.folder / "state"),

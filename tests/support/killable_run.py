@@ -67,6 +67,7 @@ class Runner:
             text=True,
             env={
                 **os.environ,
+                "CUDA_VISIBLE_DEVICES": "",  # equality to the bit is the CPU's
                 "XDG_STATE_HOME": str(self._state_home),
                 "PYTHONPATH": str(Path(__file__).parent),
                 "GRPC_ENABLE_FORK_SUPPORT": "0",
