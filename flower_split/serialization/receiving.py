@@ -8,7 +8,7 @@ How often a payload is copied on its way in:
 4. into the tensor's own memory, because chunks must be put together, and because torch's kernels
    want their memory aligned better than `bytes` are.
 
-Decoding fp32 into a float32 tensor copies nothing more.
+Decoding fp32 into a float32 tensor copies nothing more; see `tests/serialization/test_copies.py`.
 """
 
 import zlib
