@@ -2,7 +2,7 @@
 
 import pytest
 from federation import COMPLETED, Federation, Node
-from namespaces import SERVER, machines, permitted
+from namespaces import SERVER, machines, permitted, shaped, supports
 
 from flower_split.reporting import read_result
 
@@ -10,6 +10,10 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(not permitted(), reason="this user may not make network namespaces"),
 ]
+
+ROUND_TRIP = 0.05
+NETEM = ("netem", "delay", "25ms", "rate", "100mbit")
+"""At both ends of every silo's cable."""
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +57,18 @@ def test_an_address_that_no_silo_reaches_is_named(apart, tiny, advertised, said)
     assert advertised in ended.details and said in ended.details
     assert "trunk.advertise" in ended.details
     apart.assert_idle(ports)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not supports(*NETEM), reason="this kernel has no netem (tc qdisc add … netem), or tc is missing"
+)
+def test_a_round_over_a_slow_network(apart, tiny, tmp_path):
+    """Every pass through the trunk waits for a round trip, and says so."""
+    with shaped(2, *NETEM):
+        ended = apart.run(tiny.app, trunk__host=SERVER, output_dir=str(tmp_path / "output"))
+    assert ended.status == COMPLETED, f"{ended}\n{apart.logs()}"
+    last = read_result(tmp_path / "output" / "result.json").rounds[-1]
+    assert set(last.train_counters) == {"0", "1"}
+    for told in last.train_counters.values():
+        assert told["seconds-waiting"] >= told["optimizer-steps"] * ROUND_TRIP
