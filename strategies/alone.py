@@ -10,11 +10,24 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from flower_split.config.model import LoraSettings
+from flower_split.lowrank import RECORD, Orders, Scaling, scaling_from_fields
+from flower_split.strategies.lora import scaling_of
+
 
 class Alone(FedAvg):
-    """Keeps one set of arrays for each node; its aggregate is None, as there is none."""
+    """Keeps one set of arrays for each node; its aggregate is None, as there is none.
 
-    def __init__(self, *, min_nodes: int, fraction_evaluate: float = 1.0) -> None:
+    Args:
+        min_nodes: Nodes that must be connected.
+        fraction_evaluate: Share of the nodes that evaluate after a round.
+        lora: Rank, alpha and scaling of the adapter that all start from, for nodes of other ranks
+            and alphas; without it all have the same.
+    """
+
+    def __init__(
+        self, *, min_nodes: int, fraction_evaluate: float = 1.0, lora: LoraSettings | None = None
+    ) -> None:
         super().__init__(
             fraction_evaluate=fraction_evaluate,
             min_train_nodes=min_nodes,
@@ -22,6 +35,9 @@ class Alone(FedAvg):
             min_available_nodes=min_nodes,
         )
         self.arrays_by_node: dict[int, ArrayRecord] = {}
+        self.mixed_ranks = self.mixed_alphas = lora is not None
+        self._start = None if lora is None else scaling_of(lora)
+        self._scaling_by_node: dict[int, Scaling] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -41,9 +57,10 @@ class Alone(FedAvg):
         """Keep every node's arrays; averages the metrics only."""
         valid, _ = self._check_and_log_replies(replies, is_train=True)
         for reply in valid:
-            self.arrays_by_node[reply.metadata.src_node_id] = next(
-                iter(reply.content.array_records.values())
-            )
+            node = reply.metadata.src_node_id
+            self.arrays_by_node[node] = next(iter(reply.content.array_records.values()))
+            if (told := reply.content.config_records.get(RECORD)) is not None:
+                self._scaling_by_node[node] = scaling_from_fields(dict(told.items()))
         contents = [reply.content for reply in valid]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
         return None, metrics
@@ -55,6 +72,10 @@ class Alone(FedAvg):
             node = message.metadata.dst_node_id
             if node in self.arrays_by_node:
                 content[self.arrayrecord_key] = self.arrays_by_node[node]
+            if self._start is not None:
+                orders = Orders(scale=self._scaling_by_node.get(node, self._start).factor)
+                told = dict(message.content.config_records[self.configrecord_key].items())
+                content[self.configrecord_key] = ConfigRecord({**told, **orders.to_fields()})
             individual.append(
                 Message(
                     content=content,

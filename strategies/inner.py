@@ -10,8 +10,8 @@ from flower_split.config.model import LoraSettings
 from flower_split.config.run_config import nearest, raise_problems
 from flower_split.config.sections import SplitConfig, StrategyConfig
 from flower_split.errors import ConfigError
-from flower_split.lowrank import Allowance, Scaling
-from flower_split.strategies.lora import MIXED, MIXED_ALPHAS, LoraStrategy
+from flower_split.lowrank import Allowance
+from flower_split.strategies.lora import MIXED, MIXED_ALPHAS, LoraStrategy, scaling_of
 from flower_split.strategies.personal import PersonalParts
 from flower_split.transport.messages import Purpose
 
@@ -85,7 +85,7 @@ def check_exact(inner: Strategy, lora: LoraSettings) -> None:
 
     What is wrong is known before any model is loaded.
     """
-    run = Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
+    run = scaling_of(lora)
     wrappers = list[str]()
     for one in nested(inner):
         if isinstance(one, (LoraStrategy, PersonalParts)) and one.scaling != run:
@@ -105,15 +105,14 @@ def check_exact(inner: Strategy, lora: LoraSettings) -> None:
 
 def allowance_of(inner: Strategy, lora: LoraSettings) -> Allowance:
     """Which ranks and alphas silos may have with `inner`."""
-    run = Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
+    run = scaling_of(lora)
     chosen = next((one for one in nested(inner) if not isinstance(one, PersonalParts)), inner)
-    lenient = chosen if isinstance(chosen, LoraStrategy) else None
     return Allowance(
         scaling=run,
-        ranks=lenient is not None and lenient.mixed_ranks,
-        alphas=lenient is not None and lenient.mixed_alphas,
+        ranks=bool(getattr(chosen, "mixed_ranks", False)),
+        alphas=bool(getattr(chosen, "mixed_alphas", False)),
         max_r=lora.max_r,
-        strategy=(lenient.name if lenient is not None else "") or type(chosen).__name__,
+        strategy=str(getattr(chosen, "name", "")) or type(chosen).__name__,
         takes_ranks=MIXED,
         takes_alphas=MIXED_ALPHAS,
     )

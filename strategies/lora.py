@@ -37,6 +37,11 @@ MIXED = "'flora' and 'flexlora' aggregate updates of any ranks exactly, 'hetlora
 MIXED_ALPHAS = "every strategy for LoRA but 'scaffoldlora' brings alphas to one scale"
 
 
+def scaling_of(lora: LoraSettings) -> Scaling:
+    """Of the adapter that a run's settings describe."""
+    return Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
+
+
 class LoraStrategy(FedAvg):
     """Base class; a strategy overrides `aggregate_module`, and says what silos train and keep.
 
@@ -70,12 +75,11 @@ class LoraStrategy(FedAvg):
         """Scaling of every node whose last reply counted."""
         self.adapter = GlobalAdapter(ArrayRecord(), self.scaling.factor)
         """As the last message was made from."""
-        self._tailored_for: dict[Scaling | None, ArrayRecord] = {}
 
     @property
     def scaling(self) -> Scaling:
         """Of the global adapter at the start; its factor stays the same for the run."""
-        return Scaling(r=self.lora.r, alpha=self.lora.alpha, rslora=self.lora.rslora)
+        return scaling_of(self.lora)
 
     def trained_parts(self, server_round: int) -> frozenset[str]:
         """The factors that silos train in this round."""
@@ -106,7 +110,7 @@ class LoraStrategy(FedAvg):
         """
         self._begin(arrays)
         messages = super().configure_train(server_round, arrays, config, grid)
-        return [self._tailored(message, server_round) for message in messages]
+        return self._all_tailored(messages, server_round)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -114,7 +118,7 @@ class LoraStrategy(FedAvg):
         """As `configure_train`."""
         self._begin(arrays)
         messages = super().configure_evaluate(server_round, arrays, config, grid)
-        return [self._tailored(message, server_round) for message in messages]
+        return self._all_tailored(messages, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -227,7 +231,6 @@ class LoraStrategy(FedAvg):
 
     def _begin(self, arrays: ArrayRecord) -> None:
         self.adapter = GlobalAdapter(arrays, self.scaling.factor)
-        self._tailored_for = {}
         for pair in self.adapter.pairs:
             rank = self.adapter.factors(pair).rank
             if pair.embedding and not self.embeddings:
@@ -251,17 +254,26 @@ class LoraStrategy(FedAvg):
                 f"strategy.name: {MIXED}"
             )
 
-    def _tailored(self, message: Message, server_round: int) -> Message:
-        """A copy of `message` with the node's own tensors and orders."""
-        node_id = message.metadata.dst_node_id
-        node = self.silos.get(node_id)
-        content = RecordDict(dict(message.content.items()))
-        if node not in self._tailored_for:
-            self._tailored_for[node] = to_arrays(self.fitted(node, server_round))
-        content[self.arrayrecord_key] = self._tailored_for[node]
-        config = dict(message.content.config_records[self.configrecord_key].items())
-        config |= self.orders(server_round, node).to_fields()
-        content[self.configrecord_key] = ConfigRecord(config)
-        return Message(
-            content=content, dst_node_id=node_id, message_type=message.metadata.message_type
-        )
+    def _all_tailored(self, messages: Iterable[Message], server_round: int) -> list[Message]:
+        """Copies of `messages` with each node's own tensors and orders.
+
+        Nodes of one scaling share a record, as Flower's own strategies let all nodes do.
+        """
+        made: dict[Scaling | None, ArrayRecord] = {}
+        tailored = []
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            node = self.silos.get(node_id)
+            if node not in made:
+                made[node] = to_arrays(self.fitted(node, server_round))
+            content = RecordDict(dict(message.content.items()))
+            content[self.arrayrecord_key] = made[node]
+            config = dict(message.content.config_records[self.configrecord_key].items())
+            config |= self.orders(server_round, node).to_fields()
+            content[self.configrecord_key] = ConfigRecord(config)
+            tailored.append(
+                Message(
+                    content=content, dst_node_id=node_id, message_type=message.metadata.message_type
+                )
+            )
+        return tailored

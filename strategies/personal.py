@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError
-from flower_split.lowrank import Orders, Scaling, part_of
+from flower_split.lowrank import Orders, part_of
+from flower_split.strategies.lora import scaling_of
 
 
 class PersonalParts(Strategy):
@@ -40,10 +41,9 @@ class PersonalParts(Strategy):
             raise ConfigError(
                 "strategy.personal names no module: give names such as 'layers.3' or 'lm_head'"
             )
-        settings = lora or LoraSettings()
         self.strategy = strategy
         self.modules = tuple(modules)
-        self.scaling = Scaling(r=settings.r, alpha=settings.alpha, rslora=settings.rslora)
+        self.scaling = scaling_of(lora or LoraSettings())
         self._known: set[int] = set()
         self._order: list[str] = []
         self._personal = ArrayRecord()

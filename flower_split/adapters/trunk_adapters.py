@@ -1,7 +1,7 @@
 """The trunk's adapters: one set of trunk weights, and a LoRA adapter for every open session."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftModel
@@ -14,12 +14,25 @@ from flower_split.adapters.rounds import AdapterRound, Kept
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.adapters.wrapping import wrap
 from flower_split.errors import AdapterError
-from flower_split.lowrank import Orders, Scaling, part_of
+from flower_split.lowrank import Orders, Scaling, part_of, plain_names
 from flower_split.segments import Trunk
 
 MASTER = "master"
-_BENEATH = "-folded"
-"""What the adapter of what was folded into the model for another one is called after that one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Beneath:
+    """A frozen adapter that lies beneath those of one or several sessions."""
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+
+    def is_of(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether it has the values of `state`."""
+        return self.parameters.keys() == state.keys() and all(
+            p.shape == state[n].shape and torch.equal(p.detach().to(state[n]), state[n])
+            for n, p in self.parameters.items()
+        )
 
 
 class TrunkAdapters:
@@ -49,7 +62,7 @@ class TrunkAdapters:
         self.scaling = plan.scaling
         """The master's."""
         self._frozen: dict[str, list[nn.Parameter]] = {}
-        self._beneath: dict[str, list[nn.Parameter]] = {}
+        self._beneath: dict[str, _Beneath] = {}
         self._active = ""
         self.activate(MASTER)
 
@@ -108,10 +121,7 @@ class TrunkAdapters:
             )
             folded = begun.load(received, kept)
             if folded:
-                self._active = ""
-                add_folded(self._model, folded, name, name + _BENEATH)
-                beneath = adapter_parameters(self._model, name + _BENEATH)
-                self._beneath[name] = [parameter for _, parameter in beneath]
+                self._beneath[name] = self._fold(name, folded)
         except AdapterError:
             self.remove(name)
             raise
@@ -132,20 +142,35 @@ class TrunkAdapters:
         self.activate(MASTER)
         self._active = ""  # PEFT activates an adapter of its own choice as it deletes one
         self._frozen.pop(name, None)
-        if self._beneath.pop(name, None):
-            delete_adapter(self._model, name + _BENEATH)
+        beneath = self._beneath.pop(name, None)
+        if beneath is not None and beneath not in self._beneath.values():
+            delete_adapter(self._model, beneath.name)
         delete_adapter(self._model, name)
 
     def activate(self, name: str) -> None:
         """Compute with the adapter `name` from now on, with gradients for what it trains only."""
         if name == self._active:
             return
-        active = [name, name + _BENEATH] if name in self._beneath else [name]
+        beneath = self._beneath.get(name)
+        active = [name] if beneath is None else [name, beneath.name]
         for layer in self._layers:
             layer.set_adapter(active)
-        for parameter in (*self._frozen.get(name, ()), *self._beneath.get(name, ())):
+        folded = () if beneath is None else beneath.parameters.values()
+        for parameter in (*self._frozen.get(name, ()), *folded):
             parameter.requires_grad_(False)
         self._active = name
+
+    def _fold(self, name: str, folded: Mapping[str, Tensor]) -> "_Beneath":
+        """The adapter of what was folded into the model; sessions of one content share it."""
+        plain = plain_names(folded)
+        for beneath in self._beneath.values():
+            if beneath.is_of(plain):
+                return beneath
+        self._active = ""
+        beneath_name = f"{name}-folded"
+        add_folded(self._model, folded, name, beneath_name)
+        held = dict(adapter_parameters(self._model, beneath_name))
+        return _Beneath(name=beneath_name, parameters=held)
 
     def _make(self, name: str, scaling: Scaling) -> None:
         self._active = ""  # PEFT activates an adapter of its own choice as it adds one

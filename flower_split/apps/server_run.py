@@ -83,7 +83,9 @@ def _baseline(
         checkpoint=replace(config.checkpoint, keep_best=False),
     )
     inner = Alone(
-        min_nodes=config.strategy.min_nodes, fraction_evaluate=config.strategy.fraction_evaluate
+        min_nodes=config.strategy.min_nodes,
+        fraction_evaluate=config.strategy.fraction_evaluate,
+        lora=config.lora,
     )
     folder = None if checkpoints is None else checkpoints / ALONE
     return SplitStrategy(quiet, inner, host=host, checkpoints=folder)

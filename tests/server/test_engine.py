@@ -541,8 +541,15 @@ def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_othe
     request = ForwardRequest(step=0, microbatch=0, hidden=hidden(0))
     with_folded, without = session.forward(request), plain.forward(request)
     assert not torch.equal(with_folded, without)
+    # A second session of the same folded factors costs no second copy of them.
+    engine.prepare(ticket("b"), TrunkStart(tensors={**state, **folded}, orders=orders))
+    other = engine.open(engine.describe(), ticket("b"))
+    adapters = engine._adapters._model.peft_config  # type: ignore[union-attr]
+    assert sum("folded" in name for name in adapters) == 1
     session.close()
     again = replace(request, microbatch=1)
+    assert torch.equal(other.forward(again), with_folded)
     assert torch.equal(plain.forward(again), without)
+    other.close()
     plain.close()
     assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]

@@ -6,17 +6,21 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from in_process_grid import FIRST_NODE
+from split_flower import losing_replies
 from split_lora import run_split_lora, split_config
 from tiny_checkpoint import save_tiny_model
 
+from flower_split.adapters import AdapterRound
 from flower_split.apps import server_run
-from flower_split.errors import ConfigError
+from flower_split.config.model import LoraSettings
+from flower_split.errors import ConfigError, RoundError
 from flower_split.lowrank import RECORD, is_folded, part_of
-from flower_split.strategies import FLoRA, TrunkHost
+from flower_split.strategies import Alone, FLoRA, TrunkHost
 
 MIXED = [{"r": 2, "alpha": 4.0}, {"r": 4, "alpha": 16.0}, {"r": 6, "alpha": 6.0}]
 MODES = ["federated", "shared", "frozen"]
 TRUNK = ("layers.1.", "layers.2.")
+LORA = LoraSettings(r=4, alpha=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +163,68 @@ def test_a_reply_that_contradicts_its_session_does_not_count(run, change, said):
     ((silo, reason),) = failures(result).items()
     assert silo == 1
     assert re.search(said, reason)
+
+
+def test_neither_half_goes_on_from_a_round_that_did_not_count(run, monkeypatch):
+    """Silo 1's second reply is lost: its third session goes on from what the first has left."""
+    left, loaded = [], []
+    keep, load = AdapterRound.kept, AdapterRound.load
+
+    def spy_kept(self):
+        left.append(keep(self))
+        return left[-1]
+
+    def spy_load(self, received, kept=None):
+        loaded.append(kept)
+        return load(self, received, kept)
+
+    monkeypatch.setattr(AdapterRound, "kept", spy_kept)
+    monkeypatch.setattr(AdapterRound, "load", spy_load)
+    order = []
+
+    def before(message, context):
+        fields = message.content["config"]
+        order.append((context.node_config["partition-id"], fields["split.round"]))
+
+    changes = {"strategy.fraction-evaluate": 0.0, "num-server-rounds": 3, "round-timeout": 2.0}
+    tamper = losing_replies({(1, 2)})
+    result, _ = run("fedsalora", changes=changes, tamper=tamper, before=before)
+    assert [r.server_round for r in result.history if r.failure] == [2]
+    assert len(loaded) == len(left) == 2 * len(order) == 18
+    for number in range(2):  # the trunk's half and the silo's of every session
+        went_on_from = loaded[2 * order.index((1, 3)) + number].tensors
+        for server_round, same in ((1, True), (2, False)):
+            were = left[2 * order.index((1, server_round)) + number].tensors
+            assert all((went_on_from[n] == t).all() == same for n, t in were.items())
+
+
+@pytest.mark.parametrize("name", ["fedsalora", "scaffoldlora"])
+def test_a_run_that_is_resumed_ends_as_one_that_was_not_interrupted(run, tmp_path, name):
+    changes = {"num-server-rounds": 3, "train.keep-optimizer": True}
+    whole, _ = run(name, changes={**changes, "output-dir": str(tmp_path / "whole")})
+    changes |= {"output-dir": str(tmp_path / "parts"), "resume": True}
+
+    def killed(message, context):
+        fields = message.content["config"]
+        if fields["split.round"] == 3 and context.node_config["partition-id"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, RoundError)):
+        run(name, changes=changes, before=killed)
+    resumed, _ = run(name, changes=changes)
+    assert list(resumed.arrays) == list(whole.arrays)
+    for key, array in whole.arrays.items():
+        assert (array.numpy() == resumed.arrays[key].numpy()).all(), key
+    losses = [r.evaluate_metrics_clientapp[3]["eval-loss"] for r in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_every_silo_alone_keeps_its_own_rank(run):
+    result, grid = run("fedavg", loras=MIXED, inner=Alone(min_nodes=3, lora=LORA))
+    assert not any(record.failure for record in result.history)
+    last = {m.metadata.dst_node_id: m.content["arrays"] for m in grid.sent}
+    ranks = [min(min(a.shape) for a in last[FIRST_NODE + i].values()) for i in range(3)]
+    assert ranks == [lora["r"] for lora in MIXED]
 
 
 def test_what_the_strategy_cannot_do_is_said_before_any_model_is_loaded(monkeypatch):

@@ -71,3 +71,38 @@ def test_a_split_run_equals_the_unsplit_one(folder, tmp_path, state_home, name, 
         assert ours.evaluate_metrics_clientapp[server_round]["eval-loss"] == pytest.approx(
             theirs.evaluate_metrics_clientapp[server_round]["eval-loss"], rel=1e-6
         )
+
+
+def shrinks(partition, server_round):
+    """The second silo's node comes back with another rank in the third round."""
+    return {"r": 2 if (partition, server_round >= 3) == (1, True) else 4, "alpha": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "loras"), [("rolora", None), ("ffalora", None), ("flexlora", shrinks)]
+)
+def test_moments_wait_for_their_tensor_and_end_with_the_rank(
+    folder, tmp_path, state_home, name, loras
+):
+    """`train.keep-optimizer`, where not every tensor is trained in every round."""
+    rounds = 4 if name == "rolora" else 3
+    values = split_config(folder, **{"strategy.name": name, "train.keep-optimizer": True})
+    values |= {"num-server-rounds": rounds, "strategy.fraction-evaluate": 0.0}
+    config = read_run_config(values)
+    initial = initial_arrays(folder)
+
+    def before(message, context):
+        if loras is not None:
+            partition = context.node_config["partition-id"]
+            own = loras(partition, message.content["config"]["split.round"])
+            context.node_config.update({"lora-r": own["r"], "lora-alpha": own["alpha"]})
+
+    ours, _ = run_split_lora(values, initial, before=before)
+    app = unsplit_app(
+        folder, tmp_path, loras=loras, clip=config.train.max_grad_norm, keep_moments=True
+    )
+    inner = build_inner(config.strategy, config.lora)
+    theirs, _ = run_unsplit(inner, app, initial, rounds=rounds)
+    assert not any(record.failure for record in ours.history)
+    mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
+    assert largest_difference(mine, plain) <= TOLERANCE

@@ -9,7 +9,9 @@ from in_process_grid import FIRST_NODE, InProcessGrid
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
+from flower_split.adapters import adapter_parameters
 from flower_split.client import AdapterExchange
+from flower_split.optimization.moments import load_moments, read_moments
 
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -45,21 +47,37 @@ def batches_of(partition, server_round, steps=3):
     return batches, 10 * (partition + 1)
 
 
-def unsplit_app(folder, state_dir, *, loras=None, lr=5e-3, clip=None, weight_decay=0.0, seen=None):
+def unsplit_app(
+    folder,
+    state_dir,
+    *,
+    loras=None,
+    lr=5e-3,
+    clip=None,
+    weight_decay=0.0,
+    seen=None,
+    keep_moments=False,
+):
     """A ClientApp that trains and evaluates the uncut model.
 
     Args:
         folder: The model.
         state_dir: Of all silos; None for where the node config has it.
-        loras: Arguments of `peft_model` by partition; the same for all when it is a dict.
+        loras: Arguments of `peft_model` by partition; the same for all when it is a dict. Or a
+            function of partition and round.
         seen: Gets, by partition and round, what each silo's model looked like after training.
+        keep_moments: Whether a tensor's moments live on to the next round in which it is trained,
+            while the silo's rank and alpha stay the same.
     """
     app = ClientApp()
+    moments = {}
     seen = {} if seen is None else seen
 
     def prepare(message, context):
         partition = context.node_config["partition-id"]
-        lora = (loras or {}) if not isinstance(loras, list) else loras[partition]
+        lora = loras[partition] if isinstance(loras, list) else loras or {}
+        if callable(lora):
+            lora = lora(partition, message.content["config"]["server-round"])
         model = peft_model(folder, **lora)
         kept = None if state_dir is None else state_dir / str(partition)
         exchange = AdapterExchange(model, message, context, folder=kept)
@@ -72,6 +90,11 @@ def unsplit_app(folder, state_dir, *, loras=None, lr=5e-3, clip=None, weight_dec
         batches, examples = batches_of(partition, number)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+        named = {n: p for n, p in adapter_parameters(model) if p.requires_grad}
+        scaling, rest = moments.get(partition, (exchange.scaling, {}))
+        rest = rest if keep_moments and scaling == exchange.scaling else {}
+        own = {n: t for n, t in rest.items() if n.rpartition("/")[0] in named}
+        load_moments(optimizer, named, own)
         before = get_peft_model_state_dict(model)
         before = {name: tensor.clone() for name, tensor in before.items()}
         model.train()
@@ -83,6 +106,7 @@ def unsplit_app(folder, state_dir, *, loras=None, lr=5e-3, clip=None, weight_dec
                 torch.nn.utils.clip_grad_norm_(trained, clip)
             optimizer.step()
             optimizer.zero_grad()
+        moments[partition] = (exchange.scaling, rest | read_moments(optimizer, named))
         seen[number, partition] = SimpleNamespace(
             before=before,
             after=get_peft_model_state_dict(model),
