@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from flower_split.devices import mark_ready
 from flower_split.errors import ModelError
 from flower_split.remote.border import incoming, outgoing
 from flower_split.remote.caching import CacheLedger
@@ -57,8 +58,11 @@ class RemoteTrunk(PassThrough):
                 "its own from it. Pass the tokenizer's mask, and generate with the default "
                 "DynamicCache"
             )
-        self._mask = None if attention_mask is None else attention_mask.detach().bool()
-        self._positions = None if position_ids is None else position_ids.detach().long()
+        self._mask = self._positions = None
+        if attention_mask is not None:
+            self._mask = mark_ready(attention_mask.detach().bool())
+        if position_ids is not None:
+            self._positions = mark_ready(position_ids.detach().long())
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """h2 for h1, both (B, T, H), as the stock model's loop expects a layer's answer.
