@@ -7,7 +7,8 @@ nothing can be sent from the last g2 on until its g1 and then the trunk's part o
 norm have come back, because the next microbatch passes a bottom that is stepped by then: two round
 trips and a message. That pause is in the measured time, and is told beside it.
 
-The model is tiny, so that the computation takes less time than the wire.
+The model is tiny, so that the computation takes less time than the wire. Where the target is bound
+by computation all the same, others use the machine, and its figure says nothing about the network.
 """
 
 import math
@@ -209,6 +210,7 @@ def _cell(
         "depth": depth,
         "step_seconds": round(step.seconds, 3),
         "bound_seconds": round(least, 3),
+        "bound_by": "computation" if least == compute.seconds else "wire",
         "bound_over_step": round(least / step.seconds, 3),
         "bound_and_pause_over_step": round((least + ending) / step.seconds, 3),
     }
@@ -231,11 +233,14 @@ def _show(
             f"{first['bound_seconds']:.2f} s",
             *(f"{cell['bound_over_step']:.2f}" for cell in row),
         )
-    aimed = Table("50 ms, 100 Mbit/s, fp32", "in flight", "over bound", "over bound and pause")
+    aimed = Table(
+        "50 ms, 100 Mbit/s, fp32", "in flight", "bound by", "over bound", "over bound and pause"
+    )
     for name, cell in target.items():
         aimed.add_row(
             name,
             str(cell["depth"] or "measured"),
+            str(cell["bound_by"]),
             str(cell["bound_over_step"]),
             str(cell["bound_and_pause_over_step"]),
         )

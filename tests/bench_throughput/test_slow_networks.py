@@ -14,6 +14,14 @@ def test_it_measures_every_cell() -> None:
     ]
 
 
+def test_a_cell_says_what_bounds_it() -> None:
+    link = Link(round_trip_ms=50, mbit=8)
+    for seconds, by in ((2.0, "wire"), (9.0, "computation")):
+        step = Step(seconds=seconds, upward=3e6, downward=1e6)
+        cell = slow_networks._cell(step, step, link, "fp32", 4, slow_networks.TOY)
+        assert cell["bound_by"] == by
+
+
 def test_the_bound_is_the_longest_of_what_can_overlap() -> None:
     link = Link(round_trip_ms=50, mbit=8)
     assert slow_networks.bound(Step(seconds=2.0, upward=3e6, downward=1e6), link) == 3.0
