@@ -18,7 +18,8 @@ class TrainConfig:
     batch_size: int = 8
     """Sequences in a microbatch."""
     accumulation: int = 1
-    """Microbatches in an optimizer step."""
+    """Microbatches in an optimizer step. Only they overlap: a `batch-size` of 2 with 4 of them has
+    the gradient of 8 with 1, but for rounding, and waits less for the trunk."""
     in_flight: int = 0
     """Microbatches that a silo has on their way through the trunk at once, at most
     `accumulation`; 0 finds the number by measurement. It changes time and memory, no result."""
