@@ -17,6 +17,7 @@ from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
+from flower_split.server.batch_settings import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.optimizer_states import OptimizerState
 from flower_split.server.service import ServiceLimits
@@ -76,6 +77,7 @@ class TrunkHost:
                 optimizer=OptimizerSettings.of_training(config.train),
                 limits=limits,
                 keep_optimizer=config.train.keep_optimizer,
+                batching=BatchSettings.of_trunk(config.trunk),
                 pack="" if pack is None else pack.digest,
                 dtype=config.model.dtype,
             )

@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from flower_split.adapters.folding import add_folded, delete_adapter
+from flower_split.adapters.mixing import RowMixer
 from flower_split.adapters.plan import AdapterPlan
 from flower_split.adapters.rounds import AdapterRound, Kept
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
@@ -63,6 +64,8 @@ class TrunkAdapters:
         """The master's."""
         self._frozen: dict[str, list[nn.Parameter]] = {}
         self._beneath: dict[str, _Beneath] = {}
+        self.mixer = RowMixer(self._layers)
+        """Computes the rows of one batch with several adapters."""
         self._active = ""
         self.activate(MASTER)
 

@@ -41,6 +41,13 @@ def _trunk_bounds(config: SplitConfig) -> list[str]:
             f"train.in-flight {train.in_flight} is more than trunk.max-in-flight "
             f"{trunk.max_in_flight}: the trunk would not keep that many microbatches of a silo"
         )
+    held = max(1, train.in_flight) * train.batch_size * train.max_length
+    if 0 < trunk.max_activation_tokens < held:
+        found.append(
+            f"train.in-flight {train.in_flight} (at least 1) x train.batch-size "
+            f"{train.batch_size} x train.max-length {train.max_length} is {held} tokens, more than "
+            f"trunk.max-activation-tokens {trunk.max_activation_tokens} lets the trunk keep"
+        )
     return found
 
 

@@ -32,14 +32,19 @@ MAY_CHANGE = (
     "tls.mode",
     "tls.private-key",
     "trunk.advertise",
+    "trunk.batch-tokens",
+    "trunk.batching",
     "trunk.connect-timeout",
     "trunk.device",
+    "trunk.gather-ms",
     "trunk.host",
+    "trunk.max-activation-tokens",
     "trunk.max-cached-tokens",
     "trunk.max-in-flight",
     "trunk.max-message-tokens",
     "trunk.max-sessions",
     "trunk.port",
+    "trunk.recompute",
 )
 """Keys that may differ from those of the run that is resumed: they say how it is run, not what it
 computes. `num-server-rounds` may not be below the round that was reached."""

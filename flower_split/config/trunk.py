@@ -39,6 +39,20 @@ class TrunkConfig:
     max_cached_tokens: int = 262144
     """Bound of `rows x tokens` that one session may hold in key-value caches."""
 
+    batching: bool = False
+    """Whether requests of different silos are computed together, as rows of one batch. Results
+    then differ in their last bits from run to run; turn it off for runs that must not."""
+    batch_tokens: int = 4096
+    """Tokens of one batch of several silos, padding included."""
+    gather_ms: float = 5.0
+    """Milliseconds that a request waits at most for others to share its batch."""
+    recompute: bool = False
+    """Whether the trunk keeps no activations, and computes each microbatch once more for its
+    backward pass."""
+    max_activation_tokens: int = 0
+    """Bound of the tokens whose activations the trunk keeps, over all silos; 0 for none. Beyond it
+    silos wait, or have microbatches computed once more for their backward pass."""
+
     def __post_init__(self) -> None:
         one_of("trunk.adapters", self.adapters, TRUNK_ADAPTERS)
         device_name("trunk.device", self.device)
@@ -50,3 +64,6 @@ class TrunkConfig:
         in_range("trunk.connect-timeout", self.connect_timeout, 0.0, 3600.0, open_low=True)
         for name in ("max_sessions", "max_in_flight", "max_message_tokens", "max_cached_tokens"):
             at_least(f"trunk.{name.replace('_', '-')}", getattr(self, name), 1)
+        at_least("trunk.batch-tokens", self.batch_tokens, 1)
+        in_range("trunk.gather-ms", self.gather_ms, 0.0, 10_000.0)
+        at_least("trunk.max-activation-tokens", self.max_activation_tokens, 0)

@@ -18,6 +18,9 @@ class Family:
     itself; every other module outside the layers is taken to compute before them."""
     returns_tuple: bool = False
     """Whether its layers return a tuple."""
+    mixes_rows: bool = False
+    """Whether every row of a batch is computed for itself and from left to right, so that rows of
+    several silos can share one, padded on the right."""
 
 
 FAMILIES: dict[str, Family] = {}
@@ -57,20 +60,22 @@ for _name in (
     "granite",
     "llama",
     "mistral",
-    "mixtral",
     "olmo2",
     "qwen2",
     "qwen3",
-    "qwen3_moe",
     "smollm3",
     "stablelm",
     "starcoder2",
     "phi3",
 ):
+    register_family(Family(model_type=_name, mixes_rows=True))
+for _name in ("mixtral", "qwen3_moe"):  # experts compute tokens of all rows together
     register_family(Family(model_type=_name))
-register_family(Family(model_type="gpt2", after=("ln_f",)))
-register_family(Family(model_type="gpt_neox", after=("final_layer_norm",)))
-register_family(Family(model_type="phi", after=("final_layernorm",)))
-register_family(Family(model_type="opt", after=("final_layer_norm", "project_out")))
+register_family(Family(model_type="gpt2", after=("ln_f",), mixes_rows=True))
+register_family(Family(model_type="gpt_neox", after=("final_layer_norm",), mixes_rows=True))
+register_family(Family(model_type="phi", after=("final_layernorm",), mixes_rows=True))
+register_family(
+    Family(model_type="opt", after=("final_layer_norm", "project_out"), mixes_rows=True)
+)
 for _name in ("bloom", "falcon", "gptj", "gpt_neo"):
-    register_family(Family(model_type=_name, after=("ln_f",), returns_tuple=True))
+    register_family(Family(model_type=_name, after=("ln_f",), returns_tuple=True, mixes_rows=True))

@@ -14,6 +14,7 @@ from flower_split.errors import ConfigError
 from flower_split.lowrank import Allowance, Orders, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
+from flower_split.server.batch_settings import BatchSettings
 from flower_split.server.handshake import check_spec
 from flower_split.server.optimizer_states import OptimizerState
 from flower_split.server.session import TrunkSession
@@ -21,6 +22,7 @@ from flower_split.server.silo_names import SiloNames
 from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.trunk_optimizers import TrunkOptimizers
+from flower_split.server.trunk_queue import TrunkQueue
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import SessionSpec, SessionSummary, Ticket
 
@@ -40,6 +42,7 @@ class TrunkEngine:
         limits: What one session may hold.
         keep_optimizer: Whether a silo's session goes on from the optimizer state of its last one
             that counted, on both sides; needs silos with names and tickets.
+        batching: How requests of several sessions are computed together; without it, each alone.
         pack: Digest of the pack that the silos' weights must be from; empty for their own.
         dtype: Of the silos' weights, in which tensors come and go, whatever the trunk's is; empty
             leaves it to the silo.
@@ -60,6 +63,7 @@ class TrunkEngine:
         optimizer: OptimizerSettings | None = None,
         limits: SessionLimits | None = None,
         keep_optimizer: bool = False,
+        batching: BatchSettings | None = None,
         pack: str = "",
         dtype: str = "",
     ) -> None:
@@ -86,6 +90,7 @@ class TrunkEngine:
         self.optimizers = TrunkOptimizers(
             self._adapters, shared=self.mode == "shared", keep=keep_optimizer, lock=self._lock
         )
+        self._queue = TrunkQueue(trunk, batching or BatchSettings(), self._lock)
         if self._adapters is not None and initial is not None:
             self._adapters.load(MASTER, initial)
 
@@ -159,6 +164,7 @@ class TrunkEngine:
                 spec,
                 slot,
                 self.limits,
+                self._queue,
                 self._lock,
                 on_finish=on_finish,
                 on_close=on_close,

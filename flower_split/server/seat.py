@@ -1,13 +1,15 @@
-"""A seat: one session's place at the backend, used from the compute thread alone."""
+"""A seat: one session's place at the backend, which computes in the compute thread alone."""
 
+import asyncio
 import logging
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 
 import torch
 
 from flower_split.errors import FlowerSplitError, HandshakeError, TrunkBusyError, TrunkError
 from flower_split.server.tickets import Admission
-from flower_split.transport.base import BackendSession, TrunkBackend
+from flower_split.transport.base import BackendSession, QueueingSession, TrunkBackend
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
@@ -47,6 +49,7 @@ class Seat:
         self._compute = compute
         self._session: BackendSession | None = None
         self._closing: Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> "Future[str]":
         """Open the session; the future holds the tag of the optimizer state that it resumes.
@@ -56,8 +59,25 @@ class Seat:
         return self._compute.submit(self._open)
 
     def call(self, request: Request) -> "Future[Reply]":
-        """The backend's answer to `request`, or the `TrunkError` that it raised."""
-        return self._compute.submit(self._call, request)
+        """The backend's answer to `request`, or the `TrunkError` that it raised.
+
+        Called from the event loop. A pass waits in the backend's queue where it has one.
+        """
+        self._loop = asyncio.get_running_loop()
+        session = self._session
+        if not isinstance(request, ForwardRequest | BackwardRequest):
+            return self._compute.submit(self._call, request)
+        if not isinstance(session, QueueingSession):
+            return self._compute.submit(self._call, request)
+        answer: Future[Reply] = Future()
+        try:
+            self.check()
+            answer = session.submit(request)
+        except TrunkError as exc:
+            answer.set_exception(exc)
+            return answer
+        self._compute.submit(self._work, session)
+        return answer
 
     def close(self) -> "Future[None]":
         """Close the session, however far it came; at most once. The future never fails."""
@@ -84,6 +104,19 @@ class Seat:
         except FlowerSplitError as exc:
             raise HandshakeError(str(exc)) from exc
 
+    def _work(self, session: QueueingSession) -> None:
+        """Compute what is due, and come again when more will be."""
+        delay = session.work()
+        if delay == 0:
+            self._again(session)
+        elif delay is not None and self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended, and all sessions with it
+                self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._again, session)
+
+    def _again(self, session: QueueingSession) -> None:
+        with suppress(RuntimeError):  # the compute thread has ended, and all sessions with it
+            self._compute.submit(self._work, session)
+
     def _call(self, request: Request) -> Reply:
         self.check()
         try:
@@ -92,6 +125,9 @@ class Seat:
             raise TrunkBusyError(
                 "the trunk's device is out of memory. Lower train.batch-size or train.in-flight"
             ) from exc
+        finally:
+            if isinstance(self._session, QueueingSession):
+                self._again(self._session)  # what was freed may be what others wait for
 
     def _answer(self, request: Request) -> Reply:
         session = self._session
@@ -119,6 +155,8 @@ class Seat:
         except Exception:
             logger.exception("closing a session failed")
         finally:
+            if isinstance(self._session, QueueingSession):
+                self._again(self._session)
             self._session = None
             if self._admit is not None:
                 self._admit.spend(self._ticket)

@@ -4,13 +4,15 @@ Axes: B rows of a microbatch, T new tokens a row, S tokens with the cached ones,
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from flower_split.errors import SequenceError, TrunkBusyError, WireError
+from flower_split.errors import SequenceError, WireError
 from flower_split.optimization.clipping import (
     checked_norms,
     clip_by_global_norm,
@@ -18,12 +20,17 @@ from flower_split.optimization.clipping import (
 )
 from flower_split.segments import Trunk
 from flower_split.server.border import Border
-from flower_split.server.caches import CacheShelf
+from flower_split.server.caches import CacheShelf, TrunkCache
+from flower_split.server.computing import Microbatch, Party
+from flower_split.server.forward_checks import check_forward, check_keeping
+from flower_split.server.scheduler import Kind, Turn
 from flower_split.server.stepping import AdapterSlot
+from flower_split.server.trunk_queue import Answer, Done, Job, TrunkQueue
 from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
+    QueueUse,
     SessionSpec,
     SessionSummary,
     StepReply,
@@ -35,13 +42,15 @@ class TrunkSession:
     """`BackendSession` on a trunk that several sessions share.
 
     A session's gradients are kept apart from every other's until its own optimizer step. All
-    sessions of a trunk share `lock`, so that calls from several threads compute one at a time.
+    sessions of a trunk share `lock`, so that calls from several threads compute one at a time, and
+    `queue`, where passes of several sessions come together.
 
     Args:
         trunk: The layers.
         spec: What the handshake agreed on.
         slot: The session's adapter and optimizer; None for a frozen trunk.
         limits: Bounds of what is kept.
+        queue: Where its passes wait for the trunk; shared by all sessions.
         lock: Shared by all sessions of the trunk.
         on_finish: Called once when the silo declares the session complete.
         on_close: Called once when the session's state is freed.
@@ -54,6 +63,7 @@ class TrunkSession:
         spec: SessionSpec,
         slot: AdapterSlot | None,
         limits: SessionLimits,
+        queue: TrunkQueue,
         lock: threading.RLock,
         *,
         on_finish: Callable[[SessionSummary], None],
@@ -68,10 +78,15 @@ class TrunkSession:
         self._lock = lock
         self._on_finish = on_finish
         self._on_close = on_close
-        self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._border = Border(trunk, spec)
+        self._queue = queue
+        self._pending: dict[int, Microbatch] = {}
         self._caches = CacheShelf(trunk, limits.max_cached_tokens)
         self._steps = self._forwards = self._backwards = self._tokens = 0
+        self._waited = QueueUse()
+        self._party = Party(
+            number=queue.join(), slot=slot, seed=spec.seed, open_cache=self._open_cache
+        )
         self._last_microbatch = -1
         self._ended = False
 
@@ -83,40 +98,10 @@ class TrunkSession:
             TrunkBusyError: too many activations or cached tokens.
             WireError: shapes do not fit the model, or the dtype is not the session's.
         """
-        request = self._border.enter(request)
-        with self._lock:
-            self._check_step(request.step)
-            if request.microbatch <= self._last_microbatch:
-                raise SequenceError(
-                    f"microbatch {request.microbatch} does not follow {self._last_microbatch}"
-                )
-            self._check_forward(request)
-            rows, tokens = request.hidden.shape[:2]
-            cache = None
-            if request.cache is not None:
-                cache = (
-                    self._caches.scratch(rows)
-                    if request.keep_graph
-                    else self._caches.use(request.cache, rows, tokens)
-                )
-            self._last_microbatch = request.microbatch
-            hidden = request.hidden.detach().requires_grad_(request.keep_graph)
-            with torch.set_grad_enabled(request.keep_graph), self._computing(request):
-                output: Tensor = self._trunk(
-                    hidden,
-                    attention_mask=(
-                        None if request.attention_mask is None else request.attention_mask.long()
-                    ),
-                    position_ids=request.position_ids,
-                    past_key_values=None if cache is None else cache.keys,
-                )
-            if cache is not None:
-                cache.advance(tokens)
-            if request.keep_graph:
-                self._pending[request.microbatch] = (hidden, output)
-            self._forwards += 1
-            self._tokens += rows * tokens
-            return self._border.leave(output)
+        output = self._queue.answer(self._forward_job(request))
+        if output is None:
+            raise TypeError("a forward pass has an output")
+        return output
 
     def backward(self, request: BackwardRequest) -> Tensor | None:
         """g1 of a microbatch, (B, T, H), or None when not wanted.
@@ -127,33 +112,102 @@ class TrunkSession:
             SequenceError: wrong step, or a microbatch that has no activations here.
             WireError: the gradient's shape or dtype differs from h2's.
         """
+        return self._queue.answer(self._backward_job(request))
+
+    def submit(self, request: ForwardRequest | BackwardRequest) -> Future[Any]:
+        """Let a pass wait for its turn; see `QueueingSession`."""
+        if isinstance(request, ForwardRequest):
+            return self._forward_job(request).future
+        return self._backward_job(request).future
+
+    def work(self) -> float | None:
+        """Compute what is due; see `QueueingSession`."""
+        return self._queue.work()
+
+    def _forward_job(self, request: ForwardRequest) -> Job:
+        request = self._border.enter(request)
+        self._check_step(request.step)
+        if request.microbatch <= self._last_microbatch:
+            raise SequenceError(
+                f"microbatch {request.microbatch} does not follow {self._last_microbatch}"
+            )
+        held = [held.shape for held in self._pending.values()]
+        check_forward(request, self._trunk, self._limits)
+        if request.keep_graph:
+            check_keeping(request, self._spec, self._limits, held, self._queue.budget)
+        microbatch = Microbatch(party=self._party, request=request)
+
+        def done(job: Job, h2: Answer, _: Sequence[Tensor | None]) -> Answer:
+            self._last_microbatch = request.microbatch
+            if request.keep_graph:
+                self._pending[request.microbatch] = microbatch
+            self._forwards += 1
+            self._tokens += job.turn.cost
+            self._count(job)
+            return None if h2 is None else self._border.leave(h2)
+
+        return self._wait("forward", microbatch, None, done)
+
+    def _backward_job(self, request: BackwardRequest) -> Job:
         grad = self._border.enter_grad(request.grad)
-        with self._lock:
-            self._check_step(request.step)
-            if request.microbatch not in self._pending:
-                raise SequenceError(
-                    f"microbatch {request.microbatch} has no activations here: it had no forward "
-                    "pass with gradients in this step, or its backward pass was already made"
-                )
-            hidden, output = self._pending[request.microbatch]
-            if grad.shape != output.shape:
-                raise WireError(f"g2 is {tuple(grad.shape)}, expected {tuple(output.shape)}")
-            del self._pending[request.microbatch]
-            parameters = [] if self._slot is None else self._slot.activate()
-            wanted = [hidden, *parameters] if request.wants_input_grad else parameters
-            if not wanted:
-                return None
-            gradients = list(torch.autograd.grad(output, wanted, grad, allow_unused=True))
-            input_grad = gradients.pop(0) if request.wants_input_grad else None
+        self._check_step(request.step)
+        microbatch = self._pending.get(request.microbatch)
+        if microbatch is None:
+            raise SequenceError(
+                f"microbatch {request.microbatch} has no activations here: it had no forward "
+                "pass with gradients in this step, or its backward pass was already made"
+            )
+        hidden = microbatch.request.hidden
+        if grad.shape != hidden.shape:
+            raise WireError(f"g2 is {tuple(grad.shape)}, expected {tuple(hidden.shape)}")
+        request = replace(request, grad=grad)
+
+        def done(job: Job, g1: Answer, gradients: Sequence[Tensor | None]) -> Answer:
+            self._pending.pop(request.microbatch, None)
             if self._slot is not None:
                 self._slot.accumulate(gradients)
             self._backwards += 1
-            return None if input_grad is None else self._border.leave(input_grad)
+            self._count(job)
+            return None if g1 is None else self._border.leave(g1)
+
+        return self._wait("backward", microbatch, request, done)
+
+    def _wait(
+        self,
+        kind: Kind,
+        microbatch: Microbatch,
+        grad: BackwardRequest | None,
+        done: Done,
+    ) -> Job:
+        rows, tokens = microbatch.shape
+        turn = Turn(
+            session=self._party.number,
+            kind=kind,
+            rows=rows,
+            tokens=tokens,
+            arrived=time.monotonic(),
+            mix=self._queue.mix(microbatch, backward=grad is not None),
+            keeps=grad is None and microbatch.request.keep_graph,
+            holds=bool(self._pending),
+        )
+        job = Job(turn=turn, microbatch=microbatch, grad=grad, done=done)
+        self._queue.submit(job)
+        return job
+
+    def _count(self, job: Job) -> None:
+        self._waited = QueueUse(
+            seconds=self._waited.seconds + job.seconds,
+            length=self._waited.length + job.queue_length,
+            rows=self._waited.rows + job.turn.rows,
+            rows_beside=self._waited.rows_beside + job.rows_beside,
+        )
 
     def release(self, microbatch: int) -> None:
         """Free the activations of a microbatch that gets no backward pass."""
         with self._lock:
-            self._pending.pop(microbatch, None)
+            kept = self._pending.pop(microbatch, None)
+            if kept is not None:
+                kept.free()
 
     def drop_cache(self, cache_id: int) -> None:
         """Free a key-value cache."""
@@ -186,7 +240,7 @@ class TrunkSession:
                     own = checked_norms(gradient_norms(parameters))
                     clip_by_global_norm(parameters, [*before, *own, *after], settings.max_grad_norm)
                 self._slot.step(request.learning_rate)
-            self._pending.clear()
+            self._free_pending()
             self._steps += 1
             return StepReply(norms=own)
 
@@ -203,6 +257,7 @@ class TrunkSession:
                 forwards=self._forwards,
                 backwards=self._backwards,
                 tokens=self._tokens,
+                queue=self._waited,
             )
             self._on_finish(summary)
             self._ended = True
@@ -216,59 +271,26 @@ class TrunkSession:
             self._free()
 
     def _free(self) -> None:
-        self._pending.clear()
+        self._queue.leave(self._party.number)
+        self._free_pending()
         self._caches.clear()
         self._on_close()
 
-    @contextmanager
-    def _computing(self, request: ForwardRequest) -> Iterator[None]:
-        """Activate the session's adapter, and its own random numbers where there is dropout."""
-        if self._slot is not None:
-            self._slot.activate()
-        if self._trunk.training != request.dropout:
-            self._trunk.train(request.dropout)
-        if not request.dropout:
-            yield
-            return
-        device = request.hidden.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(hash((self._spec.seed, request.step, request.microbatch)))
-            yield
+    def _free_pending(self) -> None:
+        for microbatch in self._pending.values():
+            microbatch.free()
+        self._pending.clear()
+
+    def _open_cache(self, request: ForwardRequest) -> TrunkCache | None:
+        if request.cache is None:
+            return None
+        rows, tokens = request.hidden.shape[:2]
+        if request.keep_graph:
+            return self._caches.scratch(rows)
+        return self._caches.use(request.cache, rows, tokens)
 
     def _check_step(self, step: int) -> None:
         if self._ended:
             raise SequenceError("the session has ended")
         if step != self._steps:
             raise SequenceError(f"expected step {self._steps}, got step {step}")
-
-    def _check_forward(self, request: ForwardRequest) -> None:
-        hidden, mask, positions = request.hidden, request.attention_mask, request.position_ids
-        width = self._trunk.hidden_size
-        if hidden.dim() != 3 or 0 in hidden.shape or hidden.shape[2] != width:
-            raise WireError(f"h1 is {tuple(hidden.shape)}, expected (rows, tokens, {width})")
-        rows, tokens = hidden.shape[:2]
-        if rows * tokens > self._limits.max_message_tokens:
-            raise TrunkBusyError(
-                f"the microbatch has {rows * tokens} tokens; the trunk takes at most "
-                f"{self._limits.max_message_tokens}. Lower train.batch-size, or raise "
-                "trunk.max-message-tokens"
-            )
-        past = 0 if request.cache is None else request.cache.past_length
-        if mask is not None and tuple(mask.shape) != (rows, past + tokens):
-            raise WireError(
-                f"attention mask is {tuple(mask.shape)}, expected {(rows, past + tokens)}"
-            )
-        if positions is not None and tuple(positions.shape) not in ((rows, tokens), (1, tokens)):
-            raise WireError(f"position ids are {tuple(positions.shape)}, expected {(rows, tokens)}")
-        if not request.keep_graph:
-            return
-        if self._spec.purpose != "train" or past:
-            raise SequenceError(
-                "a graph is kept only in a training session and without a filled key-value "
-                "cache; evaluate and generate under torch.no_grad()"
-            )
-        if len(self._pending) >= self._limits.max_in_flight:
-            raise TrunkBusyError(
-                f"{len(self._pending)} microbatches wait for their backward pass, the trunk's "
-                "limit. Make backward passes sooner, or raise trunk.max-in-flight"
-            )

@@ -6,6 +6,7 @@ split learning with a server-side model does (SplitFed V2, Thapa et al. 2022, ar
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -87,13 +88,28 @@ class AdapterSlot:
     def can_mix(self) -> bool:
         """Whether rows of other sessions may be computed in one pass with this one's.
 
-        Not where a second adapter lies beneath: PEFT gives every row one adapter.
+        Not where a second adapter lies beneath: a row has one adapter.
         """
-        return not self._adapters.has_folded(self.name)
+        return self._adapters.mixer.possible and not self._adapters.has_folded(self.name)
 
     def activate(self) -> list[nn.Parameter]:
         """Compute with this adapter from now on; those of its tensors that are trained."""
         self._adapters.activate(self.name)
+        return self._trained
+
+    def mixed(
+        self, slots: Sequence["AdapterSlot"], counts: Sequence[int]
+    ) -> AbstractContextManager[None]:
+        """Compute a batch with so many rows of each slot, one slot after the other, for a while."""
+        for slot in slots:
+            slot.trainable()
+        spans = [(slot.name, rows) for slot, rows in zip(slots, counts, strict=True)]
+        return self._adapters.mixer.rows(spans)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Those of its tensors that are trained, ready to have gradients."""
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
         return self._trained
 
     def accumulate(self, gradients: Sequence[Tensor | None]) -> None:

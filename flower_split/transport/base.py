@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from functools import cached_property
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -63,6 +63,26 @@ class BackendSession(Protocol):
 
     def close(self) -> None:
         """Free everything, however the session ended. Can be called twice."""
+        ...
+
+
+@runtime_checkable
+class QueueingSession(BackendSession, Protocol):
+    """A session whose passes can wait for those of other sessions, and be computed with them.
+
+    `submit` may be called from any thread, and never waits. A future that it returned is answered
+    by calls of `work`, of whichever session of the backend.
+    """
+
+    def submit(self, request: ForwardRequest | BackwardRequest) -> Future[Any]:
+        """Let a pass wait for its turn; the future holds what `forward` or `backward` returns.
+
+        Raises what these raise where it is known at once.
+        """
+        ...
+
+    def work(self) -> float | None:
+        """Compute what is due, of any session. Returns the seconds after which to call again."""
         ...
 
 

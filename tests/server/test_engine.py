@@ -278,7 +278,7 @@ def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
         )
     with pytest.raises(TrunkBusyError, match=r"trunk\.max-in-flight"):
         session.forward(ForwardRequest(step=0, microbatch=2, hidden=hidden(0), keep_graph=True))
-    kept = [weakref.ref(output) for _, output in session._pending.values()]
+    kept = [weakref.ref(held.graph.output) for held in session._pending.values() if held.graph]
     session.close()
     session.close()
     gc.collect()

@@ -1,0 +1,20 @@
+"""Whether a model computes otherwise in training mode than in evaluation."""
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+
+def has_dropout(module: nn.Module, config: PreTrainedConfig) -> bool:
+    """Whether anything is dropped or jittered in training mode, as far as can be told.
+
+    Stock models drop out by modules and by functions whose rates are settings; a rate of a part
+    that does not compute here counts too.
+    """
+    rates = (
+        value
+        for name, value in config.to_dict().items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, float | int)
+    )
+    return any(rates) or any(
+        isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 for part in module.modules()
+    )

@@ -1,0 +1,102 @@
+"""Several silos at one trunk of any family, whose passes are made together or one by one."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flower_split.adapters import resolve_lora
+from flower_split.config.sections import LoraSettings
+from flower_split.segments import split_model
+from flower_split.server.batch_settings import BatchSettings
+from flower_split.server.engine import TrunkEngine
+from flower_split.server.session import TrunkSession
+from flower_split.server.starting import TrunkStart
+from flower_split.transport.messages import BackwardRequest, ForwardRequest, Ticket
+
+TOGETHER = BatchSettings(batching=True, gather_ms=60_000.0)
+
+
+def make_trunk(
+    model: PreTrainedModel, batching: BatchSettings | None, **options: Any
+) -> TrunkEngine:
+    """An engine on the middle layers of `model`, which is left as it is."""
+    lora = options.pop("lora", LoraSettings(r=3, alpha=6.0, dropout=0.0))
+    plan = resolve_lora(model, lora)
+    _, trunk = split_model(model, 1, 1)
+    return TrunkEngine(trunk, plan=plan, batching=batching, **options)
+
+
+def open_silo(engine: TrunkEngine, seed: int) -> TrunkSession:
+    """A session with an adapter of its own, made from `seed`."""
+    ticket = Ticket(run_id=1, node_id=seed, server_round=1, token=f"silo-{seed}")
+    generator = torch.Generator().manual_seed(seed)
+    if engine.plan is not None:
+        own = {
+            name: 0.2 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in engine.shared_state().items()
+        }
+        engine.prepare(ticket, TrunkStart(tensors=own))
+    return engine.open(replace(engine.describe(), seed=seed), ticket)
+
+
+def complete(sessions: Sequence[TrunkSession], futures: Sequence["Future[Any]"]) -> list[Any]:
+    """What the futures hold, once the trunk has computed them."""
+    while not all(future.done() for future in futures):
+        sessions[0].work()
+    return [future.result() for future in futures]
+
+
+@dataclass
+class Made:
+    """What one silo got."""
+
+    h2: Tensor
+    g1: Tensor
+    gradients: list[Tensor]
+
+
+def passes(
+    sessions: Sequence[TrunkSession],
+    forwards: Sequence[ForwardRequest],
+    grads: Sequence[Tensor],
+) -> list[Made]:
+    """One forward and one backward pass of every silo, all waiting at once."""
+    outputs = complete(
+        sessions, [s.submit(request) for s, request in zip(sessions, forwards, strict=True)]
+    )
+    back = [
+        s.submit(BackwardRequest(step=request.step, microbatch=request.microbatch, grad=grad))
+        for s, request, grad in zip(sessions, forwards, grads, strict=True)
+    ]
+    inputs = complete(sessions, back)
+    return [
+        Made(h2=h2, g1=g1, gradients=gradients_of(session))
+        for session, h2, g1 in zip(sessions, outputs, inputs, strict=True)
+    ]
+
+
+def gradients_of(session: TrunkSession) -> list[Tensor]:
+    """The gradients of the step so far, of every tensor of the silo's adapter."""
+    slot = session._slot
+    return [] if slot is None else [g for g in slot._gradients if g is not None]
+
+
+def furthest(one: Made, other: Made) -> float:
+    """The largest difference of two silos' results, over the largest element of h2, of g1, or of
+    all gradients: a gradient may be zero but for rounding, as that of a lone token's query is."""
+    assert len(one.gradients) == len(other.gradients)
+    groups = [
+        ([one.h2], [other.h2]),
+        ([one.g1], [other.g1]),
+        (one.gradients, other.gradients),
+    ]
+    return max(
+        max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+        / max(1e-12, *(float(b.abs().max()) for b in theirs))
+        for ours, theirs in groups
+    )
