@@ -24,7 +24,14 @@ RATIOS: dict[str, str] = {
     "wan_over_bound": "slow_networks",
 }
 """Every ratio of the last line, and the part that it is from."""
-PARTS = ("split_over_unsplit", "against_today", "wires", "slow_networks", "where_time_goes")
+PARTS = (
+    "split_over_unsplit",
+    "many_silos",
+    "against_today",
+    "wires",
+    "slow_networks",
+    "where_time_goes",
+)
 """What is run, in this order: scripts of this folder."""
 
 

@@ -35,7 +35,10 @@ class RowMixer:
 
     @property
     def possible(self) -> bool:
-        """Whether every layer is a plain LoRA of a linear module, of which rows can be mixed."""
+        """Whether every layer is a plain LoRA of a linear module, of which rows can be mixed.
+
+        Rows that are mixed are never dropped out: who trains with dropout computes alone.
+        """
         return all(
             isinstance(layer, Linear)
             and not layer.lora_variant
@@ -66,12 +69,46 @@ class RowMixer:
         if not self._spans or not isinstance(layer, LoraLayer):
             return None
         incoming: Tensor = args[0]
+        names = [name for name, _ in self._spans]
+        if _alike(layer, self._spans):
+            return _add_alike(layer, names, incoming, output)
         # Some stock layers lay the tokens of all rows end to end.
         each = len(incoming) // sum(rows for _, rows in self._spans)
         parts = incoming.split([each * rows for _, rows in self._spans])
         added = []
-        for (name, _), part in zip(self._spans, parts, strict=True):
+        for name, part in zip(names, parts, strict=True):
             down, up = layer.lora_A[name], layer.lora_B[name]
-            inner = down(layer.lora_dropout[name](part.to(down.weight.dtype)))
+            inner = down(part.to(down.weight.dtype))
             added.append(up(inner * layer.scaling[name]))
         return output + torch.cat(added).to(output.dtype)
+
+
+def _alike(layer: LoraLayer, spans: Sequence[Span]) -> bool:
+    """Whether all adapters have as many rows, and the same rank and scale, in one dtype."""
+    kinds = {
+        (
+            rows,
+            layer.scaling[name],
+            layer.lora_A[name].weight.shape,
+            layer.lora_A[name].weight.dtype,
+        )
+        for name, rows in spans
+    }
+    return len(kinds) == 1
+
+
+def _add_alike(layer: LoraLayer, names: Sequence[str], incoming: Tensor, output: Tensor) -> Tensor:
+    """As `_add_adapters`, by two products of stacked matrices instead of two for every adapter."""
+    down = torch.stack([_weight(layer.lora_A, name) for name in names])
+    up = torch.stack([_weight(layer.lora_B, name) for name in names])
+    stacked = incoming.reshape(len(names), -1, incoming.shape[-1]).to(down.dtype)
+    inner = torch.bmm(stacked, down.mT) * layer.scaling[names[0]]
+    base = output.reshape(len(names), -1, output.shape[-1])
+    if base.dtype == inner.dtype:
+        return torch.baddbmm(base, inner, up.mT).view(output.shape)
+    return (base + torch.bmm(inner, up.mT).to(base.dtype)).view(output.shape)
+
+
+def _weight(adapters: nn.ModuleDict, name: str) -> Tensor:
+    weight: Tensor = adapters[name].weight  # type: ignore[assignment]
+    return weight

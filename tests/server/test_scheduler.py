@@ -91,6 +91,36 @@ def test_a_batch_does_not_outgrow_the_room() -> None:
     assert sessions(queue.next(9.0, room=16)) == [0, 1]
 
 
+def test_no_silo_waits_behind_a_greedy_one() -> None:
+    """Eight silos with 64 tokens a request, and one that always has 4096 more to compute.
+
+    Time is as the trunk computes: 1 per token. A silo thinks for as long as a small batch takes.
+    """
+    queue = scheduler(1024, 0.0)
+    asks: list[tuple[float, int]] = [(0.0, session) for session in range(9)]
+    waits: dict[int, list[float]] = {session: [] for session in range(9)}
+    now = 0.0
+    while now < 2e6:
+        for when, session in [ask for ask in asks if ask[0] <= now]:
+            asks.remove((when, session))
+            greedy = session == 8
+            kind = "backward" if len(waits[session]) % 2 else "forward"
+            queue.add(turn(session, kind, when, rows=64 if greedy else 1, tokens=64))
+        batch = queue.next(now, NO_BOUND)
+        if not isinstance(batch, list):
+            now = min(when for when, _ in asks)
+            continue
+        now += width_times_rows(batch)
+        for one in batch:
+            waits[one.session].append(now - one.arrived)
+            asks.append((now + (0.0 if one.session == 8 else 512.0), one.session))
+    for session in range(8):
+        # At worst: the greedy one's batch that computes already, one of each kind, and its own.
+        p95 = sorted(waits[session])[int(0.95 * len(waits[session]))]
+        assert p95 <= 2 * 4096 + 3 * 512
+    assert len(waits[8]) > 50
+
+
 @given(
     st.lists(
         st.tuples(

@@ -1,0 +1,138 @@
+"""One trunk for many silos: computed together, one at a time, and the uncut model.
+
+Three measurements, because the trunk's share of the work and its machine are not the silos':
+
+- the trunk alone with one thread, whose silos are elsewhere and ask again as soon as they are
+  answered: tokens per second and the time to an answer, with requests computed together and one
+  at a time;
+- eight silos and the trunk, a process each, on the same cores as the uncut PEFT model;
+- the memory of a trunk that has served 1 and 32 silos.
+
+Microbatches are short, 1 x 64 tokens: that is where computing one at a time wastes most.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import typer
+from matplotlib.figure import Figure
+from rich.table import Table
+from throughput.crowd import (
+    BATCHED,
+    SERIAL,
+    TrunkAlone,
+    train_together,
+    train_whole,
+    trunk_memory,
+)
+from throughput.part import OUTPUTS, Out, Report, Toy, publish
+from throughput.shapes import Shape, shape_of
+
+COUNTS = (1, 2, 4, 8, 16, 32)
+TOGETHER = 8
+"""Silos that train beside the trunk."""
+WAYS = {"batched": BATCHED, "serial": SERIAL}
+
+
+def alone(shape: Shape, silos: int, turns: int) -> dict[str, dict[str, float]]:
+    """The trunk alone both ways, in turns: tokens per second, and seconds to an answer."""
+    trunks = {way: TrunkAlone(shape, silos, settings) for way, settings in WAYS.items()}
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    waits: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(turns + 1):
+        for way, trunk in trunks.items():
+            start = time.perf_counter()
+            waited = trunk.step()
+            if turn > 0:  # the first turn warms up
+                rates[way].append(trunk.tokens / (time.perf_counter() - start))
+                waits[way] += waited
+    for trunk in trunks.values():
+        trunk.close()
+    return {
+        way: {
+            "tokens_per_second": statistics.median(rates[way]),
+            "answer_seconds_p50": statistics.median(waits[way]),
+            "answer_seconds_p95": statistics.quantiles(waits[way], n=20)[-1],
+        }
+        for way in WAYS
+    }
+
+
+def measure(*, toy: bool) -> Report:
+    """All three measurements."""
+    shape = replace(shape_of(toy=toy), rows=1, tokens=8 if toy else 64, microbatches=2)
+    counts, crowd = ((1, 2), 2) if toy else (COUNTS, TOGETHER)
+    turns = 2 if toy else 3
+    torch.set_num_threads(1)  # how well a core is used, whatever else the machine does
+    trunk = {count: alone(shape, count, turns) for count in counts}
+    whole, together = [], []
+    for _ in range(1 if toy else 3):
+        whole.append(train_whole(shape, steps=2 if toy else 12))
+        together.append(train_together(shape, crowd, 1 if toy else 4, BATCHED))
+    serial = train_together(shape, crowd, 1 if toy else 4, SERIAL)
+    few, many = (trunk_memory(shape, count) for count in (counts[0], counts[-1]))
+    over = [t["tokens_per_second"] / w for t, w in zip(together, whole, strict=True)]
+    at = trunk[crowd]
+    figures: dict[str, Any] = {
+        "tokens_of_a_microbatch": [shape.rows, shape.tokens],
+        "trunk_alone": trunk,
+        "unsplit_tokens_per_second": whole,
+        "silos_together": together,
+        "silos_together_serial": serial,
+        "silos8_over_unsplit_of_every_turn": over,
+        "trunk_bytes": {counts[0]: few, counts[-1]: many},
+    }
+    ratios = {
+        "silos8_over_unsplit": round(statistics.median(over), 3),
+        "batched_over_serial": round(
+            at["batched"]["tokens_per_second"] / at["serial"]["tokens_per_second"], 3
+        ),
+        "trunk_memory_32_over_1": round(many / few, 3),
+    }
+    return Report(
+        ratios=ratios,
+        figures=figures,
+        tables=[show(trunk)],
+        draw=lambda figure: draw(figure, trunk),
+    )
+
+
+def show(trunk: Mapping[int, Any]) -> Table:
+    """A row for every number of silos and way."""
+    table = Table("silos", "way", "tokens per second", "answer p50 [ms]", "answer p95 [ms]")
+    for count, ways in trunk.items():
+        for way, found in ways.items():
+            p50, p95 = (1000 * found[f"answer_seconds_{p}"] for p in ("p50", "p95"))
+            rate = f"{found['tokens_per_second']:.0f}"
+            table.add_row(str(count), way, rate, f"{p50:.0f}", f"{p95:.0f}")
+    return table
+
+
+def draw(figure: Figure, trunk: Mapping[int, Any]) -> None:
+    """Tokens per second and waiting over the number of silos."""
+    left, right = figure.subplots(1, 2)
+    for way in WAYS:
+        rates = [ways[way]["tokens_per_second"] for ways in trunk.values()]
+        waits = [1000 * ways[way]["answer_seconds_p95"] for ways in trunk.values()]
+        left.plot(list(trunk), rates, "o-", label=way)
+        right.plot(list(trunk), waits, "o-", label=way)
+    left.set_ylabel("tokens per second, the trunk alone")
+    right.set_ylabel("milliseconds to an answer, 95th percentile")
+    for panel in (left, right):
+        panel.set_xlabel("silos")
+        panel.set_ylim(bottom=0)
+        panel.legend()
+        panel.grid(alpha=0.3)
+
+
+def main(toy: Toy = False, out: Out = OUTPUTS) -> None:
+    """One trunk for many silos: computed together, one at a time, and the uncut model."""
+    publish("many_silos", measure(toy=toy), out, toy=toy)
+
+
+if __name__ == "__main__":
+    typer.run(main)
