@@ -19,7 +19,7 @@ from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
 from flower_split.server.batch_settings import BatchSettings
 from flower_split.server.engine import TrunkEngine
-from flower_split.server.optimizer_states import OptimizerState
+from flower_split.server.left_states import LeftState
 from flower_split.server.service import ServiceLimits
 from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.server.tickets import TicketBook
@@ -210,12 +210,12 @@ class TrunkHost:
         """The reply counts: the silo's next session goes on from what this one has left."""
         self._engine.optimizers.accept(ticket)
 
-    def optimizer_states(self) -> list[OptimizerState]:
+    def left_states(self) -> list[LeftState]:
         """The trunk's halves of all optimizer states from which the next round can go on."""
         return self._engine.optimizers.states()
 
-    def load_optimizer_states(self, states: Iterable[OptimizerState]) -> None:
-        """Go on from `states`, which `optimizer_states` gave; after `begin`, which forgets all.
+    def load_left_states(self, states: Iterable[LeftState]) -> None:
+        """Go on from `states`, which `left_states` gave; after `begin`, which forgets all.
 
         Raises:
             StateError: a state is not one of this trunk's adapters; nothing is changed then.

@@ -169,7 +169,7 @@ class RunCheckpoints:
         self._check(last, state)
         reached = to_arrays(run_state.read_adapter(last))
         self._host.begin(reached, any_ranks=takes_any_ranks(self._inner))
-        self._host.load_optimizer_states(run_state.read_optimizers(last))
+        self._host.load_left_states(run_state.read_left_states(last))
         self._host.lineage = self._lineage = state.lineage
         nodes = roll_call().nodes() if state.mentions_nodes else {}
         self._state.put_back(state.inner, last, nodes)

@@ -1,7 +1,7 @@
 """The state of a run after a round, as a checkpoint: everything that the next round depends on.
 
 Arrays are named `adapter/…` (the whole adapter, as it is exported), `result/…`, `inner/…` (the
-inner strategy), `optimizers/…` (the trunk's halves) and `random/…`; the rest is JSON.
+inner strategy), `left_states/…` (the trunk's halves) and `random/…`; the rest is JSON.
 """
 
 import json
@@ -19,7 +19,7 @@ from flower_split.config.resuming import settings
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import DamagedStateError
 from flower_split.reporting import installed_versions
-from flower_split.server.optimizer_states import OptimizerState
+from flower_split.server.left_states import LeftState
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting import TrunkHost
 from flower_split.strategies.inner_state import FLOWER_KINDS
@@ -44,7 +44,7 @@ class RunState:
     """Frozen, see `flower_split.strategies.inner_state`."""
     result: Any
     """Frozen, without the adapter."""
-    optimizers: Any
+    left_states: Any
     random: Any
 
     @property
@@ -70,7 +70,7 @@ def pack(
     frozen = {
         "inner": inner,
         "result": freeze(told, "result", kinds=FLOWER_KINDS),
-        "optimizers": freeze(host.optimizer_states(), "optimizers"),
+        "left_states": freeze(host.left_states(), "left_states"),
         "random": freeze(global_randomness(), "random"),
     }
     adapter = result.adapter or host.adapter(result.arrays)
@@ -104,7 +104,8 @@ def read_state(checkpoint: Checkpoint) -> RunState:
         return RunState(**checkpoint.state)
     except TypeError as error:
         raise DamagedStateError(
-            f"the checkpoint of round {checkpoint.server_round} is none of a run: {error}"
+            f"the checkpoint of round {checkpoint.server_round} is none of a run, or another "
+            "version of flower_split wrote it"
         ) from error
 
 
@@ -136,9 +137,9 @@ def read_result(checkpoint: Checkpoint) -> SplitResult:
     return result
 
 
-def read_optimizers(checkpoint: Checkpoint) -> list[OptimizerState]:
-    """The trunk's halves of the optimizers' states."""
-    states: list[OptimizerState] = thaw(checkpoint.state["optimizers"], checkpoint.arrays)
+def read_left_states(checkpoint: Checkpoint) -> list[LeftState]:
+    """The trunk's halves of what silos' sessions left."""
+    states: list[LeftState] = thaw(checkpoint.state["left_states"], checkpoint.arrays)
     return states
 
 

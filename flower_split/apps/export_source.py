@@ -16,11 +16,11 @@ from flower_split.checkpoint.archive import MANIFEST
 from flower_split.errors import StateError
 from flower_split.lowrank import CONTROL, combined
 from flower_split.reporting.model_card import CARD, bare_card
-from flower_split.server.optimizer_states import OptimizerState
+from flower_split.server.left_states import LeftState
 from flower_split.strategies.output import CHECKPOINTS
 from flower_split.strategies.run_state import (
     read_adapter,
-    read_optimizers,
+    read_left_states,
     read_result,
     read_state,
 )
@@ -45,7 +45,7 @@ class Source:
     run: str = ""
     """Lineage of the run; empty where it is not known."""
     server_round: int | None = None
-    trunk: Mapping[str, OptimizerState] = field(default_factory=dict)
+    trunk: Mapping[str, LeftState] = field(default_factory=dict)
     """What the trunk keeps for single silos, by their names."""
 
     def personal(
@@ -137,7 +137,7 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
         write=lambda folder: save_learned(adapter, plan, folder, base_model=base),
         run=state.lineage,
         server_round=checkpoint.server_round,
-        trunk={held.silo: held for held in read_optimizers(checkpoint)},
+        trunk={held.silo: held for held in read_left_states(checkpoint)},
     )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flower_split.client.kept_optimizer import newest_kept
 from flower_split.client.kept_state import KeptState
+from flower_split.client.left_files import newest_kept
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.state_folder import OWN_KIND, StateFolder, file_name
 from flower_split.errors import StateError

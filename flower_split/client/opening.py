@@ -97,7 +97,7 @@ def open_session(
             optimizer=OptimizerSettings.of_training(config.train),
             seed=seed,
             silo=silo,
-            optimizer_states=resuming.offers,
+            left_states=resuming.offers,
             pack=source.pack,
         )
         transport = connect(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flower_split.adapters import AdapterRound, Kept
 from flower_split.adapters.state import adapter_parameters
-from flower_split.client.kept_optimizer import KeptOptimizer
+from flower_split.client.left_files import LeftFiles
 from flower_split.client.left_state import LeftState, SiloAdapter
 from flower_split.client.state_folder import KIND, OWN_KIND, StateFolder
 from flower_split.config.sections import SplitConfig
@@ -35,7 +35,7 @@ class Resuming:
         self,
         adapter: SiloAdapter,
         invitation: Invitation,
-        kept: KeptOptimizer | None,
+        kept: LeftFiles | None,
         *,
         keeps_moments: bool,
     ) -> None:
@@ -77,7 +77,7 @@ class Resuming:
             lineage = invitation.lineage or str(invitation.ticket.run_id)
             own = folder.of(lineage, silo, kind)
             folder.sweep(sparing=own)
-            kept = KeptOptimizer(own, adapter)
+            kept = LeftFiles(own, adapter)
         if invitation.purpose == "evaluate" and kept is not None and not orders.keeps:
             if invitation.last_training:
                 kept.remove()
@@ -92,15 +92,15 @@ class Resuming:
             StateError: it is gone, or damaged, since it was offered.
         """
         if resumed and resumed not in self.offers:
-            raise WireError("the trunk resumes an optimizer's state that was not offered to it")
+            raise WireError("the trunk goes on from a state that was not offered to it")
         if resumed and self._files is not None:
             left = self._files.load(resumed)
             self._moments = dict(left.moments) if self._keeps_moments else {}
             self.kept = left.kept
         elif self.offers:
             logger.warning(
-                "the trunk no longer has its half of the optimizer's state, or the last round did "
-                "not count: both sides start with a fresh optimizer"
+                "the trunk no longer has its half of what this silo's last session left, or that "
+                "session did not count: both sides start afresh"
             )
         self._resumed = resumed
 

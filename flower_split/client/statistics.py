@@ -44,7 +44,7 @@ class SessionCost:
             "seconds-waiting": transport.waits.seconds,
             "parameter-share": self.parameter_share,
             **trunk_counters(summary),
-            "optimizer-resumed": int(resumed),
+            "state-resumed": int(resumed),
         }
 
 

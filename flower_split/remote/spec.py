@@ -20,7 +20,7 @@ def session_spec(
     seed: int = 0,
     pack: str = "",
     silo: str = "",
-    optimizer_states: tuple[str, ...] = (),
+    left_states: tuple[str, ...] = (),
 ) -> SessionSpec:
     """The specification of a session for `client_model`.
 
@@ -35,7 +35,7 @@ def session_spec(
         seed: Seed of the trunk's dropout.
         pack: Digest of the pack by which the model was delivered; empty for a silo's own.
         silo: The silo's name.
-        optimizer_states: Tags of the optimizer states that the silo can go on from.
+        left_states: Tags of what earlier sessions left, from which the silo can go on.
 
     Raises:
         ModelError: the model has no place for a trunk.
@@ -60,5 +60,5 @@ def session_spec(
         seed=seed,
         pack=pack,
         silo=silo,
-        optimizer_states=optimizer_states,
+        left_states=left_states,
     )

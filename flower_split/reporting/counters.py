@@ -60,8 +60,11 @@ COUNTERS: Mapping[str, Counter] = {
         unit="",
     ),
     "optimizer-steps": Counter(meaning="steps taken on both sides", unit="", whole=True),
-    "optimizer-resumed": Counter(
-        meaning="1 where the optimizer went on from an earlier round", unit="", whole=True, most=1
+    "state-resumed": Counter(
+        meaning="1 where it went on from what an earlier session left",
+        unit="",
+        whole=True,
+        most=1,
     ),
     "parameter-share": Counter(
         meaning="part of the model's parameters that the silo holds", unit="", most=1

@@ -16,7 +16,7 @@ from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
 from flower_split.server.batch_settings import BatchSettings
 from flower_split.server.handshake import check_spec
-from flower_split.server.optimizer_states import OptimizerState
+from flower_split.server.left_states import LeftState
 from flower_split.server.session import TrunkSession
 from flower_split.server.silo_names import SiloNames
 from flower_split.server.starting import SessionOutcome, TrunkStart
@@ -220,7 +220,7 @@ class TrunkEngine:
         spec: SessionSpec,
         start: TrunkStart | None,
         scaling: Scaling | None,
-        resumed: OptimizerState | None,
+        resumed: LeftState | None,
     ) -> AdapterSlot | None:
         if self._adapters is None or scaling is None:
             return None

@@ -12,7 +12,7 @@ from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import StateError
 from flower_split.lowrank import Orders, Scaling, adapter_name, at_rank
 from flower_split.optimization.moments import check_moments
-from flower_split.server.optimizer_states import OptimizerState, OptimizerStates
+from flower_split.server.left_states import LeftState, LeftStates
 from flower_split.server.stepping import AdapterSlot, Stepper
 from flower_split.transport.messages import SessionSpec, Ticket
 
@@ -40,22 +40,21 @@ class TrunkOptimizers:
         self._shared = shared
         self._keep = keep
         self._lock = lock
-        self._states = OptimizerStates()
+        self._states = LeftStates()
         self._master: Stepper | None = None
         self._master_start: Mapping[str, Tensor] = {}
 
-    def resumed(
-        self, spec: SessionSpec, ticket: Ticket | None, orders: Orders
-    ) -> OptimizerState | None:
+    def resumed(self, spec: SessionSpec, ticket: Ticket | None, orders: Orders) -> LeftState | None:
         """The state from which both ends of a new session go on; None when both start afresh."""
         trains = spec.purpose == "train"
         wanted = orders.keeps or (trains and (self._keep or orders.controlled))
         if ticket is None or not wanted:
             return None
-        state = self._states.find(spec.silo, spec.optimizer_states)
+        state = self._states.find(spec.silo, spec.left_states)
         if state is None and self._states.has(spec.silo):
             logger.warning(
-                "silo %r no longer has its half of the optimizer's state: both sides start afresh",
+                "silo %r no longer has its half of what its last session left: both sides start "
+                "afresh",
                 spec.silo,
             )
         return state
@@ -64,7 +63,7 @@ class TrunkOptimizers:
         self,
         name: str,
         spec: SessionSpec,
-        state: OptimizerState | None,
+        state: LeftState | None,
         *,
         scaling: Scaling,
         begun: AdapterRound | None,
@@ -124,14 +123,14 @@ class TrunkOptimizers:
         with self._lock:
             self._states.forget(silo)
 
-    def states(self) -> list[OptimizerState]:
+    def states(self) -> list[LeftState]:
         """Every state that the next round can go on from; the master's, without a name, first."""
         with self._lock:
             master = self._master_start if self._master is None else self._master.moments()
-            common = OptimizerState(silo="", server_round=0, tag="", tensors=master)
+            common = LeftState(silo="", server_round=0, tag="", tensors=master)
             return [*([common] if master else []), *self._states.all()]
 
-    def load(self, states: Iterable[OptimizerState]) -> None:
+    def load(self, states: Iterable[LeftState]) -> None:
         """Go on from `states` and no others; nothing is changed when one does not fit.
 
         Raises:
@@ -148,12 +147,12 @@ class TrunkOptimizers:
                     self._master_start = dict(state.tensors)
             self._states.replace(state for state in states if state.silo)
 
-    def _check(self, state: OptimizerState) -> None:
+    def _check(self, state: LeftState) -> None:
         holds = self._adapters is not None and self._shared == (not state.silo)
         if not holds:
             if state.tensors or state.kept.tensors:
                 raise StateError(
-                    f"the optimizer's state of {state.silo or 'the shared trunk'!r} was kept in "
+                    f"what was kept for {state.silo or 'the shared trunk'!r} was kept in "
                     "another mode of trunk.adapters"
                 )
             return

@@ -64,7 +64,7 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
         hello.optimizer.max_learning_rate = optimizer.max_learning_rate
         hello.seed = spec.seed
         hello.silo = spec.silo
-        hello.optimizer_states.extend(spec.optimizer_states)
+        hello.left_states.extend(spec.left_states)
         hello.pack = spec.pack
     except ValueError as exc:
         raise HandshakeError(f"a number of the session does not fit the wire: {exc}") from exc
@@ -118,7 +118,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         optimizer=settings,
         seed=hello.seed,
         silo=hello.silo,
-        optimizer_states=tuple(hello.optimizer_states),
+        left_states=tuple(hello.left_states),
         pack=hello.pack,
         protocol_version=hello.protocol_version,
     )
@@ -170,10 +170,10 @@ def _check_kept(hello: pb.Hello) -> None:
             f"silo: a name is at most {LONGEST_SILO_NAME} printable characters; set `silo` in the "
             "node config"
         )
-    tags = hello.optimizer_states
+    tags = hello.left_states
     if len(tags) > MOST_OFFERS or not all(is_tag(tag) for tag in tags):
         raise HandshakeError(
-            f"optimizer_states: expected at most {MOST_OFFERS} tags of 64 hexadecimal digits"
+            f"left_states: expected at most {MOST_OFFERS} tags of 64 hexadecimal digits"
         )
 
 

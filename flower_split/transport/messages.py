@@ -54,7 +54,7 @@ class SessionSpec:
     """Seed of the trunk's dropout in this session."""
     silo: str = ""
     """The silo's name; empty where the trunk asks for no ticket."""
-    optimizer_states: tuple[str, ...] = ()
+    left_states: tuple[str, ...] = ()
     """Tags of the optimizer states that the silo can go on from; see `transport.state_tags`."""
     pack: str = ""
     """SHA-256 by which the silo's weights were delivered, hexadecimal; empty for its own."""

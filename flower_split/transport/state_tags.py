@@ -1,6 +1,6 @@
-"""State tags: names of an optimizer's state that only the two ends of its session know.
+"""State tags: names of what a session leaves that only the two ends of that session know.
 
-After a session silo and trunk each keep their half of the optimizer's state under the session's
+After a session silo and trunk each keep their half of what it leaves under the session's
 tag. In the next one the silo offers the tags of the halves that it has, and the trunk resumes the
 one that it has too, or none: halves of different sessions never come together. Both ends make the
 tag from the session's token, so that it is never sent before it is needed, and is of no use to

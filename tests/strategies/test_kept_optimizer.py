@@ -102,7 +102,7 @@ def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog)
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flower_split.client.kept_optimizer.write_sealed", full)
+    monkeypatch.setattr("flower_split.client.left_files.write_sealed", full)
     ours = split(folder)
     assert "No space left on device" in caplog.text
     assert largest_difference(ours, plain(folder, keep=False)) <= TOLERANCE
@@ -140,7 +140,7 @@ class Resumed(TrunkHost):
 
     def begin(self, arrays, **options):
         arrays = super().begin(arrays, **options)
-        self.load_optimizer_states(self.states)
+        self.load_left_states(self.states)
         return arrays
 
 
@@ -170,7 +170,7 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
         inner.aggregate_train = remember
         with pytest.raises((KeyboardInterrupt, RoundError)):
             run_split(folder, inner, None, steps=until_killed, host=host, changes=changes)
-        states = host.optimizer_states()
+        states = host.left_states()
         learned = host.adapter(arrays[ROUNDS - 1])
     silos = {state.silo: state.server_round for state in states if state.silo}
     assert silos == dict.fromkeys(map(str, range(SILOS)), ROUNDS - 1)
@@ -187,7 +187,7 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
             host=host,
             changes={**changes, "num-server-rounds": 1},
         )
-    assert all(record.statistics["optimizer-resumed"] for record in resumed.history)
+    assert all(record.statistics["state-resumed"] for record in resumed.history)
     assert_equal(resumed.adapter, uninterrupted)
 
 
@@ -195,12 +195,12 @@ def test_states_of_another_mode_are_refused(folder):
     values = {**RUN_CONFIG, "model.name": str(folder)}
     with TrunkHost(read_run_config(values)) as host:
         run_split(folder, INNER["fedavg"](), None, host=host)
-        states = host.optimizer_states()
+        states = host.left_states()
     with (
         TrunkHost(read_run_config({**values, "trunk.adapters": "frozen"})) as host,
         pytest.raises(StateError, match=r"another mode of trunk\.adapters"),
     ):
-        host.load_optimizer_states(states)
+        host.load_left_states(states)
 
 
 def test_nothing_is_left_of_a_run_that_ended(folder, state_home):

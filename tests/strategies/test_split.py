@@ -131,7 +131,7 @@ def test_a_silo_s_counters_and_name_are_checked_before_they_are_kept(toy):
         "bytes-h2": "many",
         "bytes-g1": True,
         "bytes-g2": 8.5,
-        "optimizer-resumed": 2,
+        "state-resumed": 2,
         "parameter-share": 0.25,
         "trunk-tokens": 99,
         "../../etc": 1,

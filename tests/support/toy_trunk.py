@@ -48,10 +48,10 @@ class ToyHost:
             {name: Array(np.zeros(shape, np.float32)) for name, shape in SHAPES.items()}
         )
 
-    def optimizer_states(self):
+    def left_states(self):
         return self.states
 
-    def load_optimizer_states(self, states):
+    def load_left_states(self, states):
         self.states = list(states)
 
     def adapter(self, arrays):

@@ -103,7 +103,7 @@ def test_a_hello_out_of_range_is_refused(field: str, value: int, message: str) -
 
 def test_a_silo_offers_its_optimizer_states_and_hears_which_is_resumed() -> None:
     tags = tuple(digit * 64 for digit in "0af")
-    sent = spec(silo="north", optimizer_states=tags)
+    sent = spec(silo="north", left_states=tags)
     assert read_hello(hello_frame(sent, None).hello) == (sent, None)
     assert welcome_frame(SessionLimits(), tags[1]).welcome.resumed == tags[1]
 
@@ -113,8 +113,8 @@ def test_a_silo_offers_its_optimizer_states_and_hears_which_is_resumed() -> None
     [
         ({"silo": "x" * 201}, "silo: a name is at most 200 printable"),
         ({"silo": "north\nroot logged in"}, "silo: a name is at most 200 printable"),
-        ({"optimizer_states": ("0" * 64,) * 9}, "optimizer_states: expected at most 8 tags"),
-        ({"optimizer_states": ("../etc",)}, "optimizer_states: expected at most 8 tags"),
+        ({"left_states": ("0" * 64,) * 9}, "left_states: expected at most 8 tags"),
+        ({"left_states": ("../etc",)}, "left_states: expected at most 8 tags"),
     ],
 )
 def test_names_and_tags_out_of_bounds_are_refused(changes: dict[str, object], message: str) -> None:

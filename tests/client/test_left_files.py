@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from flower_split.client.kept_optimizer import FORMAT, KeptOptimizer
+from flower_split.client.left_files import FORMAT, LeftFiles
 from flower_split.client.left_state import LeftState, SiloAdapter
 from flower_split.errors import StateError
 from flower_split.optimization.moments import AVERAGES
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def kept(folder):
-    return KeptOptimizer(folder, SiloAdapter(parameters=PARAMETERS))
+    return LeftFiles(folder, SiloAdapter(parameters=PARAMETERS))
 
 
 def save(folder, number, *, after="", server_round=None):
@@ -68,9 +68,9 @@ def test_what_was_saved_is_offered_and_loaded(folder):
 
 
 def test_a_silo_without_tensors_of_its_own_keeps_that_it_took_part(folder):
-    empty = KeptOptimizer(folder, SiloAdapter(parameters={}))
+    empty = LeftFiles(folder, SiloAdapter(parameters={}))
     empty.save(TAGS[1], 1, LeftState(), after="")
-    again = KeptOptimizer(folder, SiloAdapter(parameters={}))
+    again = LeftFiles(folder, SiloAdapter(parameters={}))
     assert again.offers() == (TAGS[1],)
     assert again.load(TAGS[1]).moments == {}
 
@@ -147,7 +147,7 @@ def test_a_state_under_another_ones_name_is_not_used(folder):
 
 def test_a_state_of_another_model_is_not_used(folder, caplog):
     save(folder, 1)
-    other = KeptOptimizer(folder, SiloAdapter(parameters={"a": nn.Parameter(torch.zeros(2, 3))}))
+    other = LeftFiles(folder, SiloAdapter(parameters={"a": nn.Parameter(torch.zeros(2, 3))}))
     assert other.offers() == ()
     assert "kept for another model" in caplog.text
 

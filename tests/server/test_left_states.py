@@ -1,6 +1,6 @@
 import torch
 
-from flower_split.server.optimizer_states import OptimizerStates
+from flower_split.server.left_states import LeftStates
 from flower_split.transport.messages import Ticket
 from flower_split.transport.state_tags import state_tag
 
@@ -9,14 +9,14 @@ def ticket(number: int) -> Ticket:
     return Ticket(run_id=1, node_id=2, server_round=number, token=f"token {number}")
 
 
-def counted(states: OptimizerStates, silo: str, number: int) -> str:
+def counted(states: LeftStates, silo: str, number: int) -> str:
     states.propose(ticket(number), silo, {"a/step": torch.tensor(float(number))})
     states.accept(ticket(number))
     return state_tag(ticket(number))
 
 
 def test_only_what_counted_is_found_and_only_by_its_tag() -> None:
-    states = OptimizerStates()
+    states = LeftStates()
     first = counted(states, "north", 1)
     states.propose(ticket(2), "north", {})
     late = state_tag(ticket(2))
@@ -32,7 +32,7 @@ def test_only_what_counted_is_found_and_only_by_its_tag() -> None:
 
 
 def test_another_silos_tag_opens_nothing() -> None:
-    states = OptimizerStates()
+    states = LeftStates()
     tag = counted(states, "north", 1)
     counted(states, "south", 2)
     assert states.find("south", (tag,)) is None
@@ -40,7 +40,7 @@ def test_another_silos_tag_opens_nothing() -> None:
 
 
 def test_one_state_a_silo_is_held_and_none_without_a_name() -> None:
-    states = OptimizerStates()
+    states = LeftStates()
     for number in range(1, 6):
         counted(states, "north", number)
         counted(states, "", 10 + number)
@@ -50,7 +50,7 @@ def test_one_state_a_silo_is_held_and_none_without_a_name() -> None:
 
 
 def test_replacing_forgets_everything_else() -> None:
-    states = OptimizerStates()
+    states = LeftStates()
     tag = counted(states, "north", 1)
     exported = states.all()
     counted(states, "north", 2)

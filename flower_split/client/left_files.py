@@ -25,7 +25,7 @@ KEPT = 3
 _HEADER_BYTES = 1 << 20
 
 
-class KeptOptimizer:
+class LeftFiles:
     """One silo's states in `folder`.
 
     Args:
@@ -49,7 +49,7 @@ class KeptOptimizer:
                 check_private(self._folder)
                 left = self._read(path)
             except (OSError, StateError) as error:
-                logger.warning("the optimizer's state in %s is not used: %s", path, why(error))
+                logger.warning("what a session left in %s is not used: %s", path, why(error))
                 _remove(path)
                 continue
             tag = _tag_of(path)
@@ -73,9 +73,7 @@ class KeptOptimizer:
                     return self._read(path)
                 except OSError as error:
                     raise StateError(f"{path} cannot be read: {error.strerror}") from error
-        raise StateError(
-            f"the optimizer's state that the session resumes is gone from {self._folder}"
-        )
+        raise StateError(f"what the session was to go on from is gone from {self._folder}")
 
     def save(self, tag: str, server_round: int, left: LeftState, *, after: str) -> None:
         """Keep what a session left. Where that is the optimizer's state alone and fails, a warning

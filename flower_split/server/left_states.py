@@ -17,7 +17,7 @@ from flower_split.transport.state_tags import state_tag
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OptimizerState:
+class LeftState:
     """The trunk's half of what one silo's session left."""
 
     silo: str
@@ -34,17 +34,18 @@ class OptimizerState:
     """Of the silo's adapter in that session; None where it told none, or in the common state."""
 
 
-class OptimizerStates:
+class LeftStates:
     """At most one state for each silo that has trained, on the CPU.
 
-    The optimizer's is twice the silo's trunk adapter, what is kept at most twice again.
+    The optimizer's is twice the silo's trunk adapter, what is kept at most twice again; see
+    `docs/left-state.md`. What sessions of the running round propose comes on top of it.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, OptimizerState] = {}
-        self._proposed: dict[str, OptimizerState] = {}
+        self._kept: dict[str, LeftState] = {}
+        self._proposed: dict[str, LeftState] = {}
 
-    def find(self, silo: str, tags: Iterable[str]) -> OptimizerState | None:
+    def find(self, silo: str, tags: Iterable[str]) -> LeftState | None:
         """The state of `silo`, if its tag is among `tags`."""
         state = self._kept.get(silo)
         return state if state is not None and state.tag in tags else None
@@ -64,7 +65,7 @@ class OptimizerStates:
     ) -> None:
         """What the ticket's finished session leaves; nothing without a name to keep it by."""
         if silo:
-            self._proposed[ticket.token] = OptimizerState(
+            self._proposed[ticket.token] = LeftState(
                 silo=silo,
                 server_round=ticket.server_round,
                 tag=state_tag(ticket),
@@ -87,11 +88,11 @@ class OptimizerStates:
         """Forget the state of `silo`."""
         self._kept.pop(silo, None)
 
-    def all(self) -> list[OptimizerState]:
+    def all(self) -> list[LeftState]:
         """Every silo's state."""
         return list(self._kept.values())
 
-    def replace(self, states: Iterable[OptimizerState]) -> None:
+    def replace(self, states: Iterable[LeftState]) -> None:
         """Keep `states` and nothing else."""
         self._kept = {state.silo: state for state in states}
         self._proposed.clear()
