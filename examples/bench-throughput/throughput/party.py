@@ -43,7 +43,7 @@ from flower_split.reporting.machine import resident_bytes
 from flower_split.segments import Cuts, layers_path, load_skeleton
 from flower_split.training import Batch, Stages, StepReport, train_round
 from throughput.clock import Clock
-from throughput.probes import ProbedBackend, ProbedStages, probe_wire
+from throughput.probes import ProbedStages, probe_trunk, probe_wire
 from throughput.shapes import Shape, random_ids
 
 LORA = LoraSettings(r=8)
@@ -100,11 +100,10 @@ class TrunkRole(Role):
         super().__init__(checkpoint, shape, threads)
         trunk = load_trunk(checkpoint, bottom_layers=shape.bottom, top_layers=shape.top)
         probe_wire(self.clock)
+        probe_trunk(self.clock)
         _, initial = split_state(self.initial, self.layers, trunk.cuts)
-        self._backend = ProbedBackend(
-            TrunkEngine(trunk, plan=self.plan, initial=initial), self.clock
-        )
-        self._server = TrunkServer(self._backend, health=False).start()
+        engine = TrunkEngine(trunk, plan=self.plan, initial=initial)
+        self._server = TrunkServer(engine, health=False).start()
 
     def address(self) -> dict[str, str]:
         """Where silos connect to."""

@@ -13,9 +13,9 @@ import flower_split.transport.replies
 import flower_split.transport.requests
 from flower_split.remote import SplitStages
 from flower_split.serialization.receiving import TensorAssembler
+from flower_split.server.computing import TrunkComputer
+from flower_split.server.session import TrunkSession
 from flower_split.training import Passage
-from flower_split.transport.base import BackendSession, TrunkBackend
-from flower_split.transport.messages import SessionSpec, Ticket
 from throughput.clock import Clock
 
 
@@ -27,6 +27,15 @@ def probe_wire(clock: Clock) -> None:
         module.encode_tensor = clock.timed("encode", module.encode_tensor)
     assembler: Any = TensorAssembler
     assembler.tensors = clock.timed("decode", TensorAssembler.tensors)
+
+
+def probe_trunk(clock: Clock) -> None:
+    """From now on measure `forward`, `backward` and `step` of all trunks."""
+    computer: Any = TrunkComputer
+    computer.forward = clock.timed("forward", TrunkComputer.forward)
+    computer.backward = clock.timed("backward", TrunkComputer.backward)
+    session: Any = TrunkSession
+    session.step = clock.timed("step", TrunkSession.step)
 
 
 class ProbedStages(SplitStages):
@@ -48,21 +57,3 @@ def _probed(passage: Any, clock: Clock) -> Passage:
     passage.finish = clock.timed("backward", passage.finish)
     probed: Passage = passage
     return probed
-
-
-class ProbedBackend:
-    """A backend whose sessions measure `forward`, `backward` and `step`."""
-
-    def __init__(self, backend: TrunkBackend, clock: Clock) -> None:
-        self._backend = backend
-        self._clock = clock
-
-    def open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
-        """A measured session."""
-        session: Any = self._backend.open(spec, ticket)
-        clock = self._clock
-        session.forward = clock.timed("forward", session.forward)
-        session.backward = clock.timed("backward", session.backward)
-        session.step = clock.timed("step", session.step)
-        opened: BackendSession = session
-        return opened
