@@ -132,6 +132,8 @@ def test_all_problems_come_at_once():
     [
         ({"train.batch-size": 64, "train.max-length": 4096}, "trunk.max-message-tokens"),
         ({"train.in-flight": 9}, "trunk.max-in-flight 8"),
+        ({"trunk.max-activation-tokens": 9}, "trunk.max-activation-tokens 9 lets the trunk keep"),
+        ({"trunk.gather-ms": -1.0}, "trunk.gather-ms must be"),
         ({"trunk.host": "0.0.0.0"}, "trunk.advertise"),
         ({"baseline-alone": True, "trunk.adapters": "shared"}, "not 'shared'"),
         ({"sample-prompt": "a", "strategy.fraction-evaluate": 0}, "sample-prompt is continued"),
