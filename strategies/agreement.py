@@ -16,6 +16,9 @@ Contents = Mapping[int, RecordDict]
 # What of a reply is kept in the history, and written to result.json, is bounded.
 MOST_METRICS, LONGEST_NAME, MOST_VALUES = 128, 128, 4096
 
+MOST_WEIGHT = 1e15
+"""Largest weight of a reply: sums of such weights stay exact enough to divide by."""
+
 
 def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
     """Why a single reply cannot be averaged; empty when it can."""
@@ -28,8 +31,11 @@ def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
         )
     metrics = _metrics(content)
     weight = metrics.get(weight_key)
-    if isinstance(weight, list) or weight is None or not weight > 0:
-        return f"metric {weight_key!r} must be a number above 0, not {weight!r}"
+    if isinstance(weight, list) or weight is None or not 0 < weight <= MOST_WEIGHT:
+        return (
+            f"metric {weight_key!r} must be a number above 0 and at most {MOST_WEIGHT:g}, not "
+            f"{weight!r}"
+        )
     if len(metrics) > MOST_METRICS:
         return f"the reply has {len(metrics)} metrics, expected at most {MOST_METRICS}"
     for name, value in metrics.items():

@@ -8,7 +8,7 @@ the global adapter and fits it to its own rank itself (`flower_split.client.Adap
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -29,7 +29,7 @@ from flower_split.lowrank import (
 )
 from flower_split.strategies.global_adapter import GlobalAdapter
 from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
-from flower_split.strategies.lora_replies import SiloReply, admitted
+from flower_split.strategies.lora_replies import SiloReply, admitted, fitting
 from flower_split.strategies.parts import to_arrays
 
 MIXED = "'flora' and 'flexlora' aggregate updates of any ranks exactly, 'hetlora' zero-pads them"
@@ -95,6 +95,17 @@ class LoraStrategy(FedAvg):
         trained = self.trained_parts(1) == self.trained_parts(2) == frozenset("AB")
         return trained and not self.folds and not self.kept_parts()
 
+    def misfit(self, silos: Collection[Scaling]) -> str:
+        """Why adapters so scaled cannot be aggregated; empty when they can."""
+        ranks = {silo.r for silo in silos}
+        if self.mixed_ranks or ranks <= {self.lora.r}:
+            return ""
+        return (
+            f"silos have the ranks {sorted(ranks)}, and {self.name} aggregates only adapters that "
+            f"all have lora.r {self.lora.r}: give all silos that rank, or choose another "
+            f"strategy.name: {MIXED}"
+        )
+
     @abstractmethod
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
         """The global adapter of one module after a round."""
@@ -128,7 +139,9 @@ class LoraStrategy(FedAvg):
         A reply that is not an adapter of the right modules is left out, with a warning.
 
         Raises:
-            ConfigError: the silos' ranks are such that this strategy cannot aggregate them.
+            ConfigError: the silos' ranks or alphas are such that this strategy cannot aggregate
+                them, and no round has counted yet. Later, only the silos that do not fit are left
+                out.
             RoundError: replies came, and none counts.
         """
         valid, failed = self._check_and_log_replies(replies, is_train=True, validate=False)
@@ -137,8 +150,16 @@ class LoraStrategy(FedAvg):
             for name in self.sent_names(server_round)
         }
         counted, refused = admitted(
-            valid, shapes, weight_key=self.weighted_by_key, default=self.scaling
+            valid,
+            shapes,
+            weight_key=self.weighted_by_key,
+            default=self.scaling,
+            max_r=max(self.lora.max_r, self.lora.r),
         )
+        if not self.silos and (problem := self.misfit({reply.scaling for reply in counted})):
+            raise ConfigError(problem)
+        counted, unfit = fitting(counted, self.misfit)
+        refused |= unfit
         for node in [message.metadata.src_node_id for message in failed] + list(refused):
             # It may have lost its state, and gets everything anew.
             self.silos.pop(node, None)
@@ -149,7 +170,6 @@ class LoraStrategy(FedAvg):
                     + "; ".join(sorted(set(refused.values())))
                 )
             return None, None
-        self._check_ranks(counted)
         self.silos |= {reply.node_id: reply.scaling for reply in counted}
         state = self.aggregated(server_round, counted)
         contents = [reply.message.content for reply in counted]
@@ -244,15 +264,6 @@ class LoraStrategy(FedAvg):
                     f"the adapter to start from has rank {rank} in {pair.module}, and {self.name} "
                     f"was made with lora.r {self.lora.r}: make both the same"
                 )
-
-    def _check_ranks(self, counted: list[SiloReply]) -> None:
-        ranks = {reply.scaling.r for reply in counted}
-        if not self.mixed_ranks and ranks != {self.lora.r}:
-            raise ConfigError(
-                f"silos have the ranks {sorted(ranks)}, and {self.name} aggregates only adapters "
-                f"that all have lora.r {self.lora.r}: give all silos that rank, or choose another "
-                f"strategy.name: {MIXED}"
-            )
 
     def _all_tailored(self, messages: Iterable[Message], server_round: int) -> list[Message]:
         """Copies of `messages` with each node's own tensors and orders.

@@ -1,17 +1,17 @@
 """Replies of silos that train LoRA adapters: how each one is scaled, and whether it counts."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from flower_split.errors import AdapterError
-from flower_split.lowrank import RECORD, Scaling, at_rank, scaling_from_fields
+from flower_split.lowrank import MOST_ALPHA, RECORD, Scaling, at_rank, scaling_from_fields
 from flower_split.strategies.agreement import outvoted, own_problem
+from flower_split.strategies.parts import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,16 @@ class SiloReply:
 
 
 def admitted(
-    messages: Sequence[Message], shapes: Shapes, *, weight_key: str, default: Scaling
+    messages: Sequence[Message], shapes: Shapes, *, weight_key: str, default: Scaling, max_r: int
 ) -> tuple[list[SiloReply], dict[int, str]]:
     """The replies that count, and for every other node why its reply does not.
 
     Args:
         messages: Without errors.
-        shapes: Name and shape of every tensor that a reply must have, at the rank of `default`.
+        shapes: Name and shape of every tensor that a reply must have, at any rank.
         weight_key: Metric by which replies are weighed.
         default: The scaling of a silo that does not tell its own.
+        max_r: Largest rank of a silo.
     """
     counted, refused = dict[int, SiloReply](), dict[int, str]()
     for message in messages:
@@ -55,7 +56,7 @@ def admitted(
         problem = own_problem(message.content, weight_key, trained=True)
         if not problem:
             try:
-                counted[node] = _read(message, shapes, weight_key, default)
+                counted[node] = _read(message, shapes, weight_key, default, max_r)
             except AdapterError as error:
                 problem = str(error)
         if problem:
@@ -66,10 +67,33 @@ def admitted(
     return [reply for node, reply in counted.items() if node not in refused], refused
 
 
-def _read(message: Message, shapes: Shapes, weight_key: str, default: Scaling) -> SiloReply:
+def fitting(
+    counted: Sequence[SiloReply], misfit: Callable[[Collection[Scaling]], str]
+) -> tuple[list[SiloReply], dict[int, str]]:
+    """The replies of silos that a strategy can aggregate, and why the others do not count.
+
+    Args:
+        counted: Replies.
+        misfit: `LoraStrategy.misfit`.
+    """
+    unfit = {reply.node_id: misfit({reply.scaling}) for reply in counted}
+    refused = {node: problem for node, problem in unfit.items() if problem}
+    for node, problem in refused.items():
+        logger.warning("node %d does not count: %s", node, problem)
+    return [reply for reply in counted if reply.node_id not in refused], refused
+
+
+def _read(
+    message: Message, shapes: Shapes, weight_key: str, default: Scaling, max_r: int
+) -> SiloReply:
     content = message.content
     told = content.config_records.get(RECORD)
     scaling = default if told is None else scaling_from_fields(dict(told.items()))
+    if scaling.r > max_r or scaling.alpha > max(MOST_ALPHA, default.alpha):
+        raise AdapterError(
+            f"the silo has {scaling}, and silos of this run may have rank {max_r} and alpha "
+            f"{MOST_ALPHA:g} at most: raise lora.max-r, or lower the silo's"
+        )
     (arrays,) = content.array_records.values()
     _check(arrays, {name: at_rank(name, shape, scaling.r) for name, shape in shapes.items()})
     (metrics,) = content.metric_records.values()
@@ -93,8 +117,7 @@ def _check(arrays: ArrayRecord, shapes: Shapes) -> None:
                 f"shape {shape}: a reply of another rank or alpha must say so in its ConfigRecord "
                 f"{RECORD!r}"
             )
-        if not np.isfinite(array.numpy()).all():
-            raise AdapterError(f"{name} has values that are not finite: the training diverged")
+        check_range(name, array.numpy())
 
 
 def _first(names: Iterable[str]) -> str:

@@ -20,6 +20,10 @@ from flower_split.lowrank import CONTROL, Orders, adapter_name, at_rank, part_of
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
+LARGEST = 1e15
+"""Largest absolute value in a reply. Training that works stays far below it, and what strategies
+make of such values, products of two with any allowed alpha, is still finite in float32."""
+
 
 class AdapterParts:
     """Names, shapes and owner of every adapter tensor that the inner strategy sees.
@@ -69,13 +73,16 @@ class AdapterParts:
                 run's rank.
 
         Raises:
-            AdapterError: `silo` is not the silo's part in float32, or a value is not finite.
+            AdapterError: `silo` is not the silo's part in float32, or a value is not finite or
+                beyond `LARGEST`.
         """
         expected = self.shapes if expected is None else expected
         of_trunk = {name: s for name, s in expected.items() if self._is_of_trunk(name)}
-        decode(silo, {n: s for n, s in expected.items() if n not in of_trunk}, dtype="float32")
+        of_silo = {name: s for name, s in expected.items() if name not in of_trunk}
         made = to_arrays({name: trunk[name] for name in of_trunk})
-        decode(made, of_trunk)
+        for values in (decode(silo, of_silo, dtype="float32"), decode(made, of_trunk)):
+            for name, value in values.items():
+                check_range(name, value)
         return ArrayRecord({name: made[name] if name in made else silo[name] for name in expected})
 
     def replied(self, orders: Orders, controls: Iterable[str], rank: int) -> Shapes:
@@ -193,6 +200,14 @@ def decode(
         if not np.isfinite(values[name]).all():
             raise AdapterError(f"{name} has values that are not finite: the training diverged")
     return values
+
+
+def check_range(name: str, values: NDArray[np.float32]) -> None:
+    """Raise `AdapterError` where a tensor of a reply has a value that cannot be aggregated."""
+    if not np.isfinite(values).all():
+        raise AdapterError(f"{name} has values that are not finite: the training diverged")
+    if values.size and np.abs(values).max() > LARGEST:
+        raise AdapterError(f"{name} has values beyond {LARGEST:g}: the training diverged")
 
 
 def _first(names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ Karimireddy et al. 2020, "SCAFFOLD: Stochastic Controlled Averaging for Federate
 arXiv:1910.06378.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from flower_split.errors import ConfigError
 from flower_split.lowrank import CONTROL, Orders, Scaling
 from flower_split.strategies.fedavg_lora import FedAvgLoRA
 from flower_split.strategies.lora_replies import SiloReply
@@ -54,6 +53,17 @@ class ScaffoldLoRA(FedAvgLoRA):
         """As the base class, with control variates."""
         return replace(super().orders(server_round, node), controlled=True)
 
+    def misfit(self, silos: Collection[Scaling]) -> str:
+        """As the base class; nor may silos differ in their scale, and so in what a gradient is."""
+        scales = {silo.factor for silo in silos}
+        if scales <= {self.scaling.factor}:
+            return super().misfit(silos)
+        return super().misfit(silos) or (
+            f"silos scale their adapters by {sorted(scales)}, and {self.name} needs "
+            f"{self.scaling.factor:g} everywhere, as control variates are gradients: give all "
+            "silos the same lora.alpha, or use strategy.name 'fedavglora' or 'fedexlora'"
+        )
+
     def sent_names(self, server_round: int) -> list[str]:
         """Every trained tensor and its control variate's change."""
         names = super().sent_names(server_round)
@@ -68,18 +78,7 @@ class ScaffoldLoRA(FedAvgLoRA):
         }
 
     def aggregated(self, server_round: int, counted: Sequence[SiloReply]) -> dict[str, Tensor]:
-        """As the base class; c follows the silos' changes.
-
-        Raises:
-            ConfigError: silos differ in their scale, and so in what a gradient means.
-        """
-        scales = {reply.scaling.factor for reply in counted}
-        if scales != {self.scaling.factor}:
-            raise ConfigError(
-                f"silos scale their adapters by {sorted(scales)}, and {self.name} needs "
-                f"{self.scaling.factor:g} everywhere, as control variates are gradients: give all "
-                "silos the same lora.alpha, or use strategy.name 'fedavglora' or 'fedexlora'"
-            )
+        """As the base class; c follows the silos' changes."""
         total = sum(reply.weight for reply in counted)
         share = len(counted) / max(self._num_silos, len(counted))
         for name in self.adapter.names:

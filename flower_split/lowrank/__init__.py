@@ -4,7 +4,7 @@ Tensors are torch's, results are in the dtype of what goes in, and a dense updat
 where its factors would be larger than it.
 """
 
-from flower_split.lowrank.allowance import Allowance
+from flower_split.lowrank.allowance import MOST_ALPHA, Allowance
 from flower_split.lowrank.combining import combined, factors_of, plain_names, split_folded
 from flower_split.lowrank.factors import Factors
 from flower_split.lowrank.leading import leading
@@ -32,6 +32,7 @@ from flower_split.lowrank.stacking import recompressed, stacked
 __all__ = [
     "CONTROL",
     "FOLDED",
+    "MOST_ALPHA",
     "RECORD",
     "Allowance",
     "Factors",

@@ -141,3 +141,48 @@ def test_a_silo_that_says_nothing_is_taken_to_have_the_runs_settings():
     telling = Federation([Silo(), Silo()])
     ours, theirs = (f.run(make("flora"), toy_adapter(4)) for f in (silent, telling))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def _enormous(content):
+    arrays = content["arrays"].to_torch_state_dict()
+    content["arrays"] = ArrayRecord({n: torch.full_like(t, 3e38) for n, t in arrays.items()})
+
+
+def _absurd_alpha(content):
+    content["lora"]["alpha"] = 1e300
+
+
+def _absurd_weight(content):
+    content["metrics"]["num-examples"] = 1e308
+
+
+@pytest.mark.parametrize("change", [_enormous, _absurd_alpha, _absurd_weight])
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_finite_values_that_would_overflow_cost_their_silo_and_no_other(name, change):
+    federation = Federation([Silo(), Silo(), Silo()], tamper=spoilt(change))
+    strategy = make(name)
+    state = federation.run(strategy, toy_adapter(4), rounds=2)
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert set(strategy.silos) == {federation.node(1), federation.node(2)}
+
+
+def test_a_rank_above_the_bound_costs_its_silo():
+    federation = Federation([Silo(), Silo(r=65), Silo(r=64)])
+    strategy = make("hetlora")
+    state = federation.run(strategy, toy_adapter(4))
+    assert max(min(tensor.shape) for tensor in state.values()) <= 64
+    assert set(strategy.silos) == {federation.node(0), federation.node(2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [("fedavglora", Silo(r=2)), ("scaffoldlora", Silo(alpha=4.0))]
+)
+def test_a_silo_that_changes_its_rank_or_alpha_later_costs_itself_and_no_other(name, changed):
+    silos = [Silo(), Silo(), Silo()]
+    federation = Federation(silos)
+    strategy = make(name)
+    state = federation.run(strategy, toy_adapter(4))
+    silos[0] = changed
+    state = federation.run(strategy, {n: t.float() for n, t in state.items()})
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert set(strategy.silos) == {federation.node(1), federation.node(2)}

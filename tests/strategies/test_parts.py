@@ -55,6 +55,16 @@ def test_trunk_tensors_do_not_share_memory_with_the_record():
     assert arrays["a"].numpy().sum() == 2
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2e15, -2e15])
+def test_a_reply_that_cannot_be_aggregated_is_refused(value):
+    parts = AdapterParts({"a": (1,), "b": (1,)}, ["b"])
+    good, bad = torch.tensor([1e15]), torch.tensor([value])
+    parts.join(to_arrays({"a": good}), {"b": good})
+    for silo, trunk in ((good, bad), (bad, good)):
+        with pytest.raises(AdapterError, match=r"values (that are not finite|beyond 1e\+15)"):
+            parts.join(to_arrays({"a": silo}), {"b": trunk})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_aggregate_that_is_not_finite_is_refused(value):
     arrays = to_arrays({"a": torch.tensor([value])})
