@@ -101,6 +101,17 @@ def check_exact(inner: Strategy, lora: LoraSettings) -> None:
             )
         if not isinstance(one, PersonalParts):
             wrappers.append(type(one).__name__)
+    allowance = allowance_of(inner, lora)
+    for key, values, own, taken, others in (
+        ("lora.ranks", lora.ranks, lora.r, allowance.ranks, MIXED),
+        ("lora.alphas", lora.alphas, lora.alpha, allowance.alphas, MIXED_ALPHAS),
+    ):
+        if not taken and {*values} - {own}:
+            raise ConfigError(
+                f"{key} are {', '.join(f'{value:g}' for value in values)}, the run's is {own:g}, "
+                f"and {allowance.strategy} aggregates only adapters that all have that: leave "
+                f"{key} empty, or choose another strategy.name: {others}"
+            )
 
 
 def allowance_of(inner: Strategy, lora: LoraSettings) -> Allowance:

@@ -32,7 +32,10 @@ from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
 from flower_split.strategies.lora_replies import SiloReply, admitted, fitting
 from flower_split.strategies.parts import to_arrays
 
-MIXED = "'flora' and 'flexlora' aggregate updates of any ranks exactly, 'hetlora' zero-pads them"
+MIXED = (
+    "'flora' aggregates updates of any ranks exactly, 'flexlora' as nearly as one of the largest "
+    "rank can, 'hetlora' zero-pads them"
+)
 
 MIXED_ALPHAS = "every strategy for LoRA but 'scaffoldlora' brings alphas to one scale"
 

@@ -59,7 +59,8 @@ def render() -> str:
             section = key.section
             owner = docs[_owner(section)]
             page.append(f"\n## {section.replace('_', '-') or 'The run'}\n\n{owner['']}\n\n{_TABLE}")
-        words = _TYPES.get(key.type, "text, names with commas")
+        entries = "names" if key.type == tuple[str, ...] else "numbers"
+        words = _TYPES.get(key.type, f"text, {entries} with commas")
         text = docs[_owner(key.section)][key.field]
         page.append(f"| `{key.key}` | {words} | {_default(key)} | {text} |\n")
     page.append(_OPTIONS_HEAD)

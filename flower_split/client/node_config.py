@@ -58,9 +58,9 @@ class NodeConfig:
     max_download_gib: int = 64
     """GiB that the silo takes at most of a model that the server delivers."""
     lora_r: int = 0
-    """Rank of the silo's adapter, where the strategy takes mixed ranks; 0 for the run's."""
+    """Rank of the silo's adapter, where the strategy takes mixed ranks; empty for the run's."""
     lora_alpha: float = 0.0
-    """Alpha of the silo's adapter, where the strategy takes mixed alphas; 0 for the run's."""
+    """Alpha of the silo's adapter, where the strategy takes mixed alphas; empty for the run's."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -160,7 +160,12 @@ class NodeConfig:
 
     def own_lora(self, lora: LoraSettings) -> LoraSettings:
         """`lora` with the silo's own rank and alpha in place of the run's, where it has them."""
-        return replace(lora, r=self.lora_r or lora.r, alpha=self.lora_alpha or lora.alpha)
+        r, alpha = self.lora_r or lora.r, self.lora_alpha or lora.alpha
+        if self.partition_id is not None and lora.ranks and not self.lora_r:
+            r = lora.ranks[self.partition_id % len(lora.ranks)]
+        if self.partition_id is not None and lora.alphas and not self.lora_alpha:
+            alpha = lora.alphas[self.partition_id % len(lora.alphas)]
+        return replace(lora, r=r, alpha=alpha, ranks=(), alphas=())
 
     def own_data(self, config: DataConfig) -> DataConfig:
         """`config` with the silo's own paths in place of those that the run's sender chose."""

@@ -68,7 +68,22 @@ class LoraSettings:
     """Largest rank that a silo may choose by `lora-r` of its node config, where the strategy takes
     mixed ranks; `r` itself is allowed in any case."""
 
+    ranks: tuple[int, ...] = ()
+    """Ranks of the silos in turn, by their `partition-id`: for simulations, whose silos have no
+    `lora-r` of their own; empty for `r`."""
+    alphas: tuple[float, ...] = ()
+    """Alphas of the silos in turn, as `ranks`; empty for `alpha`."""
+
     def __post_init__(self) -> None:
+        for rank in self.ranks:
+            at_least("lora.ranks", rank, 1)
+            if rank > max(self.r, self.max_r):
+                raise ConfigError(
+                    f"lora.ranks has {rank}, more than lora.max-r {self.max_r}: lower it, or raise "
+                    "lora.max-r"
+                )
+        for alpha in self.alphas:
+            in_range("lora.alphas", alpha, 0.0, 1e6, open_low=True)
         at_least("lora.r", self.r, 1)
         at_least("lora.max-r", self.max_r, 1)
         in_range("lora.alpha", self.alpha, 0.0, 1e6, open_low=True)

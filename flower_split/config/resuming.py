@@ -56,7 +56,7 @@ def settings(config: SplitConfig) -> dict[str, Any]:
     for key in run_keys().values():
         held = getattr(config, key.section) if key.section else config
         value = getattr(held, key.field)
-        found[key.key] = ",".join(value) if isinstance(value, tuple) else value
+        found[key.key] = _plain(value)
     for name, option in config.strategy.options.items():
         found[f"{OPTION_PREFIX}{name.replace('_', '-')}"] = option
     return found
@@ -68,9 +68,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     A key that either side lacks, because another version wrote it, stands at its default.
     """
     defaults = {
-        key.key: ",".join(key.default) if isinstance(key.default, tuple) else key.default
-        for key in run_keys().values()
-        if key.default is not MISSING
+        key.key: _plain(key.default) for key in run_keys().values() if key.default is not MISSING
     }
     found = []
     for key in sorted({*then, *now} - {*MAY_CHANGE}):
@@ -78,3 +76,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if was != is_now:
             found.append(f"{key} was {was!r} and is {is_now!r} now")
     return found
+
+
+def _plain(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value

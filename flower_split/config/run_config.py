@@ -4,6 +4,7 @@ Field `learning_rate` of section `train` is the key `train.learning-rate`; a fie
 itself has no section. Keys under `app.` belong to the app's own code and are not read here.
 """
 
+import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,11 @@ from flower_split.errors import ConfigError
 OWN_PREFIX = "app."
 OPTION_PREFIX = "strategy."
 _PLACEHOLDER = "missing"
+_ENTRIES: Mapping[Any, Callable[[str], Any]] = {
+    tuple[str, ...]: str,
+    tuple[int, ...]: int,
+    tuple[float, ...]: float,
+}
 
 Scalar = str | int | float | bool
 
@@ -29,7 +35,7 @@ class RunKey:
     """Field of `SplitConfig` that holds the section; empty for a field of `SplitConfig` itself."""
     field: str
     type: Any
-    """`str`, `int`, `float`, `bool` or `tuple[str, ...]`."""
+    """`str`, `int`, `float`, `bool`, or a tuple of any number of one of the first three."""
     default: Any
     """`dataclasses.MISSING` where the key must be given."""
 
@@ -169,10 +175,13 @@ def _typed(key: RunKey, value: object) -> Any:
         return value
     if key.type in (str, bool) and isinstance(value, key.type):
         return value
-    if key.type == tuple[str, ...] and isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if key.type in _ENTRIES and isinstance(value, str):
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        with contextlib.suppress(ValueError):
+            return tuple(_ENTRIES[key.type](part) for part in parts)
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    wanted = words.get(key.type, "text, with commas between several names")
+    entries = "names" if key.type == tuple[str, ...] else "numbers"
+    wanted = words.get(key.type, f"text, with commas between several {entries}")
     raise ConfigError(f"{key.key} must be {wanted}, not {value!r}")
 
 

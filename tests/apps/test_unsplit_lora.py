@@ -39,7 +39,7 @@ def test_it_trains_and_saves_a_standard_adapter(apps, run_config, tmp_path, monk
     }
     grid = InProcessGrid(client_app, 3, run_config=values)
     if name == "flora":
-        grid.contexts[FIRST_NODE + 1].node_config["app.lora-r"] = 3
+        grid.contexts[FIRST_NODE + 1].node_config["lora-r"] = 3
     server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), values))
     base = AutoModelForCausalLM.from_pretrained(values["model.name"])
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")

@@ -1,6 +1,7 @@
 import pytest
 
 from flower_split.client.node_config import NodeConfig
+from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError
 
 
@@ -71,3 +72,12 @@ def test_all_mistakes_come_at_once():
 def test_a_module_function_may_get_a_part():
     node = NodeConfig.read({"data-path": "a.b:c", "partition-id": 0, "num-partitions": 2})
     assert node.partition == (0, 2)
+
+
+def test_rank_and_alpha_are_the_silos_own_or_its_turn_or_the_runs():
+    run = LoraSettings(r=8, alpha=16.0, ranks=(4, 2), alphas=(1.0,))
+    simulated = [NodeConfig(partition_id=n, num_partitions=3).own_lora(run) for n in range(3)]
+    assert [(lora.r, lora.alpha) for lora in simulated] == [(4, 1.0), (2, 1.0), (4, 1.0)]
+    own = NodeConfig(partition_id=0, num_partitions=3, lora_r=5, lora_alpha=3.0)
+    assert own.own_lora(run) == LoraSettings(r=5, alpha=3.0)
+    assert NodeConfig().own_lora(run) == LoraSettings(r=8, alpha=16.0)

@@ -179,3 +179,22 @@ def test_the_strategys_own_check_is_heard_with_the_others():
     )
     assert "lora.r" in said
     assert "no eta" in said
+
+
+def test_numbers_of_silos_are_read_from_text():
+    lora = read_run_config({"model.name": "m", "lora.ranks": "4, 8,", "lora.alphas": "8, 0.5"}).lora
+    assert (lora.ranks, lora.alphas) == ((4, 8), (8.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("lora.ranks", "4, x", "lora.ranks must be text, with commas between several numbers"),
+        ("lora.ranks", "4, 0", "lora.ranks must be an integer of at least 1, not 0"),
+        ("lora.ranks", "4, 65", "lora.ranks has 65, more than lora.max-r 64"),
+        ("lora.alphas", "nan", "lora.alphas must be a number above 0"),
+    ],
+)
+def test_numbers_of_silos_that_are_wrong_are_named(key, value, said):
+    with pytest.raises(ConfigError, match=said):
+        read_run_config({"model.name": "m", key: value})

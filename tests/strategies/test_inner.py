@@ -112,3 +112,22 @@ def test_personal_parts_allow_what_the_strategy_inside_allows():
         build_inner(StrategyConfig(name="hetlora"), lora), 0.1, 0.1, 2
     )
     assert not allowance_of(wrapper, lora).ranks
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("fedavglora", {"ranks": (4, 8)}, "lora.ranks are 4, 8, the run's is 8, .*'flora'"),
+        ("fedavg", {"ranks": (4,)}, "lora.ranks are 4, .*FedAvg"),
+        ("scaffoldlora", {"alphas": (2.0, 16.0)}, "lora.alphas are 2, 16, the run's is 16"),
+    ],
+)
+def test_ranks_of_simulated_silos_that_cannot_be_aggregated_are_refused_at_start(
+    name, settings, said
+):
+    lora = LoraSettings(**settings)
+    with pytest.raises(ConfigError, match=said):
+        check_exact(build_inner(StrategyConfig(name=name), lora), lora)
+    check_exact(build_inner(StrategyConfig(name="flora"), lora), lora)
+    equal = LoraSettings(ranks=(8, 8), alphas=(16.0,))
+    check_exact(build_inner(StrategyConfig(name=name), equal), equal)
