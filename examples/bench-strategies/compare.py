@@ -6,10 +6,12 @@ folder, and every run in `runs.jsonl`, from which a stopped benchmark goes on.
 """
 
 import json
+import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 from comparison.choosing import best_trials, reported_jobs, tuning_jobs
@@ -46,7 +48,7 @@ def compare(
     rows = collect(entries, settings, best, notebook, adapters)
     stored = {
         "toy": is_toy,
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"data": Path(settings.data).name},
         "machine": describe_machine(),
         "workers": workers,
         "seconds": round(time.monotonic() - start),
@@ -120,8 +122,13 @@ def main(
     )
     if toy_size:
         settings = replace(toy(settings), seeds=settings.seeds[:2])
+    signal.signal(signal.SIGTERM, _interrupted)
     print(table(compare(entries, settings, out, workers=workers, is_toy=toy_size)))
     print(f"saved in {out}")
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

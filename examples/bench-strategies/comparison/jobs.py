@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -127,13 +128,18 @@ def finish(
                 note(futures[future], future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
 
 
 def _begin() -> None:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started the worker also ends it
     torch.set_num_threads(1)
+    disable_progress_bar()
 
 
 def _work(job: Job, settings: Settings, adapter: Path | None) -> Outcome:

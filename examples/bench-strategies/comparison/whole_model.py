@@ -13,10 +13,10 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM
 
 from flower_split import SplitConfig
-from flower_split.adapters import initial_state, load_state
+from flower_split.adapters import fold, initial_state, load_state, train_parts
 from flower_split.client import AdapterExchange
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.silo_data import silo_batches
+from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.config.sections import LoraSettings
 from flower_split.data import TokenizedDataset, train_batches
 from flower_split.segments import load_skeleton, resolve_source
@@ -70,25 +70,23 @@ def adamw(model: nn.Module, config: SplitConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained, lr=config.train.learning_rate, weight_decay=0.0)
 
 
-def _silo_model(config: SplitConfig, node: NodeConfig) -> PeftModel:
-    return adapted_model(config.model.name, node.own_lora(config.lora))
+def _silo(message: Message, context: Context) -> tuple[SplitConfig, AdapterExchange, SiloBatches]:
+    """The run's configuration, the silo's model with what came in the message, and its data."""
+    config = SplitConfig.from_run_config(context.run_config)
+    node = NodeConfig.read(context.node_config)
+    model = adapted_model(config.model.name, node.own_lora(config.lora))
+    return config, AdapterExchange(model, message, context), silo_batches(config, node)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One silo's round."""
-    config, node = (
-        SplitConfig.from_run_config(context.run_config),
-        NodeConfig.read(context.node_config),
-    )
-    model = _silo_model(config, node)
-    exchange = AdapterExchange(model, message, context)
-    data = silo_batches(config, node)
+    config, exchange, data = _silo(message, context)
     one_pass = data.train(int(str(message.content["config"]["server-round"])))
     batches = itertools.chain.from_iterable(itertools.repeat(one_pass))
     loss = take_steps(
-        model,
-        adamw(model, config),
+        exchange.model,
+        adamw(exchange.model, config),
         itertools.islice(batches, config.train.local_steps),
         config.train.max_grad_norm,
         exchange.correct_gradients,
@@ -99,14 +97,8 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate_silo(message: Message, context: Context) -> Message:
     """A silo's loss on its held-out data."""
-    config, node = (
-        SplitConfig.from_run_config(context.run_config),
-        NodeConfig.read(context.node_config),
-    )
-    model = _silo_model(config, node)
-    exchange = AdapterExchange(model, message, context)
-    data = silo_batches(config, node)
-    loss = evaluate(model, data.held_out()).loss
+    _, exchange, data = _silo(message, context)
+    loss = evaluate(exchange.model, data.held_out()).loss
     return exchange.reply({"num-examples": data.num_held_out, "eval-loss": loss})
 
 
@@ -120,9 +112,8 @@ def train_central(config: SplitConfig, silos: int) -> list[list[EvalMetrics]]:
     load_state(
         model, initial_state(load_skeleton(config.model.name), config.lora, seed=config.seed)
     )
-    model.requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+    fold(model, {})
+    train_parts(model, frozenset("AB"))
     nodes = [NodeConfig(partition_id=silo, num_partitions=silos) for silo in range(silos)]
     data = [silo_batches(config, node) for node in nodes]
     pooled = TokenizedDataset(
