@@ -57,7 +57,7 @@ class Corrections:
                 )
             self._own[name] = mine.to(parameter)
             self._shift[name] = control.to(parameter) - self._own[name]
-            self._sums[name] = zero
+            self._sums[name] = torch.zeros_like(parameter)
 
     def apply(self) -> None:
         """Correct the gradients that the parameters have now; once before every step."""

@@ -139,6 +139,17 @@ def test_under_fedsa_every_silo_goes_on_from_its_own_b(folder, tmp_path):
     torch.testing.assert_close(seen["evaluate", 3, 2].shape, seen[3, 2].logits.shape)
 
 
+def test_under_scaffold_a_single_silo_has_no_drift_to_correct(folder, tmp_path):
+    ends = {}
+    for name in ("fedavglora", "scaffoldlora"):
+        strategy = build_inner(StrategyConfig(name=name, min_nodes=1), LORA)
+        app = unsplit_app(folder, tmp_path / name)
+        result, _ = run_unsplit(strategy, app, initial_arrays(folder), nodes=1, rounds=3)
+        ends[name] = result.arrays.to_torch_state_dict()
+    for name, tensor in ends["fedavglora"].items():
+        torch.testing.assert_close(ends["scaffoldlora"][name], tensor, msg=name)
+
+
 def test_the_first_message_fits_silos_of_any_rank(folder, tmp_path):
     """B is zero at the start, so that every silo starts from the base model's output."""
     seen = {}
