@@ -2,7 +2,10 @@
 
 The shapes are those of a Llama with 32 layers, 4096 wide, all linear layers adapted. One module of
 each shape is aggregated and timed, and the whole model's time is the sum over its 224 modules, as
-they are aggregated one after the other. Silos differ in rank. The last line is a JSON object::
+they are aggregated one after the other. Silos differ in rank. The last line is a JSON object:
+`start_mib` is the process's memory before, with its libraries, `peak_mib` its peak over all
+strategies, with all silos' factors of one module, and `replies_mib` what all silos' replies of the
+whole model are besides, float32, which Flower holds::
 
     python tests/benchmarks/lora_aggregation.py --silos 100 --ranks 8
     python tests/benchmarks/lora_aggregation.py --silos 100 --ranks 8,16,32,64
@@ -77,8 +80,11 @@ def measure(
 ) -> dict[str, object]:
     """Seconds by strategy and module shape, of the whole model, and the process's peak memory."""
     seconds: dict[str, dict[str, float]] = {}
+    libraries, replies = _peak_mib(), 0.0
     for shape, (inputs, outputs, count) in (shapes or SHAPES).items():
         module = module_round(inputs, outputs, ranks, silos)
+        numbers = sum(update.a.numel() + update.b.numel() for update in module.updates)
+        replies += 4 * numbers * count * LAYERS / 2**20
         for name in strategies:
             strategy = KINDS[name](lora=LoraSettings(r=max(ranks)))
             if len(set(ranks)) > 1 and not strategy.mixed_ranks:
@@ -89,8 +95,19 @@ def measure(
             found = seconds.setdefault(name, {"model": 0.0})
             found[shape] = round(spent, 3)
             found["model"] = round(found["model"] + spent * count * LAYERS, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"silos": silos, "ranks": list(ranks), "seconds": seconds, "peak_mib": round(peak)}
+    return {
+        "silos": silos,
+        "ranks": list(ranks),
+        "seconds": seconds,
+        "start_mib": libraries,
+        "peak_mib": _peak_mib(),
+        "replies_mib": round(replies),
+    }
+
+
+def _peak_mib() -> int:
+    """MiB that the process has held at most so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def main() -> None:

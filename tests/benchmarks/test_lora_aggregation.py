@@ -26,4 +26,10 @@ def test_it_measures_every_strategy_that_takes_the_ranks() -> None:
     for found in mixed["seconds"].values():
         assert found["small"] >= 0
         assert found["model"] >= found["small"]
-    assert mixed["peak_mib"] > 0
+    assert mixed["peak_mib"] >= mixed["start_mib"] > 0
+
+
+def test_the_replies_are_those_of_all_silos_and_modules() -> None:
+    bench = load()
+    found = bench.measure(2, [4], {"small": (1024, 1024, 1)}, ["fedavglora"])
+    assert found["replies_mib"] == 2 * bench.LAYERS * 4 * (1024 + 1024) * 4 / 2**20
