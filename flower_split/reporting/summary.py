@@ -45,8 +45,8 @@ def _table(result: RunResult) -> Table:
         losses = result.losses(silo)
         alone = result.losses(silo, alone=True)
         row = {
-            "before": _perplexity(losses[0][1]) if losses else NONE,
-            "after": _perplexity(losses[-1][1]) if len(losses) > 1 else NONE,
+            "before": _perplexity(losses[0][1]) if losses and losses[0][0] == 0 else NONE,
+            "after": _perplexity(losses[-1][1]) if losses and losses[-1][0] > 0 else NONE,
             "change": _change(losses),
             "alone": _perplexity(alone[-1][1]) if alone else NONE,
             "bytes on the wire": _bytes(sum(result.wire_bytes.get(silo, {}).values())),
@@ -76,7 +76,7 @@ def _perplexity(loss: float) -> str:
 
 
 def _change(losses: list[tuple[int, float]]) -> str:
-    if len(losses) < 2:
+    if len(losses) < 2 or losses[0][0] > 0:
         return NONE
     ratio = perplexity(losses[-1][1] - losses[0][1])
     return f"{ratio - 1:+.0%}" if ratio < 100 else f"x{ratio:.3g}"

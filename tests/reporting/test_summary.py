@@ -42,6 +42,14 @@ def test_what_is_unknown_is_a_dash() -> None:
     assert "round 1: silo 3 did not count: the trunk is gone" in text
 
 
+def test_without_an_evaluation_before_the_first_round_nothing_is_called_before() -> None:
+    rounds = tuple(
+        RoundResult(server_round=n, evaluate={"2": {"eval-loss": 3.0 - n}}) for n in (1, 2)
+    )
+    assert row(printed(RunResult(rounds=rounds)), "2") == ["2", "-", "2.72", "-"]
+    assert row(printed(RunResult(rounds=rounds[:1])), "2") == ["2", "-", "7.39", "-"]
+
+
 def test_an_early_end_is_said(result: RunResult) -> None:
     assert "ended early" not in printed(result)
     text = printed(replace(result, failure="round 2: nobody answered"))
