@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from flower_split.adapters import AdapterPlan
+from flower_split.lowrank import combined_ranks
 from flower_split.reporting.model_card import ModelCard
 from flower_split.strategies import SplitResult
 
@@ -14,6 +17,7 @@ def model_card(
     *,
     settings: Mapping[str, Any],
     plan: AdapterPlan,
+    adapter: Mapping[str, Tensor],
     server_round: int,
     versions: Mapping[str, str],
 ) -> ModelCard:
@@ -23,6 +27,7 @@ def model_card(
         result: Of the run, up to that round at least.
         settings: Every run-config key, see `flower_split.config.resuming`.
         plan: Of the adapter.
+        adapter: Its tensors, folded ones among them.
         server_round: Whose metrics and silos are told.
         versions: Of the packages that the run used.
     """
@@ -42,6 +47,7 @@ def model_card(
         rank=plan.r,
         alpha=plan.alpha,
         rslora=plan.rslora,
+        module_ranks=set(combined_ranks(adapter).values()),
         examples={
             record.silo: int(count)
             for record in result.of("train", server_round)

@@ -130,6 +130,7 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
             read_result(checkpoint),
             settings=state.settings,
             plan=plan,
+            adapter=adapter,
             server_round=checkpoint.server_round,
             versions=state.versions,
         ).render(),

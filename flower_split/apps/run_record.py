@@ -138,6 +138,7 @@ class RunRecord:
             result,
             settings=settings(self._config),
             plan=self._plan,
+            adapter=result.adapter,
             server_round=result.last_round,
             versions=installed_versions(),
         ).render()

@@ -5,7 +5,13 @@ where its factors would be larger than it.
 """
 
 from flower_split.lowrank.allowance import MOST_ALPHA, Allowance
-from flower_split.lowrank.combining import combined, factors_of, plain_names, split_folded
+from flower_split.lowrank.combining import (
+    combined,
+    combined_ranks,
+    factors_of,
+    plain_names,
+    split_folded,
+)
 from flower_split.lowrank.factors import Factors
 from flower_split.lowrank.leading import leading
 from flower_split.lowrank.names import (
@@ -42,6 +48,7 @@ __all__ = [
     "adapter_name",
     "at_rank",
     "combined",
+    "combined_ranks",
     "factors_of",
     "fit_part",
     "folded_name",

@@ -32,6 +32,14 @@ def combined(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     return whole
 
 
+def combined_ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Rank by module of what `combined` makes of `state`, without making it."""
+    ranks = dict[str, int]()
+    for pair in pair_up(state):
+        ranks[pair.module] = ranks.get(pair.module, 0) + state[pair.a].shape[0]
+    return ranks
+
+
 def factors_of(state: Mapping[str, Tensor], scale: float) -> dict[tuple[str, bool], Factors]:
     """The factors of every pair in `state` by module and whether they are folded ones.
 

@@ -1,6 +1,6 @@
 """The model card of an exported adapter: where it comes from, in the hub's format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class ModelCard:
     rank: int
     alpha: float
     rslora: bool = False
+    module_ranks: Collection[int] = ()
+    """Ranks of the exported modules, which have what was folded into the model in them."""
     examples: Mapping[str, int] = field(default_factory=dict)
     """Training examples by silo, as the silos reported them."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class ModelCard:
             "layers with the silos": f"{self.bottom_layers} bottom, {self.top_layers} top",
             "adapters of the layers between": self.trunk_adapters,
             "LoRA": f"r = {self.rank}, alpha = {self.alpha:g}{', rsLoRA' * self.rslora}",
+            **({"ranks here, by module": self._ranks()} if self._ranks() else {}),
             "strategy": self.strategy,
             **({"not in it, but in the silos": self.personal} if self.personal else {}),
             "rounds": self.rounds,
@@ -68,6 +71,11 @@ class ModelCard:
             + "\n# LoRA adapter, trained across silos with flower_split\n"
             + body
         )
+
+    def _ranks(self) -> str:
+        """The ranks of the modules, where they are not simply the run's."""
+        found = set(self.module_ranks)
+        return "" if found <= {self.rank} else f"{min(found)} to {max(found)}"
 
 
 def bare_card(base_model: str) -> str:

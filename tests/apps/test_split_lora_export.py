@@ -10,6 +10,7 @@ from tiny_checkpoint import save_tiny_model
 from transformers import AutoModelForCausalLM
 from unsplit_app import batches_of, logits
 
+from flower_split.adapters.reading import read_adapter_folder
 from flower_split.client import SplitSession
 from flower_split.config.run_config import read_run_config
 from flower_split.strategies import SplitStrategy, build_inner
@@ -69,6 +70,12 @@ def test_what_is_folded_is_part_of_the_adapter(folder, ran, tmp_path, name, mode
     output, computed = ran(**{"strategy.name": name, "trunk.adapters": mode})
     said = flower_split("export", output, "--out", tmp_path / "out")
     assert said.exit_code == 0, said.output
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    ranks = [
+        t.shape[0] for n, t in read_adapter_folder(tmp_path / "out").state.items() if "lora_A" in n
+    ]
+    told = f"- ranks here, by module: {min(ranks)} to {max(ranks)}\n"
+    assert (told in card) == (name != "flexlora")
     found = logits_with(folder, tmp_path / "out")
     assert torch.allclose(found, computed[SILO], atol=1e-5)
     assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(folder)))
