@@ -49,6 +49,14 @@ def temporary(tmp_path, monkeypatch):
     assert left == []
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """What is started heeds SIGINT, also where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 @pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script):
@@ -168,7 +176,7 @@ def test_a_run_that_fails_fails_the_command(tmp_path, temporary):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ctrl_c_leaves_nothing(tmp_path, temporary):
+def test_ctrl_c_leaves_nothing(tmp_path, temporary, heeds_interrupts):
     process = subprocess.Popen(
         [sys.executable, str(EXAMPLE / "deployment.py"), str(tmp_path / "output")],
         stdout=subprocess.PIPE,
