@@ -19,6 +19,7 @@ def test_both_ways_of_the_trunk_alone_are_measured() -> None:
 @pytest.mark.slow
 def test_the_whole_part_runs_in_processes_of_its_own() -> None:
     found = many_silos.measure(toy=True)
+    assert found.figures["silos_together"][0]["rows_beside"] > 0
     assert all(ratio > 0 for ratio in found.ratios.values())
     assert set(found.ratios) == {
         "silos8_over_unsplit",
