@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 import typer
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -25,6 +24,7 @@ from throughput.crowd import (
     BATCHED,
     SERIAL,
     TrunkAlone,
+    one_thread,
     train_together,
     train_whole,
     trunk_memory,
@@ -67,7 +67,7 @@ def measure(*, toy: bool) -> Report:
     shape = replace(shape_of(toy=toy), rows=1, tokens=8 if toy else 64, microbatches=2)
     counts, crowd = ((1, 2), 2) if toy else (COUNTS, TOGETHER)
     turns = 2 if toy else 3
-    torch.set_num_threads(1)  # how well a core is used, whatever else the machine does
+    one_thread()  # how well a core is used, whatever else the machine does
     trunk = {count: alone(shape, count, turns) for count in counts}
     whole, together = [], []
     for _ in range(1 if toy else 3):

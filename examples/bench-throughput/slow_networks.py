@@ -37,6 +37,7 @@ from flower_split import (
 )
 from flower_split.adapters import resolve_lora, wrap
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
+from flower_split.devices import keep_freed_memory
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitStages
 from flower_split.server.service import ServiceLimits
@@ -93,6 +94,7 @@ class Silo:
 
     def __init__(self, shape: Shape) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         model = random_model(shape)
         self._plan = resolve_lora(model, LoraSettings(r=8))
         client, trunk = split_model(model, shape.bottom, shape.top)

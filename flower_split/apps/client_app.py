@@ -10,10 +10,10 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """One round of local training through the trunk."""
     # Imported late, because `flwr run` imports this module too, only to find `app`.
-    from flower_split.apps.logs import join_flower_log
+    from flower_split.apps.process import set_up_process
     from flower_split.client import SplitSession
 
-    join_flower_log()
+    set_up_process()
     with SplitSession(message, context) as session:
         trained = session.train()
         return session.reply({"train-loss": trained.loss, "train-tokens": trained.tokens})
@@ -22,10 +22,10 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Loss, perplexity and accuracy on the silo's held-out data, through the trunk."""
-    from flower_split.apps.logs import join_flower_log
+    from flower_split.apps.process import set_up_process
     from flower_split.client import SplitSession
 
-    join_flower_log()
+    set_up_process()
     with SplitSession(message, context) as session:
         found = session.evaluate()
         if session.invitation.sample:

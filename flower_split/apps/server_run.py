@@ -10,7 +10,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from flower_split.apps.logs import join_flower_log
+from flower_split.apps.process import set_up_process
 from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
 from flower_split.config.run_config import read_run_config
@@ -41,7 +41,7 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
         FlowerSplitError: the model cannot be loaded or hosted, too few silos count in a round, or
             the run was stopped.
     """
-    join_flower_log()
+    set_up_process()
     config = read_run_config(values, check_strategy=inner_problems)
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
     inner = build_inner(config.strategy, config.lora)

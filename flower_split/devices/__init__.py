@@ -1,5 +1,6 @@
 """Devices: which one computes, in what precision, and how tensors get there and back."""
 
+from flower_split.devices.allocator import keep_freed_memory
 from flower_split.devices.autocast import as_inner, autocast_dtype, autocasting
 from flower_split.devices.choice import resolve_device
 from flower_split.devices.staging import beside_compute, mark_ready, to_device, to_host
@@ -9,6 +10,7 @@ __all__ = [
     "autocast_dtype",
     "autocasting",
     "beside_compute",
+    "keep_freed_memory",
     "mark_ready",
     "resolve_device",
     "to_device",

@@ -30,12 +30,21 @@ class Party:
         checkpoint: Folder of the uncut model.
         shape: Its shape and the work's.
         threads: Of torch.
+        keep: Keep freed memory, as the ready-made apps do.
 
     Raises:
         RuntimeError: the process ended; its standard error says why.
     """
 
-    def __init__(self, role: str, checkpoint: Path, shape: Shape, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        role: str,
+        checkpoint: Path,
+        shape: Shape,
+        *,
+        threads: int = 1,
+        keep: bool = True,
+    ) -> None:
         self.role = role
         # Threads of libraries that torch does not set.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -46,7 +55,13 @@ class Party:
             text=True,
             env=environment,
         )
-        self._say(role=role, checkpoint=str(checkpoint), shape=asdict(shape), threads=threads)
+        self._say(
+            role=role,
+            checkpoint=str(checkpoint),
+            shape=asdict(shape),
+            threads=threads,
+            keep=keep,
+        )
 
     @property
     def pid(self) -> int:
@@ -103,7 +118,9 @@ class Step:
 
 
 class Bench:
-    """A trunk, a silo and a process with the uncut model, on the same two cores.
+    """A trunk, a silo and two processes with the uncut model, on the same two cores.
+
+    One of the two keeps freed memory as trunk and silo do; the other one is as torch comes.
 
     Args:
         shape: Of the model and of a step.
@@ -116,8 +133,11 @@ class Bench:
         self.checkpoint = checkpoint
         self.trunk = stack.enter_context(Party("trunk", checkpoint, shape))
         self.silo = stack.enter_context(Party("silo", checkpoint, shape))
-        self.whole = stack.enter_context(Party("whole", checkpoint, shape, threads=CORES))
-        parties = (self.trunk, self.silo, self.whole)
+        self.whole, self._whole_keeping = (
+            stack.enter_context(Party("whole", checkpoint, shape, threads=CORES, keep=keep))
+            for keep in (False, True)
+        )
+        parties = (self.trunk, self.silo, self.whole, self._whole_keeping)
         self._meter = OthersMeter([os.getpid(), *(party.pid for party in parties)])
         self.connect()
 
@@ -125,9 +145,10 @@ class Bench:
         """A new session of the silo at the trunk."""
         self.silo.call("connect", codec=codec, **self.trunk.call("address"))
 
-    def unsplit(self, steps: int = 1) -> Step:
-        """Optimizer steps of the uncut model."""
-        return self._step(self.whole.call, [], depth=1, steps=steps)
+    def unsplit(self, steps: int = 1, *, keep: bool = False) -> Step:
+        """Optimizer steps of the uncut model, in the process that keeps freed memory or not."""
+        whole = self._whole_keeping if keep else self.whole
+        return self._step(whole.call, [], depth=1, steps=steps)
 
     def split(self, depth: int, steps: int = 1) -> Step:
         """Optimizer steps of the split one, with `depth` microbatches in flight."""
@@ -161,7 +182,7 @@ class Bench:
 
 @contextmanager
 def open_bench(shape: Shape) -> Iterator[Bench]:
-    """The three processes, each with its part of one random model, on two cores."""
+    """The processes, each with its part of one random model, on two cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

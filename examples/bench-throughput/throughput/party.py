@@ -38,6 +38,7 @@ from flower_split.adapters import (
     wrap,
 )
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
+from flower_split.devices import keep_freed_memory
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.reporting.machine import resident_bytes
 from flower_split.segments import Cuts, layers_path, load_skeleton
@@ -56,10 +57,13 @@ class Role:
         checkpoint: Folder of the uncut model.
         shape: Its shape and the work's.
         threads: Of torch.
+        keep: Keep freed memory, as the ready-made apps do.
     """
 
-    def __init__(self, checkpoint: str, shape: Shape, threads: int) -> None:
+    def __init__(self, checkpoint: str, shape: Shape, threads: int, keep: bool) -> None:
         torch.set_num_threads(threads)
+        if keep:
+            keep_freed_memory()
         self.shape = shape
         self.clock = Clock()
         self._before = resident_bytes()
@@ -96,8 +100,8 @@ class Role:
 class TrunkRole(Role):
     """Serves the trunk on loopback."""
 
-    def __init__(self, checkpoint: str, shape: Shape, threads: int) -> None:
-        super().__init__(checkpoint, shape, threads)
+    def __init__(self, checkpoint: str, shape: Shape, threads: int, keep: bool) -> None:
+        super().__init__(checkpoint, shape, threads, keep)
         trunk = load_trunk(checkpoint, bottom_layers=shape.bottom, top_layers=shape.top)
         probe_wire(self.clock)
         probe_trunk(self.clock)
@@ -175,8 +179,8 @@ class Trainer(Role):
 class SiloRole(Trainer):
     """Trains the client model against a trunk."""
 
-    def __init__(self, checkpoint: str, shape: Shape, threads: int) -> None:
-        super().__init__(checkpoint, shape, threads)
+    def __init__(self, checkpoint: str, shape: Shape, threads: int, keep: bool) -> None:
+        super().__init__(checkpoint, shape, threads, keep)
         cuts = {"bottom_layers": shape.bottom, "top_layers": shape.top}
         self.model = wrap(load_client_model(checkpoint, **cuts), self.plan)
         probe_wire(self.clock)
@@ -215,8 +219,8 @@ class SiloRole(Trainer):
 class WholeRole(Trainer):
     """Trains the uncut PEFT model."""
 
-    def __init__(self, checkpoint: str, shape: Shape, threads: int) -> None:
-        super().__init__(checkpoint, shape, threads)
+    def __init__(self, checkpoint: str, shape: Shape, threads: int, keep: bool) -> None:
+        super().__init__(checkpoint, shape, threads, keep)
         self.model = wrap(AutoModelForCausalLM.from_pretrained(checkpoint), self.plan)
         load_state(self.model, self.initial)
         trainable = [p for p in self.model.parameters() if p.requires_grad]

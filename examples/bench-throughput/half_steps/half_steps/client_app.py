@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flower_split import load_client_model
 from flower_split.adapters import load_state, split_state, wrap
+from flower_split.devices import keep_freed_memory
 from flower_split.remote.attach import find_slot
 from flower_split.reporting.machine import resident_bytes
 from flower_split.segments import Halves, Pause
@@ -30,6 +31,7 @@ class Silo:
 
     def __init__(self, checkpoint: Path, bottom: int, top: int, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self.before = resident_bytes()
         plan, initial, layers = adapters(checkpoint)
         model = load_client_model(str(checkpoint), bottom_layers=bottom, top_layers=top)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flower_split import TrunkEngine, load_trunk
 from flower_split.adapters import split_state
+from flower_split.devices import keep_freed_memory
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
 from half_steps.common import LEARNING_RATE, RESULT, adapters
 
@@ -80,6 +81,7 @@ class Wire:
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     torch.set_num_threads(int(config["threads"]))
+    keep_freed_memory()
     checkpoint = Path(str(config["checkpoint"]))
     plan, initial, layers = adapters(checkpoint)
     trunk = load_trunk(

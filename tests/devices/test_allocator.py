@@ -1,0 +1,122 @@
+"""Freed memory is kept by the process of an app, unless its environment says otherwise."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from flower_split.devices import allocator
+
+glibc = pytest.mark.skipif(not allocator.is_glibc(), reason="the allocator is not glibc's")
+
+MIB = 1 << 20
+BLOCK = 48 * MIB
+PAGES = BLOCK // 4096
+MAKE_BLOCKS = """
+import resource, sys, threading
+import torch
+from flower_split.devices import keep_freed_memory
+
+torch.set_num_threads(1)
+kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+bytes_of_a_block = int(sys.argv[2])
+
+def usage():
+    return resource.getrusage(resource.RUSAGE_SELF)
+
+def make_blocks(count):
+    for _ in range(count):
+        torch.ones(bytes_of_a_block // 4)
+
+def faults():
+    make_blocks(16)  # glibc before 2.38 needs some to find out that they fit
+    before = usage().ru_minflt
+    make_blocks(4)
+    found.append((usage().ru_minflt - before) / 4)
+
+found = []
+before = usage().ru_maxrss
+faults()
+thread = threading.Thread(target=faults)
+thread.start()
+thread.join()
+print(int(kept), (usage().ru_maxrss - before) * 1024, *found)
+"""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Blocks made one after the other, in the first thread and then in another."""
+
+    kept: bool
+    """Whether the memory was said to be kept."""
+    peak: int
+    """Bytes."""
+    faults: tuple[float, ...]
+    """Page faults of a block, by thread."""
+
+
+def make_blocks(how: str, size: int = BLOCK, **environment: str) -> Made:
+    """What a process of its own did."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    plain.pop("GLIBC_TUNABLES", None)
+    plain.pop("THP_MEM_ALLOC_ENABLE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE_BLOCKS, how, str(size)],
+        env=plain | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    kept, peak, *faults = done.stdout.split()
+    return Made(kept == "1", int(peak), tuple(map(float, faults)))
+
+
+@glibc
+def test_the_next_block_costs_no_page_faults() -> None:
+    assert min(make_blocks("leave").faults) > PAGES / 1024  # where all pages are huge, fewer
+    made = make_blocks("keep")
+    assert made.kept
+    assert max(made.faults) < PAGES / 1024
+
+
+@glibc
+def test_a_block_that_is_too_large_is_given_back() -> None:
+    size = allocator.LARGEST_KEPT + 16 * MIB
+    made = make_blocks("keep", size)
+    assert made.kept
+    assert made.peak < 1.5 * size
+
+
+@glibc
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB)},
+        {"MALLOC_TRIM_THRESHOLD_": "131072"},
+        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_what_the_environment_sets_stays(environment: dict[str, str]) -> None:
+    made = make_blocks("keep", **environment)
+    assert not made.kept
+    assert min(made.faults) > PAGES / 1024
+
+
+def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", None)
+    assert not allocator.keep_freed_memory()
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def confstr(name: str) -> str:
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(allocator.sys, "platform", "linux")
+    monkeypatch.setattr(allocator.os, "confstr", confstr)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", None)
+    assert not allocator.keep_freed_memory()
