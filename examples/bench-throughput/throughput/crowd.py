@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -125,72 +126,93 @@ def _trunk_memory(shape: Shape, silos: int) -> int:
     return resident_bytes() - before - alone.adapter_bytes
 
 
-def train_together(shape: Shape, silos: int, steps: int, settings: BatchSettings) -> dict[str, Any]:
+class Crowd:
     """Silos and trunk, a process each with one thread, all on these cores, over gRPC.
 
-    Returns their tokens per second, and how they waited in the trunk's queue.
+    The processes stay for the time of a `with` block.
+
+    Args:
+        shape: Of the model and of a step.
+        silos: How many there are.
+        ways: How the trunk puts requests together, by name; it serves each at its own address.
     """
-    context = multiprocessing.get_context("spawn")
-    start: Barrier = context.Barrier(silos)
-    here, there = context.Pipe()
-    trunk = context.Process(target=_serve, args=(shape, settings, there), daemon=True)
-    trunk.start()
-    try:
-        address = here.recv()
-        with context.Pool(silos, _keep_barrier, (start,)) as pool:
-            found = pool.starmap_async(
-                _train, [(shape, address, number, steps) for number in range(silos)], chunksize=1
-            ).get(SECONDS)
-        here.send(None)
-        trunk.join(20.0)
-    finally:
-        trunk.kill()
-    taken = max(end for _, end, _ in found) - min(begin for begin, _, _ in found)
-    queues = [queue for _, _, queue in found]
-    requests = 2 * (steps + 1) * shape.microbatches
-    return {
-        "tokens_per_second": silos * steps * shape.step_tokens / taken,
-        "queue_seconds_of_a_request": statistics.mean(q.seconds / requests for q in queues),
-        "rows_beside": statistics.mean(q.rows_beside / q.rows for q in queues),
-    }
+
+    def __init__(self, shape: Shape, silos: int, ways: Mapping[str, BatchSettings]) -> None:
+        self._shape, self._silos = shape, silos
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._trunk = context.Process(target=_serve, args=(shape, ways, there), daemon=True)
+        self._pool = context.Pool(silos, _start_silo, (shape, context.Barrier(silos)))
+
+    def __enter__(self) -> Self:
+        self._trunk.start()
+        self._addresses: dict[str, str] = self._here.recv()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.terminate()
+        self._pool.join()
+        self._trunk.kill()
+        self._trunk.join()
+
+    def train(self, way: str, steps: int) -> dict[str, float]:
+        """All silos' tokens per second, and how their requests waited in the trunk's queue."""
+        work = [(self._addresses[way], number, steps) for number in range(self._silos)]
+        found = self._pool.starmap_async(_train, work, chunksize=1).get(SECONDS)
+        taken = max(end for _, end, _ in found) - min(begin for begin, _, _ in found)
+        queues = [queue for _, _, queue in found]
+        requests = 2 * steps * self._shape.microbatches
+        return {
+            "tokens_per_second": self._silos * steps * self._shape.step_tokens / taken,
+            "queue_seconds_of_a_request": statistics.mean(q.seconds / requests for q in queues),
+            "rows_beside": statistics.mean(q.rows_beside / q.rows for q in queues),
+        }
 
 
-def _serve(shape: Shape, settings: BatchSettings, pipe: Any) -> None:
+def _serve(shape: Shape, ways: Mapping[str, BatchSettings], pipe: Any) -> None:
     one_thread()
-    model = random_model(shape)
-    _, trunk = split_model(model, shape.bottom, shape.top)
-    engine = TrunkEngine(trunk, plan=resolve_lora(model, LORA), batching=settings)
-    del model
-    with TrunkServer(engine, health=False) as server:
-        pipe.send(server.address)
+    with ExitStack() as stack:
+        addresses = {}
+        for way, settings in ways.items():
+            model = random_model(shape)
+            _, trunk = split_model(model, shape.bottom, shape.top)
+            engine = TrunkEngine(trunk, plan=resolve_lora(model, LORA), batching=settings)
+            server = stack.enter_context(TrunkServer(engine, health=False))
+            addresses[way] = server.address
+        pipe.send(addresses)
         pipe.recv()
 
 
-_START: list[Barrier] = []
+class _Silo:
+    """What a silo's process holds between two calls."""
+
+    def __init__(self, shape: Shape, start: Barrier) -> None:
+        self.shape, self.start = shape, start
+        model = random_model(shape)
+        self.plan = resolve_lora(model, LORA)
+        client, _ = split_model(model, shape.bottom, shape.top)
+        self.client = wrap(client, self.plan)
+        self.client.train()
 
 
-def _keep_barrier(start: Barrier) -> None:
-    _START.append(start)
+_HERE: list[_Silo] = []
 
 
-def _train(shape: Shape, address: str, number: int, steps: int) -> tuple[float, float, Any]:
+def _start_silo(shape: Shape, start: Barrier) -> None:
     one_thread()
-    model = random_model(shape)
-    plan = resolve_lora(model, LORA)
-    client, _ = split_model(model, shape.bottom, shape.top)
-    client = wrap(client, plan)
-    del model
-    spec = replace(session_spec(client, plan=plan, trunk_adapters="federated"), seed=number)
-    with GrpcTransport(address, spec) as transport:
-        attach_trunk(client, transport)
-        optimizer = SplitAdamW(client, lr=1e-4)
-        client.train()
-        begin = 0.0
-        for step in range(steps + 1):
-            if step == 1:  # the first one warms up
-                _START[0].wait(SECONDS)
-                begin = time.monotonic()
-            train_step(client, optimizer, random_ids(shape))
+    _HERE.append(_Silo(shape, start))
+
+
+def _train(address: str, number: int, steps: int) -> tuple[float, float, Any]:
+    silo = _HERE[0]
+    spec = session_spec(silo.client, plan=silo.plan, trunk_adapters="federated")
+    with GrpcTransport(address, replace(spec, seed=number)) as transport:
+        attach_trunk(silo.client, transport)
+        optimizer = SplitAdamW(silo.client, lr=1e-4)
+        silo.start.wait(SECONDS)  # so that no silo's process takes two calls either
+        begin = time.monotonic()
+        for _ in range(steps):
+            train_step(silo.client, optimizer, random_ids(silo.shape))
         end = time.monotonic()
         return begin, end, transport.finish().queue
 
@@ -203,19 +225,40 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: Te
     optimizer.zero_grad()
 
 
-def train_whole(shape: Shape, steps: int) -> float:
-    """Tokens per second of the uncut PEFT model, in a process with a thread for every core.
+class Whole:
+    """The uncut PEFT model, with a thread for every core.
 
-    The more of two processes, of which one keeps freed memory as silos and trunk do.
+    In two processes, of which one keeps freed memory as silos and trunk do. They stay for the time
+    of a `with` block.
+
+    Args:
+        shape: Of the model and of a step.
     """
-    rates = []
-    for keep in (False, True):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rates.append(float(pool.apply(_train_whole, (shape, steps, keep))))
-    return max(rates)
+
+    def __init__(self, shape: Shape) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._tokens = shape.step_tokens
+        self._pools = [context.Pool(1, _start_whole, (shape, keep)) for keep in (False, True)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for pool in self._pools:
+            pool.terminate()
+            pool.join()
+
+    def train(self, steps: int) -> float:
+        """Tokens per second of the faster one."""
+        rates = [float(pool.apply(_train_whole, (steps,))) for pool in self._pools]
+        return max(rates) * self._tokens
 
 
-def _train_whole(shape: Shape, steps: int, keep: bool) -> float:
+_WHOLE: list[Callable[[], None]] = []
+"""An optimizer step of the uncut model in this process."""
+
+
+def _start_whole(shape: Shape, keep: bool) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if keep:
         keep_freed_memory()
@@ -225,8 +268,12 @@ def _train_whole(shape: Shape, steps: int, keep: bool) -> float:
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0)
     whole.train()
     ids = random_ids(shape)
-    train_step(whole, optimizer, ids)
+    _WHOLE.append(lambda: train_step(whole, optimizer, ids))
+    _WHOLE[0]()
+
+
+def _train_whole(steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
-        train_step(whole, optimizer, ids)
-    return steps * ids.numel() / (time.perf_counter() - start)
+        _WHOLE[0]()
+    return steps / (time.perf_counter() - start)
