@@ -4,7 +4,7 @@ Three measurements, because the trunk's share of the work and its machine are no
 
 - the trunk alone with one thread, whose silos are elsewhere and ask again as soon as they are
   answered: tokens per second and the time to an answer, with requests computed together and one
-  at a time;
+  at a time; beside it, what one batch gains where the layers have no adapters, which is the bound;
 - eight silos and the trunk, a process each, on the same cores as the uncut PEFT model; the trunk
   computes half of the silos together, so that the other half has the other core in the meantime;
 - the memory of a trunk that has served 1 and 32 silos.
@@ -22,17 +22,17 @@ from typing import Any
 import typer
 from matplotlib.figure import Figure
 from rich.table import Table
-from throughput.crowd import (
+from throughput.crowd import Crowd, Whole
+from throughput.part import OUTPUTS, Out, Report, Toy, publish
+from throughput.shapes import Shape, shape_of
+from throughput.trunk_alone import (
     BATCHED,
     SERIAL,
-    Crowd,
     TrunkAlone,
-    Whole,
+    frozen_batched_over_serial,
     one_thread,
     trunk_memory,
 )
-from throughput.part import OUTPUTS, Out, Report, Toy, publish
-from throughput.shapes import Shape, shape_of
 
 from flower_split.server.batch_settings import BatchSettings
 
@@ -82,13 +82,19 @@ def measure(*, toy: bool) -> Report:
     turns = 1 if toy else 3
     one_thread()  # how well a core is used, whatever else the machine does
     trunk = {count: alone(shape, count, 2 * turns if count == crowd else turns) for count in counts}
-    whole, together, serial = [], [], []
+    bound = frozen_batched_over_serial(shape, crowd, turns)
+    whole, keeping, together, serial = [], [], [], []
     ways = {"batched": halves(shape, crowd), "serial": SERIAL}
     steps = 1 if toy else 2
-    with Crowd(shape, crowd, ways) as silos, Whole(shape) as uncut:
+    with (
+        Crowd(shape, crowd, ways) as silos,
+        Whole(shape, keep=False) as uncut,
+        Whole(shape, keep=True) as uncut_keeping,
+    ):
         silos.train("batched", 1)
         for _ in range(turns):
             whole.append(uncut.train(4 * steps))
+            keeping.append(uncut_keeping.train(4 * steps))
             together.append(silos.train("batched", steps))
             serial.append(silos.train("serial", steps))
     few, many = (trunk_memory(shape, count) for count in (counts[0], counts[-1]))
@@ -96,7 +102,9 @@ def measure(*, toy: bool) -> Report:
     figures: dict[str, Any] = {
         "tokens_of_a_microbatch": [shape.rows, shape.tokens],
         "trunk_alone": trunk,
+        "batched_over_serial_without_adapters": bound,
         "unsplit_tokens_per_second": whole,
+        "unsplit_that_keeps_memory_tokens_per_second": keeping,
         "silos_together": together,
         "silos_together_serial": serial,
         "silos8_over_unsplit_of_every_turn": over,

@@ -6,7 +6,6 @@ own layers and the union is the adapter of the uncut model.
 
 import copy
 import json
-import warnings
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from flower_split.adapters.peft_notices import without_peft_notices
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Scaling
@@ -157,9 +157,7 @@ def _wrapped_skeleton(skeleton: PreTrainedModel, lora: LoraSettings) -> PeftMode
                 f"{on_meta.config.model_type} model does not have; it has {', '.join(available)}"
             )
     try:
-        with warnings.catch_warnings():
-            # PEFT tells that it corrected `fan_in_fan_out`; the plan notes what it found.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        with without_peft_notices():
             model = get_peft_model(on_meta, config, adapter_name=ADAPTER)
     except ValueError as error:
         raise AdapterError(

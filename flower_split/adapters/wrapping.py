@@ -4,6 +4,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from flower_split.adapters.peft_notices import without_peft_notices
 from flower_split.adapters.plan import ADAPTER, AdapterPlan
 
 
@@ -29,7 +30,7 @@ def wrap(
     targets = held_targets(model, plan)
     if not targets:
         return model
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_peft_notices():
         wrapped = get_peft_model(model, plan.peft_config(targets), adapter_name=adapter)
     if not isinstance(wrapped, PeftModel):
         raise TypeError(f"expected PEFT to return a PeftModel, not {type(wrapped).__name__}")

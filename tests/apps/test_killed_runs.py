@@ -56,11 +56,11 @@ def interrupted(runner, given, draw, seconds, kills):
     ("case", "seeds", "kills"),
     [
         ("federated", 1, 4),
-        pytest.param("federated", 6, 6, marks=pytest.mark.slow),
-        pytest.param("shared", 4, 5, marks=pytest.mark.slow),
-        pytest.param("partial", 4, 5, marks=pytest.mark.slow),
-        pytest.param("personal", 3, 5, marks=pytest.mark.slow),
-        pytest.param("alone", 4, 6, marks=pytest.mark.slow),
+        pytest.param("federated", 3, 6, marks=pytest.mark.slow),
+        pytest.param("shared", 2, 5, marks=pytest.mark.slow),
+        pytest.param("partial", 2, 5, marks=pytest.mark.slow),
+        pytest.param("personal", 2, 5, marks=pytest.mark.slow),
+        pytest.param("alone", 2, 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(

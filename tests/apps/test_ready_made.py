@@ -84,6 +84,25 @@ def test_the_other_modes_of_the_trunk(run_config, tmp_path, tiny, mode):
     assert trained == ({0, 1, 2, 3} if mode == "shared" else {0, 3})
 
 
+def test_silos_computed_together_learn_what_they_do_alone(run_config, tmp_path):
+    reports = {}
+    for batching in (False, True):
+        folder = tmp_path / str(batching)
+        together = {"trunk.batching": batching, "trunk.gather-ms": 50.0}
+        run({**run_config, **together, "output-dir": str(folder)}, threads=3)
+        reports[batching] = read_result(folder / "result.json")
+    for silo in reports[True].silos:
+        wanted = [loss for _, loss in reports[False].losses(silo)]
+        assert [loss for _, loss in reports[True].losses(silo)] == pytest.approx(wanted, rel=1e-4)
+
+    def occupancy(report):
+        counters = [found for one in report.rounds for found in one.train_counters.values()]
+        return max(found["batch-occupancy"] for found in counters)
+
+    assert occupancy(reports[False]) == 1
+    assert occupancy(reports[True]) > 1
+
+
 def test_every_silo_alone_for_comparison(run_config, tmp_path):
     run({**run_config, "baseline-alone": True, "output-dir": str(tmp_path)})
     report = read_result(tmp_path / "result.json")

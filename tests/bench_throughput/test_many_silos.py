@@ -19,7 +19,11 @@ def test_both_ways_of_the_trunk_alone_are_measured() -> None:
 @pytest.mark.slow
 def test_the_whole_part_runs_in_processes_of_its_own() -> None:
     found = many_silos.measure(toy=True)
-    assert found.figures["silos_together"][0]["rows_beside"] > 0
+    together = found.figures["silos_together"][0]
+    assert together["rows_beside"] > 0
+    assert 0 < together["the_trunks_share_of_that"] < 1
+    assert together["share_of_the_cores"] > 0
+    assert found.figures["batched_over_serial_without_adapters"] > 0
     assert all(ratio > 0 for ratio in found.ratios.values())
     assert set(found.ratios) == {
         "silos8_over_unsplit",

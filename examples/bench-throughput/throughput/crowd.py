@@ -1,17 +1,16 @@
-"""A crowd: several silos at one trunk, alone with the trunk or as processes that train."""
+"""A crowd: several silos and their trunk, and the uncut model, as processes that train."""
 
-import ctypes
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Barrier
 from typing import Any, Self
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -25,105 +24,13 @@ from flower_split import (
     split_model,
 )
 from flower_split.adapters import resolve_lora, wrap
-from flower_split.config.sections import LoraSettings
 from flower_split.devices import keep_freed_memory
-from flower_split.reporting.machine import resident_bytes
 from flower_split.server.batch_settings import BatchSettings
-from flower_split.server.session import TrunkSession
-from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
 from throughput.shapes import Shape, random_ids, random_model
+from throughput.trunk_alone import LORA, one_thread
 
-LORA = LoraSettings(r=8)
-# Silos that compute on these same cores come within tens of milliseconds of each other.
-BATCHED = BatchSettings(batching=True, gather_ms=20.0)
-SERIAL = BatchSettings()
 SECONDS = 600.0
 """After which a crowd that does not come back is given up."""
-
-
-class TrunkAlone:
-    """A trunk whose silos are elsewhere: each sends its next request as soon as it is answered.
-
-    Args:
-        shape: Of the model and of a microbatch.
-        silos: How many there are.
-        settings: How the trunk puts their requests together.
-    """
-
-    def __init__(self, shape: Shape, silos: int, settings: BatchSettings) -> None:
-        model = random_model(shape)
-        _, trunk = split_model(model, shape.bottom, shape.top)
-        self._engine = TrunkEngine(trunk, plan=resolve_lora(model, LORA), batching=settings)
-        self._sessions = [self._engine.open(self._engine.describe(), None) for _ in range(silos)]
-        generator = torch.Generator().manual_seed(0)
-        size = (shape.rows, shape.tokens, shape.hidden)
-        self._h1 = [torch.randn(size, generator=generator) for _ in self._sessions]
-        self._step = 0
-        self.tokens = silos * shape.rows * shape.tokens
-        """Of one step."""
-
-    def step(self) -> list[float]:
-        """One microbatch and optimizer step of every silo; seconds until each answer."""
-        step, self._step = self._step, self._step + 1
-        h2s, waits = self._ask(
-            [
-                ForwardRequest(step=step, microbatch=step, hidden=h1, keep_graph=True)
-                for h1 in self._h1
-            ]
-        )
-        _, more = self._ask([BackwardRequest(step=step, microbatch=step, grad=h2) for h2 in h2s])
-        for session in self._sessions:
-            session.step(StepRequest(step=step, learning_rate=1e-4))
-        return waits + more
-
-    def close(self) -> None:
-        """End all sessions."""
-        for session in self._sessions:
-            session.close()
-
-    @property
-    def adapter_bytes(self) -> int:
-        """Of all silos' adapters, each with its gradients and two moments."""
-        return sum(4 * t.nbytes for t in self._engine.shared_state().values()) * len(self._sessions)
-
-    def _ask(
-        self, requests: Sequence[ForwardRequest] | Sequence[BackwardRequest]
-    ) -> tuple[list[Tensor], list[float]]:
-        start = time.perf_counter()
-        ends: dict[int, float] = {}
-        futures: list[Future[Any]] = []
-        for number, (session, request) in enumerate(zip(self._sessions, requests, strict=True)):
-            future = session.submit(request)
-            future.add_done_callback(
-                lambda _, number=number: ends.__setitem__(number, time.perf_counter() - start)
-            )
-            futures.append(future)
-        first: TrunkSession = self._sessions[0]
-        while not all(future.done() for future in futures):
-            first.work()
-        return [future.result() for future in futures], list(ends.values())
-
-
-def trunk_memory(shape: Shape, silos: int) -> float:
-    """Bytes of a trunk that has served `silos`, without adapters, and with nothing in flight."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return float(pool.apply(_trunk_memory, (shape, silos)))
-
-
-def one_thread() -> None:
-    """Make this process one silo's, or the trunk's."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-
-def _trunk_memory(shape: Shape, silos: int) -> int:
-    one_thread()
-    before = resident_bytes()
-    alone = TrunkAlone(shape, silos, BATCHED)
-    for _ in range(2):
-        alone.step()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed and is kept for later is not in use
-    return resident_bytes() - before - alone.adapter_bytes
 
 
 class Crowd:
@@ -156,14 +63,20 @@ class Crowd:
         self._trunk.join()
 
     def train(self, way: str, steps: int) -> dict[str, float]:
-        """All silos' tokens per second, and how their requests waited in the trunk's queue."""
+        """All silos' tokens per second, how busy the cores were, and how requests waited."""
         work = [(self._addresses[way], number, steps) for number in range(self._silos)]
+        trunk = psutil.Process(self._trunk.pid)
+        before = sum(trunk.cpu_times()[:2])
         found = self._pool.starmap_async(_train, work, chunksize=1).get(SECONDS)
-        taken = max(end for _, end, _ in found) - min(begin for begin, _, _ in found)
-        queues = [queue for _, _, queue in found]
+        trunk_used = sum(trunk.cpu_times()[:2]) - before
+        taken = max(one.end for one in found) - min(one.begin for one in found)
+        used = trunk_used + sum(one.used for one in found)
+        queues = [one.queue for one in found]
         requests = 2 * steps * self._shape.microbatches
         return {
             "tokens_per_second": self._silos * steps * self._shape.step_tokens / taken,
+            "share_of_the_cores": used / (len(os.sched_getaffinity(0)) * taken),
+            "the_trunks_share_of_that": trunk_used / used,
             "queue_seconds_of_a_request": statistics.mean(q.seconds / requests for q in queues),
             "rows_beside": statistics.mean(q.rows_beside / q.rows for q in queues),
         }
@@ -203,18 +116,29 @@ def _start_silo(shape: Shape, start: Barrier) -> None:
     _HERE.append(_Silo(shape, start))
 
 
-def _train(address: str, number: int, steps: int) -> tuple[float, float, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """When a silo trained, on one clock, and what it used and waited for."""
+
+    begin: float
+    end: float
+    used: float
+    """Processor seconds."""
+    queue: Any
+
+
+def _train(address: str, number: int, steps: int) -> _Trained:
     silo = _HERE[0]
     spec = session_spec(silo.client, plan=silo.plan, trunk_adapters="federated")
     with GrpcTransport(address, replace(spec, seed=number)) as transport:
         attach_trunk(silo.client, transport)
         optimizer = SplitAdamW(silo.client, lr=1e-4)
         silo.start.wait(SECONDS)  # so that no silo's process takes two calls either
-        begin = time.monotonic()
+        begin, before = time.monotonic(), time.process_time()
         for _ in range(steps):
             train_step(silo.client, optimizer, random_ids(silo.shape))
-        end = time.monotonic()
-        return begin, end, transport.finish().queue
+        used, end = time.process_time() - before, time.monotonic()
+        return _Trained(begin=begin, end=end, used=used, queue=transport.finish().queue)
 
 
 def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:
@@ -228,30 +152,28 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: Te
 class Whole:
     """The uncut PEFT model, with a thread for every core.
 
-    In two processes, of which one keeps freed memory as silos and trunk do. They stay for the time
-    of a `with` block.
+    Its process stays for the time of a `with` block.
 
     Args:
         shape: Of the model and of a step.
+        keep: Keep freed memory, as silos and trunk do.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, keep: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._tokens = shape.step_tokens
-        self._pools = [context.Pool(1, _start_whole, (shape, keep)) for keep in (False, True)]
+        self._pool = context.Pool(1, _start_whole, (shape, keep))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for pool in self._pools:
-            pool.terminate()
-            pool.join()
+        self._pool.terminate()
+        self._pool.join()
 
     def train(self, steps: int) -> float:
-        """Tokens per second of the faster one."""
-        rates = [float(pool.apply(_train_whole, (steps,))) for pool in self._pools]
-        return max(rates) * self._tokens
+        """Tokens per second."""
+        return self._tokens * float(self._pool.apply(_train_whole, (steps,)))
 
 
 _WHOLE: list[Callable[[], None]] = []
