@@ -2,7 +2,7 @@
 
 Three measurements, because the trunk's share of the work and its machine are not the silos':
 
-- the trunk alone with one thread, whose silos are elsewhere and ask again as soon as they are
+- the trunk alone on all cores, whose silos are elsewhere and ask again as soon as they are
   answered: tokens per second and the time to an answer, with requests computed together and one
   at a time; beside it, what one batch gains where the layers have no adapters, which is the bound;
 - eight silos and the trunk, a process each, on the same cores as the uncut PEFT model; the trunk
@@ -29,8 +29,8 @@ from throughput.trunk_alone import (
     BATCHED,
     SERIAL,
     TrunkAlone,
+    every_core,
     frozen_batched_over_serial,
-    one_thread,
     trunk_memory,
 )
 
@@ -80,7 +80,7 @@ def measure(*, toy: bool) -> Report:
     shape = replace(shape_of(toy=toy), rows=1, tokens=8 if toy else 64, microbatches=4)
     counts, crowd = ((1, 2), 2) if toy else (COUNTS, TOGETHER)
     turns = 1 if toy else 3
-    one_thread()  # how well a core is used, whatever else the machine does
+    every_core()
     trunk = {count: alone(shape, count, 2 * turns if count == crowd else turns) for count in counts}
     bound = frozen_batched_over_serial(shape, crowd, turns)
     whole, keeping, together, serial = [], [], [], []

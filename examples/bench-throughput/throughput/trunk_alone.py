@@ -2,6 +2,7 @@
 
 import ctypes
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -30,8 +31,14 @@ BATCHED = BatchSettings(batching=True, gather_ms=20.0)
 SERIAL = BatchSettings()
 
 
+def every_core() -> None:
+    """Make this process that of a trunk which has the cores for itself."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    keep_freed_memory()
+
+
 def one_thread() -> None:
-    """Make this process one silo's, or the trunk's."""
+    """Make this process one of several on these cores, a silo's or the trunk's."""
     torch.set_num_threads(1)
     keep_freed_memory()
 
