@@ -37,7 +37,7 @@ def test_its_losses_are_the_uncut_model_s(tmp_path, monkeypatch):
     server_app(grid=grid, context=Context(RUN_ID, 0, {}, RecordDict(), config))
     steps = json.loads((tmp_path / against_today.RESULT).read_text())
 
-    whole = WholeRole(str(tmp_path), TOY, threads=1)
+    whole = WholeRole(str(tmp_path), TOY, threads=1, keep=False)
     losses = []
     train_round(
         whole.model,
