@@ -27,7 +27,7 @@ MOST_PROCESSES = 4
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run a suite in a process for each core, one more for slow tests; named ones in this one.
+    """Run the whole suite in a process for each core, and tests that are named in this one.
 
     A file's tests stay together, because they share what is costly to start. `-n` decides
     otherwise, and without pytest-xdist there is one process.
@@ -35,8 +35,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
-        waiting = config.option.markexpr == "slow"  # for Flower's processes, much of the time
-        config.option.numprocesses = min(MOST_PROCESSES, (os.cpu_count() or 1) + waiting)
+        config.option.numprocesses = min(MOST_PROCESSES, os.cpu_count() or 1)
         config.option.dist = "loadfile"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time
 

@@ -47,7 +47,7 @@ class TrunkAlone:
     """A trunk whose silos are elsewhere: each sends its next request as soon as it is answered.
 
     Args:
-        shape: Of the model and of a microbatch.
+        shape: Of the model and of a step.
         silos: How many there are.
         settings: How the trunk puts their requests together.
     """
@@ -61,22 +61,29 @@ class TrunkAlone:
         size = (shape.rows, shape.tokens, shape.hidden)
         self._h1 = [torch.randn(size, generator=generator) for _ in self._sessions]
         self._step = 0
-        self.tokens = silos * shape.rows * shape.tokens
+        self._microbatches = shape.microbatches
+        self.tokens = silos * shape.step_tokens
         """Of one step."""
 
     def step(self) -> list[float]:
-        """One microbatch and optimizer step of every silo; seconds until each answer."""
+        """The microbatches and the optimizer step of every silo; seconds until each answer."""
         step, self._step = self._step, self._step + 1
-        h2s, waits = self._ask(
-            [
-                ForwardRequest(step=step, microbatch=step, hidden=h1, keep_graph=True)
-                for h1 in self._h1
-            ]
-        )
-        _, more = self._ask([BackwardRequest(step=step, microbatch=step, grad=h2) for h2 in h2s])
+        waits = []
+        for number in range(step * self._microbatches, self._step * self._microbatches):
+            h2s, waited = self._ask(
+                [
+                    ForwardRequest(step=step, microbatch=number, hidden=h1, keep_graph=True)
+                    for h1 in self._h1
+                ]
+            )
+            waits += waited
+            _, waited = self._ask(
+                [BackwardRequest(step=step, microbatch=number, grad=h2) for h2 in h2s]
+            )
+            waits += waited
         for session in self._sessions:
             session.step(StepRequest(step=step, learning_rate=1e-4))
-        return waits + more
+        return waits
 
     def close(self) -> None:
         """End all sessions."""
