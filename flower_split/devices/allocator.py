@@ -25,10 +25,10 @@ def keep_freed_memory() -> bool:
 
     glibc gives every block of more than 32 MiB back to the operating system, and the next one of
     that size is paid for with a page fault for every 4 KiB. A language model's head makes several
-    such blocks a microbatch: its logits, their softmax and their gradient. Kept, they cost nothing,
-    and the process is larger by some of them. Where the blocks are larger than `LARGEST_KEPT`, the
-    faults are few beside the computation, and they are given back as before. The parameters are
-    those of mallopt(3).
+    such blocks a microbatch: its logits, their softmax and their gradient. Most that are kept cost
+    nothing the next time, and the process is larger by some of them. Where the blocks are larger
+    than `LARGEST_KEPT`, the faults are few beside the computation, and they are given back as
+    before. The parameters are those of mallopt(3).
 
     Returns:
         Whether anything changed: not without glibc, and not where the environment sets the
