@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import torch
 import typer
 from matplotlib.figure import Figure
 from rich.table import Table
 from throughput.part import OUTPUTS, Out, Report, Toy, publish
+from throughput.process import set_up
 from throughput.shapes import Shape, random_ids, random_model
 from throughput.slow_link import Line, slow_link
 
@@ -37,7 +37,6 @@ from flower_split import (
 )
 from flower_split.adapters import resolve_lora, wrap
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
-from flower_split.devices import keep_freed_memory
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitStages
 from flower_split.server.service import ServiceLimits
@@ -93,8 +92,7 @@ class Silo:
     """Silo and trunk of one tiny model, in this process, one thread each."""
 
     def __init__(self, shape: Shape) -> None:
-        torch.set_num_threads(1)
-        keep_freed_memory()
+        set_up(threads=1)
         model = random_model(shape)
         self._plan = resolve_lora(model, LoraSettings(r=8))
         client, trunk = split_model(model, shape.bottom, shape.top)

@@ -82,17 +82,14 @@ def compare(bench: Bench, *, toy: bool) -> Report:
     def median(value: Callable[[Turn], float]) -> float:
         return statistics.median(value(turn) for turn in turns)
 
-    deepest = DEPTHS[-1]
-    ratios, keeping = (
-        {
-            depth: statistics.median(
-                uncut.seconds / turn.split[depth].seconds
-                for uncut, turn in zip(steps, turns, strict=True)
-            )
+    def over(uncut: Callable[[Turn], Step]) -> dict[int, float]:
+        return {
+            depth: statistics.median(uncut(t).seconds / t.split[depth].seconds for t in turns)
             for depth in DEPTHS
         }
-        for steps in ([t.unsplit for t in turns], [t.keeping for t in turns])
-    )
+
+    deepest = DEPTHS[-1]
+    ratios, keeping = over(lambda t: t.unsplit), over(lambda t: t.keeping)
     silo = median(lambda t: own_work(t.split[1], "silo"))
     trunk = median(lambda t: own_work(t.split[1], "trunk"))
     silo_beside = median(lambda t: own_work(t.split[deepest], "silo"))

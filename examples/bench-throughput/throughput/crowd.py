@@ -1,7 +1,6 @@
 """A crowd: several silos and their trunk, and the uncut model, as processes that train."""
 
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +9,6 @@ from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Barrier
 from typing import Any, Self
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -24,10 +22,10 @@ from flower_split import (
     split_model,
 )
 from flower_split.adapters import resolve_lora, wrap
-from flower_split.devices import keep_freed_memory
 from flower_split.server.batch_settings import BatchSettings
+from throughput.process import cores, set_up
 from throughput.shapes import Shape, random_ids, random_model
-from throughput.trunk_alone import LORA, one_thread
+from throughput.trunk_alone import LORA
 
 SECONDS = 600.0
 """After which a crowd that does not come back is given up."""
@@ -65,25 +63,29 @@ class Crowd:
     def train(self, way: str, steps: int) -> dict[str, float]:
         """All silos' tokens per second, how busy the cores were, and how requests waited."""
         work = [(self._addresses[way], number, steps) for number in range(self._silos)]
-        trunk = psutil.Process(self._trunk.pid)
-        before = sum(trunk.cpu_times()[:2])
+        before = self._trunk_used()
         found = self._pool.starmap_async(_train, work, chunksize=1).get(SECONDS)
-        trunk_used = sum(trunk.cpu_times()[:2]) - before
+        trunk_used = self._trunk_used() - before
         taken = max(one.end for one in found) - min(one.begin for one in found)
         used = trunk_used + sum(one.used for one in found)
         queues = [one.queue for one in found]
         requests = 2 * steps * self._shape.microbatches
         return {
             "tokens_per_second": self._silos * steps * self._shape.step_tokens / taken,
-            "share_of_the_cores": used / (len(os.sched_getaffinity(0)) * taken),
+            "share_of_the_cores": used / (cores() * taken),
             "the_trunks_share_of_that": trunk_used / used,
             "queue_seconds_of_a_request": statistics.mean(q.seconds / requests for q in queues),
             "rows_beside": statistics.mean(q.rows_beside / q.rows for q in queues),
         }
 
+    def _trunk_used(self) -> float:
+        """Processor seconds of the trunk so far."""
+        self._here.send(True)
+        return float(self._here.recv())
+
 
 def _serve(shape: Shape, ways: Mapping[str, BatchSettings], pipe: Any) -> None:
-    one_thread()
+    set_up(threads=1)
     with ExitStack() as stack:
         addresses = {}
         for way, settings in ways.items():
@@ -93,26 +95,28 @@ def _serve(shape: Shape, ways: Mapping[str, BatchSettings], pipe: Any) -> None:
             server = stack.enter_context(TrunkServer(engine, health=False))
             addresses[way] = server.address
         pipe.send(addresses)
-        pipe.recv()
+        while pipe.recv():
+            pipe.send(time.process_time())
 
 
 class _Silo:
     """What a silo's process holds between two calls."""
 
     def __init__(self, shape: Shape, start: Barrier) -> None:
-        self.shape, self.start = shape, start
+        self.start = start
         model = random_model(shape)
         self.plan = resolve_lora(model, LORA)
         client, _ = split_model(model, shape.bottom, shape.top)
         self.client = wrap(client, self.plan)
         self.client.train()
+        self.ids = random_ids(shape)
 
 
 _HERE: list[_Silo] = []
 
 
 def _start_silo(shape: Shape, start: Barrier) -> None:
-    one_thread()
+    set_up(threads=1)
     _HERE.append(_Silo(shape, start))
 
 
@@ -136,7 +140,7 @@ def _train(address: str, number: int, steps: int) -> _Trained:
         silo.start.wait(SECONDS)  # so that no silo's process takes two calls either
         begin, before = time.monotonic(), time.process_time()
         for _ in range(steps):
-            train_step(silo.client, optimizer, random_ids(silo.shape))
+            train_step(silo.client, optimizer, silo.ids)
         used, end = time.process_time() - before, time.monotonic()
         return _Trained(begin=begin, end=end, used=used, queue=transport.finish().queue)
 
@@ -181,9 +185,7 @@ _WHOLE: list[Callable[[], None]] = []
 
 
 def _start_whole(shape: Shape, keep: bool) -> None:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    if keep:
-        keep_freed_memory()
+    set_up(cores(), keep=keep)
     model = random_model(shape)
     whole = wrap(model, resolve_lora(model, LORA))
     trainable = [p for p in whole.parameters() if p.requires_grad]

@@ -38,13 +38,13 @@ from flower_split.adapters import (
     wrap,
 )
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
-from flower_split.devices import keep_freed_memory
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.reporting.machine import resident_bytes
 from flower_split.segments import Cuts, layers_path, load_skeleton
 from flower_split.training import Batch, Stages, StepReport, train_round
 from throughput.clock import Clock
 from throughput.probes import ProbedStages, probe_trunk, probe_wire
+from throughput.process import set_up
 from throughput.shapes import Shape, random_ids
 
 LORA = LoraSettings(r=8)
@@ -61,9 +61,7 @@ class Role:
     """
 
     def __init__(self, checkpoint: str, shape: Shape, threads: int, keep: bool) -> None:
-        torch.set_num_threads(threads)
-        if keep:
-            keep_freed_memory()
+        set_up(threads, keep=keep)
         self.shape = shape
         self.clock = Clock()
         self._before = resident_bytes()

@@ -2,7 +2,6 @@
 
 import ctypes
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,29 +17,17 @@ from flower_split import (
 )
 from flower_split.adapters import resolve_lora
 from flower_split.config.sections import LoraSettings
-from flower_split.devices import keep_freed_memory
 from flower_split.reporting.machine import resident_bytes
 from flower_split.server.batch_settings import BatchSettings
 from flower_split.server.session import TrunkSession
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
+from throughput.process import set_up
 from throughput.shapes import Shape, random_model
 
 LORA = LoraSettings(r=8)
 # Silos that compute on these same cores come within tens of milliseconds of each other.
 BATCHED = BatchSettings(batching=True, gather_ms=20.0)
 SERIAL = BatchSettings()
-
-
-def every_core() -> None:
-    """Make this process that of a trunk which has the cores for itself."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    keep_freed_memory()
-
-
-def one_thread() -> None:
-    """Make this process one of several on these cores, a silo's or the trunk's."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
 
 
 class TrunkAlone:
@@ -136,7 +123,7 @@ def trunk_memory(shape: Shape, silos: int) -> float:
 
 
 def _trunk_memory(shape: Shape, silos: int) -> int:
-    one_thread()
+    set_up(threads=1)
     before = resident_bytes()
     alone = TrunkAlone(shape, silos, BATCHED)
     for _ in range(2):
