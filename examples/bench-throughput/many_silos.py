@@ -81,7 +81,7 @@ def measure(*, toy: bool) -> Report:
     counts, crowd = ((1, 2), 2) if toy else (COUNTS, TOGETHER)
     turns = 1 if toy else 3
     set_up(cores())
-    trunk = {count: alone(shape, count, turns if count == crowd else 1) for count in counts}
+    trunk = {count: alone(shape, count, turns) for count in counts}
     bound = frozen_batched_over_serial(shape, crowd, turns)
     whole, keeping, together, serial = [], [], [], []
     batched = halves(shape, crowd)

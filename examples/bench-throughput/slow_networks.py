@@ -22,6 +22,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.table import Table
 from throughput.part import OUTPUTS, Out, Report, Toy, publish
+from throughput.party import ChosenDepth
 from throughput.process import set_up
 from throughput.shapes import Shape, random_ids, random_model
 from throughput.slow_link import Line, slow_link
@@ -183,8 +184,9 @@ def measure(*, toy: bool) -> Report:
             again = silo.step(Link(), "fp32", depths[-1])
             compute["fp32"] = min(compute["fp32"], again, key=_seconds)
         best = _cell(min(aimed, key=_seconds), compute["fp32"], TARGET, "fp32", depths[-1], shape)
+        chosen = ChosenDepth()
         found = silo.step(TARGET, "fp32", 0, steps=2 if toy else 12)
-        measured = _cell(found, compute["fp32"], TARGET, "fp32", 0, shape)
+        measured = _cell(found, compute["fp32"], TARGET, "fp32", chosen.depth, shape)
     figures = {
         "compute_seconds": {codec: round(step.seconds, 3) for codec, step in compute.items()},
         "target": best,
@@ -244,7 +246,7 @@ def _show(
     for name, cell in target.items():
         aimed.add_row(
             name,
-            str(cell["depth"] or "measured"),
+            str(cell["depth"] or "not settled"),
             str(cell["bound_by"]),
             str(cell["bound_over_step"]),
             str(cell["bound_and_pause_over_step"]),

@@ -6,18 +6,18 @@ import sys
 
 MIB = 1 << 20
 LARGEST_KEPT = 128 * MIB
-"""Bytes: a larger block is given back when it is freed."""
+"""Bytes: a larger block is given back when it is freed; in further threads, one above `HEAP`."""
 MOST_KEPT = 256 * MIB
 """Bytes that are free at the heap's end and kept."""
 HEAP = 64 * MIB
 """Bytes of a heap that glibc makes for a further thread; it is kept where that many may be free."""
 
 _MALLOPT = {
+    "MMAP_THRESHOLD": (-3, LARGEST_KEPT),
     "TRIM_THRESHOLD": (-1, MOST_KEPT),
     "TOP_PAD": (-2, HEAP),
-    "MMAP_THRESHOLD": (-3, LARGEST_KEPT),
 }
-"""Numbers from glibc's `malloc.h`."""
+"""Numbers from glibc's `malloc.h`. The first one is the one that an old glibc refuses."""
 
 
 def keep_freed_memory() -> bool:
@@ -31,14 +31,15 @@ def keep_freed_memory() -> bool:
     before. The parameters are those of mallopt(3).
 
     Returns:
-        Whether anything changed: not without glibc, and not where the environment sets the
-        allocator already (`MALLOC_…_` or `GLIBC_TUNABLES`, see mallopt(3)).
+        Whether anything changed: not without glibc, not where the environment sets the allocator
+        already (`MALLOC_…_` or `GLIBC_TUNABLES`, see mallopt(3)), and not where glibc is too old
+        to take the size.
     """
     if not is_glibc() or _is_set_by_environment():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    taken = [mallopt(parameter, value) == 1 for parameter, value in _MALLOPT.values()]
-    return all(taken)
+    # Each of the others alone would stop glibc from adjusting the size of blocks that it keeps.
+    return all(mallopt(parameter, value) == 1 for parameter, value in _MALLOPT.values())
 
 
 def is_glibc() -> bool:

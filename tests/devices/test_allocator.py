@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,13 +98,29 @@ def test_a_block_that_is_too_large_is_given_back() -> None:
         {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB)},
         {"MALLOC_TRIM_THRESHOLD_": "131072"},
         {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
+        {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"},
     ],
-    ids=lambda environment: next(iter(environment)),
+    ids=lambda environment: "=".join(*environment.items()),
 )
 def test_what_the_environment_sets_stays(environment: dict[str, str]) -> None:
     made = make_blocks("keep", **environment)
     assert not made.kept
     assert min(made.faults) > PAGES / 1024
+
+
+@glibc
+def test_a_glibc_that_refuses_the_size_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        asked.append((parameter, value))
+        return 0
+
+    for name in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert not allocator.keep_freed_memory()
+    assert asked == [(-3, allocator.LARGEST_KEPT)]
 
 
 def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

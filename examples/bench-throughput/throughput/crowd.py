@@ -25,10 +25,7 @@ from flower_split.adapters import resolve_lora, wrap
 from flower_split.server.batch_settings import BatchSettings
 from throughput.process import cores, set_up
 from throughput.shapes import Shape, random_ids, random_model
-from throughput.trunk_alone import LORA
-
-SECONDS = 600.0
-"""After which a crowd that does not come back is given up."""
+from throughput.trunk_alone import LORA, SECONDS
 
 
 class Crowd:
@@ -43,22 +40,29 @@ class Crowd:
     """
 
     def __init__(self, shape: Shape, silos: int, ways: Mapping[str, BatchSettings]) -> None:
-        self._shape, self._silos = shape, silos
-        context = multiprocessing.get_context("spawn")
-        self._here, there = context.Pipe()
-        self._trunk = context.Process(target=_serve, args=(shape, ways, there), daemon=True)
-        self._pool = context.Pool(silos, _start_silo, (shape, context.Barrier(silos)))
+        self._shape, self._silos, self._ways = shape, silos, ways
 
     def __enter__(self) -> Self:
-        self._trunk.start()
-        self._addresses: dict[str, str] = self._here.recv()
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        with ExitStack() as stack:
+            trunk = context.Process(
+                target=_serve, args=(self._shape, self._ways, there), daemon=True
+            )
+            trunk.start()
+            stack.callback(trunk.join)
+            stack.callback(trunk.kill)
+            there.close()  # so that a trunk that dies is noticed
+            barrier = context.Barrier(self._silos)
+            self._pool = stack.enter_context(
+                context.Pool(self._silos, _start_silo, (self._shape, barrier))
+            )
+            self._addresses: dict[str, str] = self._answer()
+            self._processes = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._pool.terminate()
-        self._pool.join()
-        self._trunk.kill()
-        self._trunk.join()
+        self._processes.close()
 
     def train(self, way: str, steps: int) -> dict[str, float]:
         """All silos' tokens per second, how busy the cores were, and how requests waited."""
@@ -81,7 +85,12 @@ class Crowd:
     def _trunk_used(self) -> float:
         """Processor seconds of the trunk so far."""
         self._here.send(True)
-        return float(self._here.recv())
+        return float(self._answer())
+
+    def _answer(self) -> Any:
+        if not self._here.poll(SECONDS):
+            raise TimeoutError(f"the trunk's process did not answer in {SECONDS:g} s")
+        return self._here.recv()
 
 
 def _serve(shape: Shape, ways: Mapping[str, BatchSettings], pipe: Any) -> None:
@@ -164,11 +173,11 @@ class Whole:
     """
 
     def __init__(self, shape: Shape, *, keep: bool) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._tokens = shape.step_tokens
-        self._pool = context.Pool(1, _start_whole, (shape, keep))
+        self._shape, self._keep = shape, keep
 
     def __enter__(self) -> Self:
+        context = multiprocessing.get_context("spawn")
+        self._pool = context.Pool(1, _start_whole, (self._shape, self._keep))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -177,7 +186,8 @@ class Whole:
 
     def train(self, steps: int) -> float:
         """Tokens per second."""
-        return self._tokens * float(self._pool.apply(_train_whole, (steps,)))
+        rate = self._pool.apply_async(_train_whole, (steps,)).get(SECONDS)
+        return self._shape.step_tokens * float(rate)
 
 
 _WHOLE: list[Callable[[], None]] = []

@@ -28,6 +28,8 @@ LORA = LoraSettings(r=8)
 # Silos that compute on these same cores come within tens of milliseconds of each other.
 BATCHED = BatchSettings(batching=True, gather_ms=20.0)
 SERIAL = BatchSettings()
+SECONDS = 600.0
+"""After which a process that does not answer is given up."""
 
 
 class TrunkAlone:
@@ -79,8 +81,8 @@ class TrunkAlone:
 
     @property
     def adapter_bytes(self) -> int:
-        """Of all silos' adapters, each with its gradients and two moments."""
-        return sum(4 * t.nbytes for t in self._engine.shared_state().values()) * len(self._sessions)
+        """Of all silos' adapters, each with two moments; a step leaves no gradients."""
+        return sum(3 * t.nbytes for t in self._engine.shared_state().values()) * len(self._sessions)
 
     def _ask(
         self, requests: Sequence[ForwardRequest] | Sequence[BackwardRequest]
@@ -119,7 +121,7 @@ def frozen_batched_over_serial(shape: Shape, silos: int, turns: int) -> float:
 def trunk_memory(shape: Shape, silos: int) -> float:
     """Bytes of a trunk that has served `silos`, without adapters, and with nothing in flight."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return float(pool.apply(_trunk_memory, (shape, silos)))
+        return float(pool.apply_async(_trunk_memory, (shape, silos)).get(SECONDS))
 
 
 def _trunk_memory(shape: Shape, silos: int) -> int:
