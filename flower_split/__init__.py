@@ -20,21 +20,21 @@ if TYPE_CHECKING:
         split_segments,
     )
     from flower_split.server.engine import TrunkEngine
+    from flower_split.server.grpc.server import TrunkServer
     from flower_split.server.local import LocalTransport
-    from flower_split.server.trunk_server import TrunkServer
-    from flower_split.transport.grpc import GrpcTransport
+    from flower_split.transport.grpc.transport import GrpcTransport
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "FlowerSplitError": "flower_split.errors",
-    "GrpcTransport": "flower_split.transport.grpc",
+    "GrpcTransport": "flower_split.transport.grpc.transport",
     "LocalTransport": "flower_split.server.local",
     "SplitAdamW": "flower_split.remote",
     "SplitConfig": "flower_split.config.sections",
     "SplitSession": "flower_split.client",
     "TrunkEngine": "flower_split.server.engine",
-    "TrunkServer": "flower_split.server.trunk_server",
+    "TrunkServer": "flower_split.server.grpc.server",
     "attach_trunk": "flower_split.remote",
     "check_exact": "flower_split.segments",
     "load_client_model": "flower_split.segments",

@@ -21,21 +21,21 @@ from flwr.serverapp.strategy import (
 from flower_split.config import sections
 from flower_split.strategies import inner
 from flower_split.strategies.alone import Alone
-from flower_split.strategies.fedavg_lora import FedAvgLoRA
-from flower_split.strategies.fedex_lora import FedExLoRA
-from flower_split.strategies.fedsa_lora import FedSALoRA
-from flower_split.strategies.ffa_lora import FFALoRA
-from flower_split.strategies.flex_lora import FlexLoRA
-from flower_split.strategies.flora import FLoRA
-from flower_split.strategies.het_lora import HetLoRA
 from flower_split.strategies.history import NodeRecord, SplitResult
-from flower_split.strategies.hosting import TrunkHost
-from flower_split.strategies.lora import LoraStrategy
-from flower_split.strategies.lora_modules import ModuleResult, ModuleRound
+from flower_split.strategies.hosting.host import TrunkHost
+from flower_split.strategies.lora.base import LoraStrategy
+from flower_split.strategies.lora.fedavg import FedAvgLoRA
+from flower_split.strategies.lora.fedex import FedExLoRA
+from flower_split.strategies.lora.fedsa import FedSALoRA
+from flower_split.strategies.lora.ffa import FFALoRA
+from flower_split.strategies.lora.flex import FlexLoRA
+from flower_split.strategies.lora.flora import FLoRA
+from flower_split.strategies.lora.global_adapter import ModuleResult, ModuleRound
+from flower_split.strategies.lora.het import HetLoRA
+from flower_split.strategies.lora.ro import RoLoRA
+from flower_split.strategies.lora.scaffold import ScaffoldLoRA
 from flower_split.strategies.personal import PersonalParts
 from flower_split.strategies.plugins import WithPlugins
-from flower_split.strategies.ro_lora import RoLoRA
-from flower_split.strategies.scaffold_lora import ScaffoldLoRA
 from flower_split.strategies.split import SplitStrategy
 
 INNER_STRATEGIES: inner.StrategyTable = {

@@ -1,4 +1,4 @@
-"""Alone: every silo goes on from its own adapters and nothing is averaged.
+"""Alone: every silo resumes from its own adapters and nothing is averaged.
 
 The baseline that federated training is compared with: the same silos, data and steps, without
 each other.
@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from flower_split.config.model import LoraSettings
-from flower_split.lowrank import RECORD, Orders, Scaling, scaling_from_fields
-from flower_split.strategies.lora import scaling_of
+from flower_split.lowrank import RECORD, Instructions, Scaling, scaling_from_fields
+from flower_split.strategies.lora.base import scaling_of
 
 
 class Alone(FedAvg):
@@ -73,9 +73,11 @@ class Alone(FedAvg):
             if node in self.arrays_by_node:
                 content[self.arrayrecord_key] = self.arrays_by_node[node]
             if self._start is not None:
-                orders = Orders(scale=self._scaling_by_node.get(node, self._start).factor)
+                instructions = Instructions(
+                    scale=self._scaling_by_node.get(node, self._start).factor
+                )
                 told = dict(message.content.config_records[self.configrecord_key].items())
-                content[self.configrecord_key] = ConfigRecord({**told, **orders.to_fields()})
+                content[self.configrecord_key] = ConfigRecord({**told, **instructions.to_fields()})
             individual.append(
                 Message(
                     content=content,

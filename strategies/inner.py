@@ -11,7 +11,7 @@ from flower_split.config.run_config import nearest, raise_problems
 from flower_split.config.sections import SplitConfig, StrategyConfig
 from flower_split.errors import ConfigError
 from flower_split.lowrank import Allowance
-from flower_split.strategies.lora import MIXED, MIXED_ALPHAS, LoraStrategy, scaling_of
+from flower_split.strategies.lora.base import MIXED, MIXED_ALPHAS, LoraStrategy, scaling_of
 from flower_split.strategies.personal import PersonalParts
 from flower_split.transport.messages import Purpose
 

@@ -14,15 +14,15 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError
-from flower_split.lowrank import Orders, part_of
-from flower_split.strategies.lora import scaling_of
+from flower_split.lowrank import Instructions, part_of
+from flower_split.strategies.lora.base import scaling_of
 
 
 class PersonalParts(Strategy):
     """Hides the personal modules from `strategy`, which sees an adapter without them.
 
     Silos get the personal tensors once, as they are in the arrays that the run starts from, and
-    go on from their own ones. In the aggregate they stay as they were at the start.
+    resume from their own ones. In the aggregate they stay as they were at the start.
 
     Args:
         strategy: Any strategy of Flower's message API.
@@ -121,19 +121,21 @@ class PersonalParts(Strategy):
         ((array_key, arrays),) = message.content.array_records.items()
         ((config_key, config),) = message.content.config_records.items()
         told = dict(config.items())
-        orders = Orders.from_fields(told)
-        told |= orders.keeping(self._personal.keys(), self.scaling.factor).to_fields()
+        instructions = Instructions.from_fields(told)
+        told |= instructions.keeping(self._personal.keys(), self.scaling.factor).to_fields()
         content[config_key] = ConfigRecord(told)
         node = message.metadata.dst_node_id
         if node not in self._known:
-            content[array_key] = ArrayRecord({**dict(arrays.items()), **self._rescaled(orders)})
+            content[array_key] = ArrayRecord(
+                {**dict(arrays.items()), **self._rescaled(instructions)}
+            )
         return Message(
             content=content, dst_node_id=node, message_type=message.metadata.message_type
         )
 
-    def _rescaled(self, orders: Orders) -> dict[str, Array]:
+    def _rescaled(self, instructions: Instructions) -> dict[str, Array]:
         """The personal tensors at the scale of the message."""
-        scale = orders.scale or self.scaling.factor
+        scale = instructions.scale or self.scaling.factor
         tensors = dict(self._personal.items())
         if scale != self.scaling.factor:
             ratio = np.float32(self.scaling.factor / scale)

@@ -12,16 +12,16 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import RoundError
-from flower_split.strategies.agreement import outvoted
-from flower_split.strategies.exchange import exchange
+from flower_split.strategies.checkpoints.run_checkpoints import RunCheckpoints
+from flower_split.strategies.early_stopping import is_enough
 from flower_split.strategies.history import SplitResult
-from flower_split.strategies.hosting import TrunkHost
+from flower_split.strategies.hosting.exchange import exchange
+from flower_split.strategies.hosting.host import TrunkHost
+from flower_split.strategies.hosting.replies import outvoted
+from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.strategies.inner import allowance_of, check_exact, weight_key
 from flower_split.strategies.output import checkpoint_folder
 from flower_split.strategies.run import EvaluateFn, Run
-from flower_split.strategies.run_checkpoints import RunCheckpoints
-from flower_split.strategies.sessions import RoundSessions
-from flower_split.strategies.standing import is_enough
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class SplitStrategy(Strategy):
     ) -> SplitResult:
         """Host the trunk, run all rounds, and leave nothing behind, however the run ends.
 
-        After every round the run's state is saved; with `resume` it goes on from there.
+        After every round the run's state is saved; with `resume` it resumes from there.
 
         Args:
             grid: Flower's grid.
@@ -164,7 +164,7 @@ class SplitStrategy(Strategy):
 
         Raises:
             RoundError: too few replies count in a round, with the reasons of all others.
-            StateError: checkpoints cannot be written, or not be gone on from.
+            StateError: checkpoints cannot be written, or not be resumed from.
             SuperLinkError: the run was stopped, or the SuperLink is gone.
             ModelError, AdapterError, TrunkError: the trunk cannot be loaded or hosted.
         """
@@ -189,7 +189,7 @@ class SplitStrategy(Strategy):
                 evaluate_config=evaluate_config or ConfigRecord(),
                 evaluate_fn=evaluate_fn,
             )
-            self.result, reached = run.checkpoints.begin(initial_arrays, run.call_roll)
+            self.result, reached = run.checkpoints.begin(initial_arrays, run.read_roster)
             self.summary()
             for server_round in range(reached.next_round, run.num_rounds + 1):
                 if is_enough(self.config, self.result.evaluate_metrics_clientapp, server_round):
@@ -205,7 +205,7 @@ class SplitStrategy(Strategy):
             self._train(run, server_round)
             if server_round == run.num_rounds:
                 # Silos drop their optimizers' state as they evaluate the last round.
-                run.checkpoints.save(result, server_round, run.roll_call, complete=False)
+                run.checkpoints.save(result, server_round, run.roster, complete=False)
         if server_round > 0 or self.config.evaluate_initial:
             self._evaluate(run, server_round)
         metrics = run.evaluate_fn(server_round, result.arrays) if run.evaluate_fn else None
@@ -213,7 +213,7 @@ class SplitStrategy(Strategy):
             result.evaluate_metrics_serverapp[server_round] = metrics
         if self._on_round is not None:
             self._on_round(result, server_round)
-        run.checkpoints.save(result, server_round, run.roll_call, complete=True)
+        run.checkpoints.save(result, server_round, run.roster, complete=True)
 
     def _train(self, run: Run, server_round: int) -> None:
         with self._round(run, "train", server_round):
@@ -266,7 +266,7 @@ class SplitStrategy(Strategy):
                 result, spent = self.result, time.monotonic() - started
                 result.history += sessions.history()
                 for record in sessions.records.values():
-                    run.roll_call.note(record.node_id, record.silo)
+                    run.roster.note(record.node_id, record.silo)
                 result.seconds[server_round] = result.seconds.get(server_round, 0.0) + spent
                 if sessions.sample:
                     result.samples[server_round] = sessions.sample

@@ -34,7 +34,7 @@ from throughput.trunk_alone import (
     trunk_memory,
 )
 
-from flower_split.server.batch_settings import BatchSettings
+from flower_split.server.compute.queue import BatchSettings
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 TOGETHER = 8

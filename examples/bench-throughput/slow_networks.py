@@ -40,9 +40,9 @@ from flower_split.adapters import resolve_lora, wrap
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitStages
-from flower_split.server.service import ServiceLimits
+from flower_split.server.grpc.service import ServiceLimits
 from flower_split.training import StepReport, train_round
-from flower_split.transport.limits import SessionLimits
+from flower_split.transport.messages import SessionLimits
 
 SHAPE = Shape(
     layers=3,

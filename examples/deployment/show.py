@@ -36,7 +36,7 @@ def load_adapter(model: str, adapter: Path) -> int:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from flower_split.segments.source import resolve_source
+    from flower_split.segments.loading.source import resolve_source
 
     source = resolve_source(model)
     base = AutoModelForCausalLM.from_pretrained(source.repository or source.folder)

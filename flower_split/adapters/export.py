@@ -5,13 +5,16 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, PeftModel
 from safetensors.torch import save
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flower_split.adapters.folding import patterned_config
 from flower_split.adapters.plan import PEFT_PREFIX, AdapterPlan
 from flower_split.adapters.state import check_state
+from flower_split.errors import AdapterError, ModelError
 from flower_split.lowrank import combined, pair_up
 
 
@@ -97,3 +100,31 @@ def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_m
         for written in sorted(os.listdir(scratch)):
             os.replace(Path(scratch, written), folder / written)
     return folder
+
+
+def save_merged(adapter: Path, model: str, folder: Path) -> None:
+    """Write `model` with the adapter merged into its weights, in the weights' own dtype.
+
+    Args:
+        adapter: A PEFT folder.
+        model: Folder or hub name of the uncut model.
+        folder: Gets the model in safetensors, and its tokenizer where it has one.
+
+    Raises:
+        ModelError: `model` cannot be loaded.
+        AdapterError: the adapter does not fit it.
+    """
+    try:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model} cannot be loaded as a causal language model: {error}") from error
+    try:
+        with torch.no_grad():
+            merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError) as error:
+        raise AdapterError(f"the adapter cannot be merged into {model}: {error}") from error
+    merged.save_pretrained(folder)
+    try:
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    except (OSError, ValueError):
+        return  # a model without a tokenizer is complete without one

@@ -6,7 +6,11 @@ own layers and the union is the adapter of the uncut model.
 
 import copy
 import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flower_split.adapters.peft_notices import without_peft_notices
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Scaling
@@ -167,3 +170,42 @@ def _wrapped_skeleton(skeleton: PreTrainedModel, lora: LoraSettings) -> PeftMode
     if not isinstance(model, PeftModel):
         raise AdapterError(f"PEFT made a {type(model).__name__} of a causal language model")
     return model
+
+
+@contextmanager
+def without_peft_notices() -> Iterator[None]:
+    """Let PEFT wrap a model without them, for the time of a `with` block."""
+    with warnings.catch_warnings():
+        # That it corrected `fan_in_fan_out`; the plan notes what it found.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        # That it uses a name which transformers has deprecated.
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
+        yield
+
+
+def plan_to_fields(plan: AdapterPlan) -> dict[str, Any]:
+    """JSON from which `plan_from_fields` makes the same plan."""
+    return asdict(plan)
+
+
+def plan_from_fields(fields: Mapping[str, Any]) -> AdapterPlan:
+    """The plan that `plan_to_fields` was given.
+
+    Raises:
+        AdapterError: `fields` are not those of a plan.
+    """
+    try:
+        return AdapterPlan(
+            r=int(fields["r"]),
+            alpha=float(fields["alpha"]),
+            dropout=float(fields["dropout"]),
+            rslora=bool(fields["rslora"]),
+            fan_in_fan_out=bool(fields["fan_in_fan_out"]),
+            targets=tuple(fields["targets"]),
+            modules=tuple(fields["modules"]),
+            shapes=tuple((name, tuple(shape)) for name, shape in fields["shapes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"these are not the fields of an adapter plan: {error}") from error

@@ -1,7 +1,7 @@
-"""An adapter's round: what it starts from, trains, sends and keeps, as the strategy orders it.
+"""An adapter's round: what it starts from, trains, sends and keeps, as the strategy instructs it.
 
-A silo that holds the whole model follows the orders with this code, and so do both parties of a
-split model, each on its own layers. What it does with a tensor depends on that tensor and its
+A silo that holds the whole model follows the instructions with this code, and so do both parties
+of a split model, each on its own layers. What it does with a tensor depends on that tensor and its
 name only, so that the two parts of a split adapter are those of the uncut one.
 """
 
@@ -14,7 +14,7 @@ from flower_split.adapters.fitting import fitted
 from flower_split.adapters.plan import ADAPTER
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.errors import AdapterError
-from flower_split.lowrank import CONTROL, Orders, part_of, split_folded
+from flower_split.lowrank import CONTROL, Instructions, part_of, split_folded
 from flower_split.optimization.corrections import Corrections
 
 
@@ -34,7 +34,7 @@ class AdapterRound:
     Args:
         model: Holds the adapter, perhaps in a part of its modules or none; whatever its tensors
             held is overwritten by `load`.
-        orders: What the strategy asks for.
+        instructions: What the strategy asks for.
         scale: Factor that the model gives the adapter's product.
         trains: Whether the round is one of training.
         adapter: The adapter's name.
@@ -43,13 +43,13 @@ class AdapterRound:
     def __init__(
         self,
         model: nn.Module,
-        orders: Orders,
+        instructions: Instructions,
         *,
         scale: float,
         trains: bool = True,
         adapter: str = ADAPTER,
     ) -> None:
-        self.orders = orders
+        self.instructions = instructions
         self.scale = scale
         self._model = model
         self._trains = trains
@@ -59,8 +59,8 @@ class AdapterRound:
         """Load what came into the adapter, and what was kept in place of what did not come.
 
         Args:
-            received: Adapter tensors of any rank, at the orders' scale, with folded factors and
-                control variates among them.
+            received: Adapter tensors of any rank, at the instructions' scale, with folded factors
+                and control variates among them.
             kept: Of an earlier round; None where there is none.
 
         Returns:
@@ -72,11 +72,11 @@ class AdapterRound:
         kept = kept or Kept()
         common = {n.removeprefix(CONTROL): t for n, t in received.items() if n.startswith(CONTROL)}
         tensors, folded = split_folded({n: t for n, t in received.items() if CONTROL not in n})
-        state = fitted(self._model, tensors, self.orders.scale or self.scale, self._adapter)
-        own = {n: t for n, t in kept.tensors.items() if n in self.orders.keeps}
+        state = fitted(self._model, tensors, self.instructions.scale or self.scale, self._adapter)
+        own = {n: t for n, t in kept.tensors.items() if n in self.instructions.keeps}
         state |= fitted(self._model, own, kept.scale, self._adapter)
         parameters = dict(adapter_parameters(self._model, self._adapter))
-        lost = (self.orders.keeps & parameters.keys()) - state.keys()
+        lost = (self.instructions.keeps & parameters.keys()) - state.keys()
         if lost:
             raise AdapterError(
                 f"{len(lost)} tensors that are kept for this silo alone (first: {min(lost)}) are "
@@ -85,9 +85,9 @@ class AdapterRound:
         load_state(self._model, state, self._adapter)
         controls = {n.removeprefix(CONTROL): t for n, t in kept.tensors.items() if CONTROL in n}
         self._corrections = Corrections(
-            {n: p for n, p in parameters.items() if part_of(n) in self.orders.trains},
-            proximal_mu=self.orders.proximal_mu,
-            common=common if self.orders.controlled and self._trains else None,
+            {n: p for n, p in parameters.items() if part_of(n) in self.instructions.trains},
+            proximal_mu=self.instructions.proximal_mu,
+            common=common if self.instructions.controlled and self._trains else None,
             own=controls,
         )
         return folded
@@ -101,19 +101,19 @@ class AdapterRound:
         sent = {
             name: tensor
             for name, tensor in read_state(self._model, self._adapter).items()
-            if part_of(name) in self.orders.trains and name not in self.orders.keeps
+            if part_of(name) in self.instructions.trains and name not in self.instructions.keeps
         }
-        if self.orders.controlled:
+        if self.instructions.controlled:
             sent |= {CONTROL + name: part for name, part in self._corrections.change().items()}
         return sent
 
     def kept(self) -> Kept:
         """What is never sent, as the round leaves it."""
         tensors: dict[str, Tensor] = {}
-        if self.orders.keeps:
+        if self.instructions.keeps:
             state = read_state(self._model, self._adapter)
-            tensors = {name: t for name, t in state.items() if name in self.orders.keeps}
-        if self.orders.controlled:
+            tensors = {name: t for name, t in state.items() if name in self.instructions.keeps}
+        if self.instructions.controlled:
             own = self._corrections.next_own()
             tensors |= {CONTROL + name: tensor for name, tensor in own.items()}
         return Kept(tensors=tensors, scale=self.scale)

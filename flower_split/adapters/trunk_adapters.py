@@ -15,7 +15,7 @@ from flower_split.adapters.rounds import AdapterRound, Kept
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.adapters.wrapping import wrap
 from flower_split.errors import AdapterError
-from flower_split.lowrank import Orders, Scaling, part_of, plain_names
+from flower_split.lowrank import Instructions, Scaling, part_of, plain_names
 from flower_split.segments import Trunk
 
 MASTER = "master"
@@ -96,7 +96,7 @@ class TrunkAdapters:
     def begin_round(
         self,
         name: str,
-        orders: Orders,
+        instructions: Instructions,
         received: Mapping[str, Tensor],
         *,
         scaling: Scaling,
@@ -107,7 +107,7 @@ class TrunkAdapters:
 
         Args:
             name: Of the new adapter.
-            orders: What the strategy asks for.
+            instructions: What the strategy asks for.
             received: See `AdapterRound.load`.
             scaling: The adapter's.
             kept: What an earlier round has left.
@@ -120,7 +120,7 @@ class TrunkAdapters:
         self._make(name, scaling)
         try:
             begun = AdapterRound(
-                self._model, orders, scale=scaling.factor, trains=trains, adapter=name
+                self._model, instructions, scale=scaling.factor, trains=trains, adapter=name
             )
             folded = begun.load(received, kept)
             if folded:
@@ -128,7 +128,7 @@ class TrunkAdapters:
         except AdapterError:
             self.remove(name)
             raise
-        self.freeze_parts(name, orders.trains)
+        self.freeze_parts(name, instructions.trains)
         return begun
 
     def freeze_parts(self, name: str, trained: frozenset[str]) -> None:

@@ -4,8 +4,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from flower_split.adapters.peft_notices import without_peft_notices
-from flower_split.adapters.plan import ADAPTER, AdapterPlan
+from flower_split.adapters.plan import ADAPTER, AdapterPlan, without_peft_notices
 
 
 def held_targets(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:

@@ -42,6 +42,6 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """The silo's name, where its order among the others matters."""
-    from flower_split.client.roll_call import answer_roll_call
+    from flower_split.client.name_query import answer_name_query
 
-    return answer_roll_call(message, context)
+    return answer_name_query(message, context)

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from flower_split.adapters import save_whole
-from flower_split.adapters.merging import save_merged
+from flower_split.adapters.export import save_merged
 from flower_split.apps.export_source import Source, from_adapter, from_checkpoint, is_adapter
 from flower_split.apps.personal import PersonalPart
 from flower_split.errors import StateError

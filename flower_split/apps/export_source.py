@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from flower_split.adapters import read_adapter_folder, save_learned, save_whole
-from flower_split.adapters.plan_fields import plan_from_fields
+from flower_split.adapters.plan import plan_from_fields
 from flower_split.adapters.reading import CONFIG
 from flower_split.apps.card import model_card
 from flower_split.apps.personal import PersonalPart, find_personal, personal_folders
@@ -16,14 +16,14 @@ from flower_split.checkpoint.archive import MANIFEST
 from flower_split.errors import StateError
 from flower_split.lowrank import CONTROL, combined
 from flower_split.reporting.model_card import CARD, bare_card
-from flower_split.server.left_states import LeftState
-from flower_split.strategies.output import CHECKPOINTS
-from flower_split.strategies.run_state import (
+from flower_split.server.session_states import SessionState
+from flower_split.strategies.checkpoints.run_state import (
     read_adapter,
-    read_left_states,
     read_result,
+    read_session_states,
     read_state,
 )
+from flower_split.strategies.output import CHECKPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Source:
     private: bool = False
     """Whether only its owner may read it."""
     run: str = ""
-    """Lineage of the run; empty where it is not known."""
+    """Id of the run, or of the first run that it resumes; empty where it is not known."""
     server_round: int | None = None
-    trunk: Mapping[str, LeftState] = field(default_factory=dict)
+    trunk: Mapping[str, SessionState] = field(default_factory=dict)
     """What the trunk keeps for single silos, by their names."""
 
     def personal(
@@ -136,9 +136,9 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
         ).render(),
         whole=lambda: combined(adapter, plan.scaling.factor),
         write=lambda folder: save_learned(adapter, plan, folder, base_model=base),
-        run=state.lineage,
+        run=state.origin_run_id,
         server_round=checkpoint.server_round,
-        trunk={held.silo: held for held in read_left_states(checkpoint)},
+        trunk={held.silo: held for held in read_session_states(checkpoint)},
     )
 
 

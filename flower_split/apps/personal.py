@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flower_split.client.kept_state import KeptState
-from flower_split.client.left_files import newest_kept
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.state_folder import OWN_KIND, StateFolder, file_name
+from flower_split.client.state.folder import OWN_KIND, StateFolder, file_name
+from flower_split.client.state.kept_state import KeptState
+from flower_split.client.state.left_files import newest_kept
 from flower_split.errors import StateError
 from flower_split.lowrank import CONTROL
 
@@ -48,7 +48,8 @@ def find_personal(
     Args:
         state_dir: As in the node config; None for its default.
         silo: The silo's name.
-        run: The run's lineage, or the name of its folder; may be empty where there is one only.
+        run: The run's `origin_run_id`, or the name of its folder; may be empty where there is
+            one only.
         last: The last round whose tensors are wanted; None for any.
         tag: Of the session that left them, where that is known.
 

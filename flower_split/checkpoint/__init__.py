@@ -4,17 +4,17 @@ Named arrays and plain JSON only; nothing is pickled, and nothing here knows Flo
 """
 
 from flower_split.checkpoint.archive import Checkpoint, read_checkpoint
-from flower_split.checkpoint.freezing import Frozen, Lost, freeze
+from flower_split.checkpoint.decoding import decode
+from flower_split.checkpoint.encoding import Encoded, Lost, encode
 from flower_split.checkpoint.store import CheckpointStore, find_checkpoint
-from flower_split.checkpoint.thawing import thaw
 
 __all__ = [
     "Checkpoint",
     "CheckpointStore",
-    "Frozen",
+    "Encoded",
     "Lost",
+    "decode",
+    "encode",
     "find_checkpoint",
-    "freeze",
     "read_checkpoint",
-    "thaw",
 ]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from flower_split.checkpoint.freezing import DTYPES
+from flower_split.checkpoint.encoding import DTYPES
 from flower_split.checkpoint.manifest import digest, parse, render
 from flower_split.durable import move_durably, remove_folder, sync_folder, write_durably
 from flower_split.errors import DamagedStateError, StateError

@@ -18,7 +18,7 @@ import torch
 class Kind:
     """One type of values.
 
-    `take` gives a value's parts, which are frozen in their turn, or raises `ValueError` for a
+    `take` gives a value's parts, which are encoded in their turn, or raises `ValueError` for a
     value that it cannot do justice to. `make` gets equal parts back and returns an equal value.
     """
 
@@ -129,3 +129,19 @@ KINDS: tuple[Kind, ...] = (
     _kind("torch-generator", torch.Generator, _torch_generator_state, _remade_torch_generator),
 )
 """Kinds beside the plain ones: text, numbers, lists, dicts, numpy arrays and records."""
+
+
+def global_randomness() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's global generators."""
+    return {
+        "python": random_parts(random.getstate()),
+        "numpy": dict(np.random.get_state(legacy=False)),
+        "torch": torch.get_rng_state(),
+    }
+
+
+def restore_global_randomness(states: dict[str, Any]) -> None:
+    """Let the global generators resume from what `global_randomness` gave."""
+    random.setstate(random_state(states["python"]))
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])

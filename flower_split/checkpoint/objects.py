@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from flower_split.checkpoint.written_names import written_name
+
 _GIVEN = (
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -44,7 +46,7 @@ def is_record(kind: type) -> bool:
 
 
 def label(value: object) -> str:
-    """`module:name` of code, or of the class of anything else."""
+    """The written name of code, or of the class of anything else."""
     if isinstance(value, types.ModuleType):
         return value.__name__
     if isinstance(value, (torch.dtype, torch.device)):
@@ -53,7 +55,7 @@ def label(value: object) -> str:
         value, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
     )
     owner: Any = value if itself else type(value)
-    return f"{owner.__module__}:{owner.__qualname__}"
+    return written_name(owner.__module__, owner.__qualname__)
 
 
 def parts_of_code(value: object) -> list[Any] | None:

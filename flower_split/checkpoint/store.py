@@ -108,7 +108,7 @@ class CheckpointStore:
             ) from error
         logger.warning(
             "%s had %d checkpoints of an earlier run, which are in %s now and are deleted when "
-            "the next run starts anew; to go on from them, move them back and set resume to true",
+            "the next run starts anew; to resume from them, move them back and set resume to true",
             self.folder,
             len(rounds),
             aside,

@@ -9,11 +9,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import nn
 
 from flower_split.adapters import AdapterRound, Kept, fold, own_scaling, train_parts
-from flower_split.client.kept_state import Generation, KeptState
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.state_folder import StateFolder
+from flower_split.client.state.folder import StateFolder
+from flower_split.client.state.kept_state import Generation, KeptState
 from flower_split.errors import AdapterError
-from flower_split.lowrank import RECORD, Orders, Scaling, scaling_fields
+from flower_split.lowrank import RECORD, Instructions, Scaling, scaling_fields
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +65,19 @@ class AdapterExchange:
         if scaling is None:
             raise AdapterError("the model has no LoRA adapter: wrap it with peft.get_peft_model")
         self.model = model
-        self.orders = Orders.from_fields(dict(config.items()))
+        self.instructions = Instructions.from_fields(dict(config.items()))
         self._scaling = scaling
         self._message = message
         self._trains = message.metadata.message_type.split(".")[0] == "train"
         self._round = int(str(config.get("server-round", 0)))
         run = str(message.metadata.run_id)
         self._kept = KeptState(folder or _kept_folder(context, run))
-        self._adapter = AdapterRound(model, self.orders, scale=scaling.factor, trains=self._trains)
+        self._adapter = AdapterRound(
+            model, self.instructions, scale=scaling.factor, trains=self._trains
+        )
         received = {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
         fold(model, self._adapter.load(received, self._last_kept()))
-        train_parts(model, self.orders.trains)
+        train_parts(model, self.instructions.trains)
 
     @property
     def scaling(self) -> Scaling:
@@ -121,7 +123,7 @@ class AdapterExchange:
 
     def _last_kept(self) -> Kept | None:
         """What the silo keeps of the round before, or of this one in its evaluation."""
-        if not self.orders.keeps_something:
+        if not self.instructions.keeps_something:
             return None
         found = self._kept.newest(self._round + (0 if self._trains else 1))
         if found is None:

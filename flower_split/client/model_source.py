@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Protocol
 
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.user_folders import user_folder
+from flower_split.client.state.folder import user_folder
 from flower_split.config.sections import ModelConfig, SplitConfig
 from flower_split.delivery.cache import PartCache
 from flower_split.delivery.fetching import DeliveryStream, Fetched, fetch_pack
 from flower_split.errors import HandshakeError
 from flower_split.tls import ClientTls
-from flower_split.transport.invitation import Invitation
+from flower_split.transport.invitation import DeliveryOffer, Invitation
 from flower_split.transport.messages import Ticket
-from flower_split.transport.offer import DeliveryOffer
 
 
 class OpenDelivery(Protocol):

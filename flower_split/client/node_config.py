@@ -15,7 +15,7 @@ from flower_split.config.run_config import OWN_PREFIX, nearest, raise_problems
 from flower_split.config.sections import DataConfig, LoraSettings
 from flower_split.data.callables import is_reference
 from flower_split.errors import ConfigError
-from flower_split.lowrank.allowance import MOST_ALPHA
+from flower_split.lowrank.scaling import MOST_ALPHA
 
 _WANTED = {str: "text, in quotes", float: "a number"}
 

@@ -6,22 +6,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from flwr.app import Message
+from torch import Tensor, nn
 
 from flower_split.adapters import AdapterRound, fold, own_scaling, train_parts
-from flower_split.client.messages import Opening
 from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.resuming import Resuming
-from flower_split.client.state_folder import StateFolder
+from flower_split.client.state.folder import StateFolder
+from flower_split.client.state.resuming import Resuming
 from flower_split.client.statistics import SessionCost
 from flower_split.config.sections import SplitConfig
-from flower_split.lowrank import Scaling
+from flower_split.errors import WireError
+from flower_split.lowrank import Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import attach_trunk, session_spec
 from flower_split.tls.credentials import ClientTls
 from flower_split.transport.base import Connect, Transport
+from flower_split.transport.invitation import Invitation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Opening:
+    """What a message of `SplitStrategy` holds."""
+
+    invitation: Invitation
+    instructions: Instructions
+    """What the inner strategy asks for."""
+    array_key: str
+    """Name of the record that the adapter is in."""
+    adapter: dict[str, Tensor]
+    """The silo's part, with folded factors and control variates among it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +86,7 @@ def open_session(
         StateError: what the silo has kept cannot be read.
         TrunkError: the trunk refused the session, or is gone.
     """
-    invitation, orders = opening.invitation, opening.orders
+    invitation, instructions = opening.invitation, opening.instructions
     lora = node.own_lora(config.lora)
     with borrowed_model(config, source, device, lora) as held:
         model = held.model
@@ -85,7 +100,7 @@ def open_session(
             invitation,
             silo,
             model,
-            orders=orders,
+            instructions=instructions,
             scaling=scaling,
         )
         spec = session_spec(
@@ -97,7 +112,7 @@ def open_session(
             optimizer=OptimizerSettings.of_training(config.train),
             seed=seed,
             silo=silo,
-            left_states=resuming.offers,
+            session_states=resuming.offers,
             pack=source.pack,
         )
         transport = connect(
@@ -113,10 +128,10 @@ def open_session(
             cost.connected = time.monotonic()
             resuming.begin(transport.resumed)
             adapter = AdapterRound(
-                model, orders, scale=scaling.factor, trains=invitation.purpose == "train"
+                model, instructions, scale=scaling.factor, trains=invitation.purpose == "train"
             )
             fold(model, adapter.load(opening.adapter, resuming.kept))
-            train_parts(model, orders.trains)
+            train_parts(model, instructions.trains)
             attach_trunk(model, transport)
             yield OpenSession(
                 model=model,
@@ -127,3 +142,31 @@ def open_session(
             )
         finally:
             transport.close()
+
+
+def read_message(message: Message) -> Opening:
+    """What a message of `SplitStrategy` holds.
+
+    Raises:
+        WireError: the message is not of that form.
+        TokenError: it carries no invitation.
+        AdapterError: what it asks for is malformed.
+    """
+    content, metadata = message.content, message.metadata
+    if len(content.array_records) != 1 or len(content.config_records) != 1:
+        raise WireError(
+            f"the message has {len(content.array_records)} ArrayRecords and "
+            f"{len(content.config_records)} ConfigRecords, expected exactly one of each: the "
+            "ServerApp must use SplitStrategy"
+        )
+    ((_, fields),) = content.config_records.items()
+    ((array_key, arrays),) = content.array_records.items()
+    invitation = Invitation.from_fields(
+        fields, run_id=metadata.run_id, node_id=metadata.dst_node_id
+    )
+    return Opening(
+        invitation=invitation,
+        instructions=Instructions.from_fields(dict(fields.items())),
+        array_key=array_key,
+        adapter={name: torch.from_numpy(array.numpy()) for name, array in arrays.items()},
+    )

@@ -1,28 +1,28 @@
 """`SplitSession`: what a ClientApp needs to train or evaluate through the trunk on one message."""
 
 import itertools
+import logging
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from flower_split.client.failures import discreet
-from flower_split.client.messages import read_message
 from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.opening import open_session
-from flower_split.client.sampling import SAMPLE_TOKENS, continued
+from flower_split.client.opening import open_session, read_message
 from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
-from flower_split.errors import SequenceError
+from flower_split.errors import FlowerSplitError, SequenceError, SiloError
 from flower_split.lowrank import RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.segments import random_numbers
@@ -35,11 +35,16 @@ from flower_split.training import (
     steps_in_round,
     train_round,
 )
-from flower_split.training.batch import to_device
+from flower_split.training.batch import device_of, to_device
+from flower_split.training.stages import mode
 from flower_split.transport.base import Connect, Transport
-from flower_split.transport.delivery import GrpcDelivery
-from flower_split.transport.grpc import GrpcTransport
+from flower_split.transport.grpc.delivery import GrpcDelivery
+from flower_split.transport.grpc.transport import GrpcTransport
 from flower_split.transport.invitation import PROOF
+
+SAMPLE_TOKENS = 48
+"""Tokens by which a prompt is continued."""
+
 
 Metric = int | float | list[int] | list[float]
 
@@ -181,7 +186,7 @@ class SplitSession:
         """AdamW over both sides of the cut; its `step()` also clips by the global norm, and adds
         before that what the strategy adds to the gradients (FedProx, SCAFFOLD).
 
-        It goes on from the silo's last round that counted, unless `train.keep-optimizer` is off.
+        It resumes from the silo's last round that counted, unless `train.keep-optimizer` is off.
         """
         if self.invitation.purpose != "train":
             raise SequenceError("an evaluation session has no optimizer: nothing is trained in it")
@@ -289,3 +294,37 @@ class SplitSession:
             }
         )
         return Message(content, reply_to=self._message)
+
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def discreet() -> Iterator[None]:
+    """Let flower_split's own errors pass; log every other one and raise a `SiloError` instead."""
+    try:
+        yield
+    except FlowerSplitError:
+        raise
+    except Exception as error:
+        logger.exception("the silo's own code failed")
+        raise SiloError(outline(error)) from None
+
+
+def outline(error: BaseException) -> str:
+    """Kind and place of `error`, without its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}; the silo's own log has the rest"
+
+
+def continued(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int
+) -> str:
+    """`prompt` and its most likely continuation, as text."""
+    encoded = tokenizer(prompt, return_tensors="pt").to(device_of(model))
+    with mode(model, training=False), torch.no_grad():
+        ids = model.generate(  # type: ignore[operator]
+            **encoded, max_new_tokens=max_new_tokens, do_sample=False
+        )
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True))

@@ -7,8 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flower_split.compression.codec import Codec
-from flower_split.compression.elements import as_bytes, is_finite
+from flower_split.compression.codec import Codec, as_bytes, is_finite
 from flower_split.errors import WireError
 from flower_split.proto import trunk_pb2 as pb
 

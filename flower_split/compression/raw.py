@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flower_split.compression.codec import Codec
-from flower_split.compression.elements import as_bytes
+from flower_split.compression.codec import Codec, as_bytes
 from flower_split.errors import WireError
 from flower_split.proto import trunk_pb2 as pb
 

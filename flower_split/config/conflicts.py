@@ -141,7 +141,7 @@ def _keeping(config: SplitConfig) -> list[str]:
     if config.resume and not writes:
         lacking = "checkpoint.keep is 0" if config.output_dir else "output-dir is empty"
         found.append(
-            f"resume goes on from the checkpoints in output-dir and writes further ones there, and "
+            f"resume resumes from the checkpoints in output-dir and writes further ones there, and "
             f"{lacking}"
         )
     if checkpoint.keep_best and not writes:

@@ -1,4 +1,4 @@
-"""Resuming: which settings a run may change when it goes on from a checkpoint, and which not."""
+"""Resuming: which settings a run may change when it resumes from a checkpoint, and which not."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING

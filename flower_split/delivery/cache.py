@@ -108,7 +108,7 @@ class PartCache:
         """The part in the making, for this caller alone; None when it is complete by now.
 
         Waits for another process that is at it, as long as that one makes progress. What was
-        received is kept when the block fails, for the next attempt to go on from.
+        received is kept when the block fails, for the next attempt to resume from.
 
         Raises:
             DeliveryError: the disk is full, which keeps nothing of the part, or not writable.

@@ -12,8 +12,8 @@ from flower_split.delivery.cache import PartCache
 from flower_split.delivery.folder import model_folder
 from flower_split.delivery.manifest import MAX_MANIFEST_BYTES, Item, Manifest
 from flower_split.errors import DeliveryError, TrunkBusyError, TrunkUnavailableError, WireError
+from flower_split.transport.grpc.channel import growing_pauses
 from flower_split.transport.messages import Ticket
-from flower_split.transport.pauses import growing_pauses
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ _BLOCK = 1 << 20
 class Incoming:
     """A part in the making, as a context manager.
 
-    What an earlier attempt left of it is hashed on entering and gone on from.
+    What an earlier attempt left of it is hashed on entering and resumed from.
 
     Args:
         descriptor: The open file, which nobody else writes to.

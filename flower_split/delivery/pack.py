@@ -18,8 +18,8 @@ from typing import Self
 
 from flower_split.delivery.manifest import MAX_SMALL_BYTES, SMALL_FILES, Item, Manifest
 from flower_split.errors import CheckpointError
-from flower_split.segments.extents import Extent, file_header
-from flower_split.segments.share import SiloShare, silo_share
+from flower_split.segments.loading.extents import Extent, file_header
+from flower_split.segments.loading.share import SiloShare, silo_share
 
 logger = logging.getLogger(__name__)
 

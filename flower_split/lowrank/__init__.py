@@ -4,7 +4,6 @@ Tensors are torch's, results are in the dtype of what goes in, and a dense updat
 where its factors would be larger than it.
 """
 
-from flower_split.lowrank.allowance import MOST_ALPHA, Allowance
 from flower_split.lowrank.combining import (
     combined,
     combined_ranks,
@@ -13,6 +12,13 @@ from flower_split.lowrank.combining import (
     split_folded,
 )
 from flower_split.lowrank.factors import Factors
+from flower_split.lowrank.instructions import (
+    CONTROL,
+    RECORD,
+    Instructions,
+    scaling_fields,
+    scaling_from_fields,
+)
 from flower_split.lowrank.leading import leading
 from flower_split.lowrank.names import (
     FOLDED,
@@ -23,16 +29,9 @@ from flower_split.lowrank.names import (
     part_of,
     plain_name,
 )
-from flower_split.lowrank.orders import (
-    CONTROL,
-    RECORD,
-    Orders,
-    scaling_fields,
-    scaling_from_fields,
-)
 from flower_split.lowrank.personal import personalised
 from flower_split.lowrank.resizing import adapter_name, at_rank, fit_part, fresh_factors
-from flower_split.lowrank.scaling import Scaling
+from flower_split.lowrank.scaling import MOST_ALPHA, Allowance, Scaling
 from flower_split.lowrank.stacking import recompressed, stacked
 
 __all__ = [
@@ -42,7 +41,7 @@ __all__ = [
     "RECORD",
     "Allowance",
     "Factors",
-    "Orders",
+    "Instructions",
     "Pair",
     "Scaling",
     "adapter_name",

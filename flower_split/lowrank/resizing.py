@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from flower_split.lowrank.factors import Factors
+from flower_split.lowrank.instructions import CONTROL
 from flower_split.lowrank.names import part_of, plain_name
-from flower_split.lowrank.orders import CONTROL
 
 
 def fresh_factors(

@@ -34,7 +34,7 @@ def read_moments(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[s
 def load_moments(
     optimizer: torch.optim.AdamW, parameters: Parameters, moments: Mapping[str, Tensor]
 ) -> None:
-    """Make `optimizer` go on from `moments`; nothing is changed when they do not fit.
+    """Make `optimizer` resume from `moments`; nothing is changed when they do not fit.
 
     Raises:
         StateError: see `check_moments`.

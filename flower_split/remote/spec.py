@@ -20,7 +20,7 @@ def session_spec(
     seed: int = 0,
     pack: str = "",
     silo: str = "",
-    left_states: tuple[str, ...] = (),
+    session_states: tuple[str, ...] = (),
 ) -> SessionSpec:
     """The specification of a session for `client_model`.
 
@@ -35,7 +35,7 @@ def session_spec(
         seed: Seed of the trunk's dropout.
         pack: Digest of the pack by which the model was delivered; empty for a silo's own.
         silo: The silo's name.
-        left_states: Tags of what earlier sessions left, from which the silo can go on.
+        session_states: Tags of what earlier sessions left, from which the silo can go on.
 
     Raises:
         ModelError: the model has no place for a trunk.
@@ -60,5 +60,5 @@ def session_spec(
         seed=seed,
         pack=pack,
         silo=silo,
-        left_states=left_states,
+        session_states=session_states,
     )

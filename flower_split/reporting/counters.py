@@ -61,7 +61,7 @@ COUNTERS: Mapping[str, Counter] = {
     ),
     "optimizer-steps": Counter(meaning="steps taken on both sides", unit="", whole=True),
     "state-resumed": Counter(
-        meaning="1 where it went on from what an earlier session left",
+        meaning="1 where it resumed from what an earlier session left",
         unit="",
         whole=True,
         most=1,

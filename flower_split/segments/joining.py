@@ -9,9 +9,8 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from flower_split.errors import ModelError
 from flower_split.segments.cache import StandIn, place_stand_ins
-from flower_split.segments.calls import watch_calls
 from flower_split.segments.layers import find_layers
-from flower_split.segments.pass_through import PassThrough, TrunkSlot
+from flower_split.segments.pass_through import PassThrough, TrunkSlot, watch_calls
 from flower_split.segments.trunk import Trunk
 
 

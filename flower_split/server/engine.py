@@ -11,20 +11,18 @@ from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.config.checks import one_of
 from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
 from flower_split.errors import ConfigError
-from flower_split.lowrank import Allowance, Orders, Scaling
+from flower_split.lowrank import Allowance, Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
-from flower_split.server.batch_settings import BatchSettings
+from flower_split.server.compute.queue import BatchSettings, TrunkQueue
 from flower_split.server.handshake import check_spec
-from flower_split.server.left_states import LeftState
 from flower_split.server.session import TrunkSession
+from flower_split.server.session_states import SessionState
 from flower_split.server.silo_names import SiloNames
 from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.trunk_optimizers import TrunkOptimizers
-from flower_split.server.trunk_queue import TrunkQueue
-from flower_split.transport.limits import SessionLimits
-from flower_split.transport.messages import SessionSpec, SessionSummary, Ticket
+from flower_split.transport.messages import SessionLimits, SessionSpec, SessionSummary, Ticket
 
 
 class TrunkEngine:
@@ -40,7 +38,7 @@ class TrunkEngine:
         wire: Codecs that a session must use; None leaves the choice to the silo.
         optimizer: Constants that a session must use; None leaves the choice to the silo.
         limits: What one session may hold.
-        keep_optimizer: Whether a silo's session goes on from the optimizer state of its last one
+        keep_optimizer: Whether a silo's session resumes from the optimizer state of its last one
             that counted, on both sides; needs silos with names and tickets.
         batching: How requests of several sessions are computed together; without it, each alone.
         pack: Digest of the pack that the silos' weights must be from; empty for their own.
@@ -128,10 +126,10 @@ class TrunkEngine:
         with self._lock:
             start = self._prepared.get(key)
             scaling = self._check(spec, None if start is None else start.allowance)
-            orders = Orders() if start is None else start.orders
+            instructions = Instructions() if start is None else start.instructions
             if ticket is not None and spec.silo:
                 self.optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
-            resumed = self.optimizers.resumed(spec, ticket, orders)
+            resumed = self.optimizers.resumed(spec, ticket, instructions)
             slot = self._make_slot(spec, start, scaling, resumed)
             self._prepared.pop(key, None)
             self._awaited.add(key)
@@ -145,7 +143,12 @@ class TrunkEngine:
                         scaling=scaling,
                     )
                     self.optimizers.propose(
-                        ticket, spec, slot, scaling=scaling, orders=orders, steps=summary.steps
+                        ticket,
+                        spec,
+                        slot,
+                        scaling=scaling,
+                        instructions=instructions,
+                        steps=summary.steps,
                     )
 
             freed = False
@@ -220,21 +223,21 @@ class TrunkEngine:
         spec: SessionSpec,
         start: TrunkStart | None,
         scaling: Scaling | None,
-        resumed: LeftState | None,
+        resumed: SessionState | None,
     ) -> AdapterSlot | None:
         if self._adapters is None or scaling is None:
             return None
         name = f"session{next(self._numbers)}"
-        orders = Orders() if start is None else start.orders
+        instructions = Instructions() if start is None else start.instructions
         begun = None
         if self.mode == "shared":
             self._adapters.add(name)
-            self._adapters.freeze_parts(name, orders.trains)
+            self._adapters.freeze_parts(name, instructions.trains)
         else:
             received = self._adapters.state(MASTER) if start is None else start.tensors
             begun = self._adapters.begin_round(
                 name,
-                orders,
+                instructions,
                 received,
                 scaling=scaling,
                 kept=None if resumed is None else resumed.kept,

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from flower_split.errors import SequenceError, TrunkBusyError, WireError
 from flower_split.segments import Trunk
-from flower_split.server.activations import ActivationBudget
-from flower_split.transport.limits import SessionLimits
-from flower_split.transport.messages import ForwardRequest, SessionSpec
+from flower_split.server.compute.batch import ActivationBudget
+from flower_split.transport.messages import ForwardRequest, SessionLimits, SessionSpec
 
 
 def check_forward(request: ForwardRequest, trunk: Trunk, limits: SessionLimits) -> None:

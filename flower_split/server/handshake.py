@@ -9,7 +9,7 @@ from flower_split.lowrank import Allowance, Scaling, scaling_from_fields
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.transport.messages import SessionSpec
 
-ALWAYS_FREE = frozenset({"purpose", "seed", "silo", "left_states"})
+ALWAYS_FREE = frozenset({"purpose", "seed", "silo", "session_states"})
 """Fields that are the silo's own affair."""
 
 

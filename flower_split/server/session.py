@@ -21,16 +21,16 @@ from flower_split.optimization.clipping import (
 from flower_split.segments import Trunk
 from flower_split.server.border import Border
 from flower_split.server.caches import CacheShelf, TrunkCache
-from flower_split.server.computing import Microbatch, Party
+from flower_split.server.compute.batch import Microbatch, Party
+from flower_split.server.compute.queue import Answer, Done, Job, TrunkQueue
+from flower_split.server.compute.scheduler import Kind, Turn
 from flower_split.server.forward_checks import check_forward, check_keeping
-from flower_split.server.scheduler import Kind, Turn
 from flower_split.server.stepping import AdapterSlot
-from flower_split.server.trunk_queue import Answer, Done, Job, TrunkQueue
-from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
     QueueUse,
+    SessionLimits,
     SessionSpec,
     SessionSummary,
     StepReply,
@@ -54,7 +54,7 @@ class TrunkSession:
         lock: Shared by all sessions of the trunk.
         on_finish: Called once when the silo declares the session complete.
         on_close: Called once when the session's state is freed.
-        resumed: Tag of the optimizer state that `slot` goes on from; empty when it starts afresh.
+        resumed: Tag of the optimizer state that `slot` resumes from; empty when it starts afresh.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from flower_split.lowrank import Allowance, Orders, Scaling
+from flower_split.lowrank import Allowance, Instructions, Scaling
 from flower_split.transport.messages import SessionSummary
 
 
@@ -15,7 +15,7 @@ class TrunkStart:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """The trunk's part of what the silo would get of an uncut model; empty unless `federated`."""
-    orders: Orders = field(default_factory=Orders)
+    instructions: Instructions = field(default_factory=Instructions)
     allowance: Allowance | None = None
     """Which ranks and alphas the silo may have; None for the trunk's own only."""
 

@@ -49,7 +49,7 @@ class Stepper:
         return read_moments(self._optimizer, self._named)
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        """Go on from `moments`.
+        """Resume from `moments`.
 
         Raises:
             StateError: they are not the state of an optimizer of this adapter.

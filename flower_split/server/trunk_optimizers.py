@@ -10,9 +10,9 @@ from torch import Tensor
 from flower_split.adapters import AdapterRound, TrunkAdapters
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import StateError
-from flower_split.lowrank import Orders, Scaling, adapter_name, at_rank
+from flower_split.lowrank import Instructions, Scaling, adapter_name, at_rank
 from flower_split.optimization.moments import check_moments
-from flower_split.server.left_states import LeftState, LeftStates
+from flower_split.server.session_states import SessionState, SessionStates
 from flower_split.server.stepping import AdapterSlot, Stepper
 from flower_split.transport.messages import SessionSpec, Ticket
 
@@ -24,12 +24,12 @@ class TrunkOptimizers:
 
     The master's stepper, which all sessions of a `shared` trunk have in common, lives on in any
     case. The silos' tags are kept in every mode, because also a silo whose trunk has no state of
-    its own must not go on from a round that did not count.
+    its own must not resume from a round that did not count.
 
     Args:
         adapters: The trunk's; None where it is frozen.
         shared: Whether all sessions step the master.
-        keep: Whether a silo's next session goes on from the state of its last.
+        keep: Whether a silo's next session resumes from the state of its last.
         lock: Shared by all sessions of the trunk.
     """
 
@@ -40,17 +40,19 @@ class TrunkOptimizers:
         self._shared = shared
         self._keep = keep
         self._lock = lock
-        self._states = LeftStates()
+        self._states = SessionStates()
         self._master: Stepper | None = None
         self._master_start: Mapping[str, Tensor] = {}
 
-    def resumed(self, spec: SessionSpec, ticket: Ticket | None, orders: Orders) -> LeftState | None:
+    def resumed(
+        self, spec: SessionSpec, ticket: Ticket | None, instructions: Instructions
+    ) -> SessionState | None:
         """The state from which both ends of a new session go on; None when both start afresh."""
         trains = spec.purpose == "train"
-        wanted = orders.keeps or (trains and (self._keep or orders.controlled))
+        wanted = instructions.keeps or (trains and (self._keep or instructions.controlled))
         if ticket is None or not wanted:
             return None
-        state = self._states.find(spec.silo, spec.left_states)
+        state = self._states.find(spec.silo, spec.session_states)
         if state is None and self._states.has(spec.silo):
             logger.warning(
                 "silo %r no longer has its half of what its last session left: both sides start "
@@ -63,12 +65,12 @@ class TrunkOptimizers:
         self,
         name: str,
         spec: SessionSpec,
-        state: LeftState | None,
+        state: SessionState | None,
         *,
         scaling: Scaling,
         begun: AdapterRound | None,
     ) -> AdapterSlot:
-        """The session's adapter `name` with its stepper, which goes on from `state`.
+        """The session's adapter `name` with its stepper, which resumes from `state`.
 
         The optimizer starts afresh where `scaling` is not the one that `state` was left with; the
         silo does so too.
@@ -93,13 +95,13 @@ class TrunkOptimizers:
         slot: AdapterSlot | None,
         *,
         scaling: Scaling | None,
-        orders: Orders,
+        instructions: Instructions,
         steps: int,
     ) -> None:
         """What a finished session leaves; it counts once it is accepted."""
         if spec.purpose != "train":
             return
-        if orders.keeps_something or (self._keep and steps > 0):
+        if instructions.keeps_something or (self._keep and steps > 0):
             self._states.propose(
                 ticket,
                 spec.silo,
@@ -109,7 +111,7 @@ class TrunkOptimizers:
             )
 
     def accept(self, ticket: Ticket) -> None:
-        """The silo's reply counts: its next session goes on from what this one has left."""
+        """The silo's reply counts: its next session resumes from what this one has left."""
         with self._lock:
             self._states.accept(ticket)
 
@@ -123,15 +125,15 @@ class TrunkOptimizers:
         with self._lock:
             self._states.forget(silo)
 
-    def states(self) -> list[LeftState]:
-        """Every state that the next round can go on from; the master's, without a name, first."""
+    def states(self) -> list[SessionState]:
+        """Every state that the next round can resume from; the master's, without a name, first."""
         with self._lock:
             master = self._master_start if self._master is None else self._master.moments()
-            common = LeftState(silo="", server_round=0, tag="", tensors=master)
+            common = SessionState(silo="", server_round=0, tag="", tensors=master)
             return [*([common] if master else []), *self._states.all()]
 
-    def load(self, states: Iterable[LeftState]) -> None:
-        """Go on from `states` and no others; nothing is changed when one does not fit.
+    def load(self, states: Iterable[SessionState]) -> None:
+        """Resume from `states` and no others; nothing is changed when one does not fit.
 
         Raises:
             StateError: a state is not one of this trunk's adapters.
@@ -147,7 +149,7 @@ class TrunkOptimizers:
                     self._master_start = dict(state.tensors)
             self._states.replace(state for state in states if state.silo)
 
-    def _check(self, state: LeftState) -> None:
+    def _check(self, state: SessionState) -> None:
         holds = self._adapters is not None and self._shared == (not state.silo)
         if not holds:
             if state.tensors or state.kept.tensors:

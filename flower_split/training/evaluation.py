@@ -10,9 +10,8 @@ from torch import nn
 from flower_split.errors import DataError, DivergenceError
 from flower_split.training.batch import IGNORED, Batch, device_of, to_device
 from flower_split.training.metrics import EvalMetrics
-from flower_split.training.modes import mode
 from flower_split.training.pipeline import flow
-from flower_split.training.stages import Passage, Stages, WholeModel
+from flower_split.training.stages import Passage, Stages, WholeModel, mode
 
 
 @torch.no_grad()

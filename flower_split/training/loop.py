@@ -19,8 +19,7 @@ from flower_split.training.accumulation import accumulate
 from flower_split.training.batch import Batch, Batches
 from flower_split.training.depth import Depth
 from flower_split.training.metrics import TrainMetrics
-from flower_split.training.modes import mode
-from flower_split.training.stages import Stages
+from flower_split.training.stages import Stages, mode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ pass for h2, and after the top's backward pass for g1. What can be done meanwhil
 microbatch's turn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -114,3 +115,15 @@ class _WholePassage:
 
     def abandon(self) -> None:
         pass
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put the whole model into a mode and afterwards each module back into its own."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training

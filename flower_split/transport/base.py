@@ -14,10 +14,10 @@ from typing import Any, Protocol, Self, runtime_checkable
 from torch import Tensor
 
 from flower_split.tls import ClientTls
-from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
+    SessionLimits,
     SessionSpec,
     SessionSummary,
     StepReply,
@@ -25,7 +25,7 @@ from flower_split.transport.messages import (
     Ticket,
     WireBytes,
 )
-from flower_split.transport.wait_meter import WaitMeter
+from flower_split.transport.meters import WaitMeter
 
 
 class BackendSession(Protocol):
@@ -35,7 +35,7 @@ class BackendSession(Protocol):
     """
 
     resumed: str
-    """The offered tag of the optimizer state that it goes on from; empty when it starts afresh."""
+    """The offered tag of the optimizer state that it resumes from; empty when it starts afresh."""
 
     def forward(self, request: ForwardRequest) -> Tensor:
         """h2, (B, T, H); keeps the graph when the request says so."""

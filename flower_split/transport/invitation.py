@@ -10,16 +10,67 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from flower_split.config.address import Address
 from flower_split.errors import ConfigError, TokenError, WireError
 from flower_split.tls.pem import MAX_PEM_BYTES, parse_certificates
 from flower_split.transport.messages import Purpose, Ticket
-from flower_split.transport.offer import DeliveryOffer
+from flower_split.transport.state_tags import LONGEST_SILO_NAME
+
+MAX_STREAMS = 8
+"""Streams that a silo may open in a round: one, and others where it breaks."""
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+_SEPARATOR = " "
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryOffer:
+    """A pack, and the tickets that open streams to fetch it."""
+
+    pack: str
+    """SHA-256 of the pack's manifest, hexadecimal."""
+    tickets: tuple[Ticket, ...]
+    """Each good for one stream; all of one run, node and round."""
+
+    def to_fields(self) -> dict[str, str]:
+        """The fields that join the invitation's."""
+        tokens = _SEPARATOR.join(ticket.token for ticket in self.tickets)
+        return {"split.pack": self.pack, "split.delivery-tokens": tokens}
+
+    @classmethod
+    def from_fields(
+        cls, fields: Mapping[str, object], *, run_id: int, node_id: int, server_round: int
+    ) -> Self | None:
+        """The offer in a message's config; None where the server delivers no model.
+
+        Raises:
+            TokenError: the offer is malformed.
+        """
+        pack, tokens = fields.get("split.pack"), fields.get("split.delivery-tokens")
+        if pack is None and tokens is None:
+            return None
+        if not isinstance(pack, str) or not isinstance(tokens, str) or not _DIGEST.fullmatch(pack):
+            raise TokenError(
+                "the message's offer of the model is malformed; install the same version of "
+                "flower-split on both ends"
+            )
+        return cls(
+            pack=pack,
+            tickets=tuple(
+                Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
+                for token in tokens.split(_SEPARATOR)[:MAX_STREAMS]
+            ),
+        )
+
 
 PROOF = "proof"
 
-_LINEAGE = re.compile(r"[A-Za-z0-9_-]{0,64}")
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +83,7 @@ class Invitation:
     purpose: Purpose
     num_rounds: int
     """Federated rounds of the whole run, for learning-rate schedules."""
-    lineage: str = ""
+    origin_run_id: str = ""
     """Names what silos keep from round to round: the id of the run, or of the run that it resumes;
     letters, digits, `-` and `_`."""
     last_training: bool = False
@@ -56,7 +107,7 @@ class Invitation:
             "split.round": self.ticket.server_round,
             "split.purpose": self.purpose,
             "split.num-rounds": self.num_rounds,
-            "split.lineage": self.lineage,
+            "split.lineage": self.origin_run_id,
             "split.last-training": self.last_training,
             "split.sample": self.sample,
             "split.tls": self.tls,
@@ -78,7 +129,10 @@ class Invitation:
         address, token = fields.get("split.address"), fields.get("split.token")
         server_round, purpose = fields.get("split.round"), fields.get("split.purpose")
         num_rounds, sample = fields.get("split.num-rounds"), fields.get("split.sample")
-        lineage, last_training = fields.get("split.lineage"), fields.get("split.last-training")
+        origin_run_id, last_training = (
+            fields.get("split.lineage"),
+            fields.get("split.last-training"),
+        )
         tls, ca, seconds = (fields.get(f"split.{name}") for name in ("tls", "ca", "seconds"))
         if (
             not isinstance(address, str)
@@ -86,8 +140,8 @@ class Invitation:
             or not isinstance(server_round, int)
             or not isinstance(num_rounds, int)
             or purpose not in ("train", "evaluate")
-            or not isinstance(lineage, str)
-            or _LINEAGE.fullmatch(lineage) is None
+            or not isinstance(origin_run_id, str)
+            or _RUN_ID.fullmatch(origin_run_id) is None
             or not isinstance(last_training, bool)
             or not isinstance(tls, bool)
             or not isinstance(ca, str)
@@ -106,7 +160,7 @@ class Invitation:
             ticket=ticket,
             purpose="train" if purpose == "train" else "evaluate",
             num_rounds=num_rounds,
-            lineage=lineage,
+            origin_run_id=origin_run_id,
             last_training=last_training,
             sample=sample is True,
             tls=tls,
@@ -144,3 +198,16 @@ def _check_ca(ca: str) -> None:
         parse_certificates(ca.encode(), "the trunk's CA in the message")
     except ConfigError as error:
         raise WireError(str(error)) from error
+
+
+RECORD = "split"
+"""Name of the ConfigRecord in question and answer."""
+
+QUESTION, ANSWER = "tell-silo", "silo"
+"""Fields of it."""
+
+
+def read_name(fields: Mapping[str, object]) -> str:
+    """The name in an answer; empty when there is none that a silo may have."""
+    name = fields.get(ANSWER)
+    return name if isinstance(name, str) and len(name) <= LONGEST_SILO_NAME else ""

@@ -14,7 +14,6 @@ from flower_split.compression.table import round_trip
 from flower_split.errors import SequenceError, TrunkError
 from flower_split.serialization.headers import TensorRule
 from flower_split.transport.base import Transport, TrunkBackend
-from flower_split.transport.byte_meter import ByteMeter
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
@@ -25,6 +24,7 @@ from flower_split.transport.messages import (
     Ticket,
     WireBytes,
 )
+from flower_split.transport.meters import ByteMeter
 from flower_split.transport.rules import ATTENTION_MASK, POSITION_IDS, HopRules
 
 Answer = TypeVar("Answer")

@@ -35,7 +35,7 @@ class SessionSpec:
 
     purpose: Purpose
     fingerprint: str
-    """`flower_split.segments.fingerprint` of the uncut model, hexadecimal."""
+    """`flower_split.segments.loading.fingerprint` of the uncut model, hexadecimal."""
     num_layers: int
     bottom_layers: int
     top_layers: int
@@ -54,8 +54,8 @@ class SessionSpec:
     """Seed of the trunk's dropout in this session."""
     silo: str = ""
     """The silo's name; empty where the trunk asks for no ticket."""
-    left_states: tuple[str, ...] = ()
-    """Tags of the optimizer states that the silo can go on from; see `transport.state_tags`."""
+    session_states: tuple[str, ...] = ()
+    """Tags of the optimizer states that the silo can resume from; see `transport.state_tags`."""
     pack: str = ""
     """SHA-256 by which the silo's weights were delivered, hexadecimal; empty for its own."""
     protocol_version: int = PROTOCOL_VERSION
@@ -184,3 +184,15 @@ class SessionSummary:
     wire_bytes: WireBytes = WireBytes()
     """Filled in by the trunk's end of the wire, which a backend does not know."""
     queue: QueueUse = QueueUse()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionLimits:
+    """Bounds of one session."""
+
+    max_in_flight: int = 8
+    """Microbatches whose activations are kept."""
+    max_message_tokens: int = 65536
+    """B x T of one microbatch."""
+    max_cached_tokens: int = 262144
+    """Rows x tokens in key-value caches."""

@@ -22,7 +22,7 @@ from flower_split.remote import attach_trunk, session_spec
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.local import LocalTransport
-from flower_split.strategies.run_state import read_adapter
+from flower_split.strategies.checkpoints.run_state import read_adapter
 
 
 @pytest.fixture(scope="module")

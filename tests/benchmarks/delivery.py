@@ -29,7 +29,7 @@ from flower_split.delivery.fetching import fetch_pack
 from flower_split.delivery.pack import Pack
 from flower_split.reporting.machine import resident_bytes
 from flower_split.tls import ClientTls, ServerTls
-from flower_split.transport.delivery import GrpcDelivery
+from flower_split.transport.grpc.delivery import GrpcDelivery
 from flower_split.transport.messages import ForwardRequest, Ticket
 
 MIB = 1 << 20

@@ -1,6 +1,6 @@
 import pytest
 
-from flower_split.client.failures import discreet
+from flower_split.client.session import discreet
 from flower_split.errors import DataError, SiloError
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flower_split.compression.codec import Codec
-from flower_split.compression.elements import is_finite
+from flower_split.compression.codec import Codec, is_finite
 from flower_split.compression.floats import Fp16, Fp32
 from flower_split.compression.raw import RAW_BOOL, RAW_INT64, Raw
 from flower_split.compression.table import (

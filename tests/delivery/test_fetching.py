@@ -29,8 +29,8 @@ from flower_split.delivery.fetching import Fetched, fetch_pack
 from flower_split.delivery.manifest import Item, Manifest
 from flower_split.delivery.pack import Pack, Part
 from flower_split.errors import DeliveryError, TrunkBusyError, TrunkUnavailableError, WireError
-from flower_split.server.trunk_server import TrunkServer
-from flower_split.transport.delivery import GrpcDelivery
+from flower_split.server.grpc.server import TrunkServer
+from flower_split.transport.grpc.delivery import GrpcDelivery
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ import sys
 from pathlib import Path
 from flower_split.delivery.cache import PartCache
 from flower_split.delivery.fetching import fetch_pack
-from flower_split.transport.delivery import GrpcDelivery
+from flower_split.transport.grpc.delivery import GrpcDelivery
 from flower_split.transport.messages import Ticket
 
 address, digest, folder = sys.argv[1:]

@@ -12,10 +12,10 @@ from flower_split.config.sections import TrainConfig
 from flower_split.devices import resolve_device
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitAdamW, SplitStages, attach_trunk
-from flower_split.server.trunk_server import TrunkServer
+from flower_split.server.grpc.server import TrunkServer
 from flower_split.training import WholeModel, train_round
 from flower_split.training.batch import to_device
-from flower_split.transport.grpc import GrpcTransport
+from flower_split.transport.grpc.transport import GrpcTransport
 
 CLIPPED = OptimizerSettings(max_grad_norm=0.05)
 CONFIG = TrainConfig(

@@ -16,7 +16,7 @@ SOURCES = sorted(
     path
     for folder in ("flower_split", "strategies")
     for path in (ROOT / folder).rglob("*.py")
-    if not GENERATED.search(path.name) and path.parent != ROOT / "flower_split/strategies"
+    if not GENERATED.search(path.name) and ROOT / "flower_split/strategies" not in path.parents
 )
 
 
@@ -31,9 +31,13 @@ def test_strategies_are_linked_into_the_package(root: Path) -> None:
 
 def test_every_package_is_listed_for_installation(root: Path, pyproject: dict[str, Any]) -> None:
     listed = pyproject["tool"]["setuptools"]["packages"]
-    found = {"flower_split.strategies"} | {
-        path.parent.relative_to(root).as_posix().replace("/", ".")
-        for path in (root / "flower_split").rglob("*.py")
+    folders = {path.parent.relative_to(root).as_posix() for path in SOURCES}
+    folders.add("flower_split/proto")
+    found = {
+        (folder if folder.startswith("flower_split") else f"flower_split/{folder}").replace(
+            "/", "."
+        )
+        for folder in folders
     }
     assert listed == sorted(found)
 
@@ -46,7 +50,7 @@ def test_every_package_has_an_init(root: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_a_file_is_short_and_names_its_concept(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 400
     docstring = ast.get_docstring(ast.parse(text))
     assert docstring is not None and docstring.splitlines()[0].strip()
 

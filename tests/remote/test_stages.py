@@ -24,7 +24,7 @@ from flower_split.remote.trunk import find_remote
 from flower_split.segments import Halves, held_by_trunk, layers_path
 from flower_split.training import evaluate, train_round
 from flower_split.training.accumulation import accumulate
-from flower_split.transport.limits import SessionLimits
+from flower_split.transport.messages import SessionLimits
 
 DEPTHS = (1, 2, 4, 8)
 

@@ -21,18 +21,18 @@ from flower_split.errors import (
     TrunkBusyError,
     WireError,
 )
-from flower_split.lowrank import Allowance, Orders, Scaling, folded_name
+from flower_split.lowrank import Allowance, Instructions, Scaling, folded_name
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.session import TrunkSession
 from flower_split.server.starting import TrunkStart
-from flower_split.transport.limits import SessionLimits
 from flower_split.transport.messages import (
     BackwardRequest,
     CacheEdit,
     CacheUse,
     ForwardRequest,
+    SessionLimits,
     SessionSpec,
     StepRequest,
     Ticket,
@@ -530,8 +530,8 @@ def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_othe
     engine = make_engine()
     state = engine.shared_state()
     folded = {folded_name(name): torch.ones_like(tensor) for name, tensor in state.items()}
-    orders = Orders(scale=LORA.alpha / LORA.r)
-    engine.prepare(ticket("a"), TrunkStart(tensors={**state, **folded}, orders=orders))
+    instructions = Instructions(scale=LORA.alpha / LORA.r)
+    engine.prepare(ticket("a"), TrunkStart(tensors={**state, **folded}, instructions=instructions))
     plain = engine.open(engine.describe(), None)
     session = engine.open(engine.describe(), ticket("a"))
     assert plain._slot is not None
@@ -542,7 +542,7 @@ def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_othe
     with_folded, without = session.forward(request), plain.forward(request)
     assert not torch.equal(with_folded, without)
     # A second session of the same folded factors costs no second copy of them.
-    engine.prepare(ticket("b"), TrunkStart(tensors={**state, **folded}, orders=orders))
+    engine.prepare(ticket("b"), TrunkStart(tensors={**state, **folded}, instructions=instructions))
     other = engine.open(engine.describe(), ticket("b"))
     adapters = engine._adapters._model.peft_config  # type: ignore[union-attr]
     assert sum("folded" in name for name in adapters) == 1

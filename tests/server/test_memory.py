@@ -9,7 +9,7 @@ from several_silos import complete, make_trunk, open_silo
 from tiny_families import CASES
 from torch.profiler import ProfilerActivity, profile
 
-from flower_split.server.batch_settings import BatchSettings
+from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.session import TrunkSession
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest

@@ -21,7 +21,7 @@ from flower_split.delivery import cache as cache_module
 from flower_split.delivery.cache import PartCache
 from flower_split.errors import RoundError
 from flower_split.strategies import SplitStrategy
-from flower_split.transport.delivery import GrpcDelivery
+from flower_split.transport.grpc.delivery import GrpcDelivery
 
 UNKNOWN = "nobody/has-such-a-model"
 

@@ -23,7 +23,7 @@ from flower_split.apps.client_app import app as ready_made
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
-from flower_split.server.trunk_server import TrunkServer
+from flower_split.server.grpc.server import TrunkServer
 from flower_split.strategies import SplitStrategy
 from flower_split.transport.local import InProcessTransport
 
@@ -70,7 +70,7 @@ def test_the_transport_in_process_gives_the_same_adapters_as_grpc(folders, monke
     def connect(address, spec, ticket, **_):
         return InProcessTransport(engines[-1], spec, ticket)
 
-    monkeypatch.setattr("flower_split.strategies.hosting.TrunkServer", WithoutSocket)
+    monkeypatch.setattr("flower_split.strategies.hosting.host.TrunkServer", WithoutSocket)
     in_process = run_split(folders["llama"], STRATEGIES["fedavg"](), None, connect=connect).arrays
     assert list(in_process) == list(over_grpc)
     for name, array in over_grpc.items():

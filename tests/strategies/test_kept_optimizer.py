@@ -28,7 +28,7 @@ from tiny_checkpoint import save_tiny_model
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import RoundError, StateError
 from flower_split.strategies import SplitStrategy, TrunkHost
-from flower_split.strategies.parts import to_arrays
+from flower_split.strategies.hosting.adapter_parts import to_arrays
 
 KEEPING_NOTHING = {"train.keep-optimizer": False}
 INNER = {
@@ -102,7 +102,7 @@ def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog)
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flower_split.client.left_files.write_sealed", full)
+    monkeypatch.setattr("flower_split.client.state.left_files.write_sealed", full)
     ours = split(folder)
     assert "No space left on device" in caplog.text
     assert largest_difference(ours, plain(folder, keep=False)) <= TOLERANCE
@@ -131,16 +131,16 @@ def test_two_rounds_are_one_of_twice_the_steps_to_the_bit(folder, mode):
 
 
 class Resumed(TrunkHost):
-    """A host in a new process, which goes on from what another one exported."""
+    """A host in a new process, which resumes from what another one exported."""
 
     def __init__(self, config, states):
         super().__init__(config)
-        self.lineage = "7"
+        self.origin_run_id = "7"
         self.states = states
 
     def begin(self, arrays, **options):
         arrays = super().begin(arrays, **options)
-        self.load_left_states(self.states)
+        self.load_session_states(self.states)
         return arrays
 
 
@@ -170,7 +170,7 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
         inner.aggregate_train = remember
         with pytest.raises((KeyboardInterrupt, RoundError)):
             run_split(folder, inner, None, steps=until_killed, host=host, changes=changes)
-        states = host.left_states()
+        states = host.session_states()
         learned = host.adapter(arrays[ROUNDS - 1])
     silos = {state.silo: state.server_round for state in states if state.silo}
     assert silos == dict.fromkeys(map(str, range(SILOS)), ROUNDS - 1)
@@ -195,12 +195,12 @@ def test_states_of_another_mode_are_refused(folder):
     values = {**RUN_CONFIG, "model.name": str(folder)}
     with TrunkHost(read_run_config(values)) as host:
         run_split(folder, INNER["fedavg"](), None, host=host)
-        states = host.left_states()
+        states = host.session_states()
     with (
         TrunkHost(read_run_config({**values, "trunk.adapters": "frozen"})) as host,
         pytest.raises(StateError, match=r"another mode of trunk\.adapters"),
     ):
-        host.load_left_states(states)
+        host.load_session_states(states)
 
 
 def test_nothing_is_left_of_a_run_that_ended(folder, state_home):

@@ -430,7 +430,7 @@ def test_enough_replies_go_on_without_the_others(toy):
 
 
 def test_a_silo_that_broke_off_and_stays_silent_is_not_waited_for(toy, monkeypatch):
-    monkeypatch.setattr("flower_split.strategies.sessions.REPLY_SECONDS", 0.2)
+    monkeypatch.setattr("flower_split.strategies.hosting.round_sessions.REPLY_SECONDS", 0.2)
     host = ToyHost()
 
     def reply(message, context, host):

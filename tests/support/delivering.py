@@ -17,10 +17,10 @@ from flower_split.delivery.fetching import fetch_pack
 from flower_split.delivery.pack import Pack
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkStub
-from flower_split.server.trunk_server import TrunkServer
+from flower_split.server.grpc.server import TrunkServer
 from flower_split.tls import ClientTls, ServerTls
-from flower_split.transport.credentials import channel_credentials
-from flower_split.transport.hello import ticket_message
+from flower_split.transport.grpc.channel import channel_credentials
+from flower_split.transport.grpc.handshake import ticket_message
 from flower_split.transport.messages import PROTOCOL_VERSION, Ticket
 
 MIB = 1 << 20

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from flower_split.server.trunk_server import TrunkServer
+from flower_split.server.grpc.server import TrunkServer
 
 SECONDS = 15.0
 POOLS = ("trunk-compute", "trunk-codecs", "trunk-delivery", "odd-trunk")

@@ -11,7 +11,7 @@ from flower_split.lowrank import (
     CONTROL,
     RECORD,
     Factors,
-    Orders,
+    Instructions,
     Scaling,
     combined,
     fit_part,
@@ -19,7 +19,7 @@ from flower_split.lowrank import (
     scaling_fields,
     split_folded,
 )
-from flower_split.strategies.lora_replies import at_rank
+from flower_split.strategies.lora.replies import at_rank
 
 MODULES = {"base_model.model.layers.0.q": (7, 5), "base_model.model.layers.1.up": (4, 9)}
 """Inputs and outputs of the toy modules."""
@@ -77,27 +77,27 @@ class Federation:
             partition = context.node_config["partition-id"]
             silo = silos[partition]
             number = message.content["config"]["server-round"]
-            orders = Orders.from_fields(dict(message.content["config"].items()))
+            instructions = Instructions.from_fields(dict(message.content["config"].items()))
             arrays = message.content["arrays"].to_torch_state_dict()
-            self.received.append((number, partition, arrays, orders))
+            self.received.append((number, partition, arrays, instructions))
             trained, _ = split_folded({n: t for n, t in arrays.items() if CONTROL not in n})
             drawn = toy_adapter(silo.r, seed=100 * number + partition, kind=kind)
             own = {
                 name: drawn[name]
-                if part_of(name) in orders.trains
+                if part_of(name) in instructions.trains
                 else fit_part(part_of(name), trained[name], drawn[name])
-                * (orders.scale / silo.scaling.factor) ** (part_of(name) == "B")
+                * (instructions.scale / silo.scaling.factor) ** (part_of(name) == "B")
                 for name in drawn
-                if name in trained or name in orders.keeps
+                if name in trained or name in instructions.keeps
             }
             assert all(at_rank(n, t.shape, silo.r) == tuple(t.shape) for n, t in own.items())
             self.had[number, partition] = own
             sent = {
                 name: tensor
                 for name, tensor in own.items()
-                if part_of(name) in orders.trains and name not in orders.keeps
+                if part_of(name) in instructions.trains and name not in instructions.keeps
             }
-            if orders.controlled:
+            if instructions.controlled:
                 sent |= {CONTROL + name: torch.zeros_like(t) for name, t in sent.items()}
             content = RecordDict(
                 {

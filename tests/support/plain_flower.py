@@ -48,7 +48,7 @@ def plain_client_app(
         rate: Factor of the learning rate by step of the run.
         by_tokens: Whether a step's loss is the mean over the tokens of all its microbatches.
         keep: Whether a silo's AdamW goes on where that of its last round stopped.
-        losing: Rounds, (partition, round), whose replies are lost; no later round goes on from
+        losing: Rounds, (partition, round), whose replies are lost; no later round resumes from
             their AdamW.
         forgetting: Rounds, (partition, round), before which a silo's AdamW is lost.
     """

@@ -9,7 +9,7 @@ import grpc
 
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkStub
-from flower_split.transport.channel import Keepalive, channel_options
+from flower_split.transport.grpc.channel import Keepalive, channel_options
 
 SECONDS = 20.0
 

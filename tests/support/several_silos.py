@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from flower_split.adapters import resolve_lora
 from flower_split.config.sections import LoraSettings
 from flower_split.segments import split_model
-from flower_split.server.batch_settings import BatchSettings
+from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.session import TrunkSession
 from flower_split.server.starting import TrunkStart

@@ -10,7 +10,7 @@ from plain_flower import uncut_model
 from flower_split.client import SplitSession
 from flower_split.config.run_config import read_run_config
 from flower_split.strategies import SplitStrategy
-from flower_split.transport.grpc import GrpcTransport
+from flower_split.transport.grpc.transport import GrpcTransport
 
 SILOS, ROUNDS, STEPS = 3, 3, 3
 TOLERANCE = 1e-6

@@ -9,7 +9,7 @@ from in_process_grid import FIRST_NODE
 from flower_split.adapters import AdapterPlan
 from flower_split.config.sections import ModelConfig, SplitConfig, StrategyConfig
 from flower_split.server.starting import SessionOutcome
-from flower_split.strategies.parts import AdapterParts
+from flower_split.strategies.hosting.adapter_parts import AdapterParts
 from flower_split.transport.invitation import Invitation
 from flower_split.transport.messages import SessionSummary, Ticket
 
@@ -33,7 +33,7 @@ class ToyHost:
     """Keeps the trunk's part of every ticket; a finished session adds `gain` to it."""
 
     def __init__(self, gain=10.0):
-        self.lineage = ""
+        self.origin_run_id = ""
         self.accepted, self.states = [], []
         self.plan = TOY_PLAN
         self.address, self.uses_tls, self.ca = "toy:1", True, ""
@@ -48,10 +48,10 @@ class ToyHost:
             {name: Array(np.zeros(shape, np.float32)) for name, shape in SHAPES.items()}
         )
 
-    def left_states(self):
+    def session_states(self):
         return self.states
 
-    def load_left_states(self, states):
+    def load_session_states(self, states):
         self.states = list(states)
 
     def adapter(self, arrays):

@@ -28,9 +28,9 @@ def test_an_unknown_purpose_is_refused():
         Invitation.from_fields({**GIVEN.to_fields(), "split.purpose": "spy"}, run_id=1, node_id=2)
 
 
-@pytest.mark.parametrize("lineage", ["../x", "a/b", ".", "é", "x" * 65, 7])
-def test_a_lineage_that_could_be_a_path_is_refused(lineage):
-    fields = {**GIVEN.to_fields(), "split.lineage": lineage}
+@pytest.mark.parametrize("origin_run_id", ["../x", "a/b", ".", "é", "x" * 65, 7])
+def test_a_run_id_that_could_be_a_path_is_refused(origin_run_id):
+    fields = {**GIVEN.to_fields(), "split.lineage": origin_run_id}
     with pytest.raises(TokenError):
         Invitation.from_fields(fields, run_id=1, node_id=2)
 

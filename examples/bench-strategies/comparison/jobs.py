@@ -1,6 +1,6 @@
 """Jobs: runs spread over worker processes, each finished one kept in a file of JSON lines.
 
-A benchmark that was stopped goes on from there: a job that the file has is not run again.
+A benchmark that was stopped resumes from there: a job that the file has is not run again.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ from flower_split.apps.client_app import app as client_app
 from flower_split.errors import DivergenceError, RoundError
 from flower_split.segments import layers_path, load_skeleton
 from flower_split.strategies import Alone, SplitStrategy, build_inner
-from flower_split.strategies.parts import to_arrays
+from flower_split.strategies.hosting.adapter_parts import to_arrays
 
 
 def run(

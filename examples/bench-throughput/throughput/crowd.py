@@ -22,7 +22,7 @@ from flower_split import (
     split_model,
 )
 from flower_split.adapters import resolve_lora, wrap
-from flower_split.server.batch_settings import BatchSettings
+from flower_split.server.compute.queue import BatchSettings
 from throughput.process import cores, set_up
 from throughput.shapes import Shape, random_ids, random_model
 from throughput.trunk_alone import LORA, SECONDS

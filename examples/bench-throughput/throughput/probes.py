@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import flower_split.transport.replies
-import flower_split.transport.requests
+import flower_split.transport.grpc.replies
+import flower_split.transport.grpc.requests
 from flower_split.remote import SplitStages
 from flower_split.serialization.receiving import TensorAssembler
-from flower_split.server.computing import TrunkComputer
+from flower_split.server.compute.batch import TrunkComputer
 from flower_split.server.session import TrunkSession
 from flower_split.training import Passage
 from throughput.clock import Clock
@@ -21,8 +21,8 @@ from throughput.clock import Clock
 
 def probe_wire(clock: Clock) -> None:
     """From now on measure `encode` (with the checksum) and `decode` of all tensors."""
-    requests: Any = flower_split.transport.requests
-    replies: Any = flower_split.transport.replies
+    requests: Any = flower_split.transport.grpc.requests
+    replies: Any = flower_split.transport.grpc.replies
     for module in (requests, replies):
         module.encode_tensor = clock.timed("encode", module.encode_tensor)
     assembler: Any = TensorAssembler

@@ -18,7 +18,7 @@ from flower_split import (
 from flower_split.adapters import resolve_lora
 from flower_split.config.sections import LoraSettings
 from flower_split.reporting.machine import resident_bytes
-from flower_split.server.batch_settings import BatchSettings
+from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.session import TrunkSession
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
 from throughput.process import set_up

@@ -1,0 +1,1 @@
+"""What a silo keeps from one session to the next, in files of its own."""

@@ -1,0 +1,129 @@
+"""The state folder: where a node keeps what its next process needs, apart by run and silo.
+
+Below `state-dir` of the node config, or else `$XDG_STATE_HOME/flower-split` or
+`~/.local/state/flower-split`: `optimizer/<origin_run_id>/<silo>/`, or
+`adapter/<origin_run_id>/<silo>/` where the silo keeps tensors of its own, for the node's user
+alone. What a run has left is swept by age.
+"""
+
+import hashlib
+import itertools
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from flower_split.client.node_config import NodeConfig
+from flower_split.errors import StateError
+
+KIND, OWN_KIND = "optimizer", "adapter"
+"""Folders below the state folder: for an optimizer's state alone, and for what never leaves a silo,
+with the optimizer's state beside it."""
+
+OURS = re.compile(r"\d{8}-[0-9a-f]{64}\.safetensors|incoming\.tmp")
+"""Names of the files in a silo's folder; nothing else is ever removed."""
+
+_LONGEST = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFolder:
+    """Where one node keeps its state, and for how long."""
+
+    root: Path
+    days: float = 14
+
+    @classmethod
+    def of_node(cls, node: NodeConfig) -> "StateFolder":
+        """The folder that a node config names."""
+        named = Path(node.state_dir) if node.state_dir else None
+        root = named or user_folder("XDG_STATE_HOME", ".local/state")
+        return cls(root=root, days=node.state_days)
+
+    def of(self, origin_run_id: str, silo: str, kind: str = KIND) -> Path:
+        """The folder of one silo in one origin_run_id, which need not exist."""
+        return self.root / kind / file_name(origin_run_id) / file_name(silo)
+
+    def sweep(self, *, sparing: Path) -> None:
+        """Remove files of ours that nobody has written for too long, and the folders they leave.
+
+        Args:
+            sparing: A silo's folder that is in use, whatever its age.
+        """
+        oldest = time.time() - self.days * 24 * 3600
+        folders = (self.root / kind for kind in (KIND, OWN_KIND))
+        for folder in itertools.chain.from_iterable(one.glob("*/*") for one in folders):
+            try:
+                # Whatever its files' age: a folder that was just written in is in use.
+                unused = folder.lstat().st_mtime < oldest
+            except OSError:
+                continue
+            if unused and folder != sparing and not folder.is_symlink():
+                remove_files(folder, older_than=oldest)
+
+
+def make_private(folder: Path) -> None:
+    """Make `folder` with its parents, for this user alone.
+
+    Raises:
+        StateError: it is another user's, or others may write into it.
+        OSError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    check_private(folder)
+
+
+def check_private(folder: Path) -> None:
+    """Raise `StateError` unless `folder` is this user's, and writable by nobody else."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StateError(
+            f"{folder} must be a folder of the user that runs the SuperNode, and writable by "
+            "nobody else; remove it, or set another state-dir in the node config"
+        )
+
+
+def remove_files(folder: Path, *, older_than: float | None = None) -> None:
+    """Remove files of ours in a silo's folder, and the folders that are empty then.
+
+    What cannot be removed stays, for the next sweep.
+
+    Args:
+        folder: The silo's.
+        older_than: Time (seconds since the epoch) of the youngest file that stays; None removes
+            them all.
+    """
+    try:
+        for path in list(folder.iterdir()):
+            old = older_than is None or path.lstat().st_mtime < older_than
+            if OURS.fullmatch(path.name) and old:
+                path.unlink()
+        folder.rmdir()
+        folder.parent.rmdir()
+    except OSError:
+        return
+
+
+def file_name(name: str) -> str:
+    """A name for a file, another one for every `name`, that shows what it can of it."""
+    shown = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_LONGEST]
+    return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+_OURS = "flower-split"
+
+
+def user_folder(variable: str, otherwise: str) -> Path:
+    """Our folder in the one that an environment variable names.
+
+    Args:
+        variable: Such as `XDG_CACHE_HOME`.
+        otherwise: Folder in the user's home, where the variable names none.
+    """
+    named = os.environ.get(variable, "")
+    # The specification has relative paths ignored.
+    return (Path(named) if os.path.isabs(named) else Path.home() / otherwise) / _OURS

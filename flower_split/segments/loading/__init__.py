@@ -1,0 +1,1 @@
+"""Reading a party's own tensors, and nothing else, from a checkpoint."""

@@ -1,0 +1,124 @@
+"""The skeleton of a model: what its configuration alone tells."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from flower_split.errors import CheckpointError, UnsupportedFamilyError
+from flower_split.segments.loading.source import Source, resolve_source
+from flower_split.segments.loading.stock_loader import STOCK_LOCK
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def load_skeleton(source: str | Path | PreTrainedConfig, revision: str = "") -> PreTrainedModel:
+    """The whole uncut model on the meta device: names, shapes and modules, but no weights.
+
+    Args:
+        source: As for `resolve_source`, or a configuration.
+        revision: Commit, tag or branch on the hub; empty for the default branch.
+
+    Raises:
+        CheckpointError: there is no such model, or its configuration cannot be read.
+        UnsupportedFamilyError: it is no causal language model of transformers.
+    """
+    if isinstance(source, PreTrainedConfig):
+        return make_skeleton(source)
+    return make_skeleton(read_config(resolve_source(source, revision)))
+
+
+def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Args:
+        source: As for `resolve_source`.
+        revision: Commit, tag or branch on the hub; empty for the default branch.
+
+    Raises:
+        CheckpointError: there is no such model, or it has no tokenizer that can be read.
+    """
+    resolved = resolve_source(source, revision)
+    # Without its files, transformers makes an empty tokenizer for some families.
+    if not any(True for pattern in _TOKENIZER_FILES for _ in resolved.folder.glob(pattern)):
+        raise CheckpointError(
+            f"{resolved.name!r} has no tokenizer: expected tokenizer.json in {resolved.folder}; "
+            "write it there with the tokenizer's save_pretrained(folder)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(resolved.folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as exc:  # the tokenizers library raises bare Exception for a broken file
+        raise CheckpointError(
+            f"the tokenizer in {resolved.folder} cannot be read: {type(exc).__name__}: {exc}"
+        ) from exc
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def read_config(source: Source) -> PreTrainedConfig:
+    """The configuration of a model.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+        UnsupportedFamilyError: transformers does not know the model's family.
+    """
+    path = source.find("config.json")
+    if path is None:
+        raise CheckpointError(f"{source.folder} has no config.json; expected a model's folder")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{path} cannot be read: {exc}") from exc
+    family = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(family, str):
+        raise CheckpointError(f"{path} names no model_type; expected a transformers model's")
+    try:
+        config = AutoConfig.from_pretrained(
+            str(source.folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as exc:  # configurations check themselves, each with errors of its own
+        if family not in CONFIG_MAPPING:
+            raise UnsupportedFamilyError(
+                f"model family {family!r} of {source.name!r} is not one of transformers; models "
+                "with code of their own cannot be cut"
+            ) from exc
+        raise CheckpointError(
+            f"{path} is no valid configuration of {family!r}: {type(exc).__name__}: {exc}"
+        ) from exc
+    return cast(PreTrainedConfig, config)
+
+
+def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The stock `…ForCausalLM` class for `config`.
+
+    Raises:
+        UnsupportedFamilyError: transformers has none.
+    """
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    stock = found[0] if isinstance(found, tuple | list) else found
+    if stock is None:
+        raise UnsupportedFamilyError(
+            f"model family {config.model_type!r} has no causal language model in transformers"
+        )
+    return cast(type[PreTrainedModel], stock)
+
+
+def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The whole uncut model of `config` on the meta device."""
+    stock_class(config)
+    auto: Any = AutoModelForCausalLM
+    with STOCK_LOCK, torch.device("meta"):
+        return cast(PreTrainedModel, auto.from_config(copy.deepcopy(config)))

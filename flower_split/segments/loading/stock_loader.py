@@ -1,0 +1,187 @@
+"""The stock loader of transformers, for a model with holes.
+
+Renamed keys, fused experts, tied weights and buffers outside the checkpoint are its business;
+here it is given the tensors that a party holds and the stock class with holes.
+"""
+
+import logging
+import re
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from flower_split.errors import CheckpointError, FlowerSplitError
+
+_progress: Any = transformers_logging
+
+# transformers sets process-wide defaults (dtype, device, initialisers) while it makes a model.
+STOCK_LOCK = threading.RLock()
+
+
+def load_stock(
+    stock: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    tensors: dict[str, Any],
+    *,
+    punch: Callable[[PreTrainedModel], None],
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    name: str,
+    path: Path,
+) -> PreTrainedModel:
+    """A model of the class `stock`, after `punch`, with `tensors` for all that is left of it.
+
+    Args:
+        stock: The stock class.
+        config: Of the uncut model; it is not changed.
+        tensors: By checkpoint name: safetensors slices, which read one when they are indexed.
+        punch: Makes the holes in the model before it has weights.
+        dtype: Of weights and activations.
+        device: Where every tensor is put as soon as it has been read.
+        attention: Attention implementation.
+        name: Of the model; PEFT writes it into an adapter, as that of the base model.
+        path: Where the tensors are from, for errors.
+
+    Raises:
+        CheckpointError: a tensor is missing or has the wrong shape.
+    """
+    with STOCK_LOCK, _kept_reports() as reports:
+        try:
+            loader: Any = _punched_class(stock, punch, name)
+            model, info = loader.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                attn_implementation=attention,
+                ignore_mismatched_sizes=True,  # they are in `info`, with their shapes
+                output_loading_info=True,
+                **placement(device),
+            )
+        except FlowerSplitError:
+            raise  # from `punch`
+        except (RuntimeError, ValueError, OSError, SafetensorError) as exc:
+            reason = odd_expert(_shapes(tensors)) or _reason(reports) or str(exc)
+            raise CheckpointError(
+                f"the tensors of {path} do not make a {config.model_type} model: {reason}"
+            ) from exc
+    _check(info, tensors, path)
+    # Of its own class again, the model can be copied, saved and wrapped like any other.
+    model.__class__ = stock
+    torch.nn.Module.to(model, device)  # what is in no checkpoint: stand-ins, rotary frequencies
+    return cast(PreTrainedModel, model)
+
+
+def placement(device: torch.device) -> dict[str, Any]:
+    """The stock loader's arguments by which it puts a whole model on `device`."""
+    return {} if device.type == "cpu" else {"device_map": {"": device}}
+
+
+def _punched_class(
+    stock: type[PreTrainedModel], punch: Callable[[PreTrainedModel], None], name: str
+) -> type[PreTrainedModel]:
+    """The class `stock`, by the same name, whose models have holes from their making."""
+
+    def make(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        config.name_or_path = name
+        stock.__init__(self, config, *args, **kwargs)
+        punch(self)
+
+    members = {
+        "__init__": make,
+        "__module__": stock.__module__,
+        "__qualname__": stock.__qualname__,
+    }
+    return cast(type[PreTrainedModel], type(stock.__name__, (stock,), members))
+
+
+def _check(info: dict[str, Any], tensors: dict[str, Any], path: Path) -> None:
+    if info["mismatched_keys"] and (reason := odd_expert(_shapes(tensors))):
+        raise CheckpointError(f"{path} does not fit together: {reason}")
+    for name, found, expected in sorted(info["mismatched_keys"], key=lambda entry: str(entry[0])):
+        raise CheckpointError(
+            f"the tensor {name!r} in {path} has the shape {tuple(found)}, but the model's "
+            f"config.json makes it {tuple(expected)}; weights and configuration are not of the "
+            "same model"
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{path} lacks the tensor {missing[0]!r}{more}; expected a checkpoint of the whole "
+            "model"
+        )
+
+
+def _shapes(tensors: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+
+
+def _reason(reports: list[str]) -> str | None:
+    """The last error that the loader's report tells of."""
+    errors = re.findall(r"^\w*Error: .*$", "\n".join(reports), re.MULTILINE)
+    return errors[-1] if errors else None
+
+
+@contextmanager
+def _kept_reports() -> Iterator[list[str]]:
+    """Keep the loader's reports and progress bar of this thread off the terminal."""
+    reports: list[str] = []
+    thread = threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.thread != thread or record.funcName != "log_state_dict_report":
+            return True
+        reports.append(record.getMessage())
+        return False
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    progress_bar = _progress.is_progress_bar_enabled()
+    logger.addFilter(keep)
+    _progress.disable_progress_bar()
+    try:
+        yield reports
+    finally:
+        if progress_bar:
+            _progress.enable_progress_bar()
+        logger.removeFilter(keep)
+
+
+_EXPERT = re.compile(r"(?P<layer>.*\.experts)\.(?P<number>\d+)\.(?P<rest>.+)")
+
+Shape = tuple[int, ...]
+
+
+def odd_expert(shapes: Mapping[str, Shape]) -> str | None:
+    """What is wrong with the first expert that is unlike its neighbours; None if all are alike.
+
+    Args:
+        shapes: Checkpoint names with their shapes.
+    """
+    groups: dict[tuple[str, str], dict[int, Shape]] = defaultdict(dict)
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for name, shape in shapes.items():
+        if match := _EXPERT.fullmatch(name):
+            number = int(match["number"])
+            groups[match["layer"], match["rest"]][number] = shape
+            numbers[match["layer"]].add(number)
+    for (layer, rest), experts in sorted(groups.items()):
+        if absent := numbers[layer] - experts.keys():
+            return f"the tensor '{layer}.{min(absent)}.{rest}' is missing"
+        usual, _ = Counter(experts.values()).most_common(1)[0]
+        for number, shape in sorted(experts.items()):
+            if shape != usual:
+                return (
+                    f"the tensor '{layer}.{number}.{rest}' has the shape {shape}, expected "
+                    f"{usual} like the other experts"
+                )
+    return None

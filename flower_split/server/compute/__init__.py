@@ -1,0 +1,1 @@
+"""The trunk's queue and compute thread: which requests are computed next, together, and how."""

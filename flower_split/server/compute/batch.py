@@ -1,0 +1,275 @@
+"""Computing: the forward and the backward pass of one batch, of one session's rows or of several.
+
+What is computed alone is computed exactly as if no other session were there. A batch of several
+has one graph, which serves one backward pass: of all its rows, or of at least half of them when
+the others are late. Who comes later, and fewer than half, have their rows computed anew for their
+backward pass. So no silo waits for another's gradient, a graph lives no longer than half of its
+rows do, and no row's backward pass costs more than three passes.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flower_split.segments import Trunk
+from flower_split.server.caches import TrunkCache
+from flower_split.server.compute.rows import cut, join, join_tensors
+from flower_split.server.stepping import AdapterSlot
+from flower_split.transport.messages import BackwardRequest, ForwardRequest
+
+
+class ActivationBudget:
+    """Counts tokens whose activations are kept.
+
+    Args:
+        max_tokens: The bound, in rows x tokens as computed, padding included; 0 for none.
+    """
+
+    def __init__(self, max_tokens: int = 0) -> None:
+        self.max_tokens = max_tokens
+        self.kept = 0
+        """Tokens whose activations are kept now."""
+
+    @property
+    def room(self) -> float:
+        """Tokens that can yet be kept; infinite without a bound."""
+        return self.max_tokens - self.kept if self.max_tokens else float("inf")
+
+    def take(self, tokens: int) -> None:
+        """Count `tokens` as kept."""
+        self.kept += tokens
+
+    def give_back(self, tokens: int) -> None:
+        """Count `tokens` as freed."""
+        self.kept -= tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Party:
+    """What a session brings to the computation of its rows."""
+
+    number: int
+    """The session's."""
+    slot: AdapterSlot | None
+    seed: int
+    """Of its dropout."""
+    open_cache: Callable[[ForwardRequest], TrunkCache | None]
+    """The key-value cache that a request extends."""
+
+
+class Graph:
+    """The autograd graph of one batch, and the microbatches whose backward pass it serves."""
+
+    def __init__(
+        self,
+        number: int,
+        leaf: Tensor,
+        output: Tensor,
+        members: "list[Microbatch]",
+        budget: ActivationBudget,
+        on_change: "Callable[[Graph], None]",
+    ) -> None:
+        self.number = number
+        self.leaf = leaf
+        self.output = output
+        self.members = members
+        self._rows = sum(member.shape[0] for member in members)
+        self._budget = budget
+        self._on_change = on_change
+        self._waiting = set(members)
+        self._tokens = leaf.shape[0] * leaf.shape[1]
+        budget.take(self._tokens)
+        for member in members:
+            member.graph = self
+        on_change(self)
+
+    @property
+    def sessions(self) -> set[int]:
+        """Sessions whose backward pass it still serves."""
+        return {member.party.number for member in self._waiting}
+
+    def serves(self, members: Sequence["Microbatch"]) -> bool:
+        """Whether a backward pass of `members` through it costs less than computing them anew."""
+        return 2 * sum(member.shape[0] for member in members) >= self._rows
+
+    def leave(self, member: "Microbatch") -> None:
+        """`member` needs it no longer; it is freed when fewer than half of its rows do."""
+        if member in self._waiting:
+            self._waiting.discard(member)
+            member.graph = None
+            if not self._waiting or not self.serves(list(self._waiting)):
+                self.free()
+            else:
+                self._on_change(self)
+
+    def free(self) -> None:
+        """Let go of it, once; whoever waits yet is computed anew for its backward pass."""
+        self._budget.give_back(self._tokens)
+        for member in self._waiting:
+            member.graph = None
+        self._waiting.clear()
+        self._on_change(self)
+
+
+@dataclass(kw_only=True, eq=False)
+class Microbatch:
+    """A forward pass that a backward pass will follow."""
+
+    party: Party
+    request: ForwardRequest
+    graph: Graph | None = None
+    """None where the activations are not kept."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and tokens a row."""
+        rows, tokens = self.request.hidden.shape[:2]
+        return rows, tokens
+
+    def free(self) -> None:
+        """Forget it."""
+        if self.graph is not None:
+            self.graph.leave(self)
+
+
+Gradients = tuple[Tensor | None, list[Tensor | None]]
+"""At h1 where it is wanted, and of the adapter's tensors."""
+
+
+class TrunkComputer:
+    """Computes batches on one trunk, one at a time.
+
+    Args:
+        trunk: The layers.
+        budget: Of what is kept for backward passes.
+        recompute: Whether nothing is, and every backward pass computes its rows anew.
+        on_change: Told of every graph that was made, or serves other microbatches than before.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        budget: ActivationBudget,
+        *,
+        recompute: bool,
+        on_change: Callable[[Graph], None],
+    ) -> None:
+        self._trunk = trunk
+        self._on_change = on_change
+        self._numbers = itertools.count()
+        self._budget = budget
+        self._recompute = recompute
+
+    def forward(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
+        """h2 of each, (B, T, H)."""
+        first = microbatches[0].request
+        width = max(microbatch.shape[1] for microbatch in microbatches)
+        tokens = width * sum(microbatch.shape[0] for microbatch in microbatches)
+        keeps = first.keep_graph and not self._recompute and tokens <= self._budget.room
+        leaf, output = self._run(microbatches, grad=keeps)
+        if keeps:
+            number = next(self._numbers)
+            Graph(number, leaf, output, list(microbatches), self._budget, self._on_change)
+        return cut(output.detach(), [microbatch.shape for microbatch in microbatches])
+
+    def backward(
+        self, microbatches: Sequence[Microbatch], requests: Sequence[BackwardRequest]
+    ) -> list[Gradients]:
+        """What the gradients at h2 are at h1 and for the adapters, of each.
+
+        All are of one graph, or their graphs are gone.
+        """
+        graph = microbatches[0].graph
+        if graph is not None and graph.serves(microbatches):
+            members, leaf, output = graph.members, graph.leaf, graph.output
+            graph.free()
+        else:
+            members = list(microbatches)
+            for member in members:
+                member.free()
+            leaf, output = self._run(members, grad=True)
+        given = dict(zip(microbatches, requests, strict=True))
+        grads = [
+            given[member].grad if member in given else output.new_zeros(*member.shape, 1)
+            for member in members
+        ]
+        grads = [grad.expand(*grad.shape[:2], output.shape[2]) for grad in grads]
+        wants_input = any(request.wants_input_grad for request in requests)
+        return self._differentiate(members, given, leaf, output, grads, wants_input)
+
+    def _differentiate(
+        self,
+        members: Sequence[Microbatch],
+        given: dict[Microbatch, BackwardRequest],
+        leaf: Tensor,
+        output: Tensor,
+        grads: list[Tensor],
+        wants_input: bool,
+    ) -> list[Gradients]:
+        parameters = {
+            member: [] if member.party.slot is None else member.party.slot.trainable()
+            for member in given
+        }
+        wanted = [leaf] if wants_input else []
+        wanted += [parameter for own in parameters.values() for parameter in own]
+        if not wanted:
+            return [(None, []) for _ in given]
+        grad = grads[0] if len(grads) == 1 else join_tensors(grads, output.shape[1])
+        found = list(torch.autograd.grad(output, wanted, grad, allow_unused=True))
+        inputs: dict[Microbatch, Tensor | None] = {}
+        if wants_input:
+            whole = found.pop(0)
+            parts = cut(whole, [member.shape for member in members])
+            inputs = dict(zip(members, parts, strict=True))
+        answers: list[Gradients] = []
+        for member, own in parameters.items():
+            mine: list[Tensor | None] = [*found[: len(own)]]
+            found = found[len(own) :]
+            wants = given[member].wants_input_grad
+            answers.append((inputs.get(member) if wants else None, mine))
+        return answers
+
+    def _run(self, microbatches: Sequence[Microbatch], *, grad: bool) -> tuple[Tensor, Tensor]:
+        """The batch that was laid for them, and what the trunk makes of it."""
+        first = microbatches[0]
+        rows = join([microbatch.request for microbatch in microbatches])
+        cache = first.party.open_cache(first.request) if len(microbatches) == 1 else None
+        leaf = rows.hidden.detach().requires_grad_(grad)
+        mask = rows.attention_mask
+        with torch.set_grad_enabled(grad), self._prepared(microbatches):
+            output: Tensor = self._trunk(
+                leaf,
+                attention_mask=None if mask is None else mask.long(),
+                position_ids=rows.position_ids,
+                past_key_values=None if cache is None else cache.keys,
+            )
+        if cache is not None:
+            cache.advance(leaf.shape[1])
+        return leaf, output
+
+    @contextmanager
+    def _prepared(self, microbatches: Sequence[Microbatch]) -> Iterator[None]:
+        """Let the sessions' adapters compute, and their random numbers where there is dropout."""
+        first = microbatches[0]
+        with ExitStack() as stack:
+            slots = [m.party.slot for m in microbatches if m.party.slot is not None]
+            if len(microbatches) == 1:
+                for slot in slots:
+                    slot.activate()
+            elif slots:
+                counts = [microbatch.shape[0] for microbatch in microbatches]
+                stack.enter_context(slots[0].mixed(slots, counts))
+            training = first.request.dropout and len(microbatches) == 1
+            if self._trunk.training != training:
+                self._trunk.train(training)
+            if training:
+                device = first.request.hidden.device
+                devices = [device] if device.type == "cuda" else []
+                stack.enter_context(torch.random.fork_rng(devices=devices))
+                key = (first.party.seed, first.request.step, first.request.microbatch)
+                torch.manual_seed(hash(key))
+            yield

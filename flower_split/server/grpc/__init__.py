@@ -1,0 +1,1 @@
+"""The trunk's end of the gRPC stream."""

@@ -1,0 +1,106 @@
+"""The two listeners of a trunk server: the trunk's own, and health's.
+
+The trunk's listener turns every call away, health checks too, once it has as many as it may.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from flower_split.errors import ConfigError
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.proto.trunk_pb2_grpc import TrunkServicer, add_TrunkServicer_to_server
+from flower_split.transport.grpc.channel import Options
+
+TRUNK_SERVICE: str = pb.DESCRIPTOR.services_by_name["Trunk"].full_name
+# Two processes on one port would share the silos between them.
+_OWN_PORT = ("grpc.so_reuseport", 0)
+_HANDSHAKE_SECONDS = 10
+_IDLE_SECONDS = 30
+_MAX_CHECKS = 64
+# What a peer costs before it has shown a ticket: bounded in number and in time.
+_STRANGERS: Options = [
+    ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1000),
+    ("grpc.max_connection_idle_ms", _IDLE_SECONDS * 1000),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 8192),
+]
+
+
+async def listen_trunk(
+    service: TrunkServicer,
+    address: str,
+    credentials: grpc.ServerCredentials | None,
+    options: Options,
+    max_streams: int,
+) -> tuple[grpc.aio.Server, int]:
+    """A server for `service`, and the port that it listens on.
+
+    Raises:
+        ConfigError: it cannot listen on `address`.
+    """
+    server = grpc.aio.server(
+        options=[*options, _OWN_PORT, *_STRANGERS], maximum_concurrent_rpcs=max_streams
+    )
+    add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    return server, await _start(server, address, credentials)
+
+
+async def listen_health(
+    address: str, credentials: grpc.ServerCredentials | None
+) -> tuple[grpc.aio.Server, int]:
+    """A server of the standard gRPC health service, and the port that it listens on.
+
+    Raises:
+        ConfigError: it cannot listen on `address`.
+    """
+    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    server = grpc.aio.server(options=[_OWN_PORT, *_STRANGERS], maximum_concurrent_rpcs=_MAX_CHECKS)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    return server, await _start(server, address, credentials)
+
+
+async def _start(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
+) -> int:
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as exc:
+        raise ConfigError(
+            f"cannot listen on {address}: the port is in use, or the host is not one of this"
+            " machine's. Choose another trunk.host and trunk.port"
+        ) from exc
+    await server.start()
+    return port
+
+
+Result = TypeVar("Result")
+
+
+class LoopThread:
+    """Runs coroutines on its loop until it is closed."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        # a daemon: a host that forgets to stop its server can still exit
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """What `coroutine` returns or raises; waits for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        """Stop the loop and join its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

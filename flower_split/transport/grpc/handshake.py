@@ -1,0 +1,207 @@
+"""The handshake's frames: what a session is to be, who opens it, and the trunk's bounds."""
+
+from typing import get_args
+
+from flower_split.compression.table import BY_NAME, BY_WIRE
+from flower_split.errors import ConfigError, HandshakeError
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.serialization.tables import (
+    DTYPE_BY_NAME,
+    DTYPE_FROM_WIRE,
+    DTYPE_NAMES,
+    DTYPE_TO_WIRE,
+)
+from flower_split.transport.messages import (
+    PROTOCOL_VERSION,
+    Purpose,
+    SessionLimits,
+    SessionSpec,
+    Ticket,
+)
+from flower_split.transport.state_tags import LONGEST_SILO_NAME, MOST_OFFERS, is_tag
+
+_PURPOSES: dict[Purpose, pb.Purpose] = {
+    "train": pb.PURPOSE_TRAIN,
+    "evaluate": pb.PURPOSE_EVALUATE,
+}
+_PURPOSE_NAMES: dict[int, Purpose] = {int(number): name for name, number in _PURPOSES.items()}
+if set(_PURPOSES) != set(get_args(Purpose)) or len(_PURPOSES) != len(pb.Purpose.values()) - 1:
+    raise ImportError("transport.hello does not cover every purpose")
+
+_HOPS = ("h1", "h2", "g2", "g1")
+
+# Characters of a Hello's texts: a stranger sends them too.
+_LONGEST = {"fingerprint": 256, "trunk_adapters": 64, "adapter": 1 << 16, "pack": 256}
+_LONGEST_TOKEN = 256
+
+
+def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
+    """The first frame of a session.
+
+    Raises:
+        HandshakeError: a field cannot be sent: an unknown name, or a number out of range.
+    """
+    hello = pb.Hello()
+    for name in ("dtype", *_HOPS):
+        names = list(DTYPE_BY_NAME if name == "dtype" else BY_NAME)
+        if getattr(spec, name) not in names:
+            raise HandshakeError(f"{name} {getattr(spec, name)!r}, expected one of {names}")
+    try:
+        hello.protocol_version = spec.protocol_version
+        if ticket is not None:
+            hello.ticket.CopyFrom(ticket_message(ticket))
+        hello.purpose = _PURPOSES[spec.purpose]
+        hello.fingerprint = spec.fingerprint
+        hello.num_layers = spec.num_layers
+        hello.bottom_layers = spec.bottom_layers
+        hello.top_layers = spec.top_layers
+        hello.dtype = DTYPE_TO_WIRE[DTYPE_BY_NAME[spec.dtype]]
+        hello.trunk_adapters = spec.trunk_adapters
+        hello.adapter = spec.adapter
+        hello.h1, hello.h2 = BY_NAME[spec.h1].wire, BY_NAME[spec.h2].wire
+        hello.g2, hello.g1 = BY_NAME[spec.g2].wire, BY_NAME[spec.g1].wire
+        optimizer = spec.optimizer
+        hello.optimizer.beta1, hello.optimizer.beta2 = optimizer.beta1, optimizer.beta2
+        hello.optimizer.eps = optimizer.eps
+        hello.optimizer.weight_decay = optimizer.weight_decay
+        hello.optimizer.max_grad_norm = optimizer.max_grad_norm
+        hello.optimizer.max_learning_rate = optimizer.max_learning_rate
+        hello.seed = spec.seed
+        hello.silo = spec.silo
+        hello.session_states.extend(spec.session_states)
+        hello.pack = spec.pack
+    except ValueError as exc:
+        raise HandshakeError(f"a number of the session does not fit the wire: {exc}") from exc
+    return pb.ClientFrame(hello=hello)
+
+
+def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
+    """What a silo's first frame asks for.
+
+    Raises:
+        HandshakeError: another protocol version, or a field out of range; says which.
+    """
+    check_version(hello.protocol_version)
+    if hello.purpose not in _PURPOSE_NAMES:
+        raise HandshakeError(f"purpose: unknown number {hello.purpose}")
+    dtype = DTYPE_FROM_WIRE.get(hello.dtype)
+    if dtype not in DTYPE_NAMES:
+        raise HandshakeError(f"dtype: unknown number {hello.dtype}")
+    for hop in _HOPS:
+        if getattr(hello, hop) not in BY_WIRE:
+            raise HandshakeError(f"{hop}: unknown codec number {getattr(hello, hop)}")
+    for name, longest in _LONGEST.items():
+        if len(getattr(hello, name)) > longest:
+            raise HandshakeError(f"{name}: more than {longest} characters")
+    _check_kept(hello)
+    optimizer = hello.optimizer
+    try:
+        settings = OptimizerSettings(
+            beta1=optimizer.beta1,
+            beta2=optimizer.beta2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            max_grad_norm=optimizer.max_grad_norm,
+            max_learning_rate=optimizer.max_learning_rate,
+        )
+    except ConfigError as exc:
+        raise HandshakeError(f"optimizer: {exc}") from exc
+    spec = SessionSpec(
+        purpose=_PURPOSE_NAMES[hello.purpose],
+        fingerprint=hello.fingerprint,
+        num_layers=hello.num_layers,
+        bottom_layers=hello.bottom_layers,
+        top_layers=hello.top_layers,
+        dtype=DTYPE_NAMES[dtype],
+        trunk_adapters=hello.trunk_adapters,
+        adapter=hello.adapter,
+        h1=BY_WIRE[hello.h1].name,
+        h2=BY_WIRE[hello.h2].name,
+        g2=BY_WIRE[hello.g2].name,
+        g1=BY_WIRE[hello.g1].name,
+        optimizer=settings,
+        seed=hello.seed,
+        silo=hello.silo,
+        session_states=tuple(hello.session_states),
+        pack=hello.pack,
+        protocol_version=hello.protocol_version,
+    )
+    return spec, read_ticket(hello)
+
+
+def check_version(version: int) -> None:
+    """Raise `HandshakeError` when the silo speaks another version of the protocol."""
+    if version != PROTOCOL_VERSION:
+        raise HandshakeError(
+            f"protocol_version: the silo speaks {version}, the trunk"
+            f" {PROTOCOL_VERSION}; install the same version of flower-split on both"
+        )
+
+
+def ticket_message(ticket: Ticket) -> pb.Ticket:
+    """`ticket` as it travels.
+
+    Raises:
+        ValueError: a number of it is out of range.
+    """
+    return pb.Ticket(
+        run_id=ticket.run_id,
+        node_id=ticket.node_id,
+        server_round=ticket.server_round,
+        token=ticket.token,
+    )
+
+
+def read_ticket(message: pb.Hello | pb.DeliverRequest) -> Ticket | None:
+    """The ticket that a first message brought; None where it brought none.
+
+    What is beyond the longest token is not even looked at: no such token was issued.
+    """
+    if not message.HasField("ticket"):
+        return None
+    return Ticket(
+        run_id=message.ticket.run_id,
+        node_id=message.ticket.node_id,
+        server_round=message.ticket.server_round,
+        token=message.ticket.token[: _LONGEST_TOKEN + 1],
+    )
+
+
+def _check_kept(hello: pb.Hello) -> None:
+    """Raise `HandshakeError` unless the silo's name and the tags that it offers are in bounds."""
+    if len(hello.silo) > LONGEST_SILO_NAME or not hello.silo.isprintable():
+        raise HandshakeError(
+            f"silo: a name is at most {LONGEST_SILO_NAME} printable characters; set `silo` in the "
+            "node config"
+        )
+    tags = hello.session_states
+    if len(tags) > MOST_OFFERS or not all(is_tag(tag) for tag in tags):
+        raise HandshakeError(
+            f"session_states: expected at most {MOST_OFFERS} tags of 64 hexadecimal digits"
+        )
+
+
+def welcome_frame(limits: SessionLimits, resumed: str = "") -> pb.ServerFrame:
+    """The trunk's answer to a Hello that it accepts.
+
+    Args:
+        limits: The trunk's bounds.
+        resumed: Tag of the optimizer state from which both go on.
+    """
+    welcome = pb.Welcome(
+        max_in_flight=limits.max_in_flight,
+        max_message_tokens=limits.max_message_tokens,
+        max_cached_tokens=limits.max_cached_tokens,
+        resumed=resumed,
+    )
+    return pb.ServerFrame(welcome=welcome)
+
+
+def read_welcome(welcome: pb.Welcome) -> SessionLimits:
+    """The trunk's bounds, as a silo learns them."""
+    return SessionLimits(
+        max_in_flight=welcome.max_in_flight,
+        max_message_tokens=welcome.max_message_tokens,
+        max_cached_tokens=welcome.max_cached_tokens,
+    )

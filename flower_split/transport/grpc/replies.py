@@ -1,0 +1,186 @@
+"""Replies as frames: what the trunk answers, encoded at its end and checked at the silo's."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from torch import Tensor
+
+from flower_split.errors import SequenceError, WireError
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.serialization.headers import Announced, TensorRule, check_header
+from flower_split.serialization.receiving import TensorAssembler
+from flower_split.serialization.sending import Outgoing, encode_tensor, frames
+from flower_split.transport.grpc.requests import Finish
+from flower_split.transport.messages import (
+    BackwardRequest,
+    ForwardRequest,
+    QueueUse,
+    SessionSummary,
+    StepReply,
+    StepRequest,
+    WireBytes,
+)
+from flower_split.transport.rules import HopRules
+
+Answerable = ForwardRequest | BackwardRequest | StepRequest | Finish
+"""Requests that get a reply."""
+Reply = Tensor | StepReply | SessionSummary | None
+"""h2 or g1 (None where g1 was not wanted), or the answer to a step or to Finish."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedReply:
+    """A reply's head frame and its encoded tensors."""
+
+    head: pb.ServerFrame
+    tensors: tuple[Outgoing, ...] = ()
+
+    def frames(self) -> Iterator[pb.ServerFrame]:
+        """Everything to be sent, in order; to be called once."""
+        return frames(self.head, self.tensors)
+
+
+def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedReply:
+    """The frames that answer `request`.
+
+    Raises:
+        WireError: a tensor holds values that its codec does not carry.
+    """
+    match request, reply:
+        case ForwardRequest(), Tensor():
+            tensors = (encode_tensor(reply, rules.h2),)
+            forward = pb.ForwardReply(microbatch=request.microbatch, tensors=[tensors[0].header])
+            return EncodedReply(head=pb.ServerFrame(forward=forward), tensors=tensors)
+        case BackwardRequest(), Tensor() | None:
+            grads = () if reply is None else (encode_tensor(reply, rules.g1),)
+            backward = pb.BackwardReply(
+                microbatch=request.microbatch, tensors=[grad.header for grad in grads]
+            )
+            return EncodedReply(head=pb.ServerFrame(backward=backward), tensors=grads)
+        case StepRequest(), StepReply():
+            step = pb.StepReply(step=request.step, norms=reply.norms)
+            return EncodedReply(head=pb.ServerFrame(step=step))
+        case Finish(), SessionSummary():
+            summary = pb.Summary(
+                steps=reply.steps,
+                forwards=reply.forwards,
+                backwards=reply.backwards,
+                tokens=reply.tokens,
+                wire_bytes=pb.WireBytes(**asdict(reply.wire_bytes)),
+                queue=pb.QueueUse(**asdict(reply.queue)),
+            )
+            return EncodedReply(head=pb.ServerFrame(summary=summary))
+        case _:
+            raise TypeError(f"{type(reply).__name__} does not answer {type(request).__name__}")
+
+
+class ReplyReader:
+    """Turns the frames that answer one request into its reply."""
+
+    def __init__(self, request: Answerable, rules: HopRules) -> None:
+        self._request = request
+        self._rules = rules
+        self._head: pb.ServerFrame | None = None
+        self._assembler = TensorAssembler(())
+
+    @property
+    def announced(self) -> Sequence[Announced]:
+        """The tensors that the reply announced."""
+        return self._assembler.announced
+
+    def feed(self, frame: pb.ServerFrame) -> bool:
+        """Take the next frame; true once the reply is complete.
+
+        Raises:
+            SequenceError: the frame does not belong to this reply.
+            WireError: the frame failed a check; nothing was allocated for it.
+        """
+        kind = frame.WhichOneof("frame")
+        if self._head is None:
+            self._assembler = TensorAssembler(self._check(frame))
+            self._head = frame
+        elif kind is not None:
+            raise SequenceError(f"frame {kind}, expected the chunks of the reply before it")
+        for chunk in frame.chunks:
+            self._assembler.add(chunk)
+        return self._assembler.complete
+
+    def reply(self) -> Reply:
+        """The complete reply, its checksum and values checked.
+
+        Raises:
+            WireError: the tensor is not what it should be.
+        """
+        tensors = self._assembler.tensors()
+        head = self._head
+        if head is None:
+            raise SequenceError("a reply was asked for before it arrived")
+        match self._request:
+            case ForwardRequest() | BackwardRequest():
+                return tensors[0] if tensors else None
+            case StepRequest():
+                return StepReply(norms=tuple(head.step.norms))
+            case Finish():
+                summary = head.summary
+                return SessionSummary(
+                    steps=summary.steps,
+                    forwards=summary.forwards,
+                    backwards=summary.backwards,
+                    tokens=summary.tokens,
+                    wire_bytes=WireBytes(
+                        **{
+                            field.name: getattr(summary.wire_bytes, field.name)
+                            for field in fields(WireBytes)
+                        }
+                    ),
+                    queue=_queue_use(summary.queue),
+                )
+
+    def _check(self, frame: pb.ServerFrame) -> Sequence[Announced]:
+        kind = frame.WhichOneof("frame")
+        match self._request, kind:
+            case ForwardRequest() as request, "forward":
+                _check_number("microbatch", frame.forward.microbatch, request.microbatch)
+                return _check_tensors(frame.forward.tensors, (self._rules.h2,), request.hidden)
+            case BackwardRequest() as request, "backward":
+                _check_number("microbatch", frame.backward.microbatch, request.microbatch)
+                rules = (self._rules.g1,) if request.wants_input_grad else ()
+                return _check_tensors(frame.backward.tensors, rules, request.grad)
+            case StepRequest() as request, "step":
+                _check_number("step", frame.step.step, request.step)
+                return ()
+            case Finish(), "summary":
+                return ()
+            case _:
+                raise SequenceError(
+                    f"frame {kind}, expected the answer to {type(self._request).__name__}"
+                )
+
+
+def _queue_use(queue: pb.QueueUse) -> QueueUse:
+    if not (math.isfinite(queue.seconds) and queue.seconds >= 0):
+        raise WireError(f"a summary with {queue.seconds} seconds of waiting, expected 0 or more")
+    return QueueUse(
+        seconds=queue.seconds,
+        length=queue.length,
+        rows=queue.rows,
+        rows_beside=queue.rows_beside,
+    )
+
+
+def _check_number(name: str, got: int, expected: int) -> None:
+    if got != expected:
+        raise SequenceError(f"a reply to {name} {got}, expected {expected}")
+
+
+def _check_tensors(
+    headers: Sequence[pb.TensorHeader], rules: Sequence[TensorRule], sent: Tensor
+) -> Sequence[Announced]:
+    if len(headers) != len(rules):
+        raise WireError(f"a reply with {len(headers)} tensors, expected {len(rules)}")
+    announced = [check_header(header, rule) for header, rule in zip(headers, rules, strict=True)]
+    for tensor in announced:
+        if tensor.shape != tuple(sent.shape):
+            raise WireError(f"{tensor.rule.name}: {tensor.shape}, expected {tuple(sent.shape)}")
+    return announced

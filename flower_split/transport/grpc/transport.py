@@ -1,0 +1,170 @@
+"""The gRPC transport: a silo's session with a trunk in another process."""
+
+import concurrent.futures
+import time
+import weakref
+from concurrent.futures import Future
+
+from torch import Tensor
+
+from flower_split.config.address import Address
+from flower_split.errors import ConfigError, TrunkBusyError, TrunkUnavailableError
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.tls import ClientTls
+from flower_split.transport.base import Transport
+from flower_split.transport.grpc.channel import (
+    Keepalive,
+    channel_credentials,
+    channel_options,
+    check_plaintext,
+    growing_pauses,
+    open_channel,
+)
+from flower_split.transport.grpc.diagnosis import diagnose
+from flower_split.transport.grpc.handshake import hello_frame, read_welcome
+from flower_split.transport.grpc.requests import DropCache, Finish, Release
+from flower_split.transport.grpc.stream import GrpcStream
+from flower_split.transport.messages import (
+    BackwardRequest,
+    ForwardRequest,
+    SessionSpec,
+    SessionSummary,
+    StepReply,
+    StepRequest,
+    Ticket,
+    WireBytes,
+)
+from flower_split.transport.rules import HopRules
+
+_DIAGNOSIS_SECONDS = 3.0
+
+
+class GrpcTransport(Transport):
+    """A session with the trunk at `address`, open when the constructor returns.
+
+    Calls never wait for the network: requests queue up and are encoded by another thread, so a
+    tensor must not be changed before its future is done. Any number of requests may be queued;
+    a trunk that holds `limits.max_in_flight` microbatches already refuses the next one with
+    `TrunkBusyError`, which ends the session like every other error. Tensors arrive on the CPU.
+
+    Args:
+        address: `host:port` of a `TrunkServer`; an IPv6 host in brackets.
+        spec: What the silo brings to the handshake.
+        ticket: Who the silo is; None where the trunk asks for no ticket.
+        tls: Which trunk is believed; None connects without encryption, to loopback only.
+        plaintext: Whether that is allowed to other hosts too.
+        connect_timeout: Seconds for connecting and the handshake.
+        patience: Seconds for which a trunk that has no room is asked again.
+        timeout: Seconds that the trunk may take to answer a request.
+        keepalive: How a dead connection is found.
+
+    Raises:
+        ConfigError: a setting is malformed, or the channel would be readable for others.
+        TrunkUnavailableError: no trunk answers at `address`; says what is there instead.
+        CertificateError: TLS failed; says why.
+        HandshakeError: the trunk was set up differently; names the field.
+        TokenError: the ticket is not valid, or was used.
+        ForeignRunError: the ticket belongs to another run, node or round.
+        TrunkBusyError: the trunk has no room for another session.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        spec: SessionSpec,
+        ticket: Ticket | None = None,
+        *,
+        tls: ClientTls | None = None,
+        plaintext: bool = False,
+        connect_timeout: float = 10.0,
+        patience: float = 0.0,
+        timeout: float = 600.0,
+        keepalive: Keepalive | None = None,
+    ) -> None:
+        if not (connect_timeout > 0 and patience >= 0 and timeout > 0):
+            raise ConfigError(
+                f"the trunk's timeouts must be positive, not {connect_timeout!r}, {patience!r}, "
+                f"{timeout!r}"
+            )
+        self._peer = Address.parse(address, what="the trunk's address")
+        if tls is None:
+            check_plaintext(self._peer, allowed=plaintext)
+        self.spec = spec
+        self._tls = tls
+        self._credentials = None if tls is None else channel_credentials(tls)
+        self._options = channel_options(keepalive or Keepalive())
+        hello, rules = hello_frame(spec, ticket), HopRules(spec)
+        give_up = time.monotonic() + patience
+        for pause in growing_pauses():
+            channel = open_channel(self._peer, self._credentials, self._options)
+            self._stream = GrpcStream(channel, str(self._peer), hello, rules, timeout)
+            # runs when the transport is forgotten or the interpreter exits
+            self._finalizer = weakref.finalize(self, self._stream.close)
+            try:
+                welcome = self._welcome(connect_timeout)
+                break
+            except TrunkBusyError:
+                self.close()
+                if time.monotonic() + pause > give_up:
+                    raise
+                time.sleep(pause)
+            except BaseException:
+                self.close()
+                raise
+        self.limits = read_welcome(welcome)
+        self.resumed = welcome.resumed
+
+    def forward(self, request: ForwardRequest) -> Future[Tensor]:
+        """h1 -> h2."""
+        return self._stream.ask(request)
+
+    def backward(self, request: BackwardRequest) -> Future[Tensor | None]:
+        """g2 -> g1."""
+        return self._stream.ask(request)
+
+    def release(self, microbatch: int) -> None:
+        """Free a microbatch that gets no backward pass."""
+        self._stream.tell(Release(microbatch=microbatch))
+
+    def drop_cache(self, cache_id: int) -> None:
+        """Free a key-value cache."""
+        self._stream.tell(DropCache(cache_id=cache_id))
+
+    def step(self, request: StepRequest) -> Future[StepReply]:
+        """One optimizer step on both sides."""
+        return self._stream.ask(request)
+
+    def finish(self) -> SessionSummary:
+        """Declare the session complete and wait for the trunk's word. Ends the session."""
+        summary: SessionSummary = self._stream.ask(Finish()).result()
+        self._end("the session has ended")
+        return summary
+
+    def close(self) -> None:
+        """Leave, complete or not. Can be called twice; never raises."""
+        self._end("the session was closed")
+
+    @property
+    def wire_bytes(self) -> WireBytes:
+        """Bytes of tensor payload sent and received so far, as encoded."""
+        return self._stream.meter.read()
+
+    def _welcome(self, seconds: float) -> pb.Welcome:
+        """The trunk's welcome; a failure says what was found wrong at the address."""
+        end, spare = time.monotonic() + seconds, min(_DIAGNOSIS_SECONDS, seconds / 4)
+        try:
+            return self._stream.welcome.result(seconds - spare)
+        except concurrent.futures.TimeoutError:
+            failure = TrunkUnavailableError(
+                f"trunk at {self._peer} did not answer within {seconds:g} s; check the address "
+                "and that a TrunkServer runs there"
+            )
+        except TrunkUnavailableError as error:
+            failure = error
+        self.close()
+        spare = max(spare, min(end - time.monotonic(), _DIAGNOSIS_SECONDS))
+        raise diagnose(str(self._peer), self._tls, spare) or failure
+
+    def _end(self, reason: str) -> None:
+        self._finalizer.detach()
+        self._stream.close(reason)

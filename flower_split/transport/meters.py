@@ -1,0 +1,58 @@
+"""The byte meter: counts what a session's tensors weigh on the wire, at either end."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flower_split.proto import trunk_pb2 as pb
+from flower_split.transport.messages import WireBytes
+
+_COUNTED_AS: dict[int, str] = {
+    int(pb.ROLE_H1): "h1",
+    int(pb.ROLE_H2): "h2",
+    int(pb.ROLE_G2): "g2",
+    int(pb.ROLE_G1): "g1",
+    int(pb.ROLE_ATTENTION_MASK): "context",
+    int(pb.ROLE_POSITION_IDS): "context",
+}
+if set(_COUNTED_AS) != set(pb.Role.values()) - {0}:
+    raise ImportError("transport.byte_meter does not count every role")
+
+
+class ByteMeter:
+    """Payload of one session so far.
+
+    A message counts as a whole: when it is handed to the wire, or when all of it has arrived.
+    Each role is counted by one thread only, so there is no lock.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = dict.fromkeys(_COUNTED_AS.values(), 0)
+
+    def add(self, role: int, num_bytes: int) -> None:
+        """Count a tensor of `role`."""
+        self._counts[_COUNTED_AS[role]] += num_bytes
+
+    def read(self) -> WireBytes:
+        """The counts so far."""
+        return WireBytes(**self._counts)
+
+
+class WaitMeter:
+    """Waiting of one session so far. A silo waits in one thread at a time: there is no lock."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time that the block takes."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(time.perf_counter() - began)
+
+    def add(self, seconds: float) -> None:
+        """Count time that was measured elsewhere."""
+        self.seconds += seconds

@@ -1,0 +1,295 @@
+"""The host of a run's trunk: loads it, serves it, hands out tickets, and stops in every ending."""
+
+import logging
+import weakref
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Self
+
+from flwr.app import ArrayRecord
+from flwr.supercore.exit import add_exit_handler
+from torch import Tensor
+
+from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
+from flower_split.config.sections import SplitConfig
+from flower_split.delivery.pack import Pack
+from flower_split.devices import autocast_dtype, resolve_device
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
+from flower_split.server.compute.queue import BatchSettings
+from flower_split.server.engine import TrunkEngine
+from flower_split.server.grpc.server import TrunkServer
+from flower_split.server.grpc.service import ServiceLimits
+from flower_split.server.session_states import SessionState
+from flower_split.server.starting import SessionOutcome, TrunkStart
+from flower_split.server.tickets import TicketBook
+from flower_split.strategies.hosting.adapter_parts import AdapterParts, to_arrays, to_tensors
+from flower_split.strategies.hosting.channel import (
+    advertised_address,
+    bind_address,
+    check_length,
+    server_tls,
+)
+from flower_split.transport.invitation import MAX_STREAMS, DeliveryOffer
+from flower_split.transport.messages import Purpose, SessionLimits, Ticket
+
+logger = logging.getLogger(__name__)
+
+_open_hosts: "weakref.WeakSet[TrunkHost]" = weakref.WeakSet()
+
+
+class TrunkHost:
+    """The trunk of one or several runs with the same configuration, as a context manager.
+
+    Args:
+        config: The configuration of those runs.
+
+    Raises:
+        ModelError: on entering: the model cannot be loaded, or not be cut there.
+        AdapterError: on entering: the adapter settings do not fit the model.
+        ConfigError: on entering: the address cannot be bound, the TLS files are not good, or
+            sequences may be longer than the model's context.
+    """
+
+    def __init__(self, config: SplitConfig) -> None:
+        self.config = config
+        self.origin_run_id = ""
+        """Names what silos keep from round to round: the run id of the first run, in a run that
+        resumes another; empty for the run's own."""
+        self._stack = ExitStack()
+        self._tickets = TicketBook()
+
+    def __enter__(self) -> Self:
+        config = self.config
+        limits = SessionLimits(
+            max_in_flight=config.trunk.max_in_flight,
+            max_message_tokens=config.trunk.max_message_tokens,
+            max_cached_tokens=config.trunk.max_cached_tokens,
+        )
+        self._tls = server_tls(config)  # before the model is loaded: it fails in no time
+        with ExitStack() as stack:
+            trunk = self._resolve()
+            pack = self._pack = self._make_pack(stack)
+            self._engine = TrunkEngine(
+                trunk,
+                plan=None if self._mode == "frozen" else self._whole_plan,
+                mode=self._mode,
+                initial={name: self._initial[name] for name in self._trunk_names},
+                wire=config.wire,
+                optimizer=OptimizerSettings.of_training(config.train),
+                limits=limits,
+                keep_optimizer=config.train.keep_optimizer,
+                batching=BatchSettings.of_trunk(config.trunk),
+                pack="" if pack is None else pack.digest,
+                dtype=config.model.dtype,
+            )
+            self._server = stack.enter_context(
+                TrunkServer(
+                    self._engine,
+                    bind_address(config),
+                    admit=self._tickets,
+                    pack=pack,
+                    limits=ServiceLimits(
+                        session=limits,
+                        max_sessions=config.trunk.max_sessions,
+                        max_deliveries=config.trunk.max_sessions,
+                        hidden_size=trunk.hidden_size,
+                    ),
+                    tls=self._tls,
+                    plaintext=config.tls.allow_plaintext,
+                    advertise=advertised_address(config),
+                )
+            )
+            _open_hosts.add(self)
+            self._stack = stack.pop_all()
+        logger.info(
+            "the trunk listens on %s, %s", self.address, "TLS" if self.uses_tls else "no TLS"
+        )
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every session and stop listening. Can be called twice."""
+        self._stack.close()
+        _open_hosts.discard(self)
+
+    @property
+    def address(self) -> str:
+        """`host:port` that silos connect to."""
+        return self._server.address
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether silos connect over TLS."""
+        return self._tls is not None
+
+    @property
+    def ca(self) -> str:
+        """PEM of the CA that silos are told to trust; empty for their own roots."""
+        return "" if self._tls is None else self._tls.ca.decode("ascii", "ignore")
+
+    @property
+    def parts(self) -> AdapterParts:
+        """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
+        return self._parts
+
+    @property
+    def plan(self) -> AdapterPlan:
+        """The plan of the adapter that a run yields: without the trunk's layers when frozen."""
+        return self._plan
+
+    def begin(self, arrays: ArrayRecord | None, *, any_ranks: bool = False) -> ArrayRecord:
+        """What a run's inner strategy starts from; a `shared` trunk and all optimizers start anew.
+
+        Args:
+            arrays: The adapter to start from, with the trunk's part or, unless `federated`,
+                without it; None makes PEFT's own initialisation from the configured seed.
+            any_ranks: Whether modules may have other ranks than the run's, and folded factors.
+
+        Raises:
+            AdapterError: `arrays` is not such an adapter.
+        """
+        shared = {name: self._initial[name] for name in self._trunk_names}
+        seen = {name: self._initial[name] for name in self._parts.shapes}
+        if arrays is not None and self._mode == "shared" and shared.keys() <= arrays.keys():
+            shared = to_tensors(ArrayRecord({name: arrays[name] for name in shared}))
+            arrays = ArrayRecord({n: array for n, array in arrays.items() if n not in shared})
+        if arrays is not None:
+            arrays = self._parts.checked(arrays, any_ranks=any_ranks)
+        self._engine.optimizers.load(())
+        if self._mode == "shared":
+            self._engine.load_shared_state(shared)
+        return to_arrays(seen) if arrays is None else arrays
+
+    def adapter(self, arrays: ArrayRecord) -> dict[str, Tensor]:
+        """Every tensor of the adapter that `plan` names, float32, the trunk's included.
+
+        The modules' ranks are those of `arrays`; what was folded into the model comes at the end.
+        """
+        state = self._parts.to_state(arrays)
+        if self._mode == "shared":
+            state |= self._engine.shared_state()
+        return {name: state.pop(name) for name in self._plan.names} | state
+
+    def issue(
+        self, run_id: int, node_id: int, server_round: int, purpose: Purpose, *, seconds: float
+    ) -> Ticket:
+        """A new ticket, good for one session within the next `seconds`."""
+        return self._tickets.issue(run_id, node_id, server_round, purpose, seconds=seconds)
+
+    def offer(
+        self, run_id: int, node_id: int, server_round: int, *, seconds: float
+    ) -> DeliveryOffer | None:
+        """The model, and tickets to fetch it within `seconds`; None where silos have their own."""
+        if self._pack is None:
+            return None
+        silo = run_id, node_id, server_round
+        tickets = (
+            self._tickets.issue(*silo, "deliver", seconds=seconds, number=number)
+            for number in range(MAX_STREAMS)
+        )
+        return DeliveryOffer(pack=self._pack.digest, tickets=tuple(tickets))
+
+    def prepare(self, ticket: Ticket, start: TrunkStart) -> None:
+        """What the ticket's session starts from and is to do."""
+        self._engine.prepare(ticket, start)
+
+    def collect(self, ticket: Ticket) -> SessionOutcome | None:
+        """What the ticket's session leaves; None unless it was finished."""
+        return self._engine.collect(ticket)
+
+    def silo_of(self, ticket: Ticket) -> str:
+        """The name under which the ticket's node opened its last session."""
+        return self._engine.silo_of(ticket)
+
+    def is_broken(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session ended without having been finished."""
+        return self._engine.is_broken(ticket)
+
+    def accept(self, ticket: Ticket) -> None:
+        """The reply counts: the silo's next session resumes from what this one has left."""
+        self._engine.optimizers.accept(ticket)
+
+    def session_states(self) -> list[SessionState]:
+        """The trunk's halves of all optimizer states from which the next round can go on."""
+        return self._engine.optimizers.states()
+
+    def load_session_states(self, states: Iterable[SessionState]) -> None:
+        """Resume from `states`, which `left_states` gave; after `begin`, which forgets all.
+
+        Raises:
+            StateError: a state is not one of this trunk's adapters; nothing is changed then.
+        """
+        self._engine.optimizers.load(states)
+
+    def note_connected(self, node_ids: Collection[int]) -> None:
+        """The nodes that are connected now: no other may take one's name over."""
+        self._engine.names.note_connected(node_ids)
+
+    def discard(self, ticket: Ticket) -> None:
+        """End the ticket's session if it is open, and make the ticket worthless."""
+        self._tickets.revoke(ticket)
+        self._engine.discard(ticket)
+
+    def _make_pack(self, stack: ExitStack) -> Pack | None:
+        """The silos' share of the model, where they have none of their own."""
+        if self.config.model.delivery != "server":
+            return None
+        pack = Pack(
+            self.config.model.name,
+            bottom_layers=self.config.split.bottom_layers,
+            top_layers=self.config.split.top_layers,
+            revision=self.config.model.revision,
+        )
+        return stack.enter_context(pack)
+
+    def _resolve(self) -> Trunk:
+        """Load the trunk, and find out which adapter tensors there are and who holds them."""
+        config, model = self.config, self.config.model
+        skeleton = load_skeleton(model.name, revision=model.revision)
+        check_length(skeleton, config.train.max_length)
+        trunk = load_trunk(
+            model.name,
+            bottom_layers=config.split.bottom_layers,
+            top_layers=config.split.top_layers,
+            revision=model.revision,
+            dtype=config.trunk.dtype or model.dtype,
+            attention=model.attention,
+            device=str(resolve_device(config.trunk.device, key="trunk.device")),
+        )
+        trunk.autocast = autocast_dtype(config.trunk.autocast)
+        self._mode = config.trunk.adapters
+        self._whole_plan = plan = resolve_lora(skeleton, config.lora)
+        self._initial = initial_state(skeleton, config.lora, seed=config.seed)
+        path = layers_path(skeleton)
+        held = trunk.cuts.trunk_range
+        self._trunk_names = tuple(n for n in plan.names if layer_index(n, path) in held)
+        silo_modules = tuple(n for n in plan.modules if layer_index(f"{n}.", path) not in held)
+        silo_shapes = {n: shape for n, shape in plan.shapes if n not in self._trunk_names}
+        if self._mode == "frozen":
+            self._plan = replace(
+                plan,
+                targets=silo_modules,
+                modules=silo_modules,
+                shapes=tuple(silo_shapes.items()),
+            )
+        else:
+            self._plan = plan
+        self._parts = (
+            AdapterParts(dict(plan.shapes), self._trunk_names)
+            if self._mode == "federated"
+            else AdapterParts(silo_shapes, ())
+        )
+        return trunk
+
+
+def _close_all() -> None:
+    for host in list(_open_hosts):
+        host.close()
+
+
+# Flower ends a stopped run's process by itself, and then no `finally` runs.
+add_exit_handler(_close_all)

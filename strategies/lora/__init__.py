@@ -1,0 +1,1 @@
+"""Strategies that aggregate LoRA adapters, one algorithm a file."""

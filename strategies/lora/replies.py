@@ -1,0 +1,125 @@
+"""Replies of silos that train LoRA adapters: how each one is scaled, and whether it counts."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
+
+from flower_split.errors import AdapterError
+from flower_split.lowrank import MOST_ALPHA, RECORD, Scaling, at_rank, scaling_from_fields
+from flower_split.strategies.hosting.adapter_parts import check_range
+from flower_split.strategies.hosting.replies import outvoted, own_problem
+
+logger = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloReply:
+    """A reply that counts."""
+
+    message: Message
+    scaling: Scaling
+    weight: float
+    """Not normalised."""
+    arrays: ArrayRecord
+
+    @property
+    def node_id(self) -> int:
+        """The node that sent it."""
+        return self.message.metadata.src_node_id
+
+    def tensor(self, name: str) -> Tensor:
+        """A float64 copy of one tensor."""
+        return torch.from_numpy(self.arrays[name].numpy()).double()
+
+
+def admitted(
+    messages: Sequence[Message], shapes: Shapes, *, weight_key: str, default: Scaling, max_r: int
+) -> tuple[list[SiloReply], dict[int, str]]:
+    """The replies that count, and for every other node why its reply does not.
+
+    Args:
+        messages: Without errors.
+        shapes: Name and shape of every tensor that a reply must have, at any rank.
+        weight_key: Metric by which replies are weighed.
+        default: The scaling of a silo that does not tell its own.
+        max_r: Largest rank of a silo.
+    """
+    counted, refused = dict[int, SiloReply](), dict[int, str]()
+    for message in messages:
+        node = message.metadata.src_node_id
+        problem = own_problem(message.content, weight_key, trained=True)
+        if not problem:
+            try:
+                counted[node] = _read(message, shapes, weight_key, default, max_r)
+            except AdapterError as error:
+                problem = str(error)
+        if problem:
+            refused[node] = problem
+    refused |= outvoted({node: reply.message.content for node, reply in counted.items()})
+    for node, problem in refused.items():
+        logger.warning("node %d does not count: %s", node, problem)
+    return [reply for node, reply in counted.items() if node not in refused], refused
+
+
+def fitting(
+    counted: Sequence[SiloReply], misfit: Callable[[Collection[Scaling]], str]
+) -> tuple[list[SiloReply], dict[int, str]]:
+    """The replies of silos that a strategy can aggregate, and why the others do not count.
+
+    Args:
+        counted: Replies.
+        misfit: `LoraStrategy.misfit`.
+    """
+    unfit = {reply.node_id: misfit({reply.scaling}) for reply in counted}
+    refused = {node: problem for node, problem in unfit.items() if problem}
+    for node, problem in refused.items():
+        logger.warning("node %d does not count: %s", node, problem)
+    return [reply for reply in counted if reply.node_id not in refused], refused
+
+
+def _read(
+    message: Message, shapes: Shapes, weight_key: str, default: Scaling, max_r: int
+) -> SiloReply:
+    content = message.content
+    told = content.config_records.get(RECORD)
+    scaling = default if told is None else scaling_from_fields(dict(told.items()))
+    if scaling.r > max_r or scaling.alpha > max(MOST_ALPHA, default.alpha):
+        raise AdapterError(
+            f"the silo has {scaling}, and silos of this run may have rank {max_r} and alpha "
+            f"{MOST_ALPHA:g} at most: raise lora.max-r, or lower the silo's"
+        )
+    (arrays,) = content.array_records.values()
+    _check(arrays, {name: at_rank(name, shape, scaling.r) for name, shape in shapes.items()})
+    (metrics,) = content.metric_records.values()
+    weight = float(str(metrics[weight_key]))
+    return SiloReply(message=message, scaling=scaling, weight=weight, arrays=arrays)
+
+
+def _check(arrays: ArrayRecord, shapes: Shapes) -> None:
+    missing, unknown = shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys()
+    if missing or unknown:
+        raise AdapterError(
+            f"the reply has {len(missing)} tensors missing{_first(missing)} and {len(unknown)} "
+            f"unexpected{_first(unknown)}: train with AdapterExchange, or send exactly the "
+            "tensors that were trained"
+        )
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if tuple(array.shape) != shape or array.dtype != "float32":
+            raise AdapterError(
+                f"{name} is {array.dtype} of shape {tuple(array.shape)}, expected float32 of "
+                f"shape {shape}: a reply of another rank or alpha must say so in its ConfigRecord "
+                f"{RECORD!r}"
+            )
+        check_range(name, array.numpy())
+
+
+def _first(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return f" (first: {ordered[0]})" if ordered else ""

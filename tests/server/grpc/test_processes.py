@@ -1,0 +1,135 @@
+"""Silos and trunks as real processes: killed, frozen, and left without a goodbye."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from affine_backend import AffineBackend, forward, spec
+from hosting import eventually, hosting, nothing_left
+
+from flower_split.errors import TrunkUnavailableError
+from flower_split.server.grpc.service import ServiceLimits
+from flower_split.transport.grpc.channel import Keepalive
+from flower_split.transport.grpc.transport import GrpcTransport
+
+SUPPORT = Path(__file__).parents[2] / "support"
+BRISK = Keepalive(interval=1.0, timeout=1.0)
+
+SILO = """
+import sys
+from affine_backend import forward, spec
+from flower_split.transport.grpc.transport import GrpcTransport
+transport = GrpcTransport(sys.argv[1], spec())
+transport.forward(forward(0)).result()
+print("working", flush=True)
+sys.stdin.read()
+"""
+
+TRUNK = """
+import sys
+from affine_backend import AffineBackend
+from flower_split.server.grpc.server import TrunkServer
+server = TrunkServer(AffineBackend(), sys.argv[1]).start()
+print(server.address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def running(script: str, argument: str) -> Iterator["subprocess.Popen[str]"]:
+    """A Python process that has printed its first line."""
+    path = os.pathsep.join([str(SUPPORT), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", script, argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_killed_silo_frees_its_session_and_commits_nothing() -> None:
+    backend = AffineBackend()
+    with hosting(backend, limits=ServiceLimits(max_sessions=1)) as server:
+        with running(SILO, server.address) as silo:
+            assert line(silo) == "working" and server.num_sessions == 1
+            silo.kill()
+            assert eventually(lambda: server.num_sessions == 0, 10)
+        assert backend.count("close") == 1 and backend.count("finish") == 0
+        with GrpcTransport(server.address, spec()) as transport:
+            assert transport.forward(forward(0)).result(20).shape == (2, 4, 8)
+
+
+def test_a_frozen_silo_is_found_by_keepalive() -> None:
+    backend = AffineBackend()
+    with hosting(backend, keepalive=BRISK) as server, running(SILO, server.address) as silo:
+        assert line(silo) == "working"
+        silo.send_signal(signal.SIGSTOP)
+        assert eventually(lambda: server.num_sessions == 0, 15)
+        assert backend.count("close") == 1
+
+
+def test_a_silo_that_forgets_to_leave_exits_all_the_same() -> None:
+    with hosting(AffineBackend()) as server, running(SILO, server.address) as silo:
+        assert line(silo) == "working"
+        _, complaints = silo.communicate("", timeout=20)
+        assert (silo.returncode, complaints) == (0, "")
+        assert eventually(lambda: server.num_sessions == 0, 10)
+
+
+def test_a_trunk_that_is_not_stopped_exits_all_the_same() -> None:
+    with running(TRUNK, "127.0.0.1:0") as trunk:
+        transport = GrpcTransport(line(trunk), spec())
+        transport.forward(forward(0)).result(20)
+        _, complaints = trunk.communicate("", timeout=20)
+        assert (trunk.returncode, complaints) == (0, "")
+        with pytest.raises(TrunkUnavailableError):
+            transport.forward(forward(1)).result(20)
+        transport.close()
+
+
+@pytest.mark.parametrize(("how", "seconds"), [(signal.SIGKILL, 5), (signal.SIGSTOP, 12)])
+def test_a_trunk_that_dies_or_freezes_is_noticed(how: signal.Signals, seconds: float) -> None:
+    with running(TRUNK, "127.0.0.1:0") as trunk, nothing_left():
+        address = line(trunk)
+        with GrpcTransport(address, spec(), keepalive=BRISK) as transport:
+            transport.forward(forward(0)).result(20)
+            trunk.send_signal(how)
+            before = time.monotonic()
+            with pytest.raises(TrunkUnavailableError, match=address):
+                transport.forward(forward(1)).result(30)
+            assert time.monotonic() - before < seconds
+
+
+def test_a_frozen_trunk_refuses_a_new_session_in_time() -> None:
+    with running(TRUNK, "127.0.0.1:0") as trunk, nothing_left():
+        address = line(trunk)
+        trunk.send_signal(signal.SIGSTOP)
+        with pytest.raises(TrunkUnavailableError, match=f"{address} did not answer within 1 s"):
+            GrpcTransport(address, spec(), connect_timeout=1.0)
+
+
+def test_a_trunk_that_comes_back_on_its_port_serves_again() -> None:
+    with running(TRUNK, "127.0.0.1:0") as trunk:
+        address = line(trunk)
+        GrpcTransport(address, spec()).close()
+    with running(TRUNK, address) as trunk:
+        assert line(trunk) == address
+        with GrpcTransport(address, spec()) as transport:
+            assert transport.forward(forward(0)).result(20).shape == (2, 4, 8)
