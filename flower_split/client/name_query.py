@@ -1,4 +1,4 @@
-"""The silo's answer to the query for its name: `app.query()(answer_name_query)` in any ClientApp."""
+"""The answer to the query for a silo's name: `app.query()(answer_name_query)` in a ClientApp."""
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
