@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flower_split.config.checks import device_name
-from flower_split.config.run_config import OWN_PREFIX, nearest, raise_problems
+from flower_split.config.keys import OWN_PREFIX
+from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.sections import DataConfig, LoraSettings
 from flower_split.data.callables import is_reference
 from flower_split.errors import ConfigError

@@ -35,7 +35,7 @@ class SessionSpec:
 
     purpose: Purpose
     fingerprint: str
-    """`flower_split.segments.loading.fingerprint` of the uncut model, hexadecimal."""
+    """`flower_split.segments.fingerprint` of the uncut model, hexadecimal."""
     num_layers: int
     bottom_layers: int
     top_layers: int

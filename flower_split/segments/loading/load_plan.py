@@ -14,8 +14,8 @@ from flower_split.devices import resolve_device
 from flower_split.errors import CheckpointError, ModelError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.families import family_of
+from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import layer_index, layers_path
-from flower_split.segments.loading.fingerprint import fingerprint
 from flower_split.segments.loading.skeleton import make_skeleton, read_config, stock_class
 from flower_split.segments.loading.source import resolve_source
 from flower_split.segments.loading.stock_loader import load_stock
