@@ -36,7 +36,7 @@ class NodeConfig:
     """Into how many parts that data set is cut."""
     data_path: str = ""
     """The silo's own data, which replaces `data.path` and `data.eval-path`: an absolute path of a
-    `.jsonl` or `.txt` file, which is not partitioned, or a `module:function`."""
+    file of examples, which is not partitioned, or a `module:function`."""
     eval_path: str = ""
     """The silo's own held-out data, like `data_path`; replaces `data.eval-path`."""
     device: str = "auto"
