@@ -99,7 +99,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """All nodes."""
+        """The ids of all nodes, in `order`."""
         return self.order
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:

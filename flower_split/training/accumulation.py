@@ -26,7 +26,7 @@ class StepLoss:
     loss: float
     """Mean cross-entropy in nats over the target tokens."""
     tokens: int
-    """Target tokens."""
+    """Target tokens of all microbatches: those with loss."""
     waited: float
     """Seconds in which there was nothing to do but to wait for the trunk."""
 

@@ -80,7 +80,7 @@ def train_round(
         config: The run's `train` section.
         stages: How `model` is called; None calls it in one piece, one microbatch after the other.
         seed: Of the random numbers.
-        first_step: Optimizer steps of the run before this round, where the schedule goes on.
+        first_step: Optimizer steps of the run before this round, where the schedule resumes.
         total_steps: Optimizer steps of the whole run; None for those of this round.
         progress: Called after every step.
 
