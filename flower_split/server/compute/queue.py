@@ -23,7 +23,8 @@ from torch import Tensor
 from flower_split.config.trunk import TrunkConfig
 from flower_split.errors import SequenceError, TrunkBusyError
 from flower_split.segments import Trunk
-from flower_split.segments.families import family_of, has_dropout
+from flower_split.segments.families import family_of
+from flower_split.segments.randomness import has_dropout
 from flower_split.server.compute.batch import ActivationBudget, Graph, Microbatch, TrunkComputer
 from flower_split.server.compute.rows import mixing_key
 from flower_split.server.compute.scheduler import Scheduler, Turn
