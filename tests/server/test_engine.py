@@ -471,7 +471,7 @@ def test_a_session_that_was_not_finished_is_broken() -> None:
 
 def test_a_session_that_was_finished_is_so_until_it_is_collected() -> None:
     engine = make_engine()
-    session = engine.open(engine.describe(), ticket("a"))
+    session = opened(engine, engine.describe(), ticket("a"))
     assert not engine.is_finished(ticket("a"))
     session.finish()
     assert engine.is_finished(ticket("a"))
