@@ -1,8 +1,8 @@
 """The trunk engine: hosts sessions on one trunk, whatever wire they come over."""
 
 import itertools
-import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from flower_split.server.silo_names import SiloNames
 from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.trunk_optimizers import TrunkOptimizers
+from flower_split.transport.base import BackendSession
 from flower_split.transport.messages import SessionLimits, SessionSpec, SessionSummary, Ticket
 
 
@@ -76,7 +77,6 @@ class TrunkEngine:
         self._dtype = dtype
         self._wire = wire
         self._optimizer = optimizer
-        self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._prepared: dict[str, TrunkStart] = {}
         self._outcomes: dict[str, SessionOutcome] = {}
@@ -85,10 +85,11 @@ class TrunkEngine:
         self.names = SiloNames()
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
+        self.queue = TrunkQueue(trunk, batching or BatchSettings())
+        self._lock = self.queue.exclusive()
         self.optimizers = TrunkOptimizers(
             self._adapters, shared=self.mode == "shared", keep=keep_optimizer, lock=self._lock
         )
-        self._queue = TrunkQueue(trunk, batching or BatchSettings(), self._lock)
         if self._adapters is not None and initial is not None:
             self._adapters.load(MASTER, initial)
 
@@ -113,15 +114,16 @@ class TrunkEngine:
             pack=self._pack,
         )
 
-    def open(self, spec: SessionSpec, ticket: Ticket | None) -> TrunkSession:
+    def open(self, spec: SessionSpec, ticket: Ticket | None) -> Future[BackendSession]:
         """A session with an adapter of its own.
 
         It starts from what `prepare` was given for the ticket, or else from the master adapter.
-
-        Raises:
-            HandshakeError: naming the field in which the two parties differ, or another node has
-                the silo's name.
+        The future fails with a `HandshakeError` that names the field in which the two parties
+        differ, or when another node has the silo's name.
         """
+        return self.queue.call(lambda: self._open(spec, ticket))
+
+    def _open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
         key = "" if ticket is None else ticket.token
         with self._lock:
             start = self._prepared.get(key)
@@ -167,8 +169,7 @@ class TrunkEngine:
                 spec,
                 slot,
                 self.limits,
-                self._queue,
-                self._lock,
+                self.queue,
                 on_finish=on_finish,
                 on_close=on_close,
                 resumed="" if resumed is None else resumed.tag,

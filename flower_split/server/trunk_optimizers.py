@@ -1,8 +1,8 @@
 """The optimizers of the trunk's adapters: who steps what, and from which state it goes on."""
 
 import logging
-import threading
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -30,11 +30,16 @@ class TrunkOptimizers:
         adapters: The trunk's; None where it is frozen.
         shared: Whether all sessions step the master.
         keep: Whether a silo's next session resumes from the state of its last.
-        lock: Shared by all sessions of the trunk.
+        lock: Held while the adapters are read or changed; see `TrunkQueue.exclusive`.
     """
 
     def __init__(
-        self, adapters: TrunkAdapters | None, *, shared: bool, keep: bool, lock: threading.RLock
+        self,
+        adapters: TrunkAdapters | None,
+        *,
+        shared: bool,
+        keep: bool,
+        lock: AbstractContextManager[object],
     ) -> None:
         self._adapters = adapters
         self._shared = shared
