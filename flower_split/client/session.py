@@ -306,6 +306,9 @@ class SplitSession:
     ) -> Message:
         """End the session and make the reply: adapters, metrics, and what the session cost.
 
+        Return it right away: a round goes on without a silo whose reply has not followed its
+        session's end for a minute.
+
         Args:
             metrics: Of this round; every silo must report the same names.
             num_examples: Weight of this silo in averages; None takes the number of its training

@@ -196,6 +196,11 @@ class TrunkEngine:
         with self._lock:
             return ticket.token in self._broken
 
+    def is_finished(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session was finished, and `collect` has not been called for it."""
+        with self._lock:
+            return ticket.token in self._outcomes
+
     def discard(self, ticket: Ticket) -> None:
         """Forget what was prepared for or left by the ticket's session, or will yet be left."""
         with self._lock:

@@ -209,6 +209,10 @@ class TrunkHost:
         """Whether the ticket's session ended without having been finished."""
         return self._engine.is_broken(ticket)
 
+    def is_finished(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session was finished, and `collect` has not been called for it."""
+        return self._engine.is_finished(ticket)
+
     def accept(self, ticket: Ticket) -> None:
         """The reply counts: the silo's next session resumes from what this one has left."""
         self._engine.optimizers.accept(ticket)

@@ -38,6 +38,14 @@ REPLY_SECONDS = 15.0
 """Within which a silo that broke off its session must have said why. One whose process was killed
 says nothing, and Flower itself notices only after a minute."""
 
+FINISHED_REPLY_SECONDS = 60.0
+"""Within which the reply of a silo that finished its session must be announced to the SuperLink.
+
+By then the silo has written what it keeps, handed the reply to its SuperNode on the same machine
+(2 s for 200 MB), and the SuperNode, which looks every half second, has announced it. How long its
+tensors take from there does not count: the exchange waits for them once the reply is announced.
+Beyond that time the reply was lost on its way, of which Flower tells in its logs only."""
+
 
 class RoundSessions:
     """Context manager around one exchange; on leaving, every session of it has ended.
@@ -77,7 +85,7 @@ class RoundSessions:
         self._allowance = allowance
         self._last_training = last_training
         self._invited: dict[int, Invited] = {}
-        self._broken_at: dict[int, float] = {}
+        self._ended: dict[int, tuple[float, str]] = {}
         self._split: dict[int, tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]]] = {}
 
     def __enter__(self) -> "RoundSessions":
@@ -192,13 +200,23 @@ class RoundSessions:
         return self._refuse(self._invited[node_id].message, reason)
 
     def is_lost(self, message_id: str) -> bool:
-        """Whether the silo that got this message broke off its session and stayed silent since."""
+        """Whether the silo that got this message ended its session and stayed silent since.
+
+        A silo has `REPLY_SECONDS` after it broke off its session, and `FINISHED_REPLY_SECONDS`
+        after it finished it; both count from the first call that finds the session ended.
+        """
         now = time.monotonic()
         for node_id, invited in self._invited.items():
             if invited.message.metadata.message_id == message_id:
-                if not self._host.is_broken(invited.invitation.ticket):
+                ticket = invited.invitation.ticket
+                if self._host.is_broken(ticket):
+                    seconds, how = REPLY_SECONDS, "broke off"
+                elif self._host.is_finished(ticket):
+                    seconds, how = FINISHED_REPLY_SECONDS, "was finished"
+                else:
                     return False
-                return now - self._broken_at.setdefault(node_id, now) > REPLY_SECONDS
+                since, _ = self._ended.setdefault(node_id, (now, how))
+                return now - since > seconds
         return False
 
     def settle(self) -> None:
@@ -211,8 +229,9 @@ class RoundSessions:
         """Record a failure for every node that has not answered."""
         for node_id in self._invited.keys() - self.records.keys():
             reason = f"no reply within {self._timeout:g} s"
-            if node_id in self._broken_at:
-                reason = "its session at the trunk broke off, and no reply followed"
+            if node_id in self._ended:
+                _, how = self._ended[node_id]
+                reason = f"its session at the trunk {how}, and no reply followed"
             self._record(node_id, failure=reason)
 
     def too_few(self, counted: int, wanted: int = 1) -> str:

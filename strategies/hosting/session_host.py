@@ -64,6 +64,10 @@ class SessionHost(Protocol):
         """Whether the ticket's session ended without having been finished."""
         ...
 
+    def is_finished(self, ticket: Ticket) -> bool:
+        """Whether the ticket's session was finished, and `collect` has not been called for it."""
+        ...
+
     def accept(self, ticket: Ticket) -> None:
         """The reply counts: the silo's next session resumes from what this one has left."""
         ...

@@ -469,6 +469,18 @@ def test_a_session_that_was_not_finished_is_broken() -> None:
     assert not engine.is_broken(ticket("never opened"))
 
 
+def test_a_session_that_was_finished_is_so_until_it_is_collected() -> None:
+    engine = make_engine()
+    session = opened(engine, engine.describe(), ticket("a"))
+    assert not engine.is_finished(ticket("a"))
+    session.finish()
+    assert engine.is_finished(ticket("a"))
+    session.close()
+    assert engine.is_finished(ticket("a"))
+    assert engine.collect(ticket("a")) is not None
+    assert not engine.is_finished(ticket("a"))
+
+
 def allowance(**fields: object) -> Allowance:
     run = Scaling(r=LORA.r, alpha=LORA.alpha)
     return Allowance(scaling=run, **{"ranks": True, "alphas": True, "max_r": 8, **fields})  # type: ignore[arg-type]

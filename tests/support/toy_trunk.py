@@ -83,6 +83,9 @@ class ToyHost:
     def is_broken(self, ticket):
         return ticket.token in self.broken
 
+    def is_finished(self, ticket):
+        return ticket.token in self.finished
+
     def accept(self, ticket):
         self.accepted.append((ticket.server_round, ticket.node_id))
 
