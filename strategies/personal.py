@@ -122,7 +122,7 @@ class PersonalParts(Strategy):
         ((config_key, config),) = message.content.config_records.items()
         told = dict(config.items())
         instructions = Instructions.from_fields(told)
-        told |= instructions.keeping(self._personal.keys(), self.scaling.factor).to_fields()
+        told |= instructions.with_personal(self._personal.keys(), self.scaling.factor).to_fields()
         content[config_key] = ConfigRecord(told)
         node = message.metadata.dst_node_id
         if node not in self._known:

@@ -46,12 +46,12 @@ class Source:
     """Id of the run, or of the first run that it resumes; empty where it is not known."""
     server_round: int | None = None
     trunk: Mapping[str, SessionState] = field(default_factory=dict)
-    """What the trunk keeps for single silos, by their names."""
+    """The trunk's halves of the silos' session states, by the silos' names."""
 
     def personal(
         self, silo: str, *, state_dir: Path | None = None, run: str = ""
     ) -> list[PersonalPart]:
-        """What is kept for `silo` alone: the trunk's part and the silo's, those that are here.
+        """The personal tensors of `silo`: the trunk's part and the silo's, those that are here.
 
         Args:
             silo: The silo's name.
@@ -70,7 +70,7 @@ class Source:
         if held is not None and of_trunk:
             parts = [
                 PersonalPart(
-                    keeper="the trunk",
+                    holder="the trunk",
                     server_round=held.server_round,
                     scale=held.kept.scale,
                     tensors=of_trunk,

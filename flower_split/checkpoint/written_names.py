@@ -22,10 +22,14 @@ _MODULES = {
 """Module now, and the module under which checkpoints know what it holds."""
 
 _NAMES = {
+    "flower_split.adapters.session_state:PersonalTensors": "flower_split.adapters.rounds:Kept",
     "flower_split.lowrank.orders:Instructions": "flower_split.lowrank.orders:Orders",
     "flower_split.server.left_states:SessionState": "flower_split.server.left_states:LeftState",
 }
-"""Name now, in the module that checkpoints know, and the name that they know."""
+"""Name now, and the name that checkpoints know.
+
+Where the whole module has moved, the name now is the one in the module that checkpoints know.
+"""
 
 _CURRENT_MODULES = {written: now for now, written in _MODULES.items()}
 _CURRENT_NAMES = {written: now for now, written in _NAMES.items()}

@@ -43,7 +43,7 @@ class NodeConfig:
     """Where the silo computes: `cpu`, `mps`, `cuda`, `cuda:N`, or `auto`, the first of `cuda`,
     `mps` and `cpu` that its machine has."""
     state_dir: str = ""
-    """Folder for what the silo keeps from round to round, an absolute path; empty for
+    """Folder of the silo's session states, an absolute path; empty for
     `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`."""
     state_days: int = 14
     """Age in days at which files are removed that a killed run has left there."""

@@ -1,4 +1,7 @@
-"""`SplitSession`: what a ClientApp needs to train or evaluate through the trunk on one message."""
+"""`SplitSession`: what a ClientApp needs to train or evaluate through the trunk on one message.
+
+Whatever fails within it reaches the server without its text, which may be a user's.
+"""
 
 import itertools
 import logging
@@ -45,9 +48,10 @@ from flower_split.transport.grpc.delivery import GrpcDelivery
 from flower_split.transport.grpc.transport import GrpcTransport
 from flower_split.transport.invitation import PROOF
 
+logger = logging.getLogger(__name__)
+
 SAMPLE_TOKENS = 48
 """Tokens by which a prompt is continued."""
-
 
 Metric = int | float | list[int] | list[float]
 
@@ -294,7 +298,7 @@ class SplitSession:
     def generate(self, prompt: str, max_new_tokens: int = SAMPLE_TOKENS) -> str:
         """`prompt` continued greedily through the trunk; the reply carries it as the sample."""
         with self.autocast():
-            self._sample = continued(self.model, self.tokenizer, prompt, max_new_tokens)
+            self._sample = _continued(self.model, self.tokenizer, prompt, max_new_tokens)
         return self._sample
 
     def reply(
@@ -312,7 +316,7 @@ class SplitSession:
 
         Raises:
             TrunkError: the trunk does not confirm the session.
-            StateError: what never leaves the silo cannot be kept.
+            StateError: the silo's personal tensors cannot be saved.
         """
         trained = self.invitation.purpose == "train"
         if num_examples is None:
@@ -336,9 +340,6 @@ class SplitSession:
         return Message(content, reply_to=self._message)
 
 
-logger = logging.getLogger(__name__)
-
-
 @contextmanager
 def discreet() -> Iterator[None]:
     """Let flower_split's own errors pass; log every other one and raise a `SiloError` instead."""
@@ -348,20 +349,20 @@ def discreet() -> Iterator[None]:
         raise
     except Exception as error:
         logger.exception("the silo's own code failed")
-        raise SiloError(outline(error)) from None
+        raise SiloError(_outline(error)) from None
 
 
-def outline(error: BaseException) -> str:
+def _outline(error: BaseException) -> str:
     """Kind and place of `error`, without its text."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}; the silo's own log has the rest"
 
 
-def continued(
+def _continued(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int
 ) -> str:
-    """`prompt` and its most likely continuation, as text."""
+    """`prompt` with its most likely continuation."""
     encoded = tokenizer(prompt, return_tensors="pt").to(device_of(model))
     with mode(model, training=False), torch.no_grad():
         ids = model.generate(  # type: ignore[operator]

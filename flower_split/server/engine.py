@@ -246,7 +246,7 @@ class TrunkEngine:
                 instructions,
                 received,
                 scaling=scaling,
-                kept=None if resumed is None else resumed.kept,
+                personal=None if resumed is None else resumed.kept,
                 trains=spec.purpose == "train",
             )
         return self.optimizers.slot(name, spec, resumed, scaling=scaling, begun=begun)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from flower_split.adapters import Kept
+from flower_split.adapters import PersonalTensors
 from flower_split.lowrank import Scaling
 from flower_split.transport.messages import Ticket
 from flower_split.transport.state_tags import state_tag
@@ -28,7 +28,7 @@ class SessionState:
     tensors: Mapping[str, Tensor]
     """See `flower_split.optimization.moments`; empty where the trunk's half is in the common state
     or where the trunk is frozen."""
-    kept: Kept = field(default_factory=Kept)
+    kept: PersonalTensors = field(default_factory=PersonalTensors)
     """Of the trunk's layers; empty unless the strategy keeps something for single silos."""
     scaling: Scaling | None = None
     """Of the silo's adapter in that session; None where it told none, or in the common state."""
@@ -60,7 +60,7 @@ class SessionStates:
         silo: str,
         tensors: Mapping[str, Tensor],
         *,
-        kept: Kept | None = None,
+        kept: PersonalTensors | None = None,
         scaling: Scaling | None = None,
     ) -> None:
         """What the ticket's finished session leaves; nothing without a name to keep it by."""
@@ -70,7 +70,7 @@ class SessionStates:
                 server_round=ticket.server_round,
                 tag=state_tag(ticket),
                 tensors=tensors,
-                kept=kept or Kept(),
+                kept=kept or PersonalTensors(),
                 scaling=scaling,
             )
 

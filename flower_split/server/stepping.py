@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from flower_split.adapters import AdapterRound, Kept, TrunkAdapters
+from flower_split.adapters import AdapterRound, PersonalTensors, TrunkAdapters
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
 
@@ -148,9 +148,9 @@ class AdapterSlot:
         """What goes into the silo's reply, float32 on the CPU."""
         return {} if self._begun is None else self._begun.sent()
 
-    def kept(self) -> Kept:
+    def kept(self) -> PersonalTensors:
         """What is kept for the silo's next session."""
-        return Kept() if self._begun is None else self._begun.kept()
+        return PersonalTensors() if self._begun is None else self._begun.personal()
 
     def moments(self) -> dict[str, Tensor]:
         """CPU copies of the session's own optimizer state; none where it steps the master's."""

@@ -54,7 +54,7 @@ class TrunkOptimizers:
     ) -> SessionState | None:
         """The state from which both ends of a new session go on; None when both start afresh."""
         trains = spec.purpose == "train"
-        wanted = instructions.keeps or (trains and (self._keep or instructions.controlled))
+        wanted = instructions.personal or (trains and (self._keep or instructions.controlled))
         if ticket is None or not wanted:
             return None
         state = self._states.find(spec.silo, spec.session_states)
@@ -106,7 +106,7 @@ class TrunkOptimizers:
         """What a finished session leaves; it counts once it is accepted."""
         if spec.purpose != "train":
             return
-        if instructions.keeps_something or (self._keep and steps > 0):
+        if instructions.has_personal or (self._keep and steps > 0):
             self._states.propose(
                 ticket,
                 spec.silo,

@@ -55,7 +55,7 @@ class AdapterParts:
             AdapterError: `arrays` is no such adapter, or has values that are not finite.
         """
         tailored = instructions is not None and instructions.scale is not None
-        optional = instructions.keeps if instructions is not None else ()
+        optional = instructions.personal if instructions is not None else ()
         values = decode(arrays, self._fitting(arrays, optional) if tailored else self.shapes)
         trunk = {n: torch.from_numpy(v) for n, v in values.items() if self._is_of_trunk(n)}
         silo = {name: Array(value) for name, value in values.items() if name not in trunk}
@@ -96,7 +96,9 @@ class AdapterParts:
         if instructions.scale is None and instructions.sends_all:
             return self.shapes
         trained = [n for n in self.shapes if part_of(n) in instructions.trains]
-        sent = {n: at_rank(n, self.shapes[n], rank) for n in trained if n not in instructions.keeps}
+        sent = {
+            n: at_rank(n, self.shapes[n], rank) for n in trained if n not in instructions.personal
+        }
         given = frozenset(controls)
         return sent | {
             CONTROL + n: at_rank(n, self.shapes[n], rank) for n in trained if CONTROL + n in given
