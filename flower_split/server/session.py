@@ -5,7 +5,7 @@ Axes: B rows of a microbatch, T new tokens a row, S tokens with the cached ones,
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,7 @@ from flower_split.server.compute.queue import Answer, Done, Job, TrunkQueue
 from flower_split.server.compute.scheduler import Kind, Turn
 from flower_split.server.forward_checks import check_forward, check_keeping
 from flower_split.server.stepping import AdapterSlot
+from flower_split.server.ticket_record import TicketRecord
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
@@ -52,8 +53,7 @@ class TrunkSession:
         limits: Bounds of what is kept.
         queue: Where its passes wait for the trunk; shared by all sessions.
         lock: Shared by all sessions of the trunk.
-        on_finish: Called once when the silo declares the session complete.
-        on_close: Called once when the session's state is freed.
+        record: Of the session's ticket, already open; it hears how the session ends.
         resumed: Tag of the optimizer state that `slot` resumes from; empty when it starts afresh.
     """
 
@@ -66,8 +66,7 @@ class TrunkSession:
         queue: TrunkQueue,
         lock: threading.RLock,
         *,
-        on_finish: Callable[[SessionSummary], None],
-        on_close: Callable[[], None],
+        record: TicketRecord,
         resumed: str = "",
     ) -> None:
         self.resumed = resumed
@@ -76,8 +75,7 @@ class TrunkSession:
         self._slot = slot
         self._limits = limits
         self._lock = lock
-        self._on_finish = on_finish
-        self._on_close = on_close
+        self._record = record
         self._border = Border(trunk, spec)
         self._queue = queue
         self._pending: dict[int, Microbatch] = {}
@@ -259,7 +257,7 @@ class TrunkSession:
                 tokens=self._tokens,
                 queue=self._waited,
             )
-            self._on_finish(summary)
+            self._record.finish(summary)
             self._ended = True
             self._free()
             return summary
@@ -274,7 +272,7 @@ class TrunkSession:
         self._queue.leave(self._party.number)
         self._free_pending()
         self._caches.clear()
-        self._on_close()
+        self._record.close()
 
     def _free_pending(self) -> None:
         for microbatch in self._pending.values():

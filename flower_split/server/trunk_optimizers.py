@@ -1,13 +1,12 @@
-"""The optimizers of the trunk's adapters: who steps what, and from which state it goes on."""
+"""The optimizers of the trunk's adapters: who steps what, and from which state it resumes."""
 
 import logging
-import threading
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from flower_split.adapters import AdapterRound, TrunkAdapters
+from flower_split.adapters import AdapterRound, Kept, TrunkAdapters
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import StateError
 from flower_split.lowrank import Instructions, Scaling, adapter_name, at_rank
@@ -15,6 +14,7 @@ from flower_split.optimization.moments import check_moments
 from flower_split.server.session_states import SessionState, SessionStates
 from flower_split.server.stepping import AdapterSlot, Stepper
 from flower_split.transport.messages import SessionSpec, Ticket
+from flower_split.transport.state_tags import state_tag
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +30,12 @@ class TrunkOptimizers:
         adapters: The trunk's; None where it is frozen.
         shared: Whether all sessions step the master.
         keep: Whether a silo's next session resumes from the state of its last.
-        lock: Shared by all sessions of the trunk.
     """
 
-    def __init__(
-        self, adapters: TrunkAdapters | None, *, shared: bool, keep: bool, lock: threading.RLock
-    ) -> None:
+    def __init__(self, adapters: TrunkAdapters | None, *, shared: bool, keep: bool) -> None:
         self._adapters = adapters
         self._shared = shared
         self._keep = keep
-        self._lock = lock
         self._states = SessionStates()
         self._master: Stepper | None = None
         self._master_start: Mapping[str, Tensor] = {}
@@ -47,7 +43,7 @@ class TrunkOptimizers:
     def resumed(
         self, spec: SessionSpec, ticket: Ticket | None, instructions: Instructions
     ) -> SessionState | None:
-        """The state from which both ends of a new session go on; None when both start afresh."""
+        """The state from which both ends of a new session resume; None when both start afresh."""
         trains = spec.purpose == "train"
         wanted = instructions.keeps or (trains and (self._keep or instructions.controlled))
         if ticket is None or not wanted:
@@ -88,7 +84,7 @@ class TrunkOptimizers:
             stepper.load_moments(state.tensors)
         return AdapterSlot(self._adapters, name, stepper, begun=begun)
 
-    def propose(
+    def proposal(
         self,
         ticket: Ticket,
         spec: SessionSpec,
@@ -97,40 +93,36 @@ class TrunkOptimizers:
         scaling: Scaling | None,
         instructions: Instructions,
         steps: int,
-    ) -> None:
-        """What a finished session leaves; it counts once it is accepted."""
-        if spec.purpose != "train":
-            return
-        if instructions.keeps_something or (self._keep and steps > 0):
-            self._states.propose(
-                ticket,
-                spec.silo,
-                slot.moments() if slot is not None and self._keep else {},
-                kept=None if slot is None else slot.kept(),
-                scaling=scaling,
-            )
+    ) -> SessionState | None:
+        """What the silo's next session may resume from, once this one counts.
 
-    def accept(self, ticket: Ticket) -> None:
-        """The silo's reply counts: its next session resumes from what this one has left."""
-        with self._lock:
-            self._states.accept(ticket)
+        None where nothing is kept, or where the silo has no name by which to keep it.
+        """
+        keeps = instructions.keeps_something or (self._keep and steps > 0)
+        if spec.purpose != "train" or not keeps or not spec.silo:
+            return None
+        return SessionState(
+            silo=spec.silo,
+            server_round=ticket.server_round,
+            tag=state_tag(ticket),
+            tensors=slot.moments() if slot is not None and self._keep else {},
+            kept=Kept() if slot is None else slot.kept(),
+            scaling=scaling,
+        )
 
-    def reject(self, ticket: Ticket) -> None:
-        """Forget what the ticket's session has left, unless it was accepted."""
-        with self._lock:
-            self._states.reject(ticket)
+    def put(self, state: SessionState) -> None:
+        """The session that left `state` counts: the silo's next one resumes from it."""
+        self._states.put(state)
 
     def forget(self, silo: str) -> None:
         """Forget the state of `silo`."""
-        with self._lock:
-            self._states.forget(silo)
+        self._states.forget(silo)
 
     def states(self) -> list[SessionState]:
         """Every state that the next round can resume from; the master's, without a name, first."""
-        with self._lock:
-            master = self._master_start if self._master is None else self._master.moments()
-            common = SessionState(silo="", server_round=0, tag="", tensors=master)
-            return [*([common] if master else []), *self._states.all()]
+        master = self._master_start if self._master is None else self._master.moments()
+        common = SessionState(silo="", server_round=0, tag="", tensors=master)
+        return [*([common] if master else []), *self._states.all()]
 
     def load(self, states: Iterable[SessionState]) -> None:
         """Resume from `states` and no others; nothing is changed when one does not fit.
@@ -139,15 +131,14 @@ class TrunkOptimizers:
             StateError: a state is not one of this trunk's adapters.
         """
         states = list(states)
-        with self._lock:
-            for state in states:
-                self._check(state)
-            self._master = None
-            self._master_start = {}
-            for state in states:
-                if not state.silo:
-                    self._master_start = dict(state.tensors)
-            self._states.replace(state for state in states if state.silo)
+        for state in states:
+            self._check(state)
+        self._master = None
+        self._master_start = {}
+        for state in states:
+            if not state.silo:
+                self._master_start = dict(state.tensors)
+        self._states.replace(state for state in states if state.silo)
 
     def _check(self, state: SessionState) -> None:
         holds = self._adapters is not None and self._shared == (not state.silo)
