@@ -91,7 +91,7 @@ class PersonalParts(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """The inner strategy's."""
+        """The inner strategy's aggregate, which has no personal tensors in it."""
         replies = list(replies)
         self._note(replies, trained=False)
         return self.strategy.aggregate_evaluate(server_round, replies)

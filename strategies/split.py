@@ -152,7 +152,7 @@ class SplitStrategy(Strategy):
             initial_arrays: The adapter to start from; None makes PEFT's own initialisation from
                 the configured seed. A run that is resumed has its own.
             num_rounds: None takes the configured number.
-            timeout: Seconds after which a round goes on without silent silos; None takes the
+            timeout: Seconds after which a round does without silent silos; None takes the
                 configured time.
             train_config: Fields that every training message carries.
             evaluate_config: Fields that every evaluation message carries.

@@ -16,14 +16,22 @@ _MODULES = {
     "flower_split.strategies.lora.flora": "flower_split.strategies.flora",
     "flower_split.strategies.lora.global_adapter": "flower_split.strategies.global_adapter",
     "flower_split.strategies.lora.het": "flower_split.strategies.het_lora",
+    "flower_split.strategies.lora.replies": "flower_split.strategies.lora_replies",
     "flower_split.strategies.lora.ro": "flower_split.strategies.ro_lora",
     "flower_split.strategies.lora.scaffold": "flower_split.strategies.scaffold_lora",
 }
 """Module now, and the module under which checkpoints know what it holds."""
 
 _NAMES = {
+    "flower_split.lowrank.scaling:Allowance": "flower_split.lowrank.allowance:Allowance",
     "flower_split.lowrank.orders:Instructions": "flower_split.lowrank.orders:Orders",
     "flower_split.server.left_states:SessionState": "flower_split.server.left_states:LeftState",
+    "flower_split.strategies.global_adapter:ModuleResult": (
+        "flower_split.strategies.lora_modules:ModuleResult"
+    ),
+    "flower_split.strategies.global_adapter:ModuleRound": (
+        "flower_split.strategies.lora_modules:ModuleRound"
+    ),
 }
 """Name now, in the module that checkpoints know, and the name that they know."""
 

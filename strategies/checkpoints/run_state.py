@@ -1,7 +1,8 @@
 """The state of a run after a round, as a checkpoint: everything that the next round depends on.
 
 Arrays are named `adapter/…` (the whole adapter, as it is exported), `result/…`, `inner/…` (the
-inner strategy), `left_states/…` (the trunk's halves) and `random/…`; the rest is JSON.
+inner strategy), `left_states/…` (the session states, as their first version called them) and
+`random/…`; the rest is JSON.
 """
 
 import json
@@ -45,8 +46,9 @@ class RunState:
     result: Any
     """Encoded, without the adapter."""
     session_states: Any = field(metadata={"written": "left_states"})
-    """Encoded."""
+    """The trunk's halves of what silos' sessions left, encoded."""
     random: Any
+    """The global generators, see `flower_split.checkpoint.kinds.global_randomness`, encoded."""
 
     @property
     def mentions_nodes(self) -> bool:

@@ -177,11 +177,12 @@ class RoundSessions:
         contents = {node: one.content for node, one in received.items() if not one.has_error()}
         for node_id, reason in outvoted(contents).items():
             received[node_id] = self._refused(self._invited[node_id], reason)
-        for node_id, record in self.records.items():
+        for record in self.records.values():
             if record.failure:
-                logger.warning("node %d does not count: %s", node_id, record.failure)
-            else:
-                self._invited[node_id].silo.accept()
+                logger.warning("node %d does not count: %s", record.node_id, record.failure)
+        for node_id, invited in self._invited.items():  # an order that checkpoints keep
+            if not self.records[node_id].failure:
+                invited.silo.accept()
         return [received[one.node_id] for one in self.history() if one.node_id in received]
 
     def too_few(self, wanted: int = 1) -> str:

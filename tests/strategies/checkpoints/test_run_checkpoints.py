@@ -280,7 +280,7 @@ def test_the_run_stops_without_progress_and_goes_on_with_more_patience(toy, tmp_
         ({"early_stop": EarlyStopConfig(patience=9, min_delta=1.0)}, 5, 3),
     ],
 )
-def test_the_standing_of_a_run(fields, best, waited):
+def test_the_best_round_and_the_rounds_without_progress(fields, best, waited):
     evaluations = {n: MetricRecord({"eval-loss": loss}) for n, loss in enumerate(LOSSES)}
     settled = toy_config(**fields)
     assert best_round(settled, evaluations) == best
