@@ -21,7 +21,7 @@ from flower_split.strategies.hosting.invited_silo import RoundTerms
 from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.strategies.inner import allowance_of, check_exact, weight_key
 from flower_split.strategies.output import checkpoint_folder
-from flower_split.strategies.run import EvaluateFn, Run
+from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ class SplitStrategy(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
+        should_stop: ShouldStop | None = None,
     ) -> SplitResult:
         """Host the trunk, run all rounds, and leave nothing behind, however the run ends.
 
@@ -157,6 +158,9 @@ class SplitStrategy(Strategy):
             train_config: Fields that every training message carries.
             evaluate_config: Fields that every evaluation message carries.
             evaluate_fn: Evaluation on the server, before the first and after every round.
+            should_stop: Asked at the end of every round but round 0, with the round's number and
+                the result so far, which it must not change; True ends the run, as `early-stop`
+                does. A run that is resumed is asked about its last round again.
 
         Returns:
             The result. It is also `self.result`, as far as it got when a run fails.
@@ -190,12 +194,21 @@ class SplitStrategy(Strategy):
             )
             self.result, reached = run.checkpoints.begin(initial_arrays, run.read_roster)
             self.summary()
+            stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
             for server_round in range(reached.next_round, run.num_rounds + 1):
-                if is_enough(self.config, self.result.evaluate_metrics_clientapp, server_round):
+                evaluations = self.result.evaluate_metrics_clientapp
+                if stopped or is_enough(self.config, evaluations, server_round):
                     break
                 self._run_round(run, server_round, trained=server_round == reached.server_round)
+                stopped = self._is_stopped(server_round, should_stop)
         logger.info("%d rounds in %.1f s", self.result.last_round, time.monotonic() - started)
         return self.result
+
+    def _is_stopped(self, server_round: int, should_stop: ShouldStop | None) -> bool:
+        if server_round < 1 or should_stop is None or not should_stop(server_round, self.result):
+            return False
+        logger.info("stopping after round %d: should_stop says so", server_round)
+        return True
 
     def _run_round(self, run: Run, server_round: int, *, trained: bool) -> None:
         result = self.result

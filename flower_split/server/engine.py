@@ -1,8 +1,8 @@
 """The trunk engine: hosts sessions on one trunk, whatever wire they come over."""
 
 import itertools
-import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from flower_split.server.silo_names import SiloNames
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.ticket_record import SessionOutcome, TicketRecord, TrunkStart
 from flower_split.server.trunk_optimizers import TrunkOptimizers
+from flower_split.transport.base import BackendSession
 from flower_split.transport.messages import SessionLimits, SessionSpec, SessionSummary, Ticket
 
 
@@ -77,16 +78,16 @@ class TrunkEngine:
         self._dtype = dtype
         self._wire = wire
         self._optimizer = optimizer
-        self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._records: dict[str, TicketRecord] = {}
         self.names = SiloNames()
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
+        self.queue = TrunkQueue(trunk, batching or BatchSettings())
+        self._lock = self.queue.exclusive()
         self._optimizers = TrunkOptimizers(
             self._adapters, shared=self.mode == "shared", keep=keep_optimizer
         )
-        self._queue = TrunkQueue(trunk, batching or BatchSettings(), self._lock)
         if self._adapters is not None and initial is not None:
             self._adapters.load(MASTER, initial)
 
@@ -111,17 +112,18 @@ class TrunkEngine:
             pack=self._pack,
         )
 
-    def open(self, spec: SessionSpec, ticket: Ticket | None) -> TrunkSession:
+    def open(self, spec: SessionSpec, ticket: Ticket | None) -> Future[BackendSession]:
         """A session with an adapter of its own.
 
         It starts from what `prepare` was given for the ticket. Without a ticket that was prepared
         it starts from the master adapter, and what it has trained ends with it, unless `shared`.
-
-        Raises:
-            HandshakeError: naming the field in which the two parties differ, or another node has
-                the silo's name.
-            SequenceError: the ticket's session was opened before.
+        The future fails with a `HandshakeError` that names the field in which the two parties
+        differ, or when another node has the silo's name, and with a `SequenceError` when the
+        ticket's session was opened before.
         """
+        return self.queue.call(lambda: self._open(spec, ticket))
+
+    def _open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
         with self._lock:
             prepared = None if ticket is None else self._records.get(ticket.token)
             record = prepared or TicketRecord()
@@ -153,8 +155,7 @@ class TrunkEngine:
                 spec,
                 slot,
                 self.limits,
-                self._queue,
-                self._lock,
+                self.queue,
                 record=record,
                 resumed="" if resumed is None else resumed.tag,
             )

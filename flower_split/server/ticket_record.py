@@ -109,6 +109,11 @@ class TicketRecord:
         """Whether the session ended without having been finished."""
         return self._stage is Stage.BROKEN
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the session was finished, and its outcome has not been collected."""
+        return self._stage is Stage.FINISHED
+
     def start(self) -> TrunkStart | None:
         """What the session is to start from.
 

@@ -51,6 +51,11 @@ class InvitedSilo:
         """Whether its session ended without having been finished."""
         return self._record.is_broken
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether its session was finished, and the outcome has not been collected."""
+        return self._record.is_finished
+
     def collect(self) -> SessionOutcome | None:
         """What its session leaves, once; None unless it was finished."""
         return self._record.collect()

@@ -112,9 +112,9 @@ class OrderedGrid(Grid):
         """Send messages; their ids."""
         return self._grid.push_messages(messages)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that have come to these messages."""
-        return self._grid.pull_messages(message_ids)
+    def pull_messages(self, *arguments: Any, **named: Any) -> Iterable[Message]:
+        """The replies that have come; arguments are those of the other grid's Flower version."""
+        return self._grid.pull_messages(*arguments, **named)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -40,6 +40,14 @@ REPLY_SECONDS = 15.0
 """Within which a silo that broke off its session must have said why. One whose process was killed
 says nothing, and Flower itself notices only after a minute."""
 
+FINISHED_REPLY_SECONDS = 60.0
+"""Within which the reply of a silo that finished its session must be announced to the SuperLink.
+
+By then the silo has written what it keeps, handed the reply to its SuperNode on the same machine
+(2 s for 200 MB), and the SuperNode, which looks every half second, has announced it. How long its
+tensors take from there does not count: the exchange waits for them once the reply is announced.
+Beyond that time the reply was lost on its way, of which Flower tells in its logs only."""
+
 
 class SessionHost(Protocol):
     """What an exchange needs of the host of the trunk."""
@@ -92,7 +100,7 @@ class RoundSessions:
         self._allowance = allowance
         self._array_key = ""
         self._invited: dict[int, _Invited] = {}
-        self._broken_at: dict[int, float] = {}
+        self._ended: dict[int, tuple[float, str]] = {}
         self._split: dict[int, tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]]] = {}
 
     def __enter__(self) -> "RoundSessions":
@@ -150,13 +158,22 @@ class RoundSessions:
         return sent
 
     def is_lost(self, message_id: str) -> bool:
-        """Whether the silo that got this message broke off its session and stayed silent since."""
+        """Whether the silo that got this message ended its session and stayed silent since.
+
+        A silo has `REPLY_SECONDS` after it broke off its session, and `FINISHED_REPLY_SECONDS`
+        after it finished it; both count from the first call that finds the session ended.
+        """
         now = time.monotonic()
         for node_id, invited in self._invited.items():
             if invited.message.metadata.message_id == message_id:
-                if not invited.silo.is_broken:
+                if invited.silo.is_broken:
+                    seconds, how = REPLY_SECONDS, "broke off"
+                elif invited.silo.is_finished:
+                    seconds, how = FINISHED_REPLY_SECONDS, "was finished"
+                else:
                     return False
-                return now - self._broken_at.setdefault(node_id, now) > REPLY_SECONDS
+                since, _ = self._ended.setdefault(node_id, (now, how))
+                return now - since > seconds
         return False
 
     def receive(self, replies: Iterable[Message]) -> list[Message]:
@@ -281,8 +298,9 @@ class RoundSessions:
         """Record a failure for every node that has not answered."""
         for node_id in self._invited.keys() - self.records.keys():
             reason = f"no reply within {self._terms.seconds:g} s"
-            if node_id in self._broken_at:
-                reason = "its session at the trunk broke off, and no reply followed"
+            if node_id in self._ended:
+                _, how = self._ended[node_id]
+                reason = f"its session at the trunk {how}, and no reply followed"
             self._record(node_id, failure=reason)
 
     def _refused(self, invited: _Invited, reason: str) -> Message:
