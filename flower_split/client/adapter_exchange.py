@@ -24,6 +24,7 @@ from flower_split.client.state.state_file import round_tag
 from flower_split.client.state.store import StateStore
 from flower_split.errors import AdapterError
 from flower_split.lowrank import RECORD, Instructions, Scaling, scaling_fields
+from flower_split.transport.records import miscounted
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,9 @@ class AdapterExchange:
         self, model: nn.Module, message: Message, context: Context, *, folder: Path | None = None
     ) -> None:
         content = message.content
-        if len(content.array_records) != 1 or len(content.config_records) != 1:
-            raise AdapterError(
-                f"the message has {len(content.array_records)} ArrayRecords and "
-                f"{len(content.config_records)} ConfigRecords, expected exactly one of each"
-            )
+        held = {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records}
+        if problem := miscounted("the message", held):
+            raise AdapterError(problem)
         ((self._array_key, arrays),) = content.array_records.items()
         (config,) = content.config_records.values()
         scaling = own_scaling(model)

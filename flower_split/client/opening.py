@@ -24,6 +24,7 @@ from flower_split.remote import attach_trunk, session_spec
 from flower_split.tls.credentials import ClientTls
 from flower_split.transport.base import Connect, Transport
 from flower_split.transport.invitation import Invitation
+from flower_split.transport.records import miscounted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,12 +49,9 @@ def read_message(message: Message) -> Opening:
         AdapterError: what it asks for is malformed.
     """
     content, metadata = message.content, message.metadata
-    if len(content.array_records) != 1 or len(content.config_records) != 1:
-        raise WireError(
-            f"the message has {len(content.array_records)} ArrayRecords and "
-            f"{len(content.config_records)} ConfigRecords, expected exactly one of each: the "
-            "ServerApp must use SplitStrategy"
-        )
+    held = {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records}
+    if problem := miscounted("the message", held):
+        raise WireError(f"{problem}: the ServerApp must use SplitStrategy")
     ((_, fields),) = content.config_records.items()
     ((array_key, arrays),) = content.array_records.items()
     invitation = Invitation.from_fields(

@@ -4,7 +4,7 @@ Axes: B rows of a microbatch, T new tokens a row, S tokens with the cached ones,
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from flower_split.server.compute.batch import Microbatch, SessionContext
 from flower_split.server.compute.queue import Answer, Job, TrunkQueue
 from flower_split.server.compute.scheduler import Turn
 from flower_split.server.stepping import AdapterSlot
+from flower_split.server.ticket_record import TicketRecord
 from flower_split.transport.bounds import check_forward
 from flower_split.transport.messages import (
     BackwardRequest,
@@ -54,8 +55,7 @@ class TrunkSession:
         slot: The session's adapter and optimizer; None for a frozen trunk.
         limits: Bounds of what is kept.
         queue: Where its requests wait for the trunk; shared by all sessions.
-        on_finish: Called once when the silo declares the session complete.
-        on_close: Called once when the session's state is freed.
+        record: Of the session's ticket, already open; it hears how the session ends.
         resumed: Tag of the optimizer state that `slot` resumes from; empty when it starts afresh.
     """
 
@@ -67,8 +67,7 @@ class TrunkSession:
         limits: SessionLimits,
         queue: TrunkQueue,
         *,
-        on_finish: Callable[[SessionSummary], None],
-        on_close: Callable[[], None],
+        record: TicketRecord,
         resumed: str = "",
     ) -> None:
         self.resumed = resumed
@@ -76,8 +75,7 @@ class TrunkSession:
         self._spec = spec
         self._slot = slot
         self._limits = limits
-        self._on_finish = on_finish
-        self._on_close = on_close
+        self._record = record
         self._border = Border(trunk, spec)
         self._queue = queue
         self._pending: dict[int, Microbatch] = {}
@@ -257,7 +255,7 @@ class TrunkSession:
             tokens=self._tokens,
             queue=self._waited,
         )
-        self._on_finish(summary)
+        self._record.finish(summary)
         self._close()
         return summary
 
@@ -266,7 +264,7 @@ class TrunkSession:
         self._queue.leave(self._context.number)
         self._free_pending()
         self._caches.clear()
-        self._on_close()
+        self._record.close()
 
     def _free_pending(self) -> None:
         for microbatch in self._pending.values():

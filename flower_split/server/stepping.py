@@ -65,7 +65,7 @@ class AdapterSlot:
         name: The session's adapter, already made.
         stepper: The session's own stepper, or the master's.
         begun: What the strategy asks of the session's own adapter; None where it is a replica of
-            the master, of which nothing is sent, kept or corrected.
+            the master, of which nothing is sent, personal or corrected.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class AdapterSlot:
         """What goes into the silo's reply, float32 on the CPU."""
         return {} if self._begun is None else self._begun.sent()
 
-    def kept(self) -> PersonalTensors:
-        """What is kept for the silo's next session."""
+    def personal(self) -> PersonalTensors:
+        """What belongs to the silo alone, as the session leaves it."""
         return PersonalTensors() if self._begun is None else self._begun.personal()
 
     def moments(self) -> dict[str, Tensor]:

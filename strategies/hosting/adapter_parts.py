@@ -188,8 +188,8 @@ def decode(
     missing, unknown = shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys()
     if missing or unknown:
         raise AdapterError(
-            f"the adapter has {len(missing)} tensors missing{_first(missing)} and "
-            f"{len(unknown)} unknown{_first(unknown)}"
+            f"the adapter has {len(missing)} tensors missing{first_of(missing)} and "
+            f"{len(unknown)} unknown{first_of(unknown)}"
         )
     values = {}
     for name, shape in shapes.items():
@@ -212,6 +212,7 @@ def check_range(name: str, values: NDArray[np.float32]) -> None:
         raise AdapterError(f"{name} has values beyond {LARGEST:g}: the training diverged")
 
 
-def _first(names: Iterable[str]) -> str:
+def first_of(names: Iterable[str]) -> str:
+    """The first of `names` in brackets, for the text of an error; empty where there is none."""
     ordered = sorted(names)
     return f" (first: {ordered[0]})" if ordered else ""

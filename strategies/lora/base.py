@@ -35,8 +35,10 @@ MIXED = (
     "'flora' aggregates updates of any ranks exactly, 'flexlora' as nearly as one of the largest "
     "rank can, 'hetlora' zero-pads them"
 )
+"""Which strategies take silos of different ranks, for the text of an error."""
 
 MIXED_ALPHAS = "every strategy for LoRA but 'scaffoldlora' brings alphas to one scale"
+"""Which strategies take silos of different alphas, for the text of an error."""
 
 
 def scaling_of(lora: LoraSettings) -> Scaling:
@@ -55,7 +57,7 @@ class LoraStrategy(FedAvg):
     """
 
     name: ClassVar[str] = ""
-    """Its `strategy.name`."""
+    """By which a run config asks for it, as `strategy.name`."""
     mixed_ranks: ClassVar[bool] = False
     """Whether silos may have different ranks."""
     mixed_alphas: ClassVar[bool] = True

@@ -18,5 +18,5 @@ class FedSALoRA(FedAvgLoRA):
     embeddings = False
 
     def personal_parts(self) -> frozenset[str]:
-        """B alone."""
+        """B, which every silo keeps; A is sent."""
         return frozenset("B")

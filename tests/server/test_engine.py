@@ -26,7 +26,7 @@ from flower_split.lowrank import Allowance, Instructions, Scaling, folded_name
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
-from flower_split.server.starting import TrunkStart
+from flower_split.server.ticket_record import Stage, TrunkStart
 from flower_split.transport.messages import (
     BackwardRequest,
     CacheEdit,
@@ -37,6 +37,7 @@ from flower_split.transport.messages import (
     StepRequest,
     Ticket,
 )
+from flower_split.transport.state_tags import state_tag
 
 LORA = LoraSettings(r=2, alpha=4.0, dropout=0.0)
 
@@ -291,30 +292,117 @@ def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
 def test_only_a_finished_session_leaves_an_adapter() -> None:
     engine = make_engine()
     state = {n: t + 1 for n, t in engine.shared_state().items()}
+    records = []
     for name, finishes in (("a", True), ("b", False)):
-        engine.prepare(ticket(name), TrunkStart(tensors=state))
+        records.append(engine.prepare(ticket(name), TrunkStart(tensors=state)))
         session = opened(engine, engine.describe(), ticket(name))
         stepped(session, range(1), 5)
         if finishes:
             assert session.finish().steps == 1
         session.close()
-    outcome = engine.collect(ticket("a"))
+    finished, left = records
+    outcome = finished.collect()
     assert outcome is not None
     assert all(not torch.equal(outcome.tensors[n], state[n]) for n in state)
-    assert engine.collect(ticket("a")) is None
-    assert engine.collect(ticket("b")) is None
+    assert finished.collect() is None
+    assert left.collect() is None
 
 
 def test_a_session_that_finishes_after_it_was_discarded_leaves_nothing() -> None:
     engine = make_engine()
+    record = engine.prepare(ticket("late"), TrunkStart(tensors=engine.shared_state()))
     session = opened(engine, engine.describe(), ticket("late"))
     stepped(session, range(1), 5)
     engine.discard(ticket("late"))
     session.finish()
     session.close()
-    assert engine.collect(ticket("late")) is None
-    assert not engine._outcomes
-    assert not engine._awaited
+    assert record.collect() is None
+    assert record.stage is Stage.DISCARDED
+    with pytest.raises(SequenceError, match="not prepared, or discarded"):
+        engine.accept(ticket("late"))
+    # The token is free again, as one that was never seen.
+    again = engine.prepare(ticket("late"), TrunkStart(tensors=engine.shared_state()))
+    assert again.stage is Stage.PREPARED
+
+
+def test_a_ticket_opens_one_session_and_is_prepared_once() -> None:
+    engine = make_engine()
+    start = TrunkStart(tensors=engine.shared_state())
+    engine.prepare(ticket("a"), start)
+    with pytest.raises(SequenceError, match="prepared before"):
+        engine.prepare(ticket("a"), start)
+    session = opened(engine, engine.describe(), ticket("a"))
+    for _ in range(2):
+        with pytest.raises(SequenceError, match="is open and cannot be opened"):
+            opened(engine, engine.describe(), ticket("a"))
+    assert session.finish().steps == 0
+    session.close()
+
+
+def test_a_refused_handshake_leaves_the_ticket_as_it_was() -> None:
+    engine = make_engine()
+    record = engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state()))
+    with pytest.raises(HandshakeError):
+        opened(engine, replace(engine.describe(), num_layers=99), ticket("a"))
+    assert record.stage is Stage.PREPARED
+    assert not record.is_broken
+    session = opened(engine, engine.describe(), ticket("a"))
+    assert record.stage is Stage.OPEN
+    session.close()
+
+
+def test_a_session_whose_ticket_nobody_prepared_leaves_nothing_behind() -> None:
+    engine = make_engine()
+    session = opened(engine, engine.describe(), ticket("unknown"))
+    stepped(session, range(1), 5)
+    assert session.finish().steps == 1
+    session.close()
+    engine.discard(ticket("unknown"))
+    assert engine.prepare(ticket("unknown"), TrunkStart()).collect() is None
+
+
+def trained(engine: TrunkEngine, name: str, *, counts: bool = True) -> str:
+    """A session of the silo `north` that made a step; the tag that it resumed from."""
+    spec = replace(engine.describe(), silo="north", session_states=tuple(TAGS))
+    record = engine.prepare(ticket(name), TrunkStart(tensors=engine.shared_state()))
+    session = opened(engine, spec, ticket(name))
+    stepped(session, range(1), 5)
+    session.finish()
+    session.close()
+    assert record.collect() is not None
+    if counts:
+        engine.accept(ticket(name))
+    engine.discard(ticket(name))
+    return session.resumed
+
+
+TAGS = [state_tag(ticket(name)) for name in "abcd"]
+
+
+def test_the_next_session_resumes_from_the_last_one_that_was_accepted() -> None:
+    engine = make_engine(keep_optimizer=True)
+    assert trained(engine, "a", counts=False) == ""
+    assert trained(engine, "b") == ""
+    assert trained(engine, "c", counts=False) == TAGS[1]
+    assert trained(engine, "d") == TAGS[1]
+    assert [state.tag for state in engine.session_states()] == [TAGS[3]]
+    with pytest.raises(SequenceError):
+        engine.accept(ticket("d"))
+
+
+def test_loaded_states_take_the_place_of_what_was_proposed_before() -> None:
+    engine = make_engine(keep_optimizer=True)
+    trained(engine, "a")
+    kept = engine.session_states()
+    record = engine.prepare(ticket("b"), TrunkStart(tensors=engine.shared_state()))
+    session = opened(engine, replace(engine.describe(), silo="north"), ticket("b"))
+    stepped(session, range(1), 5)
+    session.finish()
+    session.close()
+    engine.load_session_states(kept)
+    assert record.collect() is not None
+    engine.accept(ticket("b"))
+    assert [state.tag for state in engine.session_states()] == [TAGS[0]]
 
 
 def test_a_prepared_adapter_that_does_not_fit_opens_no_session() -> None:
@@ -456,29 +544,32 @@ def test_mode_and_plan_must_agree() -> None:
 
 def test_a_session_that_was_not_finished_is_broken() -> None:
     engine = make_engine()
+    start = TrunkStart(tensors=engine.shared_state())
+    first, second = (engine.prepare(ticket(name), start) for name in "ab")
+    assert not first.is_broken
     spec = engine.describe()
     finished, left = opened(engine, spec, ticket("a")), opened(engine, spec, ticket("b"))
-    assert not engine.is_broken(ticket("b"))
+    assert not second.is_broken
     finished.finish()
     finished.close()
     left.close()
-    assert not engine.is_broken(ticket("a"))
-    assert engine.is_broken(ticket("b"))
+    assert not first.is_broken
+    assert second.is_broken
     engine.discard(ticket("b"))
-    assert not engine.is_broken(ticket("b"))
-    assert not engine.is_broken(ticket("never opened"))
+    assert not second.is_broken
 
 
 def test_a_session_that_was_finished_is_so_until_it_is_collected() -> None:
     engine = make_engine()
+    record = engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state()))
     session = opened(engine, engine.describe(), ticket("a"))
-    assert not engine.is_finished(ticket("a"))
+    assert not record.is_finished
     session.finish()
-    assert engine.is_finished(ticket("a"))
+    assert record.is_finished
     session.close()
-    assert engine.is_finished(ticket("a"))
-    assert engine.collect(ticket("a")) is not None
-    assert not engine.is_finished(ticket("a"))
+    assert record.is_finished
+    assert record.collect() is not None
+    assert not record.is_finished
 
 
 def allowance(**fields: object) -> Allowance:
@@ -521,12 +612,13 @@ def test_a_silo_cannot_have_the_trunk_make_whatever_adapter_it_wants(
 
 def test_a_silo_of_another_rank_gets_an_adapter_of_its_own_rank() -> None:
     engine = make_engine()
-    engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state(), allowance=allowance()))
+    start = TrunkStart(tensors=engine.shared_state(), allowance=allowance())
+    record = engine.prepare(ticket("a"), start)
     session = opened(engine, told(engine, r=5, alpha=2.0), ticket("a"))
     stepped(session, range(1), 5)
     session.finish()
     session.close()
-    outcome = engine.collect(ticket("a"))
+    outcome = record.collect()
     assert outcome is not None
     assert outcome.scaling == Scaling(r=5, alpha=2.0)
     assert {min(t.shape) for t in outcome.tensors.values()} == {5}

@@ -206,13 +206,15 @@ def test_a_broken_reply_is_left_out_with_its_reason(toy, values, changes, reason
 
 def test_non_finite_trunk_adapters_are_left_out_too(toy):
     class Diverging(ToyHost):
-        def finish(self, token):
-            super().finish(token)
-            if len(self.tokens) > 1 and token == self.tokens[1]:
-                self.finished[token][0]["trunk.B"].fill_(float("inf"))
+        def trained(self, token, tensors):
+            left = super().trained(token, tensors)
+            if token == self.tokens[1]:
+                left["trunk.B"].fill_(float("inf"))
+            return left
 
     ran = toy(FedAvg(**QUIET), host=Diverging(), num_rounds=1)
-    assert [bool(r.failure) for r in ran.result.history].count(True) == 1
+    failed = [record.failure for record in ran.result.history if record.failure]
+    assert failed == ["trunk.B has values that are not finite: the training diverged"]
 
 
 def test_a_silent_silo_is_left_out_when_the_time_is_over(toy):
@@ -340,7 +342,7 @@ def test_no_ticket_outlives_its_round(toy, failing):
             toy(FedAvg(), host=host, reply=all_broken)
     else:
         toy(FedAvg(), host=host)
-    assert host.prepared == host.finished == {}
+    assert host.tokens and not host.records
 
 
 def test_too_few_silos_end_the_run(toy):
@@ -436,7 +438,8 @@ def test_a_silo_that_broke_off_and_stays_silent_is_not_waited_for(toy, monkeypat
 
     def reply(message, context, host):
         if context.node_config["partition-id"] == 2:
-            host.broken.add(message.content["config"]["split.token"])
+            host.break_off(message.content["config"]["split.token"])
+            return honest_reply(message, context, host, finish=False)
         return honest_reply(message, context, host)
 
     def lose(sent):
@@ -483,7 +486,7 @@ def test_a_silo_that_broke_off_may_still_say_why(toy):
 
     def reply(message, context, host):
         if context.node_config["partition-id"] == 2:
-            host.broken.add(message.content["config"]["split.token"])
+            host.break_off(message.content["config"]["split.token"])
             raise OSError("the disk is full")
         return honest_reply(message, context, host)
 

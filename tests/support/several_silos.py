@@ -15,7 +15,7 @@ from flower_split.config.sections import LoraSettings
 from flower_split.segments import split_model
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
-from flower_split.server.starting import TrunkStart
+from flower_split.server.ticket_record import TrunkStart
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, Ticket
 
 TOGETHER = BatchSettings(batching=True, gather_ms=60_000.0)

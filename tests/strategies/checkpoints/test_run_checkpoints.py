@@ -296,7 +296,7 @@ def test_a_run_that_should_stop_stops_where_it_did_when_it_is_resumed(toy, tmp_p
         ({"early_stop": EarlyStopConfig(patience=9, min_delta=1.0)}, 5, 3),
     ],
 )
-def test_the_standing_of_a_run(fields, best, waited):
+def test_the_best_round_and_the_rounds_without_progress(fields, best, waited):
     evaluations = {n: MetricRecord({"eval-loss": loss}) for n, loss in enumerate(LOSSES)}
     settled = toy_config(**fields)
     assert best_round(settled, evaluations) == best
