@@ -23,8 +23,9 @@ from flower_split.config.model import (
 )
 from flower_split.config.strategy import StrategyConfig
 from flower_split.config.tls import TLS_MODES, TlsConfig
-from flower_split.config.training import CODECS, SCHEDULES, TrainConfig, WireConfig
+from flower_split.config.training import SCHEDULES, TrainConfig
 from flower_split.config.trunk import TRUNK_ADAPTERS, TrunkConfig
+from flower_split.config.wire import CODECS, HOPS, WireConfig
 from flower_split.errors import ConfigError
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "DELIVERY",
     "DIRECTIONS",
     "DTYPES",
+    "HOPS",
     "SCHEDULES",
     "TLS_MODES",
     "TRUNK_ADAPTERS",

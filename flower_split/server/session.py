@@ -19,7 +19,7 @@ from flower_split.optimization.clipping import (
     gradient_norms,
 )
 from flower_split.segments import Trunk
-from flower_split.server.border import Border
+from flower_split.server.border import TrunkBorder
 from flower_split.server.caches import CacheShelf, TrunkCache
 from flower_split.server.compute.batch import Microbatch, Party
 from flower_split.server.compute.queue import Answer, Done, Job, TrunkQueue
@@ -48,6 +48,7 @@ class TrunkSession:
     Args:
         trunk: The layers.
         spec: What the handshake agreed on.
+        border: Where its tensors enter and leave the trunk.
         slot: The session's adapter and optimizer; None for a frozen trunk.
         limits: Bounds of what is kept.
         queue: Where its passes wait for the trunk; shared by all sessions.
@@ -61,6 +62,7 @@ class TrunkSession:
         self,
         trunk: Trunk,
         spec: SessionSpec,
+        border: TrunkBorder,
         slot: AdapterSlot | None,
         limits: SessionLimits,
         queue: TrunkQueue,
@@ -78,7 +80,7 @@ class TrunkSession:
         self._lock = lock
         self._on_finish = on_finish
         self._on_close = on_close
-        self._border = Border(trunk, spec)
+        self._border = border
         self._queue = queue
         self._pending: dict[int, Microbatch] = {}
         self._caches = CacheShelf(trunk, limits.max_cached_tokens)
@@ -125,7 +127,6 @@ class TrunkSession:
         return self._queue.work()
 
     def _forward_job(self, request: ForwardRequest) -> Job:
-        request = self._border.enter(request)
         self._check_step(request.step)
         if request.microbatch <= self._last_microbatch:
             raise SequenceError(
@@ -135,6 +136,7 @@ class TrunkSession:
         check_forward(request, self._trunk, self._limits)
         if request.keep_graph:
             check_keeping(request, self._spec, self._limits, held, self._queue.budget)
+        request = self._border.enter(request)
         microbatch = Microbatch(party=self._party, request=request)
 
         def done(job: Job, h2: Answer, _: Sequence[Tensor | None]) -> Answer:
@@ -144,12 +146,11 @@ class TrunkSession:
             self._forwards += 1
             self._tokens += job.turn.cost
             self._count(job)
-            return None if h2 is None else self._border.leave(h2)
+            return None if h2 is None else self._border.outgoing("h2", h2, request)
 
         return self._wait("forward", microbatch, None, done)
 
     def _backward_job(self, request: BackwardRequest) -> Job:
-        grad = self._border.enter_grad(request.grad)
         self._check_step(request.step)
         microbatch = self._pending.get(request.microbatch)
         if microbatch is None:
@@ -157,10 +158,12 @@ class TrunkSession:
                 f"microbatch {request.microbatch} has no activations here: it had no forward "
                 "pass with gradients in this step, or its backward pass was already made"
             )
-        hidden = microbatch.request.hidden
-        if grad.shape != hidden.shape:
-            raise WireError(f"g2 is {tuple(grad.shape)}, expected {tuple(hidden.shape)}")
-        request = replace(request, grad=grad)
+        begun = microbatch.request
+        if request.grad.shape != begun.hidden.shape:
+            raise WireError(
+                f"g2 is {tuple(request.grad.shape)}, expected {tuple(begun.hidden.shape)}"
+            )
+        request = replace(request, grad=self._border.incoming("g2", request.grad, begun))
 
         def done(job: Job, g1: Answer, gradients: Sequence[Tensor | None]) -> Answer:
             self._pending.pop(request.microbatch, None)
@@ -168,7 +171,7 @@ class TrunkSession:
                 self._slot.accumulate(gradients)
             self._backwards += 1
             self._count(job)
-            return None if g1 is None else self._border.leave(g1)
+            return None if g1 is None else self._border.outgoing("g1", g1, begun)
 
         return self._wait("backward", microbatch, request, done)
 
@@ -226,11 +229,7 @@ class TrunkSession:
             if self._spec.purpose != "train":
                 raise SequenceError("an evaluation session makes no optimizer steps")
             settings = self._spec.optimizer
-            if not 0.0 <= request.learning_rate <= settings.max_learning_rate:
-                raise WireError(
-                    f"learning rate {request.learning_rate} is outside 0 to "
-                    f"{settings.max_learning_rate:g}"
-                )
+            settings.check_learning_rate(request.learning_rate)
             before = checked_norms(request.norms_before)
             after = checked_norms(request.norms_after)
             own: tuple[float, ...] = ()
