@@ -21,6 +21,7 @@
         ├── WireError            a frame failed its checks               INVALID_ARGUMENT
         ├── HandshakeError       the two parties were set up differently  INVALID_ARGUMENT
         ├── SequenceError        a frame came out of order                FAILED_PRECONDITION
+        ├── TransformError       a transform at a cut failed              FAILED_PRECONDITION
         ├── TokenError           no token, or one that is used or expired UNAUTHENTICATED
         ├── ForeignRunError      a token of another run or node           PERMISSION_DENIED
         ├── TrunkBusyError       a bound of the trunk was reached         RESOURCE_EXHAUSTED
@@ -105,6 +106,10 @@ class HandshakeError(TrunkError):
 
 class SequenceError(TrunkError):
     """A frame came out of order."""
+
+
+class TransformError(TrunkError):
+    """A transform at a cut failed, or returned what cannot cross."""
 
 
 class TokenError(TrunkError):

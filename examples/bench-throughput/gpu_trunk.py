@@ -33,7 +33,7 @@ from flower_split.server.engine import TrunkEngine
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
 
 LORA = LoraSettings(r=16, alpha=32.0)
-WIRE = WireConfig(h1="bf16", h2="bf16", g2="bf16", g1="bf16")
+WIRE = WireConfig.uniform("bf16")
 RATE = 1e-4
 
 

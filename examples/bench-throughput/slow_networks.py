@@ -119,7 +119,7 @@ class Silo:
             self._client,
             plan=self._plan,
             trunk_adapters="federated",
-            wire=WireConfig(h1=codec, h2=codec, g2=codec, g1=codec),
+            wire=WireConfig.uniform(codec),
             optimizer=OptimizerSettings.of_training(config),
         )
         ends = [time.perf_counter()]

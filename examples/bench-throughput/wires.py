@@ -34,7 +34,7 @@ from flower_split.adapters import initial_state, load_state, resolve_lora, split
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
-from flower_split.config.sections import CODECS
+from flower_split.config.sections import CODECS, HOPS
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, load_skeleton
 from flower_split.training import evaluate, train_round
@@ -76,7 +76,7 @@ def codec_share(step: Step) -> float:
 
 def final_loss(codec: str, steps: int, settings: dict[str, Any]) -> float:
     """Held-out loss of silo 0 after `steps` steps on its own, with the settings of a run config."""
-    hops = {f"wire.{hop}": codec for hop in ("h1", "h2", "g2", "g1")}
+    hops = {f"wire.{hop}": codec for hop in HOPS}
     config = read_run_config({**settings, **hops, "train.local-steps": steps})
     data = silo_batches(config, NodeConfig(partition_id=0, num_partitions=3))
     name, bottom, top = config.model.name, config.split.bottom_layers, config.split.top_layers

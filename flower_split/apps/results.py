@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 from flower_split.reporting import RoundResult, RunResult, installed_versions
 from flower_split.reporting.result import EVAL_LOSS, perplexity
 from flower_split.strategies import NodeRecord, SplitResult
+from flower_split.transport.messages import WireBytes
 
 Costs: TypeAlias = Sequence[tuple[str, Mapping[str, int | float]]]
 """What every session of a run cost, with its silo's name."""
@@ -85,7 +86,7 @@ def _rounds(result: SplitResult, names: Mapping[int, str]) -> list[RoundResult]:
 
 
 def _wire_bytes(costs: Costs) -> dict[str, dict[str, int]]:
-    by_hop = {hop: _total(costs, f"bytes-{hop}") for hop in ("h1", "h2", "g2", "g1", "context")}
+    by_hop = {hop: _total(costs, f"bytes-{hop}") for hop in WireBytes()}
     return {
         silo: {hop: held[silo] for hop, held in by_hop.items() if silo in held}
         for silo in dict.fromkeys(silo for silo, cost in costs if cost)

@@ -65,8 +65,11 @@ class AdapterExchange:
         self, model: nn.Module, message: Message, context: Context, *, folder: Path | None = None
     ) -> None:
         content = message.content
-        held = {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records}
-        if problem := miscounted("the message", held):
+        problem = miscounted(
+            "the message",
+            {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records},
+        )
+        if problem:
             raise AdapterError(problem)
         ((self._array_key, arrays),) = content.array_records.items()
         (config,) = content.config_records.values()

@@ -49,8 +49,11 @@ def read_message(message: Message) -> Opening:
         AdapterError: what it asks for is malformed.
     """
     content, metadata = message.content, message.metadata
-    held = {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records}
-    if problem := miscounted("the message", held):
+    problem = miscounted(
+        "the message",
+        {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records},
+    )
+    if problem:
         raise WireError(f"{problem}: the ServerApp must use SplitStrategy")
     ((_, fields),) = content.config_records.items()
     ((array_key, arrays),) = content.array_records.items()

@@ -1,7 +1,7 @@
 """Statistics of a session: what it cost, as plain numbers in the reply."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -36,7 +36,7 @@ class SessionCost:
             "tokens-per-second": summary.tokens / max(now - self.connected, 1e-6),
             "bytes-sent": transport.bytes_sent,
             "bytes-received": transport.bytes_received,
-            **{f"bytes-{hop}": n for hop, n in asdict(transport.wire_bytes).items()},
+            **{f"bytes-{hop}": n for hop, n in transport.wire_bytes.items()},
             "seconds": now - self.started,
             "seconds-before": self.process_age,
             "seconds-loading": self.loaded - self.started,

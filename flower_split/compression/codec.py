@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from flower_split.devices import to_host
-from flower_split.proto import trunk_pb2 as pb
+
+PRIVATE_NUMBERS = 1000
+"""The least number on the wire of a codec that another package adds."""
 
 if sys.byteorder != "little":  # every codec sends the host's own element bytes
     raise ImportError("flower_split sends tensors little-endian; this machine is big-endian")
@@ -24,8 +26,8 @@ class Codec(ABC):
 
     name: ClassVar[str]
     """The codec's name in a run's configuration."""
-    wire: ClassVar[pb.Codec]
-    """The codec's number on the wire."""
+    wire: ClassVar[int]
+    """The codec's number on the wire: of the enum `Codec`, or at least `PRIVATE_NUMBERS`."""
 
     @abstractmethod
     def encode(self, tensor: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ from flower_split.config.rounds import (
     EarlyStopConfig,
     StrategyConfig,
 )
-from flower_split.config.training import CODECS, SCHEDULES, TrainConfig, WireConfig
+from flower_split.config.training import SCHEDULES, TrainConfig
 from flower_split.config.trunk import TLS_MODES, TRUNK_ADAPTERS, TlsConfig, TrunkConfig
+from flower_split.config.wire import CODECS, HOPS, WireConfig
 from flower_split.errors import ConfigError
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "DELIVERY",
     "DIRECTIONS",
     "DTYPES",
+    "HOPS",
     "SCHEDULES",
     "TLS_MODES",
     "TRUNK_ADAPTERS",

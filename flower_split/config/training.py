@@ -1,12 +1,13 @@
-"""Training: the silo's local steps, and how their tensors are encoded on the wire."""
+"""Training: the silo's local steps."""
 
 from dataclasses import dataclass
 
 from flower_split.config.checks import at_least, in_range, one_of
 from flower_split.config.model import AUTOCAST
 
-CODECS = ("fp32", "bf16", "fp16", "int8", "nf4")
 SCHEDULES = ("constant", "linear", "cosine")
+MAX_LEARNING_RATE = 1e3
+"""Bound of any learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class TrainConfig:
     """Sequences in an evaluation batch."""
 
     def __post_init__(self) -> None:
-        in_range("train.learning-rate", self.learning_rate, 0.0, 1e3)
+        in_range("train.learning-rate", self.learning_rate, 0.0, MAX_LEARNING_RATE)
         for name in ("batch_size", "accumulation", "local_epochs", "eval_batch_size"):
             at_least(f"train.{name.replace('_', '-')}", getattr(self, name), 1)
         at_least("train.in-flight", self.in_flight, 0)
@@ -57,23 +58,3 @@ class TrainConfig:
         one_of("train.schedule", self.schedule, SCHEDULES)
         in_range("train.weight-decay", self.weight_decay, 0.0, 1e3)
         in_range("train.max-grad-norm", self.max_grad_norm, 0.0, 1e9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WireConfig:
-    """How each of the four tensors of a microbatch is encoded: names of `CODECS`. A coarse codec
-    saves bytes and protects nothing: the text can be reconstructed from rounded tensors too.
-    """
-
-    h1: str = "fp32"
-    """Bottom's output, silo to trunk."""
-    h2: str = "fp32"
-    """Trunk's output, trunk to silo."""
-    g2: str = "fp32"
-    """Gradient of the loss at h2, silo to trunk."""
-    g1: str = "fp32"
-    """Gradient of the loss at h1, trunk to silo."""
-
-    def __post_init__(self) -> None:
-        for hop in ("h1", "h2", "g2", "g1"):
-            one_of(f"wire.{hop}", getattr(self, hop), CODECS)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from flower_split.config.checks import in_range
-from flower_split.config.sections import TrainConfig
+from flower_split.config.training import MAX_LEARNING_RATE, TrainConfig
+from flower_split.errors import WireError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 0.0
     """Bound of the global gradient norm over both sides of the cut; 0 does not clip."""
-    max_learning_rate: float = 1e3
+    max_learning_rate: float = MAX_LEARNING_RATE
     """Bound of the learning rate that a step may ask for."""
 
     def __post_init__(self) -> None:
@@ -28,9 +29,17 @@ class OptimizerSettings:
         in_range("eps", self.eps, 0.0, 1.0)
         in_range("weight_decay", self.weight_decay, 0.0, 1e3)
         in_range("max_grad_norm", self.max_grad_norm, 0.0, 1e9)
-        in_range("max_learning_rate", self.max_learning_rate, 0.0, 1e3)
+        in_range("max_learning_rate", self.max_learning_rate, 0.0, MAX_LEARNING_RATE)
 
     @classmethod
     def of_training(cls, train: TrainConfig) -> "OptimizerSettings":
         """The constants that a run's training section gives both parties."""
         return cls(weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm)
+
+    def check_learning_rate(self, rate: float) -> None:
+        """Raise `WireError` unless a step may ask for this learning rate."""
+        if not 0.0 <= rate <= self.max_learning_rate:
+            raise WireError(
+                f"learning_rate: a step asks for a learning rate of {rate}, expected 0 to "
+                f"{self.max_learning_rate:g}"
+            )

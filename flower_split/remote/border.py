@@ -1,21 +1,51 @@
-"""The silo's border: tensors between its model and its session with the trunk.
-
-In the session, tensors have the session's dtype, which is that of the silo's weights, and those
-that arrive are on the host. In the model they are where it is, in the dtype in which it computes.
-"""
+"""The silo's border: tensors between its model and its session with the trunk."""
 
 from torch import Tensor
 
-from flower_split.devices import mark_ready, to_device
-from flower_split.serialization.tables import DTYPE_BY_NAME
+from flower_split.transforms import TransformChain, TransformContext
 from flower_split.transport.messages import SessionSpec
 
 
-def outgoing(tensor: Tensor, spec: SessionSpec) -> Tensor:
-    """h1 or g2, (B, T, H), as a request of the session `spec` carries it: detached."""
-    return mark_ready(tensor.detach().to(DTYPE_BY_NAME[spec.dtype]))
+class SiloBorder:
+    """Where one session's tensors leave the silo's model and enter it.
 
+    In the model they are where it is, in the dtype in which it computes; what arrives is on the
+    host.
 
-def incoming(tensor: Tensor, like: Tensor) -> Tensor:
-    """h2 or g1, (B, T, H), on the device and in the dtype of the model's h1, `like`."""
-    return to_device(tensor, like.device, like.dtype)
+    Args:
+        spec: What the session agreed on.
+
+    Raises:
+        HandshakeError: a transform of the session is of no use here.
+    """
+
+    def __init__(self, spec: SessionSpec) -> None:
+        self._chain = TransformChain(spec, "silo")
+
+    def context(
+        self, hidden: Tensor, *, step: int, microbatch: int, attention_mask: Tensor | None
+    ) -> TransformContext:
+        """That of the microbatch whose h1, (B, T, H), the model computed."""
+        return TransformContext(
+            step=step,
+            microbatch=microbatch,
+            attention_mask=attention_mask,
+            device=hidden.device,
+            dtype=hidden.dtype,
+        )
+
+    def outgoing(self, hop: str, tensor: Tensor, context: TransformContext) -> Tensor:
+        """h1 or g2, (B, T, H), as a request carries it: detached.
+
+        Raises:
+            TransformError: a transform failed.
+        """
+        return self._chain.outgoing(hop, tensor, context)
+
+    def incoming(self, hop: str, tensor: Tensor, context: TransformContext) -> Tensor:
+        """h2 or g1, (B, T, H), on the device and in the dtype of the model's h1.
+
+        Raises:
+            TransformError: a transform failed.
+        """
+        return self._chain.incoming(hop, tensor, context)

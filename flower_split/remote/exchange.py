@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flower_split.remote.border import incoming, outgoing
+from flower_split.remote.border import SiloBorder
+from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import BackwardRequest, ForwardRequest
 
@@ -21,36 +22,42 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, hidden: Tensor, transport: Transport, request: ForwardRequest
+        ctx: Any,
+        anchor: Tensor,
+        hidden: Tensor,
+        transport: Transport,
+        border: SiloBorder,
+        request: ForwardRequest,
+        context: TransformContext,
     ) -> Tensor:
         """h2, (B, T, H)."""
         answer = transport.forward(request)
         with transport.waits.waiting():
             output = answer.result()
-        ctx.transport, ctx.step, ctx.microbatch = transport, request.step, request.microbatch
-        # Without its memory: only what g1 is to be like.
-        ctx.like = hidden.detach().new_empty(0)
+        ctx.transport, ctx.border, ctx.context = transport, border, context
         ctx.mark = _Mark()
         # A graph that is dropped without a backward pass frees the trunk's activations too.
         ctx.release = weakref.finalize(ctx.mark, transport.release, request.microbatch)
-        return incoming(output, hidden)
+        return border.incoming("h2", output, context)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """g1, (B, T, H), where the bottom needs it."""
         ctx.release.detach()
         answer = ctx.transport.backward(
             BackwardRequest(
-                step=ctx.step,
-                microbatch=ctx.microbatch,
-                grad=outgoing(grad, ctx.transport.spec),
+                step=ctx.context.step,
+                microbatch=ctx.context.microbatch,
+                grad=ctx.border.outgoing("g2", grad, ctx.context),
                 wants_input_grad=ctx.needs_input_grad[1],
             )
         )
         with ctx.transport.waits.waiting():
             gradient = answer.result()
-        return None, None if gradient is None else incoming(gradient, ctx.like), None, None
+        if gradient is not None:
+            gradient = ctx.border.incoming("g1", gradient, ctx.context)
+        return None, gradient, None, None, None, None
 
 
 class _Mark:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from flower_split.adapters import AdapterPlan
-from flower_split.config.sections import WireConfig
+from flower_split.config.wire import WireConfig
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote.attach import find_slot
 from flower_split.transport.messages import Purpose, SessionSpec
@@ -30,7 +30,7 @@ def session_spec(
             trunk's host only which rank and alpha the silo's own adapter has.
         trunk_adapters: `federated`, `shared` or `frozen`.
         purpose: `train` or `evaluate`.
-        wire: Codec of each hop; float32 where not given.
+        wire: Codecs and transforms; float32 and none where not given.
         optimizer: Constants of AdamW and of clipping.
         seed: Seed of the trunk's dropout.
         pack: Digest of the pack by which the model was delivered; empty for a silo's own.
@@ -41,7 +41,6 @@ def session_spec(
         ModelError: the model has no place for a trunk.
     """
     _, _, slot = find_slot(client_model)
-    hops = wire or WireConfig()
     weights = next(p for n, p in client_model.named_parameters() if "lora_" not in n)
     return SessionSpec(
         purpose=purpose,
@@ -52,10 +51,7 @@ def session_spec(
         dtype=str(weights.dtype).removeprefix("torch."),
         trunk_adapters=trunk_adapters,
         adapter="" if plan is None else plan.json,
-        h1=hops.h1,
-        h2=hops.h2,
-        g2=hops.g2,
-        g1=hops.g1,
+        wire=wire or WireConfig(),
         optimizer=optimizer or OptimizerSettings(),
         seed=seed,
         pack=pack,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from flower_split.devices import autocasting
-from flower_split.remote.border import incoming, outgoing
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.segments import Halves, Pause
 from flower_split.transport.messages import BackwardRequest
@@ -80,16 +79,15 @@ class SplitPassage:
         autocast: torch.dtype | None = None,
     ) -> None:
         self._autocast = autocast
-        self._transport = remote.transport
+        self._transport, self._border = remote.transport, remote.border
         self._halves = halves
         self._pause: Pause | None = pause
         self._leaf: Tensor | None = None
         self._keeps = remote.keeps_graph(pause.hidden)
-        request = remote.next_request(pause.hidden, keep_graph=self._keeps)
-        self._step, self._microbatch = request.step, request.microbatch
+        request, self._context = remote.next_request(pause.hidden, keep_graph=self._keeps)
         self._waiting: Future[Any] | None = self._transport.forward(request)
         # A passage that is dropped without a backward pass frees the trunk's activations too.
-        self._release = weakref.finalize(self, self._transport.release, self._microbatch)
+        self._release = weakref.finalize(self, self._transport.release, request.microbatch)
         self._release.atexit = False
 
     @property
@@ -100,7 +98,7 @@ class SplitPassage:
     def output(self, **arguments: Any) -> Any:
         """Wait for h2, then compute top and head: what the stock model returns."""
         pause, reply = self._under_way()
-        hidden = incoming(reply.result(), pause.hidden)
+        hidden = self._border.incoming("h2", reply.result(), self._context)
         if self._keeps:
             hidden = self._leaf = hidden.detach().requires_grad_()
         self._waiting = None
@@ -117,9 +115,9 @@ class SplitPassage:
         self._release.detach()
         self._waiting = self._transport.backward(
             BackwardRequest(
-                step=self._step,
-                microbatch=self._microbatch,
-                grad=outgoing(leaf.grad, self._transport.spec),
+                step=self._context.step,
+                microbatch=self._context.microbatch,
+                grad=self._border.outgoing("g2", leaf.grad, self._context),
                 wants_input_grad=self._pause.hidden.requires_grad,
             )
         )
@@ -129,7 +127,8 @@ class SplitPassage:
         if self._waiting is not None and self._pause is not None:
             grad, hidden = self._waiting.result(), self._pause.hidden
             if grad is not None:
-                torch.autograd.backward(hidden, incoming(grad, hidden))
+                grad = self._border.incoming("g1", grad, self._context)
+                torch.autograd.backward(hidden, grad)
         self._pause = self._waiting = None
 
     def abandon(self) -> None:

@@ -8,10 +8,11 @@ from transformers.cache_utils import Cache
 
 from flower_split.devices import mark_ready
 from flower_split.errors import ModelError
-from flower_split.remote.border import incoming, outgoing
+from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
 from flower_split.segments import Cuts, PassThrough, TrunkSlot
+from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import CacheUse, ForwardRequest, SessionSummary
 
@@ -25,6 +26,9 @@ class RemoteTrunk(PassThrough):
     Args:
         slot: The place in the client model.
         transport: An open session.
+
+    Raises:
+        HandshakeError: a transform of the session is of no use here.
     """
 
     def __init__(self, slot: "TrunkSlot | RemoteTrunk", transport: Transport) -> None:
@@ -32,6 +36,7 @@ class RemoteTrunk(PassThrough):
         self.cuts: Cuts = slot.cuts
         self.fingerprint: str = slot.fingerprint
         self.transport = transport
+        self.border = SiloBorder(transport.spec)
         self.steps = 0
         self._microbatches = 0
         self._mask: Tensor | None = None
@@ -40,6 +45,7 @@ class RemoteTrunk(PassThrough):
 
     def connect(self, transport: Transport) -> None:
         """Use another session from now on; its counts start at zero."""
+        self.border = SiloBorder(transport.spec)
         self.transport = transport
         self.steps = self._microbatches = 0
         self._caches = CacheLedger(self.cuts.trunk_range)
@@ -78,32 +84,39 @@ class RemoteTrunk(PassThrough):
         if cache is not None:
             use = self._caches.use(cache, tokens, kept=not keep_graph)
             self._caches.drop_dead(self.transport)
-        request = self.next_request(hidden_states, keep_graph=keep_graph, cache=use)
+        request, context = self.next_request(hidden_states, keep_graph=keep_graph, cache=use)
         if keep_graph:
             anchor = torch.empty(0, requires_grad=True)
             output: Tensor = Exchange.apply(  # type: ignore[no-untyped-call]
-                anchor, hidden_states, self.transport, request
+                anchor, hidden_states, self.transport, self.border, request, context
             )
         else:
             answer = self.transport.forward(request)
             with self.transport.waits.waiting():
-                output = incoming(answer.result(), hidden_states)
+                output = self.border.incoming("h2", answer.result(), context)
         return super().forward(output, *args, **kwargs)
 
     def next_request(
         self, hidden: Tensor, *, keep_graph: bool, cache: CacheUse | None = None
-    ) -> ForwardRequest:
-        """The request for h1 of the next microbatch, with what the stock model was called with.
+    ) -> tuple[ForwardRequest, TransformContext]:
+        """The request for h1 of the next microbatch, with what the stock model was called with,
+        and the context in which its further tensors leave and enter.
 
         Args:
             hidden: h1, (B, T, H).
             keep_graph: Whether a backward pass will follow, see `keeps_graph`.
             cache: The key-value cache that the pass extends.
+
+        Raises:
+            TransformError: a transform of the session failed.
         """
+        context = self.border.context(
+            hidden, step=self.steps, microbatch=self._microbatches, attention_mask=self._mask
+        )
         request = ForwardRequest(
             step=self.steps,
             microbatch=self._microbatches,
-            hidden=outgoing(hidden, self.transport.spec),
+            hidden=self.border.outgoing("h1", hidden, context),
             attention_mask=self._mask,
             position_ids=self._positions,
             keep_graph=keep_graph,
@@ -111,7 +124,7 @@ class RemoteTrunk(PassThrough):
             cache=cache,
         )
         self._microbatches += 1
-        return request
+        return request, context
 
     def finish(self) -> SessionSummary:
         """Declare the session complete and wait for the trunk's word."""

@@ -18,7 +18,7 @@ memory that is not `bytes`, so that the first one can go.
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -63,7 +63,7 @@ def encode_tensor(tensor: Tensor, rule: TensorRule) -> Outgoing:
     header = pb.TensorHeader(
         role=rule.role,
         dtype=DTYPE_TO_WIRE[rule.dtype],
-        codec=rule.codec.wire,
+        codec=cast("pb.Codec", rule.codec.wire),  # or a number that no enum has
         shape=tensor.shape,
         num_bytes=payload.numel(),
         crc32=zlib.crc32(payload.numpy().data),

@@ -1,8 +1,11 @@
 """What the wire's enums of dtypes and roles stand for."""
 
+from typing import cast
+
 import torch
 
-from flower_split.config.sections import DTYPES
+from flower_split.config.model import DTYPES
+from flower_split.config.wire import HOPS
 from flower_split.proto import trunk_pb2 as pb
 
 DTYPE_TO_WIRE: dict[torch.dtype, pb.DType] = {
@@ -14,14 +17,12 @@ DTYPE_TO_WIRE: dict[torch.dtype, pb.DType] = {
 }
 DTYPE_FROM_WIRE: dict[int, torch.dtype] = {int(n): dtype for dtype, n in DTYPE_TO_WIRE.items()}
 
-ROLE_NAMES: dict[int, str] = {
-    int(pb.ROLE_H1): "h1",
-    int(pb.ROLE_H2): "h2",
-    int(pb.ROLE_G2): "g2",
-    int(pb.ROLE_G1): "g1",
-    int(pb.ROLE_ATTENTION_MASK): "attention_mask",
-    int(pb.ROLE_POSITION_IDS): "position_ids",
+ROLE_NUMBERS: dict[str, pb.Role] = {
+    name.removeprefix("ROLE_").lower(): cast("pb.Role", number)
+    for name, number in pb.Role.items()
+    if number
 }
+ROLE_NAMES: dict[int, str] = {int(number): name for name, number in ROLE_NUMBERS.items()}
 
 DTYPE_BY_NAME: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -35,8 +36,8 @@ def _check_complete() -> None:
     """Raise `ImportError` where an enum or the configuration has a row that no table knows."""
     if set(DTYPE_FROM_WIRE) != set(pb.DType.values()) - {0}:
         raise ImportError("DTYPE_TO_WIRE does not cover the wire's DType")
-    if set(ROLE_NAMES) != set(pb.Role.values()) - {0}:
-        raise ImportError("ROLE_NAMES does not cover the wire's Role")
+    if not set(HOPS) < set(ROLE_NUMBERS):
+        raise ImportError(f"the wire's Role {sorted(ROLE_NUMBERS)} does not cover the hops {HOPS}")
     if set(DTYPE_BY_NAME) != set(DTYPES):
         raise ImportError("DTYPE_BY_NAME does not cover the configuration's DTYPES")
 

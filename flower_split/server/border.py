@@ -1,60 +1,72 @@
-"""The trunk's border: tensors between a session and the trunk's layers.
-
-In a session, tensors have the session's dtype, which is that of the silo's weights, and may be on
-the host. The trunk has a dtype and a device of its own. Each tensor is changed once on its way in
-and once on its way out, and where both sides are alike it is passed on as it is.
-"""
+"""The trunk's border: tensors between a session and the trunk's layers."""
 
 from dataclasses import replace
 
 from torch import Tensor
 
-from flower_split.devices import mark_ready, to_device
-from flower_split.errors import WireError
+from flower_split.devices import to_device
 from flower_split.segments import Trunk
-from flower_split.serialization.tables import DTYPE_BY_NAME
+from flower_split.transforms import TransformChain, TransformContext
 from flower_split.transport.messages import ForwardRequest, SessionSpec
 
 
-class Border:
+class TrunkBorder:
     """Where one session's tensors enter the trunk and leave it.
 
     Args:
-        trunk: The layers, which stay on their device.
+        trunk: The layers, which stay on their device and in their dtype.
         spec: What the session agreed on.
+
+    Raises:
+        HandshakeError: a transform of the session is of no use here.
     """
 
     def __init__(self, trunk: Trunk, spec: SessionSpec) -> None:
-        self._dtype = DTYPE_BY_NAME[spec.dtype]
-        self._inside, self._device = trunk.dtype, trunk.device
+        self._chain = TransformChain(spec, "trunk")
+        self._dtype, self._device = trunk.dtype, trunk.device
 
     def enter(self, request: ForwardRequest) -> ForwardRequest:
         """The request with h1 in the trunk's dtype, and all its tensors on the trunk's device.
 
         Raises:
             WireError: h1 has not the session's dtype.
+            TransformError: a transform failed.
         """
         mask, positions = request.attention_mask, request.position_ids
-        return replace(
+        entered = replace(
             request,
-            hidden=self._enter("h1", request.hidden),
             attention_mask=None if mask is None else to_device(mask, self._device),
             position_ids=None if positions is None else to_device(positions, self._device),
         )
+        return replace(entered, hidden=self.incoming("h1", request.hidden, entered))
 
-    def enter_grad(self, grad: Tensor) -> Tensor:
-        """g2, (B, T, H), in the trunk's dtype and on its device.
+    def incoming(self, hop: str, tensor: Tensor, microbatch: ForwardRequest) -> Tensor:
+        """h1 or g2, (B, T, H), in the trunk's dtype and on its device.
+
+        Args:
+            hop: Which of them.
+            tensor: As the session carried it.
+            microbatch: The request that began the microbatch, as it entered.
 
         Raises:
             WireError: it has not the session's dtype.
+            TransformError: a transform failed.
         """
-        return self._enter("g2", grad)
+        return self._chain.incoming(hop, tensor, self._context(microbatch))
 
-    def leave(self, tensor: Tensor) -> Tensor:
-        """h2 or g1, (B, T, H), in the session's dtype; on the trunk's device still."""
-        return mark_ready(tensor.detach().to(self._dtype))
+    def outgoing(self, hop: str, tensor: Tensor, microbatch: ForwardRequest) -> Tensor:
+        """h2 or g1, (B, T, H), detached, in the session's dtype; on the trunk's device still.
 
-    def _enter(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.dtype != self._dtype:
-            raise WireError(f"{name} is {tensor.dtype}, expected {self._dtype}")
-        return to_device(tensor, self._device, self._inside)
+        Raises:
+            TransformError: a transform failed.
+        """
+        return self._chain.outgoing(hop, tensor, self._context(microbatch))
+
+    def _context(self, microbatch: ForwardRequest) -> TransformContext:
+        return TransformContext(
+            step=microbatch.step,
+            microbatch=microbatch.microbatch,
+            attention_mask=microbatch.attention_mask,
+            device=self._device,
+            dtype=self._dtype,
+        )

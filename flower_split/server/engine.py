@@ -15,8 +15,9 @@ from flower_split.errors import ConfigError, SequenceError
 from flower_split.lowrank import Allowance, Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
+from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.queue import BatchSettings, TrunkQueue
-from flower_split.server.handshake import check_spec
+from flower_split.server.handshake import check_spec, check_wire
 from flower_split.server.session import TrunkSession
 from flower_split.server.session_states import SiloState
 from flower_split.server.silo_names import SiloNames
@@ -37,7 +38,7 @@ class TrunkEngine:
             `frozen` (no adapter). Without a value: `federated` with a plan, else `frozen`.
         initial: The trunk's part of an adapter that sessions start from; without it, PEFT's
             initialisation.
-        wire: Codecs that a session must use; None leaves the choice to the silo.
+        wire: Codecs and transforms that a session must use; None leaves the choice to the silo.
         optimizer: Constants that a session must use; None leaves the choice to the silo.
         limits: What one session may hold.
         keep_optimizer: Whether a silo's session resumes from the optimizer state of its last one
@@ -48,7 +49,8 @@ class TrunkEngine:
             leaves it to the silo.
 
     Raises:
-        ConfigError: mode and plan contradict each other.
+        ConfigError: mode and plan contradict each other, or a codec or transform of `wire` is of no
+            use.
         AdapterError: the plan or `initial` does not fit the trunk.
     """
 
@@ -74,6 +76,8 @@ class TrunkEngine:
         self.trunk = trunk
         self.plan = None if self.mode == "frozen" else plan
         self.limits = limits or SessionLimits()
+        if wire is not None:
+            check_wire(wire)
         self._pack = pack
         self._dtype = dtype
         self._wire = wire
@@ -94,7 +98,6 @@ class TrunkEngine:
     def describe(self, purpose: str = "train") -> SessionSpec:
         """The specification that a session of this engine must bring."""
         cuts = self.trunk.cuts
-        wire = self._wire or WireConfig()
         return SessionSpec(
             purpose="evaluate" if purpose == "evaluate" else "train",
             fingerprint=self.trunk.fingerprint,
@@ -104,10 +107,7 @@ class TrunkEngine:
             dtype=self._dtype or str(self.trunk.dtype).removeprefix("torch."),
             trunk_adapters=self.mode,
             adapter="" if self.plan is None else self.plan.json,
-            h1=wire.h1,
-            h2=wire.h2,
-            g2=wire.g2,
-            g1=wire.g1,
+            wire=self._wire or WireConfig(),
             optimizer=self._optimizer or OptimizerSettings(),
             pack=self._pack,
         )
@@ -129,6 +129,7 @@ class TrunkEngine:
             record = prepared or TicketRecord()
             start = record.start()
             scaling = self._check(spec, None if start is None else start.allowance)
+            border = TrunkBorder(self.trunk, spec)
             instructions = Instructions() if start is None else start.instructions
             if ticket is not None and spec.silo:
                 self._optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
@@ -153,6 +154,7 @@ class TrunkEngine:
             return TrunkSession(
                 self.trunk,
                 spec,
+                border,
                 slot,
                 self.limits,
                 self.queue,
@@ -253,7 +255,7 @@ class TrunkEngine:
         """The scaling that the silo tells, or `HandshakeError` when the two parties do not fit."""
         free = set[str]()
         if self._wire is None:
-            free |= {"h1", "h2", "g2", "g1"}
+            free.add("wire")
         if self._optimizer is None:
             free.add("optimizer")
         if not self._dtype:

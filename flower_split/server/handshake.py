@@ -4,13 +4,24 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, fields
 
+from flower_split.compression.table import CODEC_TABLE
+from flower_split.config.wire import HOPS, WireConfig
 from flower_split.errors import AdapterError, HandshakeError
 from flower_split.lowrank import Allowance, Scaling, scaling_from_fields
-from flower_split.optimization.settings import OptimizerSettings
+from flower_split.transforms.table import TRANSFORM_TABLE
 from flower_split.transport.messages import SessionSpec
 
 ALWAYS_FREE = frozenset({"purpose", "seed", "silo", "session_states"})
 """Fields that are the silo's own affair."""
+_SETTINGS = frozenset({"wire", "optimizer"})
+
+
+def check_wire(wire: WireConfig) -> None:
+    """Raise `ConfigError` where a codec or transform that another package adds is of no use."""
+    for hop in HOPS:
+        CODEC_TABLE.named(getattr(wire, hop))
+    for name in wire.transforms:
+        TRANSFORM_TABLE[name]
 
 
 def check_spec(
@@ -40,7 +51,7 @@ def check_spec(
             continue
         if name == "adapter" and adapter_is_free:
             continue
-        if isinstance(own, OptimizerSettings) and isinstance(other, OptimizerSettings):
+        if name in _SETTINGS:
             name, own, other = _first_difference(name, asdict(own), asdict(other))
         elif name == "adapter" and own and other:
             name, own, other = _first_difference(name, _fields_of(own), _fields_of(other))

@@ -18,7 +18,7 @@ from flower_split.optimization.clipping import (
     gradient_norms,
 )
 from flower_split.segments import Trunk
-from flower_split.server.border import Border
+from flower_split.server.border import TrunkBorder
 from flower_split.server.caches import SessionCaches, TrunkCache
 from flower_split.server.compute.batch import Microbatch, SessionContext
 from flower_split.server.compute.queue import Answer, Job, TrunkQueue
@@ -52,6 +52,7 @@ class TrunkSession:
     Args:
         trunk: The layers.
         spec: What the handshake agreed on.
+        border: Where its tensors enter and leave the trunk.
         slot: The session's adapter and optimizer; None for a frozen trunk.
         limits: Bounds of what is kept.
         queue: Where its requests wait for the trunk; shared by all sessions.
@@ -63,6 +64,7 @@ class TrunkSession:
         self,
         trunk: Trunk,
         spec: SessionSpec,
+        border: TrunkBorder,
         slot: AdapterSlot | None,
         limits: SessionLimits,
         queue: TrunkQueue,
@@ -76,7 +78,7 @@ class TrunkSession:
         self._slot = slot
         self._limits = limits
         self._record = record
-        self._border = Border(trunk, spec)
+        self._border = border
         self._queue = queue
         self._pending: dict[int, Microbatch] = {}
         self._caches = SessionCaches(trunk, limits.max_cached_tokens)
@@ -131,7 +133,6 @@ class TrunkSession:
         return None
 
     def _forward_job(self, request: ForwardRequest) -> Job:
-        request = self._border.enter(request)
         self._check_step(request.step)
         if request.microbatch <= self._last_microbatch:
             raise SequenceError(
@@ -140,6 +141,7 @@ class TrunkSession:
         check_forward(request, self._trunk.hidden_size, self._limits)
         if request.keep_graph:
             self._check_keeping(request)
+        request = self._border.enter(request)
         microbatch = Microbatch(session=self._context, request=request)
 
         def done(job: Job, h2: Answer, _: Sequence[Tensor | None]) -> Answer:
@@ -149,12 +151,11 @@ class TrunkSession:
             self._forwards += 1
             self._tokens += job.turn.cost
             self._count(job)
-            return None if h2 is None else self._border.leave(h2)
+            return None if h2 is None else self._border.outgoing("h2", h2, request)
 
         return Job(turn=self._turn(microbatch), microbatch=microbatch, done=done)
 
     def _backward_job(self, request: BackwardRequest) -> Job:
-        grad = self._border.enter_grad(request.grad)
         self._check_step(request.step)
         microbatch = self._pending.get(request.microbatch)
         if microbatch is None:
@@ -162,10 +163,12 @@ class TrunkSession:
                 f"microbatch {request.microbatch} has no activations here: it had no forward "
                 "pass with gradients in this step, or its backward pass was already made"
             )
-        hidden = microbatch.request.hidden
-        if grad.shape != hidden.shape:
-            raise WireError(f"g2 is {tuple(grad.shape)}, expected {tuple(hidden.shape)}")
-        request = replace(request, grad=grad)
+        begun = microbatch.request
+        if request.grad.shape != begun.hidden.shape:
+            raise WireError(
+                f"g2 is {tuple(request.grad.shape)}, expected {tuple(begun.hidden.shape)}"
+            )
+        request = replace(request, grad=self._border.incoming("g2", request.grad, begun))
 
         def done(job: Job, g1: Answer, gradients: Sequence[Tensor | None]) -> Answer:
             self._pending.pop(request.microbatch, None)
@@ -173,7 +176,7 @@ class TrunkSession:
                 self._slot.accumulate(gradients)
             self._backwards += 1
             self._count(job)
-            return None if g1 is None else self._border.leave(g1)
+            return None if g1 is None else self._border.outgoing("g1", g1, begun)
 
         turn = self._turn(microbatch, backward=True)
         return Job(turn=turn, microbatch=microbatch, grad=request, done=done)
@@ -228,11 +231,7 @@ class TrunkSession:
         if self._spec.purpose != "train":
             raise SequenceError("an evaluation session makes no optimizer steps")
         settings = self._spec.optimizer
-        if not 0.0 <= request.learning_rate <= settings.max_learning_rate:
-            raise WireError(
-                f"learning rate {request.learning_rate} is outside 0 to "
-                f"{settings.max_learning_rate:g}"
-            )
+        settings.check_learning_rate(request.learning_rate)
         before = checked_norms(request.norms_before)
         after = checked_norms(request.norms_after)
         own: tuple[float, ...] = ()

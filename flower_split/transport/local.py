@@ -13,7 +13,6 @@ from torch import Tensor
 
 from flower_split.compression.table import round_trip
 from flower_split.errors import SequenceError, TrunkError
-from flower_split.serialization.headers import TensorRule
 from flower_split.transport.base import Transport, TrunkBackend
 from flower_split.transport.messages import (
     BackwardRequest,
@@ -51,11 +50,11 @@ class InProcessTransport(Transport):
         self, backend: TrunkBackend, spec: SessionSpec, ticket: Ticket | None = None
     ) -> None:
         self.spec = spec
+        self._rules = HopRules(spec)
         self._session = backend.open(spec, ticket).result()
         # runs when the transport is forgotten, as that of a transport over gRPC does
         self._finalizer = weakref.finalize(self, self._session.close)
         self._finalizer.atexit = False
-        self._rules = HopRules(spec)
         self._meter = ByteMeter()
         self.resumed = self._session.resumed
         self._failure: TrunkError | None = None
@@ -135,6 +134,6 @@ class InProcessTransport(Transport):
         return reply
 
     def _carry(self, hop: str, tensor: Tensor) -> Tensor:
-        rule: TensorRule = getattr(self._rules, hop)
+        rule = self._rules[hop]
         self._meter.add(rule.role, rule.codec.encoded_bytes(tensor.shape))
         return round_trip(tensor.detach(), rule.codec, hop)

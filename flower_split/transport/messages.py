@@ -4,11 +4,13 @@ Axes: B rows of a microbatch, T new tokens a row, S tokens a row with the cached
 H hidden size.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
+from flower_split.config.wire import HOPS, UPWARD_HOPS, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
 
 PROTOCOL_VERSION = 1
@@ -45,10 +47,7 @@ class SessionSpec:
     """`federated`, `shared` or `frozen`."""
     adapter: str
     """Canonical JSON of the adapter configuration; may be empty for `frozen`."""
-    h1: str = "fp32"
-    h2: str = "fp32"
-    g2: str = "fp32"
-    g1: str = "fp32"
+    wire: WireConfig = field(default_factory=WireConfig)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     seed: int = 0
     """Seed of the trunk's dropout in this session."""
@@ -156,26 +155,44 @@ class StepReply:
     norms: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class WireBytes:
-    """Payload of a session's tensors as encoded, in bytes, by what they carried."""
+CONTEXT = "context"
+"""Under which attention masks and position ids are counted together."""
 
-    h1: int = 0
-    h2: int = 0
-    g2: int = 0
-    g1: int = 0
-    context: int = 0
-    """Attention masks and position ids."""
+
+class WireBytes(Mapping[str, int]):
+    """Payload of a session's tensors as encoded, in bytes, by hop; that of `CONTEXT` after them.
+
+    Args:
+        counts: Those that are not 0.
+    """
+
+    def __init__(self, **counts: int) -> None:
+        unknown = counts.keys() - {*HOPS, CONTEXT}
+        if unknown:
+            raise ValueError(f"bytes of {sorted(unknown)}, expected {[*HOPS, CONTEXT]}")
+        self._counts = {name: counts.get(name, 0) for name in (*HOPS, CONTEXT)}
+
+    def __getitem__(self, name: str) -> int:
+        return self._counts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __repr__(self) -> str:
+        return f"WireBytes({', '.join(f'{name}={count}' for name, count in self.items())})"
 
     @property
     def upward(self) -> int:
         """From the silo to the trunk."""
-        return self.h1 + self.g2 + self.context
+        return sum(self[hop] for hop in UPWARD_HOPS) + self[CONTEXT]
 
     @property
     def downward(self) -> int:
         """From the trunk to the silo."""
-        return self.h2 + self.g1
+        return sum(self.values()) - self.upward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +217,7 @@ class SessionSummary:
     forwards: int
     backwards: int
     tokens: int
-    wire_bytes: WireBytes = WireBytes()
+    wire_bytes: WireBytes = field(default_factory=WireBytes)
     """Filled in by the trunk's end of the wire, which a backend does not know."""
     queue: QueueUse = QueueUse()
 

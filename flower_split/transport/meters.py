@@ -4,19 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flower_split.proto import trunk_pb2 as pb
-from flower_split.transport.messages import WireBytes
+from flower_split.config.wire import HOPS
+from flower_split.serialization.tables import ROLE_NAMES
+from flower_split.transport.messages import CONTEXT, WireBytes
 
 _COUNTED_AS: dict[int, str] = {
-    int(pb.ROLE_H1): "h1",
-    int(pb.ROLE_H2): "h2",
-    int(pb.ROLE_G2): "g2",
-    int(pb.ROLE_G1): "g1",
-    int(pb.ROLE_ATTENTION_MASK): "context",
-    int(pb.ROLE_POSITION_IDS): "context",
+    role: name if name in HOPS else CONTEXT for role, name in ROLE_NAMES.items()
 }
-if set(_COUNTED_AS) != set(pb.Role.values()) - {0}:
-    raise ImportError("transport.meters does not count every role")
 
 
 class ByteMeter:

@@ -11,13 +11,7 @@ from torch import Tensor
 from flower_split.compression.codec import Codec, is_finite
 from flower_split.compression.floats import Fp16, Fp32
 from flower_split.compression.raw import RAW_BOOL, RAW_INT64, Raw
-from flower_split.compression.table import (
-    BY_NAME,
-    BY_WIRE,
-    check_complete,
-    codec_named,
-    round_trip,
-)
+from flower_split.compression.table import CODEC_TABLE, check_complete, round_trip
 from flower_split.config.sections import CODECS
 from flower_split.errors import ConfigError, WireError
 
@@ -45,10 +39,11 @@ def tensors(draw: st.DrawFn, dtype: torch.dtype = torch.float32, bound: float = 
 
 
 def test_the_table_is_complete_and_consistent() -> None:
-    assert tuple(sorted(BY_NAME)) == tuple(sorted(CODECS))
-    assert {codec.name for codec in BY_WIRE.values()} == set(CODECS)
+    assert tuple(sorted(CODEC_TABLE)) == tuple(sorted(CODECS))
     for name in CODECS:
-        assert codec_named(name).name == name
+        codec = CODEC_TABLE.named(name)
+        assert codec.name == name
+        assert CODEC_TABLE.numbered(codec.wire) is codec
 
 
 @pytest.mark.parametrize("rows", [[Fp32()], [Fp32(), Fp32(), Fp16()], []])
@@ -59,7 +54,7 @@ def test_an_incomplete_table_cannot_be_imported(rows: list[Codec]) -> None:
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="'int3'"):
-        codec_named("int3")
+        CODEC_TABLE.named("int3")
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +65,7 @@ def test_a_round_trip_keeps_shape_dtype_and_value(
     name: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     tensor = data.draw(tensors(dtype=dtype))
-    result = decoded(BY_NAME[name], tensor)
+    result = decoded(CODEC_TABLE[name], tensor)
     assert result.shape == tensor.shape and result.dtype == tensor.dtype
     bound = tensor.double().abs() * PRECISION[name] + FLOOR[name]
     assert bool(((result.double() - tensor.double()).abs() <= bound).all())
@@ -86,29 +81,29 @@ def test_a_codec_at_least_as_wide_as_the_dtype_is_exact(
     name: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     tensor = data.draw(tensors(dtype=dtype))
-    assert torch.equal(decoded(BY_NAME[name], tensor), tensor)
+    assert torch.equal(decoded(CODEC_TABLE[name], tensor), tensor)
 
 
 @settings(max_examples=60, deadline=None)
 @given(tensor=tensors())
 @pytest.mark.parametrize("name", CODECS)
 def test_a_second_round_trip_changes_nothing(name: str, tensor: Tensor) -> None:
-    once = round_trip(tensor, BY_NAME[name])
-    assert torch.equal(round_trip(once, BY_NAME[name]), once)
+    once = round_trip(tensor, CODEC_TABLE[name])
+    assert torch.equal(round_trip(once, CODEC_TABLE[name]), once)
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_non_contiguous_tensors(name: str) -> None:
     tensor = torch.randn(6, 5, 4)
     for view in (tensor.transpose(0, 2), tensor[::2, 1:], tensor[:, :1].expand(6, 7, 4)):
-        expected = round_trip(view.contiguous(), BY_NAME[name])
-        assert torch.equal(round_trip(view, BY_NAME[name]), expected)
+        expected = round_trip(view.contiguous(), CODEC_TABLE[name])
+        assert torch.equal(round_trip(view, CODEC_TABLE[name]), expected)
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_tensor_of_the_graph_is_encoded_detached(name: str) -> None:
     leaf = torch.randn(3, requires_grad=True)
-    assert not round_trip(leaf * 2, BY_NAME[name]).requires_grad
+    assert not round_trip(leaf * 2, CODEC_TABLE[name]).requires_grad
 
 
 def test_fp32_sends_the_tensor_s_own_memory() -> None:
@@ -118,18 +113,18 @@ def test_fp32_sends_the_tensor_s_own_memory() -> None:
 
 def test_fp16_overflow_advises_bf16() -> None:
     with pytest.raises(WireError, match=r"h1: values beyond 65504.*use bf16"):
-        round_trip(torch.tensor([1.0, 7e4]), BY_NAME["fp16"], "h1")
+        round_trip(torch.tensor([1.0, 7e4]), CODEC_TABLE["fp16"], "h1")
 
 
 def test_bf16_overflow_is_an_error_too() -> None:
     with pytest.raises(WireError, match="bf16"):
-        BY_NAME["bf16"].encode(torch.tensor([torch.finfo(torch.float32).max]))
+        CODEC_TABLE["bf16"].encode(torch.tensor([torch.finfo(torch.float32).max]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", CODECS)
 def test_values_that_are_not_finite_are_refused_both_ways(name: str, value: float) -> None:
-    codec = BY_NAME[name]
+    codec = CODEC_TABLE[name]
     tensor = torch.zeros(100)
     tensor[57] = value
     with pytest.raises(WireError, match="NaN or infinite"):
@@ -148,7 +143,7 @@ def test_a_value_that_only_the_wire_can_hold_is_refused_on_arrival() -> None:
         Fp32().decode(payload, (1,), torch.float16)
 
 
-@pytest.mark.parametrize("codec", [*BY_NAME.values(), RAW_INT64, RAW_BOOL])
+@pytest.mark.parametrize("codec", [*CODEC_TABLE.values(), RAW_INT64, RAW_BOOL])
 def test_a_wrong_number_of_bytes_is_refused(codec: Codec) -> None:
     dtype = codec.element if isinstance(codec, Raw) else torch.float32
     with pytest.raises(WireError, match="expected"):

@@ -19,7 +19,9 @@ from flower_split.devices import autocasting
 from flower_split.errors import WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitAdamW, SplitStages, attach_trunk
+from flower_split.remote.border import SiloBorder
 from flower_split.segments import split_model
+from flower_split.server.border import TrunkBorder
 from flower_split.server.engine import TrunkEngine
 from flower_split.training import WholeModel, train_round
 from flower_split.training.stages import Stages
@@ -68,7 +70,7 @@ def test_bfloat16_weights_on_both_sides_equal_the_uncut_model_to_the_bit(codec: 
     pair = make_pair(
         tiny_llama().to(NARROW),
         optimizer=CLIPPED,
-        wire=WireConfig(h1=codec, h2=codec, g2=codec, g1=codec),
+        wire=WireConfig.uniform(codec),
     )
     assert train_split(pair) == train_whole(pair)
     assert_same_adapters(pair)
@@ -300,7 +302,7 @@ def test_a_tensor_of_another_dtype_than_the_sessions_is_refused() -> None:
 
 def test_the_exact_path_copies_nothing_at_the_border() -> None:
     pair = make_pair()
-    border = pair.transport._session._border
+    border = TrunkBorder(pair.engine.trunk, pair.transport.spec)
     mask = torch.ones(2, 5, dtype=torch.bool)
     request = ForwardRequest(
         step=0, microbatch=0, hidden=torch.randn(2, 5, 32), attention_mask=mask
@@ -308,5 +310,11 @@ def test_the_exact_path_copies_nothing_at_the_border() -> None:
     entered = border.enter(request)
     assert entered.hidden is request.hidden
     assert entered.attention_mask is mask
-    assert border.enter_grad(request.hidden) is request.hidden
-    assert border.leave(request.hidden).data_ptr() == request.hidden.data_ptr()
+    assert border.incoming("g2", request.hidden, entered) is request.hidden
+    left = border.outgoing("h2", request.hidden, entered)
+    assert left.data_ptr() == request.hidden.data_ptr()
+    silo = SiloBorder(pair.transport.spec)
+    context = silo.context(request.hidden, step=0, microbatch=0, attention_mask=mask)
+    assert silo.incoming("h2", request.hidden, context) is request.hidden
+    left = silo.outgoing("h1", request.hidden, context)
+    assert left.data_ptr() == request.hidden.data_ptr()

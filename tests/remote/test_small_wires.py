@@ -23,7 +23,7 @@ def lively_llama() -> LlamaForCausalLM:
 
 def losses(codec: str) -> tuple[float, float]:
     """Mean loss of two batches, before and after learning them by heart."""
-    wire = WireConfig(h1=codec, h2=codec, g2=codec, g1=codec)
+    wire = WireConfig.uniform(codec)
     model = make_pair(lively_llama(), wire=wire).client
     batches = [make_batch(rows=4, tokens=16, seed=seed) for seed in range(2)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flower_split.compression.table import BY_NAME
+from flower_split.compression.table import CODEC_TABLE
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import TensorRule, check_header
 from flower_split.serialization.receiving import TensorAssembler
@@ -20,7 +20,7 @@ SHAPE = (CHUNKS, 256, 1024)
 """A chunk a row, in float32."""
 SMALL = CHUNK_BYTES // 8
 """More than everything else that is allocated meanwhile."""
-FP32 = TensorRule(role=pb.ROLE_H1, dtype=torch.float32, codec=BY_NAME["fp32"], num_dims=3)
+FP32 = TensorRule(role=pb.ROLE_H1, dtype=torch.float32, codec=CODEC_TABLE["fp32"], num_dims=3)
 
 
 @contextmanager

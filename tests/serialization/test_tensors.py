@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flower_split.compression.raw import RAW_BOOL
-from flower_split.compression.table import BY_NAME, round_trip
+from flower_split.compression.table import CODEC_TABLE, round_trip
 from flower_split.errors import SequenceError, WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization import sending
@@ -26,7 +26,7 @@ from flower_split.serialization.sending import (
 
 
 def rule(codec: str = "fp32", dtype: torch.dtype = torch.float32) -> TensorRule:
-    return TensorRule(role=pb.ROLE_H1, dtype=dtype, codec=BY_NAME[codec], num_dims=3)
+    return TensorRule(role=pb.ROLE_H1, dtype=dtype, codec=CODEC_TABLE[codec], num_dims=3)
 
 
 MASK = TensorRule(role=pb.ROLE_ATTENTION_MASK, dtype=torch.bool, codec=RAW_BOOL, num_dims=2)
@@ -51,7 +51,7 @@ def received(stream: Sequence[pb.ClientFrame], rules: Sequence[TensorRule]) -> l
 @settings(max_examples=50, deadline=None)
 @given(
     shape=st.tuples(*[st.integers(1, 6)] * 3),
-    codec=st.sampled_from(sorted(BY_NAME)),
+    codec=st.sampled_from(sorted(CODEC_TABLE)),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     chunk=st.integers(1, 64),
 )
@@ -65,7 +65,7 @@ def test_what_arrives_is_what_the_codec_keeps(
         patch.setattr(sending, "CHUNK_BYTES", chunk)
         stream = wire([encode_tensor(hidden, rules[0]), encode_tensor(mask, MASK)])
     arrived = received(stream, rules)
-    assert torch.equal(arrived[0], round_trip(hidden, BY_NAME[codec]))
+    assert torch.equal(arrived[0], round_trip(hidden, CODEC_TABLE[codec]))
     assert torch.equal(arrived[1], mask)
     sizes = [sum(len(part.data) for part in frame.chunks) for frame in stream]
     assert all(size == chunk for size in sizes[:-1]) and 0 < sizes[-1] <= chunk

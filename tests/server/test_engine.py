@@ -166,15 +166,15 @@ def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
         ("dtype", "bfloat16"),
         ("trunk_adapters", "shared"),
         ("adapter", "{}"),
-        ("h1", "bf16"),
-        ("g1", "fp16"),
+        ("wire.h1", WireConfig(h1="bf16")),
+        ("wire.g1", WireConfig(g1="fp16")),
         ("pack", "ab" * 32),
     ],
 )
 def test_a_handshake_names_the_field_that_differs(field: str, value: Any) -> None:
     engine = make_engine(wire=WireConfig(), dtype="float32")
     with pytest.raises(HandshakeError, match=rf"differ in {field}[:.]"):
-        opened(engine, replace(engine.describe(), **{field: value}), None)
+        opened(engine, replace(engine.describe(), **{field.partition(".")[0]: value}), None)
     assert "session0" not in engine._adapters._model.peft_config  # type: ignore[union-attr]
 
 

@@ -6,7 +6,7 @@ from affine_backend import AffineBackend, backward, forward, spec
 from hosting import hosting
 from throughput.slow_link import slow_link
 
-from flower_split.config.sections import CODECS
+from flower_split.config.sections import CODECS, WireConfig
 from flower_split.tls import ClientTls, ServerTls
 from flower_split.transport.grpc.transport import GrpcTransport
 from flower_split.transport.local import InProcessTransport
@@ -19,7 +19,7 @@ FRAMING, OVERHEAD = 0.01, 1 << 13
 
 
 def test_both_ends_count_each_hop_by_its_codec() -> None:
-    agreed = spec(h1="int8", h2="nf4", g2="bf16", g1="fp32")
+    agreed = spec(wire=WireConfig(h1="int8", h2="nf4", g2="bf16", g1="fp32"))
     mask = torch.ones(3, 200, dtype=torch.bool)
     positions = torch.arange(200)[None]
     expected = WireBytes(
@@ -48,7 +48,7 @@ def test_both_ends_count_each_hop_by_its_codec() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
 def test_the_socket_carries_what_was_counted(codec: str, encrypted: bool) -> None:
-    agreed = spec(h1=codec, h2=codec, g2=codec, g1=codec)
+    agreed = spec(wire=WireConfig.uniform(codec))
     tls = ServerTls.ephemeral() if encrypted else None
     trust = None if tls is None else ClientTls(ca=tls.ca)
     with (

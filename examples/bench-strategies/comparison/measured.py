@@ -10,8 +10,10 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_split.apps.in_process import InProcessGrid, message_bytes
 from flower_split.errors import DivergenceError
+from flower_split.transport.messages import WireBytes
 
-HOPS = ("bytes-h1", "bytes-h2", "bytes-g2", "bytes-g1", "bytes-context")
+STREAM = tuple(f"bytes-{name}" for name in WireBytes())
+"""Counters of what crossed between silo and trunk."""
 
 
 @dataclass(kw_only=True)
@@ -82,7 +84,7 @@ class MeasuredGrid(InProcessGrid):
             if reply.metadata.message_type == "train":
                 one.up = message_bytes(reply)
                 told = reply.content.config_records.get("split", ConfigRecord())
-                one.stream = sum(int(str(told.get(hop, 0))) for hop in HOPS)
+                one.stream = sum(int(str(told.get(hop, 0))) for hop in STREAM)
             else:
                 one.loss = float(str(metrics["eval-loss"]))
                 one.held_out = int(str(metrics["num-examples"]))

@@ -191,7 +191,7 @@ class SiloRole(Trainer):
             self.model,
             plan=self.plan,
             trunk_adapters="federated",
-            wire=WireConfig(h1=codec, h2=codec, g2=codec, g1=codec),
+            wire=WireConfig.uniform(codec),
             optimizer=OptimizerSettings.of_training(TrainConfig()),
         )
         self._transport = GrpcTransport(address, spec)

@@ -1,8 +1,10 @@
 """The handshake's frames: what a session is to be, who opens it, and the trunk's bounds."""
 
+from dataclasses import asdict, fields
 from typing import get_args
 
-from flower_split.compression.table import BY_NAME, BY_WIRE
+from flower_split.compression.table import CODEC_TABLE
+from flower_split.config.wire import HOPS, WireConfig
 from flower_split.errors import ConfigError, HandshakeError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.proto import trunk_pb2 as pb
@@ -26,14 +28,14 @@ _PURPOSES: dict[Purpose, pb.Purpose] = {
     "evaluate": pb.PURPOSE_EVALUATE,
 }
 _PURPOSE_NAMES: dict[int, Purpose] = {int(number): name for name, number in _PURPOSES.items()}
+_CONSTANTS = fields(OptimizerSettings)
 if set(_PURPOSES) != set(get_args(Purpose)) or len(_PURPOSES) != len(pb.Purpose.values()) - 1:
     raise ImportError("transport.hello does not cover every purpose")
-
-_HOPS = ("h1", "h2", "g2", "g1")
 
 # Characters of a Hello's texts: a stranger sends them too.
 _LONGEST = {"fingerprint": 256, "trunk_adapters": 64, "adapter": 1 << 16, "pack": 256}
 _LONGEST_TOKEN = 256
+_MOST_TRANSFORMS, _LONGEST_TRANSFORM = 16, 64
 
 
 def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
@@ -41,12 +43,12 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
 
     Raises:
         HandshakeError: a field cannot be sent: an unknown name, or a number out of range.
+        ConfigError: a codec that another package adds is of no use.
     """
+    if spec.dtype not in DTYPE_BY_NAME:
+        raise HandshakeError(f"dtype {spec.dtype!r}, expected one of {list(DTYPE_BY_NAME)}")
     hello = pb.Hello()
-    for name in ("dtype", *_HOPS):
-        names = list(DTYPE_BY_NAME if name == "dtype" else BY_NAME)
-        if getattr(spec, name) not in names:
-            raise HandshakeError(f"{name} {getattr(spec, name)!r}, expected one of {names}")
+    codecs = {hop: CODEC_TABLE.named(getattr(spec.wire, hop)).wire for hop in HOPS}
     try:
         hello.protocol_version = spec.protocol_version
         if ticket is not None:
@@ -59,14 +61,11 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
         hello.dtype = DTYPE_TO_WIRE[DTYPE_BY_NAME[spec.dtype]]
         hello.trunk_adapters = spec.trunk_adapters
         hello.adapter = spec.adapter
-        hello.h1, hello.h2 = BY_NAME[spec.h1].wire, BY_NAME[spec.h2].wire
-        hello.g2, hello.g1 = BY_NAME[spec.g2].wire, BY_NAME[spec.g1].wire
-        optimizer = spec.optimizer
-        hello.optimizer.beta1, hello.optimizer.beta2 = optimizer.beta1, optimizer.beta2
-        hello.optimizer.eps = optimizer.eps
-        hello.optimizer.weight_decay = optimizer.weight_decay
-        hello.optimizer.max_grad_norm = optimizer.max_grad_norm
-        hello.optimizer.max_learning_rate = optimizer.max_learning_rate
+        for hop, number in codecs.items():
+            setattr(hello, hop, number)
+        hello.transforms.extend(spec.wire.transforms)
+        for name, constant in asdict(spec.optimizer).items():
+            setattr(hello.optimizer, name, constant)
         hello.seed = spec.seed
         hello.silo = spec.silo
         hello.session_states.extend(spec.session_states)
@@ -88,22 +87,13 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
     dtype = DTYPE_FROM_WIRE.get(hello.dtype)
     if dtype not in DTYPE_NAMES:
         raise HandshakeError(f"dtype: unknown number {hello.dtype}")
-    for hop in _HOPS:
-        if getattr(hello, hop) not in BY_WIRE:
-            raise HandshakeError(f"{hop}: unknown codec number {getattr(hello, hop)}")
     for name, longest in _LONGEST.items():
         if len(getattr(hello, name)) > longest:
             raise HandshakeError(f"{name}: more than {longest} characters")
     _check_kept(hello)
-    optimizer = hello.optimizer
     try:
-        settings = OptimizerSettings(
-            beta1=optimizer.beta1,
-            beta2=optimizer.beta2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            max_grad_norm=optimizer.max_grad_norm,
-            max_learning_rate=optimizer.max_learning_rate,
+        optimizer = OptimizerSettings(
+            **{setting.name: getattr(hello.optimizer, setting.name) for setting in _CONSTANTS}
         )
     except ConfigError as exc:
         raise HandshakeError(f"optimizer: {exc}") from exc
@@ -116,11 +106,8 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         dtype=DTYPE_NAMES[dtype],
         trunk_adapters=hello.trunk_adapters,
         adapter=hello.adapter,
-        h1=BY_WIRE[hello.h1].name,
-        h2=BY_WIRE[hello.h2].name,
-        g2=BY_WIRE[hello.g2].name,
-        g1=BY_WIRE[hello.g1].name,
-        optimizer=settings,
+        wire=_read_wire(hello),
+        optimizer=optimizer,
         seed=hello.seed,
         silo=hello.silo,
         session_states=tuple(hello.session_states),
@@ -128,6 +115,32 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         protocol_version=hello.protocol_version,
     )
     return spec, read_ticket(hello)
+
+
+def _read_wire(hello: pb.Hello) -> WireConfig:
+    """The codecs and transforms that a silo asks for; `HandshakeError` where one is not here."""
+    codecs: dict[str, str] = {}
+    for hop in HOPS:
+        try:
+            codecs[hop] = CODEC_TABLE.numbered(getattr(hello, hop)).name
+        except ConfigError as exc:
+            raise HandshakeError(
+                f"{hop}: {exc}; a codec of another package is to be installed on both ends"
+            ) from exc
+    names = tuple(hello.transforms)
+    if len(names) > _MOST_TRANSFORMS or any(
+        len(name) > _LONGEST_TRANSFORM or not name.isprintable() for name in names
+    ):
+        raise HandshakeError(
+            f"wire.transforms: expected at most {_MOST_TRANSFORMS} names of "
+            f"{_LONGEST_TRANSFORM} printable characters"
+        )
+    try:
+        return WireConfig(transforms=names, **codecs)
+    except ConfigError as exc:
+        raise HandshakeError(
+            f"{exc}; a transform of another package is to be installed on both ends"
+        ) from exc
 
 
 def check_version(version: int) -> None:

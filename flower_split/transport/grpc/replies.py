@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -46,11 +46,11 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
     """
     match request, reply:
         case ForwardRequest(), Tensor():
-            tensors = (encode_tensor(reply, rules.h2),)
+            tensors = (encode_tensor(reply, rules["h2"]),)
             forward = pb.ForwardReply(microbatch=request.microbatch, tensors=[tensors[0].header])
             return EncodedReply(head=pb.ServerFrame(forward=forward), tensors=tensors)
         case BackwardRequest(), Tensor() | None:
-            grads = () if reply is None else (encode_tensor(reply, rules.g1),)
+            grads = () if reply is None else (encode_tensor(reply, rules["g1"]),)
             backward = pb.BackwardReply(
                 microbatch=request.microbatch, tensors=[grad.header for grad in grads]
             )
@@ -64,7 +64,7 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
                 forwards=reply.forwards,
                 backwards=reply.backwards,
                 tokens=reply.tokens,
-                wire_bytes=pb.WireBytes(**asdict(reply.wire_bytes)),
+                wire_bytes=pb.WireBytes(**reply.wire_bytes),
                 queue=pb.QueueUse(**asdict(reply.queue)),
             )
             return EncodedReply(head=pb.ServerFrame(summary=summary))
@@ -126,10 +126,7 @@ class ReplyReader:
                     backwards=summary.backwards,
                     tokens=summary.tokens,
                     wire_bytes=WireBytes(
-                        **{
-                            field.name: getattr(summary.wire_bytes, field.name)
-                            for field in fields(WireBytes)
-                        }
+                        **{name: getattr(summary.wire_bytes, name) for name in WireBytes()}
                     ),
                     queue=_queue_use(summary.queue),
                 )
@@ -139,10 +136,10 @@ class ReplyReader:
         match self._request, kind:
             case ForwardRequest() as request, "forward":
                 _check_number("microbatch", frame.forward.microbatch, request.microbatch)
-                return _check_tensors(frame.forward.tensors, (self._rules.h2,), request.hidden)
+                return _check_tensors(frame.forward.tensors, (self._rules["h2"],), request.hidden)
             case BackwardRequest() as request, "backward":
                 _check_number("microbatch", frame.backward.microbatch, request.microbatch)
-                rules = (self._rules.g1,) if request.wants_input_grad else ()
+                rules = (self._rules["g1"],) if request.wants_input_grad else ()
                 return _check_tensors(frame.backward.tensors, rules, request.grad)
             case StepRequest() as request, "step":
                 _check_number("step", frame.step.step, request.step)

@@ -88,7 +88,7 @@ class RequestReader:
         self._rules = HopRules(spec)
         self._limits = limits
         self._hidden_size = hidden_size
-        self._max_learning_rate = spec.optimizer.max_learning_rate
+        self._optimizer = spec.optimizer
         self._pending: PendingRequest | None = None
 
     def feed(self, frame: pb.ClientFrame) -> PendingRequest | None:
@@ -124,7 +124,7 @@ class RequestReader:
                 headers = frame.backward.tensors
                 if len(headers) != 1:
                     raise WireError(f"backward with {len(headers)} tensors, expected g2 alone")
-                return [self._check_size(check_header(headers[0], self._rules.g2))]
+                return [self._check_size(check_header(headers[0], self._rules["g2"]))]
             case "step":
                 self._check_step(frame.step)
                 return ()
@@ -139,7 +139,7 @@ class RequestReader:
         headers = list(forward.tensors)
         if not headers:
             raise WireError("forward without tensors, expected h1")
-        hidden = self._check_size(check_header(headers.pop(0), self._rules.h1))
+        hidden = self._check_size(check_header(headers.pop(0), self._rules["h1"]))
         announced = [hidden]
         mask = positions = None
         if headers and headers[0].role == ATTENTION_MASK.role:
@@ -167,10 +167,7 @@ class RequestReader:
         return tensor
 
     def _check_step(self, step: pb.Step) -> None:
-        if not 0.0 <= step.learning_rate <= self._max_learning_rate:
-            raise WireError(
-                f"learning_rate {step.learning_rate}, expected 0 to {self._max_learning_rate}"
-            )
+        self._optimizer.check_learning_rate(step.learning_rate)
         for norm in (*step.norms_before, *step.norms_after):
             if not (math.isfinite(norm) and norm >= 0.0):
                 raise WireError(f"gradient norm {norm}, expected a finite number of at least 0")

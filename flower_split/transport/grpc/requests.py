@@ -61,7 +61,7 @@ def _encode(request: Request, rules: HopRules) -> EncodedRequest:
         case ForwardRequest():
             return _encode_forward(request, rules)
         case BackwardRequest():
-            grad = encode_tensor(request.grad, rules.g2)
+            grad = encode_tensor(request.grad, rules["g2"])
             backward = pb.Backward(
                 step=request.step,
                 microbatch=request.microbatch,
@@ -88,7 +88,7 @@ def _encode(request: Request, rules: HopRules) -> EncodedRequest:
 
 
 def _encode_forward(request: ForwardRequest, rules: HopRules) -> EncodedRequest:
-    tensors = [encode_tensor(request.hidden, rules.h1)]
+    tensors = [encode_tensor(request.hidden, rules["h1"])]
     if request.attention_mask is not None:
         tensors.append(encode_tensor(request.attention_mask, ATTENTION_MASK))
     if request.position_ids is not None:

@@ -26,6 +26,7 @@ def test_the_codes_are_the_contract() -> None:
         "WireError": "INVALID_ARGUMENT",
         "HandshakeError": "INVALID_ARGUMENT",
         "SequenceError": "FAILED_PRECONDITION",
+        "TransformError": "FAILED_PRECONDITION",
         "TokenError": "UNAUTHENTICATED",
         "ForeignRunError": "PERMISSION_DENIED",
         "TrunkBusyError": "RESOURCE_EXHAUSTED",

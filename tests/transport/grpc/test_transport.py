@@ -14,7 +14,7 @@ import torch
 from affine_backend import AffineBackend, backward, forward, spec
 from hosting import eventually, hosting, nothing_left
 
-from flower_split.config.sections import CODECS
+from flower_split.config.sections import CODECS, WireConfig
 from flower_split.errors import (
     ConfigError,
     SequenceError,
@@ -56,7 +56,7 @@ def server(backend: AffineBackend) -> Iterator[TrunkServer]:
 def test_results_equal_the_local_transport_s_to_the_bit(
     server: TrunkServer, backend: AffineBackend, codec: str, dtype: str
 ) -> None:
-    agreed = spec(dtype=dtype, h1=codec, h2=codec, g2=codec, g1=codec)
+    agreed = spec(dtype=dtype, wire=WireConfig.uniform(codec))
     kind = getattr(torch, dtype)
     with (
         GrpcTransport(server.address, agreed) as remote,
@@ -192,7 +192,7 @@ def test_one_failure_fails_everything_pending_and_later_alike(server: TrunkServe
 def test_what_cannot_be_sent_fails_the_session(
     server: TrunkServer, request_: Any, message: str
 ) -> None:
-    with GrpcTransport(server.address, spec(h1="fp16")) as transport:
+    with GrpcTransport(server.address, spec(wire=WireConfig(h1="fp16"))) as transport:
         with pytest.raises(WireError, match=message):
             transport.forward(request_).result(20)
         with pytest.raises(WireError):
