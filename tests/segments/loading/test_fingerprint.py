@@ -6,7 +6,7 @@ import pytest
 from tiny_families import CASE_BY_NAME, CASES, Case
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flower_split.segments.loading import fingerprint
+from flower_split.segments import fingerprint
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -33,10 +33,9 @@ from flower_split.segments import (
     load_client_model,
     load_skeleton,
     load_trunk,
-    loading,
     split_model,
-    stock_loader,
 )
+from flower_split.segments.loading import load_plan, stock_loader
 
 CUTS = {"bottom_layers": 1, "top_layers": 1}
 ONE_OF_EACH = list({case.model_type: case for case in CASES}.values())
@@ -313,7 +312,7 @@ def test_refusal_of_the_punched_model_keeps_its_kind(
     def refuse(model: PreTrainedModel, cuts: Cuts) -> None:
         raise UnsupportedFamilyError("a tensor that belongs to no module")
 
-    monkeypatch.setattr(loading, "punch_trunk", refuse)
+    monkeypatch.setattr(load_plan, "punch_trunk", refuse)
     with pytest.raises(UnsupportedFamilyError, match="belongs to no module"):
         load_trunk(llama, **CUTS)
 
