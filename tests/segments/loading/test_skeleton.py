@@ -8,8 +8,7 @@ from tiny_checkpoint import WORDS, save_tiny_model
 from tiny_families import CASE_BY_NAME, CASES, Case
 
 from flower_split.errors import CheckpointError, UnsupportedFamilyError
-from flower_split.segments import load_skeleton, load_tokenizer
-from flower_split.segments import fingerprint
+from flower_split.segments import fingerprint, load_skeleton, load_tokenizer
 
 ONE_OF_EACH = {case.model_type: case for case in CASES} | {"open": CASE_BY_NAME["falcon-new"]}
 
