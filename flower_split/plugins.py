@@ -8,7 +8,9 @@
 A package is imported when its plug-in is asked for, and not before.
 """
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -28,12 +30,10 @@ class PluginTable(Mapping[str, Value]):
     """
 
     def __init__(self, group: str, own: Mapping[str, Value], *, key: str, noun: str) -> None:
+        self._group = group
         self._own = own
         self._key = key
         self._noun = noun
-        self._plugins: dict[str, list[EntryPoint]] = {}
-        for found in entry_points(group=group):
-            self._plugins.setdefault(found.name, []).append(found)
 
     def __getitem__(self, name: str) -> Value:
         """The entry of that name.
@@ -42,7 +42,7 @@ class PluginTable(Mapping[str, Value]):
             KeyError: there is none.
             ConfigError: several packages register it, or it cannot be imported.
         """
-        found = self._plugins.get(name, [])
+        found = registered(self._group).get(name, [])
         if name in self._own:
             if found:
                 raise ConfigError(
@@ -76,18 +76,37 @@ class PluginTable(Mapping[str, Value]):
         found: Value = loaded
         return found
 
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """The names that other packages add."""
+        return tuple(name for name in registered(self._group) if name not in self._own)
+
     def __contains__(self, name: object) -> bool:
         """Whether there is an entry of that name, usable or not."""
-        return name in self._own or name in self._plugins
+        return name in self._own or name in registered(self._group)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own
-        yield from (name for name in self._plugins if name not in self._own)
+        yield from self.plugins
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
 
-def _packages(found: list[EntryPoint]) -> str:
+def registered(group: str) -> Mapping[str, Sequence[EntryPoint]]:
+    """What the installed packages register in an entry-point group, by name."""
+    return _found_on(group, tuple(sys.path))
+
+
+@cache
+def _found_on(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    """As above, for a path of modules; looking takes some tens of milliseconds."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=group):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _packages(found: Sequence[EntryPoint]) -> str:
     names = sorted({entry.dist.name if entry.dist else "an unknown package" for entry in found})
     return " and ".join(names)

@@ -48,7 +48,7 @@ class Alone(FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """As `configure_train`."""
+        """As `configure_train`: every node evaluates its own arrays."""
         return self._individual(super().configure_evaluate(server_round, arrays, config, grid))
 
     def aggregate_train(

@@ -11,7 +11,7 @@ Statistic = int | float
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRecord:
-    """One silo in one round."""
+    """What came of one silo in one exchange of a round."""
 
     server_round: int
     """0 is the evaluation before the first round."""
@@ -39,7 +39,6 @@ class SplitResult(Result):
     `shared` trunk including the trunk's part, which `arrays` does not have."""
     samples: dict[int, str] = field(default_factory=dict)
     """Continuation of the sample prompt by round."""
-
     seconds: dict[int, float] = field(default_factory=dict)
     """Wall-clock time of every round."""
 

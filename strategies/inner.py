@@ -7,7 +7,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from flower_split.config.model import LoraSettings
-from flower_split.config.run_config import nearest, raise_problems
+from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.sections import SplitConfig, StrategyConfig
 from flower_split.errors import ConfigError
 from flower_split.lowrank import Allowance

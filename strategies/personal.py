@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError
 from flower_split.lowrank import Instructions, part_of
+from flower_split.strategies.inner_message import adapter_and_config
 from flower_split.strategies.lora.base import scaling_of
 
 
@@ -59,6 +60,7 @@ class PersonalParts(Strategy):
 
         Raises:
             ConfigError: a name in `modules` is no module's, or all modules are personal.
+            RoundError: a message is not one adapter and one config.
         """
         shared = self._shared(arrays)
         messages = self.strategy.configure_train(server_round, shared, config, grid)
@@ -89,7 +91,7 @@ class PersonalParts(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """The inner strategy's."""
+        """The inner strategy's aggregate, which has no personal tensors in it."""
         replies = list(replies)
         self._note(replies, trained=False)
         return self.strategy.aggregate_evaluate(server_round, replies)
@@ -118,11 +120,10 @@ class PersonalParts(Strategy):
 
     def _completed(self, message: Message) -> Message:
         content = RecordDict(dict(message.content.items()))
-        ((array_key, arrays),) = message.content.array_records.items()
-        ((config_key, config),) = message.content.config_records.items()
+        (array_key, arrays), (config_key, config) = adapter_and_config(message)
         told = dict(config.items())
         instructions = Instructions.from_fields(told)
-        told |= instructions.keeping(self._personal.keys(), self.scaling.factor).to_fields()
+        told |= instructions.with_personal(self._personal.keys(), self.scaling.factor).to_fields()
         content[config_key] = ConfigRecord(told)
         node = message.metadata.dst_node_id
         if node not in self._known:

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
 from flower_split.strategies.checkpoints.run_checkpoints import RunCheckpoints
+from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.exchange import wait_for_nodes
 from flower_split.strategies.hosting.host import TrunkHost
 from flower_split.strategies.hosting.roster import OrderedGrid, Roster, drawn_from
@@ -18,6 +19,7 @@ from flower_split.strategies.inner import least_nodes, order_matters
 from flower_split.transport.messages import Purpose
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+ShouldStop = Callable[[int, SplitResult], bool]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ from flower_split.strategies.early_stopping import is_enough
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.exchange import exchange
 from flower_split.strategies.hosting.host import TrunkHost
-from flower_split.strategies.hosting.replies import outvoted
+from flower_split.strategies.hosting.invited_silo import RoundTerms
 from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.strategies.inner import allowance_of, check_exact, weight_key
 from flower_split.strategies.output import checkpoint_folder
-from flower_split.strategies.run import EvaluateFn, Run
+from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
@@ -106,13 +106,12 @@ class SplitStrategy(Strategy):
             RoundError: silos were asked, and fewer replies count than `strategy.min-replies`.
         """
         sessions = self._open_sessions()
-        received = self._receive(sessions, replies)
-        counted = sum(not reply.has_error() for reply in received)
+        received = sessions.receive(replies)
         wanted = self.config.strategy.min_replies
-        if counted < wanted:
+        if sessions.counted < wanted:
             if not sessions.records:
                 return None, None
-            raise RoundError(sessions.too_few(counted, wanted))
+            raise RoundError(sessions.too_few(wanted))
         return self.inner.aggregate_train(server_round, received)
 
     def aggregate_evaluate(
@@ -125,12 +124,12 @@ class SplitStrategy(Strategy):
                 logged, so that what was learned is not lost.
         """
         sessions = self._open_sessions()
-        received = self._receive(sessions, replies)
-        if all(reply.has_error() for reply in received):
+        received = sessions.receive(replies)
+        if not sessions.counted:
             if sessions.records:
                 if server_round == 0:
-                    raise RoundError(sessions.too_few(0))
-                logger.warning("%s", sessions.too_few(0))
+                    raise RoundError(sessions.too_few())
+                logger.warning("%s", sessions.too_few())
             return None
         return self.inner.aggregate_evaluate(server_round, received)
 
@@ -143,6 +142,7 @@ class SplitStrategy(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
+        should_stop: ShouldStop | None = None,
     ) -> SplitResult:
         """Host the trunk, run all rounds, and leave nothing behind, however the run ends.
 
@@ -153,11 +153,14 @@ class SplitStrategy(Strategy):
             initial_arrays: The adapter to start from; None makes PEFT's own initialisation from
                 the configured seed. A run that is resumed has its own.
             num_rounds: None takes the configured number.
-            timeout: Seconds after which a round goes on without silent silos; None takes the
+            timeout: Seconds after which a round does without silent silos; None takes the
                 configured time.
             train_config: Fields that every training message carries.
             evaluate_config: Fields that every evaluation message carries.
             evaluate_fn: Evaluation on the server, before the first and after every round.
+            should_stop: Asked at the end of every round but round 0, with the round's number and
+                the result so far, which it must not change; True ends the run, as `early-stop`
+                does. A run that is resumed is asked about its last round again.
 
         Returns:
             The result. It is also `self.result`, as far as it got when a run fails.
@@ -191,12 +194,21 @@ class SplitStrategy(Strategy):
             )
             self.result, reached = run.checkpoints.begin(initial_arrays, run.read_roster)
             self.summary()
+            stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
             for server_round in range(reached.next_round, run.num_rounds + 1):
-                if is_enough(self.config, self.result.evaluate_metrics_clientapp, server_round):
+                evaluations = self.result.evaluate_metrics_clientapp
+                if stopped or is_enough(self.config, evaluations, server_round):
                     break
                 self._run_round(run, server_round, trained=server_round == reached.server_round)
+                stopped = self._is_stopped(server_round, should_stop)
         logger.info("%d rounds in %.1f s", self.result.last_round, time.monotonic() - started)
         return self.result
+
+    def _is_stopped(self, server_round: int, should_stop: ShouldStop | None) -> bool:
+        if server_round < 1 or should_stop is None or not should_stop(server_round, self.result):
+            return False
+        logger.info("stopping after round %d: should_stop says so", server_round)
+        return True
 
     def _run_round(self, run: Run, server_round: int, *, trained: bool) -> None:
         result = self.result
@@ -247,15 +259,18 @@ class SplitStrategy(Strategy):
         """Sessions for one exchange; on leaving they have ended and are in the history."""
         started = time.monotonic()
         run.host.note_connected(run.wait(purpose))
-        sessions = RoundSessions(
-            run.host,
+        terms = RoundTerms(
             purpose=purpose,
             server_round=server_round,
             num_rounds=run.num_rounds,
-            timeout=run.timeout,
+            seconds=run.timeout,
+            last_training=server_round == run.num_rounds and run.checkpoints.may_drop(purpose),
+        )
+        sessions = RoundSessions(
+            run.host,
+            terms,
             weight_key=weight_key(self.inner),
             allowance=allowance_of(self.inner, self.config.lora),
-            last_training=server_round == run.num_rounds and run.checkpoints.may_drop(purpose),
         )
         with sessions:
             self._sessions = sessions
@@ -282,18 +297,3 @@ class SplitStrategy(Strategy):
                 "and put the others inside, SplitStrategy(config, inner)"
             )
         return self._sessions
-
-    def _receive(self, sessions: RoundSessions, replies: Iterable[Message]) -> list[Message]:
-        """Every reply, those that do not count as error replies, in the order of the silos."""
-        ordered = sessions.proven_first(replies)
-        received = [taken for reply in ordered if (taken := sessions.receive(reply)) is not None]
-        sessions.note_silent()
-        contents = {r.metadata.src_node_id: r.content for r in received if not r.has_error()}
-        for node_id, reason in outvoted(contents).items():
-            received = [r for r in received if r.metadata.src_node_id != node_id]
-            received.append(sessions.refuse(node_id, reason))
-        for record in sessions.records.values():
-            if record.failure:
-                logger.warning("node %d does not count: %s", record.node_id, record.failure)
-        sessions.settle()
-        return sessions.in_order(received)

@@ -5,7 +5,8 @@ from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
 from flower_split.adapters.reading import AdapterFolder, read_adapter_folder
-from flower_split.adapters.rounds import AdapterRound, Kept
+from flower_split.adapters.rounds import AdapterRound
+from flower_split.adapters.session_state import PersonalTensors, SessionState
 from flower_split.adapters.state import adapter_parameters, load_state, read_state, split_state
 from flower_split.adapters.trunk_adapters import TrunkAdapters
 from flower_split.adapters.wrapping import wrap
@@ -14,7 +15,8 @@ __all__ = [
     "AdapterFolder",
     "AdapterPlan",
     "AdapterRound",
-    "Kept",
+    "PersonalTensors",
+    "SessionState",
     "TrunkAdapters",
     "adapter_parameters",
     "fitted",

@@ -1,4 +1,4 @@
-"""Export of an adapter as a standard PEFT folder."""
+"""Export of an adapter: as a standard PEFT folder, or merged into the model's weights."""
 
 import os
 import tempfile
@@ -88,20 +88,6 @@ def save_whole(
     return _write(whole, config, folder, base_model)
 
 
-def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_model: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    config.base_model_name_or_path = base_model
-    config.inference_mode = True
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        config.save_pretrained(scratch)
-        # Not save_file, whose error on a full disk is no OSError.
-        data = save({n: t.contiguous() for n, t in state.items()}, metadata={"format": "pt"})
-        Path(scratch, "adapter_model.safetensors").write_bytes(data)
-        for written in sorted(os.listdir(scratch)):
-            os.replace(Path(scratch, written), folder / written)
-    return folder
-
-
 def save_merged(adapter: Path, model: str, folder: Path) -> None:
     """Write `model` with the adapter merged into its weights, in the weights' own dtype.
 
@@ -128,3 +114,17 @@ def save_merged(adapter: Path, model: str, folder: Path) -> None:
         AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     except (OSError, ValueError):
         return  # a model without a tokenizer is complete without one
+
+
+def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_model: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    config.base_model_name_or_path = base_model
+    config.inference_mode = True
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        config.save_pretrained(scratch)
+        # Not save_file, whose error on a full disk is no OSError.
+        data = save({n: t.contiguous() for n, t in state.items()}, metadata={"format": "pt"})
+        Path(scratch, "adapter_model.safetensors").write_bytes(data)
+        for written in sorted(os.listdir(scratch)):
+            os.replace(Path(scratch, written), folder / written)
+    return folder

@@ -1,4 +1,4 @@
-"""The adapter plan: which modules of the whole model get which LoRA adapter.
+"""`AdapterPlan`: which modules of the whole model get which LoRA adapter.
 
 Both parties derive the same plan from the model's configuration alone, so that each can wrap its
 own layers and the union is the adapter of the uncut model.
@@ -24,7 +24,10 @@ from flower_split.errors import AdapterError
 from flower_split.lowrank import Scaling
 
 ADAPTER = "default"
+"""PEFT's name of the adapter that is trained and exported."""
+
 PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the names of a wrapped model's modules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,32 @@ class AdapterPlan:
             fan_in_fan_out=self.fan_in_fan_out,
             target_modules=list(self.targets if targets is None else targets),
         )
+
+
+def plan_to_fields(plan: AdapterPlan) -> dict[str, Any]:
+    """JSON from which `plan_from_fields` makes the same plan."""
+    return asdict(plan)
+
+
+def plan_from_fields(fields: Mapping[str, Any]) -> AdapterPlan:
+    """The plan that `plan_to_fields` was given.
+
+    Raises:
+        AdapterError: `fields` are not those of a plan.
+    """
+    try:
+        return AdapterPlan(
+            r=int(fields["r"]),
+            alpha=float(fields["alpha"]),
+            dropout=float(fields["dropout"]),
+            rslora=bool(fields["rslora"]),
+            fan_in_fan_out=bool(fields["fan_in_fan_out"]),
+            targets=tuple(fields["targets"]),
+            modules=tuple(fields["modules"]),
+            shapes=tuple((name, tuple(shape)) for name, shape in fields["shapes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"these are not the fields of an adapter plan: {error}") from error
 
 
 def resolve_lora(skeleton: PreTrainedModel, lora: LoraSettings) -> AdapterPlan:
@@ -132,6 +161,19 @@ def initial_state(skeleton: PreTrainedModel, lora: LoraSettings, *, seed: int) -
     }
 
 
+@contextmanager
+def without_peft_notices() -> Iterator[None]:
+    """Have PEFT wrap a model without its warnings, for the time of a `with` block."""
+    with warnings.catch_warnings():
+        # That it corrected `fan_in_fan_out`; the plan notes what it found.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        # That it uses a name which transformers has deprecated.
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
+        yield
+
+
 def _wrapped_skeleton(skeleton: PreTrainedModel, lora: LoraSettings) -> PeftModel:
     on_meta = copy.deepcopy(skeleton)
     torch.nn.Module.to(on_meta, torch.device("meta"))
@@ -170,42 +212,3 @@ def _wrapped_skeleton(skeleton: PreTrainedModel, lora: LoraSettings) -> PeftMode
     if not isinstance(model, PeftModel):
         raise AdapterError(f"PEFT made a {type(model).__name__} of a causal language model")
     return model
-
-
-@contextmanager
-def without_peft_notices() -> Iterator[None]:
-    """Let PEFT wrap a model without them, for the time of a `with` block."""
-    with warnings.catch_warnings():
-        # That it corrected `fan_in_fan_out`; the plan notes what it found.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")
-        # That it uses a name which transformers has deprecated.
-        warnings.filterwarnings(
-            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
-        )
-        yield
-
-
-def plan_to_fields(plan: AdapterPlan) -> dict[str, Any]:
-    """JSON from which `plan_from_fields` makes the same plan."""
-    return asdict(plan)
-
-
-def plan_from_fields(fields: Mapping[str, Any]) -> AdapterPlan:
-    """The plan that `plan_to_fields` was given.
-
-    Raises:
-        AdapterError: `fields` are not those of a plan.
-    """
-    try:
-        return AdapterPlan(
-            r=int(fields["r"]),
-            alpha=float(fields["alpha"]),
-            dropout=float(fields["dropout"]),
-            rslora=bool(fields["rslora"]),
-            fan_in_fan_out=bool(fields["fan_in_fan_out"]),
-            targets=tuple(fields["targets"]),
-            modules=tuple(fields["modules"]),
-            shapes=tuple((name, tuple(shape)) for name, shape in fields["shapes"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"these are not the fields of an adapter plan: {error}") from error

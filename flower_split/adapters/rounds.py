@@ -1,4 +1,4 @@
-"""An adapter's round: what it starts from, trains, sends and keeps, as the strategy instructs it.
+"""`AdapterRound`: what an adapter starts from, trains and sends in one round, by instructions.
 
 A silo that holds the whole model follows the instructions with this code, and so do both parties
 of a split model, each on its own layers. What it does with a tensor depends on that tensor and its
@@ -6,26 +6,16 @@ name only, so that the two parts of a split adapter are those of the uncut one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from flower_split.adapters.fitting import fitted
 from flower_split.adapters.plan import ADAPTER
+from flower_split.adapters.session_state import PersonalTensors
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.errors import AdapterError
 from flower_split.lowrank import CONTROL, Instructions, part_of, split_folded
 from flower_split.optimization.corrections import Corrections
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Kept:
-    """What a round left that is never sent, float32."""
-
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Adapter tensors, and the party's own control variates under their prefixed names."""
-    scale: float = 1.0
-    """Factor of the product of the adapter tensors."""
 
 
 class AdapterRound:
@@ -55,35 +45,37 @@ class AdapterRound:
         self._trains = trains
         self._adapter = adapter
 
-    def load(self, received: Mapping[str, Tensor], kept: Kept | None = None) -> dict[str, Tensor]:
-        """Load what came into the adapter, and what was kept in place of what did not come.
+    def load(
+        self, received: Mapping[str, Tensor], personal: PersonalTensors | None = None
+    ) -> dict[str, Tensor]:
+        """Load what came into the adapter, and the personal tensors in place of what did not come.
 
         Args:
             received: Adapter tensors of any rank, at the instructions' scale, with folded factors
                 and control variates among them.
-            kept: Of an earlier round; None where there is none.
+            personal: As an earlier round left them; None where there are none.
 
         Returns:
             The folded factors, with which the caller has the model compute.
 
         Raises:
-            AdapterError: the tensors do not fit the model, or some that are kept are lost.
+            AdapterError: the tensors do not fit the model, or personal ones are lost.
         """
-        kept = kept or Kept()
+        personal = personal or PersonalTensors()
         common = {n.removeprefix(CONTROL): t for n, t in received.items() if n.startswith(CONTROL)}
         tensors, folded = split_folded({n: t for n, t in received.items() if CONTROL not in n})
         state = fitted(self._model, tensors, self.instructions.scale or self.scale, self._adapter)
-        own = {n: t for n, t in kept.tensors.items() if n in self.instructions.keeps}
-        state |= fitted(self._model, own, kept.scale, self._adapter)
+        own = {n: t for n, t in personal.tensors.items() if n in self.instructions.personal}
+        state |= fitted(self._model, own, personal.scale, self._adapter)
         parameters = dict(adapter_parameters(self._model, self._adapter))
-        lost = (self.instructions.keeps & parameters.keys()) - state.keys()
+        lost = (self.instructions.personal & parameters.keys()) - state.keys()
         if lost:
             raise AdapterError(
-                f"{len(lost)} tensors that are kept for this silo alone (first: {min(lost)}) are "
-                "lost: the next round starts them anew"
+                f"{len(lost)} personal tensors of this silo (first: {min(lost)}) are lost: the "
+                "next round starts them anew"
             )
         load_state(self._model, state, self._adapter)
-        controls = {n.removeprefix(CONTROL): t for n, t in kept.tensors.items() if CONTROL in n}
+        controls = {n.removeprefix(CONTROL): t for n, t in personal.tensors.items() if CONTROL in n}
         self._corrections = Corrections(
             {n: p for n, p in parameters.items() if part_of(n) in self.instructions.trains},
             proximal_mu=self.instructions.proximal_mu,
@@ -97,23 +89,23 @@ class AdapterRound:
         self._corrections.apply()
 
     def sent(self) -> dict[str, Tensor]:
-        """What was trained and is not kept, float32, and how the control variates changed."""
+        """What was trained and is not personal, float32, and how the control variates changed."""
         sent = {
             name: tensor
             for name, tensor in read_state(self._model, self._adapter).items()
-            if part_of(name) in self.instructions.trains and name not in self.instructions.keeps
+            if part_of(name) in self.instructions.trains and name not in self.instructions.personal
         }
         if self.instructions.controlled:
             sent |= {CONTROL + name: part for name, part in self._corrections.change().items()}
         return sent
 
-    def kept(self) -> Kept:
-        """What is never sent, as the round leaves it."""
+    def personal(self) -> PersonalTensors:
+        """The personal tensors as the round leaves them."""
         tensors: dict[str, Tensor] = {}
-        if self.instructions.keeps:
+        if self.instructions.personal:
             state = read_state(self._model, self._adapter)
-            tensors = {name: t for name, t in state.items() if name in self.instructions.keeps}
+            tensors = {name: t for name, t in state.items() if name in self.instructions.personal}
         if self.instructions.controlled:
             own = self._corrections.next_own()
             tensors |= {CONTROL + name: tensor for name, tensor in own.items()}
-        return Kept(tensors=tensors, scale=self.scale)
+        return PersonalTensors(tensors=tensors, scale=self.scale)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from flower_split.adapters.folding import add_folded, delete_adapter
 from flower_split.adapters.mixing import RowMixer
 from flower_split.adapters.plan import AdapterPlan
-from flower_split.adapters.rounds import AdapterRound, Kept
+from flower_split.adapters.rounds import AdapterRound
+from flower_split.adapters.session_state import PersonalTensors
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.adapters.wrapping import wrap
 from flower_split.errors import AdapterError
@@ -100,7 +101,7 @@ class TrunkAdapters:
         received: Mapping[str, Tensor],
         *,
         scaling: Scaling,
-        kept: Kept | None = None,
+        personal: PersonalTensors | None = None,
         trains: bool = True,
     ) -> AdapterRound:
         """Make the adapter `name` for one round, with what was folded into the model beneath it.
@@ -110,19 +111,19 @@ class TrunkAdapters:
             instructions: What the strategy asks for.
             received: See `AdapterRound.load`.
             scaling: The adapter's.
-            kept: What an earlier round has left.
+            personal: The silo's personal tensors on the trunk's layers, from an earlier round.
             trains: Whether the round is one of training.
 
         Raises:
-            AdapterError: a tensor does not fit the trunk, or some that are kept are lost; no
-                adapter is made then.
+            AdapterError: a tensor does not fit the trunk, or personal ones are lost; no adapter is
+                made then.
         """
         self._make(name, scaling)
         try:
             begun = AdapterRound(
                 self._model, instructions, scale=scaling.factor, trains=trains, adapter=name
             )
-            folded = begun.load(received, kept)
+            folded = begun.load(received, personal)
             if folded:
                 self._beneath[name] = self._fold(name, folded)
         except AdapterError:

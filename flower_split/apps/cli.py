@@ -37,12 +37,12 @@ def export_command(
         str, typer.Option(metavar="MODEL", help="Write MODEL with the adapter merged into it.")
     ] = "",
     silo: Annotated[
-        str, typer.Option(metavar="NAME", help="With what this silo, on this machine, keeps.")
+        str, typer.Option(metavar="NAME", help="With this silo's personal tensors, found here.")
     ] = "",
     state_dir: Annotated[
         Path | None, typer.Option(help="The silo's state-dir, where its node config has one.")
     ] = None,
-    run: Annotated[str, typer.Option(help="Of which run, where the silo keeps several.")] = "",
+    run: Annotated[str, typer.Option(help="Of which run, where the silo has several.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder.")] = False,
 ) -> None:
     """Write a run's adapter as a PEFT folder with a model card, or merged into the full model."""

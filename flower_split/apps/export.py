@@ -1,6 +1,6 @@
 """Export: from a run's checkpoint or adapter to a PEFT folder, or to a merged model, with a card.
 
-At a silo, the silo's own variant: the run's adapter with what the silo keeps for itself.
+At a silo, the silo's own variant: the run's adapter with the silo's personal tensors.
 """
 
 import os
@@ -40,10 +40,10 @@ def export(
         server_round: Take that round's; by default the last good one.
         merge: Folder or hub name of the uncut model, to write it with the adapter merged into its
             weights in place of the adapter.
-        silo: Name of the silo whose own variant is wanted: with what is kept for it on this
-            machine, by the silo or, in a checkpoint, by the trunk.
-        state_dir: Where the silo keeps its state; by default as without it in the node config.
-        run: Which run's, where the silo keeps several; the name of a folder in `state_dir`.
+        silo: Name of the silo whose own variant is wanted: with its personal tensors, those that
+            are on this machine, and those of the trunk's layers in a checkpoint.
+        state_dir: The silo's state folder; by default as without it in the node config.
+        run: Which run's, where the silo has tensors of several; also as the name of a folder.
         force: Replace what is there.
 
     Returns:
@@ -66,9 +66,9 @@ def export(
                 parts = found.personal(silo, state_dir=state_dir, run=run)
                 _write_personal(found, parts, adapter)
                 card = personal_card(card, silo, parts[0].server_round, _modules(parts))
-                keepers = " and ".join(part.keeper for part in parts)
-                what += f" with what {keepers} kept for silo {silo} in round "
-                what += str(parts[0].server_round)
+                holders = " and ".join(part.holder for part in parts)
+                what += f" with the personal tensors of silo {silo} after round "
+                what += f"{parts[0].server_round}, held by {holders},"
             else:
                 found.write(adapter)
             if merge:

@@ -10,13 +10,13 @@ from flower_split.adapters import read_adapter_folder, save_learned, save_whole
 from flower_split.adapters.plan import plan_from_fields
 from flower_split.adapters.reading import CONFIG
 from flower_split.apps.card import model_card
-from flower_split.apps.personal import PersonalPart, find_personal, personal_folders
+from flower_split.apps.personal import PersonalPart, find_personal, personal_folders, personal_part
 from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import MANIFEST
 from flower_split.errors import StateError
-from flower_split.lowrank import CONTROL, combined
+from flower_split.lowrank import combined
 from flower_split.reporting.model_card import CARD, bare_card
-from flower_split.server.session_states import SessionState
+from flower_split.server.session_states import SiloState
 from flower_split.strategies.checkpoints.run_state import (
     read_adapter,
     read_result,
@@ -45,13 +45,13 @@ class Source:
     run: str = ""
     """Id of the run, or of the first run that it resumes; empty where it is not known."""
     server_round: int | None = None
-    trunk: Mapping[str, SessionState] = field(default_factory=dict)
-    """What the trunk keeps for single silos, by their names."""
+    trunk: Mapping[str, SiloState] = field(default_factory=dict)
+    """The trunk's halves of the silos' session states, by the silos' names."""
 
     def personal(
         self, silo: str, *, state_dir: Path | None = None, run: str = ""
     ) -> list[PersonalPart]:
-        """What is kept for `silo` alone: the trunk's part and the silo's, those that are here.
+        """The personal tensors of `silo`: the trunk's part and the silo's, those that are here.
 
         Args:
             silo: The silo's name.
@@ -64,18 +64,8 @@ class Source:
         """
         run = run or self.run
         held = self.trunk.get(silo)
-        tensors = {} if held is None else held.kept.tensors
-        of_trunk = {name: t for name, t in tensors.items() if not name.startswith(CONTROL)}
-        parts = list[PersonalPart]()
-        if held is not None and of_trunk:
-            parts = [
-                PersonalPart(
-                    keeper="the trunk",
-                    server_round=held.server_round,
-                    scale=held.kept.scale,
-                    tensors=of_trunk,
-                )
-            ]
+        own = None if held is None else personal_part(held.state, held.server_round, "the trunk")
+        parts = [] if own is None else [own]
         if parts and state_dir is None and not personal_folders(None, silo, run):
             return parts  # this is the server's machine, not the silo's
         tag = "" if held is None else held.tag

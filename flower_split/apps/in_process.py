@@ -99,7 +99,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """All nodes."""
+        """The ids of all nodes, in `order`."""
         return self.order
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -115,9 +115,22 @@ class InProcessGrid(Grid):
                 ]
         return [message.metadata.message_id for message in messages]
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to those messages, each once."""
-        return [reply for i in list(message_ids) for reply in self._replies.pop(i, [])]
+    # The parameters are those of Flower 1.43, and take every call that up to 1.42 is allowed.
+    def pull_messages(  # type: ignore[override]
+        self,
+        reply_to_message_ids: Iterable[str] | None = None,
+        *,
+        message_ids: Iterable[str] | None = None,
+    ) -> list[Message]:
+        """The replies to those messages, each once; without ids all replies.
+
+        `message_ids` is the name that the ids have up to Flower 1.42.
+        """
+        if reply_to_message_ids is not None and message_ids is not None:
+            raise TypeError("ids were given twice: pass reply_to_message_ids or message_ids")
+        wanted = message_ids if reply_to_message_ids is None else reply_to_message_ids
+        ids = list(self._replies if wanted is None else wanted)
+        return [reply for i in ids for reply in self._replies.pop(i, [])]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -15,7 +15,8 @@ from typing import Any
 
 from flower_split.client import node_config
 from flower_split.config import sections
-from flower_split.config.run_config import OPTION_PREFIX, OWN_PREFIX, RunKey, run_keys
+from flower_split.config.keys import OWN_PREFIX, Key
+from flower_split.config.run_config import OPTION_PREFIX, run_keys
 from flower_split.strategies import INNER_STRATEGIES
 from flower_split.strategies.inner import strategy_options
 
@@ -88,7 +89,7 @@ def _owner(section: str) -> str:
     return str(inspect.get_annotations(sections.SplitConfig)[section].__name__)
 
 
-def _default(key: RunKey) -> str:
+def _default(key: Key) -> str:
     if key.default is MISSING:
         return "*required*"
     value: Any = ", ".join(key.default) if isinstance(key.default, tuple) else key.default

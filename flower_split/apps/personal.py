@@ -1,14 +1,14 @@
-"""A silo's personal part: what is kept of its adapter for it alone, found in its state folder."""
+"""A silo's personal tensors, found in its state folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from flower_split.adapters import SessionState
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.state.folder import OWN_KIND, StateFolder, file_name
-from flower_split.client.state.kept_state import KeptState
-from flower_split.client.state.left_files import newest_kept
+from flower_split.client.state.folder import PERSONAL, StateFolder, file_name
+from flower_split.client.state.store import newest_state
 from flower_split.errors import StateError
 from flower_split.lowrank import CONTROL
 
@@ -17,10 +17,10 @@ _LATER_THAN_ANY = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalPart:
-    """Adapter tensors that are kept for one silo alone, by itself or by the trunk."""
+    """Adapter tensors that belong to one silo alone, on its own layers or on the trunk's."""
 
-    keeper: str
-    """Who keeps them, in words."""
+    holder: str
+    """Who has them, in words: the silo, or the trunk."""
     server_round: int
     """Whose training left them."""
     scale: float
@@ -34,16 +34,16 @@ class PersonalPart:
 
 
 def personal_folders(state_dir: Path | None, silo: str, run: str = "") -> list[Path]:
-    """The folders in which `silo` keeps something for itself, one a run; see `find_personal`."""
+    """The folders with personal tensors of `silo`, one a run; see `find_personal`."""
     root = _root(state_dir)
-    found = sorted(path for path in (root / OWN_KIND).glob(f"*/{file_name(silo)}") if path.is_dir())
+    found = sorted(path for path in (root / PERSONAL).glob(f"*/{file_name(silo)}") if path.is_dir())
     return [path for path in found if not run or path.parent.name in (run, file_name(run))]
 
 
 def find_personal(
     state_dir: Path | None, silo: str, *, run: str = "", last: int | None = None, tag: str = ""
 ) -> PersonalPart:
-    """The newest sound tensors that a silo keeps.
+    """The newest sound personal tensors of a silo.
 
     Args:
         state_dir: As in the node config; None for its default.
@@ -58,27 +58,40 @@ def find_personal(
     """
     root, found = _root(state_dir), personal_folders(state_dir, silo, run)
     if not found:
-        kept = sorted(path.name for path in (root / OWN_KIND).glob("*/*"))
+        silos = sorted(path.name for path in (root / PERSONAL).glob("*/*"))
+        which = f"{silo!r} in run {run}" if run else repr(silo)
         raise StateError(
-            f"{root} has nothing that silo {silo!r} keeps{f' of run {run}' if run else ''}; it has "
-            f"{', '.join(kept) or 'nothing of any silo'}. This is run on the silo's own machine, "
+            f"{root} has no personal tensors of silo {which}; it has "
+            f"those of {', '.join(silos) or 'no silo'}. This is run on the silo's own machine, "
             "with the silo and state-dir of its node config"
         )
     if len(found) > 1:
         names = ", ".join(path.parent.name for path in found)
-        raise StateError(f"silo {silo!r} keeps parts of {len(found)} runs: choose by --run {names}")
+        raise StateError(
+            f"silo {silo!r} has personal tensors of {len(found)} runs: choose by --run {names}"
+        )
     before = _LATER_THAN_ANY if last is None else last + 1
-    generation = KeptState(found[0]).newest(before) or newest_kept(found[0], before, tag=tag)
-    tensors = {} if generation is None else generation.tensors
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONTROL)}
-    if generation is None or not own:
+    stored = newest_state(found[0], before, tag=tag)
+    part = None if stored is None else personal_part(stored.state, stored.server_round, "the silo")
+    if part is None:
         until = "" if last is None else f" of a round up to {last}"
-        raise StateError(f"{found[0]} holds no sound adapter tensors{until}")
+        raise StateError(f"{found[0]} holds no sound personal tensors{until}")
+    return part
+
+
+def personal_part(state: SessionState, server_round: int, holder: str) -> PersonalPart | None:
+    """The adapter tensors among what `state` has for one silo alone; None where it has none.
+
+    Args:
+        state: Of one of the silo's sessions.
+        server_round: The session's.
+        holder: Who has them, in words.
+    """
+    tensors = {n: t for n, t in state.personal.tensors.items() if not n.startswith(CONTROL)}
+    if not tensors:
+        return None
     return PersonalPart(
-        keeper="the silo",
-        server_round=generation.server_round,
-        scale=generation.scale,
-        tensors=own,
+        holder=holder, server_round=server_round, scale=state.personal.scale, tensors=tensors
     )
 
 

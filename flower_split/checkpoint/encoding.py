@@ -36,7 +36,7 @@ class Lost:
     where: str
     """`/` between the names of attributes, keys and positions."""
     kind: str
-    """Its class."""
+    """The written name of its class."""
     reason: str
 
 

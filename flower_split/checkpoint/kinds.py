@@ -23,7 +23,7 @@ class Kind:
     """
 
     name: str
-    """In the file; unique."""
+    """By which the file knows the kind; no two have the same."""
     type: type
     """Exactly this type, and no subclass of it, is of the kind."""
     take: Callable[[Any], Any]

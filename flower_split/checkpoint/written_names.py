@@ -6,7 +6,6 @@ the name that checkpoints know, so that a run resumes across the move, and a row
 
 _MODULES = {
     "flower_split.lowrank.instructions": "flower_split.lowrank.orders",
-    "flower_split.server.session_states": "flower_split.server.left_states",
     "flower_split.strategies.lora.base": "flower_split.strategies.lora",
     "flower_split.strategies.lora.fedavg": "flower_split.strategies.fedavg_lora",
     "flower_split.strategies.lora.fedex": "flower_split.strategies.fedex_lora",
@@ -16,16 +15,30 @@ _MODULES = {
     "flower_split.strategies.lora.flora": "flower_split.strategies.flora",
     "flower_split.strategies.lora.global_adapter": "flower_split.strategies.global_adapter",
     "flower_split.strategies.lora.het": "flower_split.strategies.het_lora",
+    "flower_split.strategies.lora.replies": "flower_split.strategies.lora_replies",
     "flower_split.strategies.lora.ro": "flower_split.strategies.ro_lora",
     "flower_split.strategies.lora.scaffold": "flower_split.strategies.scaffold_lora",
 }
 """Module now, and the module under which checkpoints know what it holds."""
 
 _NAMES = {
+    "flower_split.adapters.session_state:PersonalTensors": "flower_split.adapters.rounds:Kept",
+    "flower_split.lowrank.scaling:Allowance": "flower_split.lowrank.allowance:Allowance",
     "flower_split.lowrank.orders:Instructions": "flower_split.lowrank.orders:Orders",
-    "flower_split.server.left_states:SessionState": "flower_split.server.left_states:LeftState",
+    "flower_split.strategies.checkpoints.run_state:WrittenSessionState": (
+        "flower_split.server.left_states:LeftState"
+    ),
+    "flower_split.strategies.global_adapter:ModuleResult": (
+        "flower_split.strategies.lora_modules:ModuleResult"
+    ),
+    "flower_split.strategies.global_adapter:ModuleRound": (
+        "flower_split.strategies.lora_modules:ModuleRound"
+    ),
 }
-"""Name now, in the module that checkpoints know, and the name that they know."""
+"""Name now, and the name that checkpoints know.
+
+Where the whole module has moved, the name now is the one in the module that checkpoints know.
+"""
 
 _CURRENT_MODULES = {written: now for now, written in _MODULES.items()}
 _CURRENT_NAMES = {written: now for now, written in _NAMES.items()}

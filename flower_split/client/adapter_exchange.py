@@ -8,12 +8,23 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
-from flower_split.adapters import AdapterRound, Kept, fold, own_scaling, train_parts
+from flower_split.adapters import (
+    AdapterRound,
+    PersonalTensors,
+    SessionState,
+    adapter_parameters,
+    fold,
+    own_scaling,
+    train_parts,
+)
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.state.folder import StateFolder
-from flower_split.client.state.kept_state import Generation, KeptState
+from flower_split.client.state.silo_adapter import SiloAdapter
+from flower_split.client.state.state_file import round_tag
+from flower_split.client.state.store import StateStore
 from flower_split.errors import AdapterError
 from flower_split.lowrank import RECORD, Instructions, Scaling, scaling_fields
+from flower_split.transport.records import miscounted
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +54,20 @@ class AdapterExchange:
             held is overwritten.
         message: A train or evaluate message.
         context: The ClientApp's; `state-dir` and `silo` of its node config say where and under
-            which name the silo keeps what never leaves it.
-        folder: For that, in place of the folder from the node config.
+            which name the silo's personal tensors are saved.
+        folder: For them, in place of the folder from the node config; of this silo alone.
 
     Raises:
-        AdapterError: the tensors do not fit the model, or the silo's own ones are lost.
+        AdapterError: the tensors do not fit the model, or the silo's personal ones are lost.
     """
 
     def __init__(
         self, model: nn.Module, message: Message, context: Context, *, folder: Path | None = None
     ) -> None:
         content = message.content
-        if len(content.array_records) != 1 or len(content.config_records) != 1:
-            raise AdapterError(
-                f"the message has {len(content.array_records)} ArrayRecords and "
-                f"{len(content.config_records)} ConfigRecords, expected exactly one of each"
-            )
+        held = {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records}
+        if problem := miscounted("the message", held):
+            raise AdapterError(problem)
         ((self._array_key, arrays),) = content.array_records.items()
         (config,) = content.config_records.values()
         scaling = own_scaling(model)
@@ -70,13 +79,13 @@ class AdapterExchange:
         self._message = message
         self._trains = message.metadata.message_type.split(".")[0] == "train"
         self._round = int(str(config.get("server-round", 0)))
-        run = str(message.metadata.run_id)
-        self._kept = KeptState(folder or _kept_folder(context, run))
+        self._resumed = ""
+        self._store = self._open_store(context, folder)
         self._adapter = AdapterRound(
             model, self.instructions, scale=scaling.factor, trains=self._trains
         )
         received = {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
-        fold(model, self._adapter.load(received, self._last_kept()))
+        fold(model, self._adapter.load(received, self._resume()))
         train_parts(model, self.instructions.trains)
 
     @property
@@ -94,15 +103,18 @@ class AdapterExchange:
     def records(self) -> RecordDict:
         """What a reply says of the adapter: the tensors that were trained, and how they are scaled.
 
-        What never leaves the silo is written to its folder first.
+        The silo's personal tensors are saved first.
 
         Raises:
-            StateError: it cannot be written.
+            StateError: they cannot be saved, or are not finite.
         """
-        kept = self._adapter.kept()
-        if kept.tensors:
-            self._kept.save(
-                Generation(server_round=self._round, scale=kept.scale, tensors=dict(kept.tensors))
+        personal = self._adapter.personal()
+        if personal.tensors:
+            self._store.save(
+                round_tag(self._round),
+                self._round,
+                SessionState(personal=personal, scaling=self._scaling),
+                after=self._resumed,
             )
         return RecordDict(
             {
@@ -115,24 +127,35 @@ class AdapterExchange:
         """The reply, with `num-examples` among its metrics; of an evaluation without tensors.
 
         Raises:
-            StateError: what never leaves the silo cannot be written to its folder.
+            StateError: the silo's personal tensors cannot be saved, or are not finite.
         """
         content = self.records() if self._trains else RecordDict()
         content["metrics"] = MetricRecord(dict(metrics))
         return Message(content, reply_to=self._message)
 
-    def _last_kept(self) -> Kept | None:
-        """What the silo keeps of the round before, or of this one in its evaluation."""
-        if not self.instructions.keeps_something:
+    def _open_store(self, context: Context, folder: Path | None) -> StateStore:
+        adapter = SiloAdapter(
+            parameters=dict(adapter_parameters(self.model)),
+            scaling=self._scaling,
+            instructions=self.instructions,
+        )
+        if folder is None:
+            node = NodeConfig.read(context.node_config)
+            run, silo = str(self._message.metadata.run_id), node.name(context.node_id)
+            states = StateFolder.of_node(node)
+            folder = states.of(run, silo, personal=True)
+            if self.instructions.has_personal:
+                states.sweep(sparing=folder)
+        return StateStore(folder, adapter)
+
+    def _resume(self) -> PersonalTensors | None:
+        """The silo's personal tensors of the round before, or of this one in its evaluation."""
+        if not self.instructions.has_personal:
             return None
-        found = self._kept.newest(self._round + (0 if self._trains else 1))
+        found = self._store.newest(self._round + (0 if self._trains else 1))
         if found is None:
             if self._round > 1:
-                logger.info("nothing kept in %s: starting from the server's", self._kept.folder)
+                logger.info("no state in %s: starting from the server's", self._store.folder)
             return None
-        return Kept(tensors=found.tensors, scale=found.scale)
-
-
-def _kept_folder(context: Context, run: str) -> Path:
-    node = NodeConfig.read(context.node_config)
-    return StateFolder.of_node(node).of(run, node.name(context.node_id), "adapter")
+        self._resumed = found.tag
+        return found.state.personal

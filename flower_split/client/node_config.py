@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flower_split.config.checks import device_name
-from flower_split.config.run_config import OWN_PREFIX, nearest, raise_problems
+from flower_split.config.keys import OWN_PREFIX
+from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.sections import DataConfig, LoraSettings
 from flower_split.data.callables import is_reference
 from flower_split.errors import ConfigError
@@ -35,14 +36,14 @@ class NodeConfig:
     """Into how many parts that data set is cut."""
     data_path: str = ""
     """The silo's own data, which replaces `data.path` and `data.eval-path`: an absolute path of a
-    `.jsonl` or `.txt` file, which is not partitioned, or a `module:function`."""
+    file of examples, which is not partitioned, or a `module:function`."""
     eval_path: str = ""
     """The silo's own held-out data, like `data_path`; replaces `data.eval-path`."""
     device: str = "auto"
     """Where the silo computes: `cpu`, `mps`, `cuda`, `cuda:N`, or `auto`, the first of `cuda`,
     `mps` and `cpu` that its machine has."""
     state_dir: str = ""
-    """Folder for what the silo keeps from round to round, an absolute path; empty for
+    """Folder of the silo's session states, an absolute path; empty for
     `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`."""
     state_days: int = 14
     """Age in days at which files are removed that a killed run has left there."""

@@ -1,4 +1,4 @@
-"""The opening of a session: from a message to a model that computes through the trunk."""
+"""`open_session`: from a message of `SplitStrategy` to a model that computes through the trunk."""
 
 import time
 from collections.abc import Iterator
@@ -24,11 +24,12 @@ from flower_split.remote import attach_trunk, session_spec
 from flower_split.tls.credentials import ClientTls
 from flower_split.transport.base import Connect, Transport
 from flower_split.transport.invitation import Invitation
+from flower_split.transport.records import miscounted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Opening:
-    """What a message of `SplitStrategy` holds."""
+    """What a message of `SplitStrategy` says and brings."""
 
     invitation: Invitation
     instructions: Instructions
@@ -37,6 +38,31 @@ class Opening:
     """Name of the record that the adapter is in."""
     adapter: dict[str, Tensor]
     """The silo's part, with folded factors and control variates among it."""
+
+
+def read_message(message: Message) -> Opening:
+    """Read a message of `SplitStrategy`.
+
+    Raises:
+        WireError: the message is not of that form.
+        TokenError: it carries no invitation.
+        AdapterError: what it asks for is malformed.
+    """
+    content, metadata = message.content, message.metadata
+    held = {"ArrayRecord": content.array_records, "ConfigRecord": content.config_records}
+    if problem := miscounted("the message", held):
+        raise WireError(f"{problem}: the ServerApp must use SplitStrategy")
+    ((_, fields),) = content.config_records.items()
+    ((array_key, arrays),) = content.array_records.items()
+    invitation = Invitation.from_fields(
+        fields, run_id=metadata.run_id, node_id=metadata.dst_node_id
+    )
+    return Opening(
+        invitation=invitation,
+        instructions=Instructions.from_fields(dict(fields.items())),
+        array_key=array_key,
+        adapter={name: torch.from_numpy(array.numpy()) for name, array in arrays.items()},
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,11 +105,11 @@ def open_session(
         seed: Of the trunk's dropout.
         tls: For the trunk's channel; None for none, which is allowed by now.
         connect: Opens the session at the trunk.
-        cost: Is told when what was done.
+        cost: The session's; gets its share of the model, and when it was loaded and connected.
 
     Raises:
         ModelError, AdapterError: the model cannot be loaded, or the adapter does not fit it.
-        StateError: what the silo has kept cannot be read.
+        StateError: the state to resume from cannot be read.
         TrunkError: the trunk refused the session, or is gone.
     """
     invitation, instructions = opening.invitation, opening.instructions
@@ -130,7 +156,7 @@ def open_session(
             adapter = AdapterRound(
                 model, instructions, scale=scaling.factor, trains=invitation.purpose == "train"
             )
-            fold(model, adapter.load(opening.adapter, resuming.kept))
+            fold(model, adapter.load(opening.adapter, resuming.personal))
             train_parts(model, instructions.trains)
             attach_trunk(model, transport)
             yield OpenSession(
@@ -142,31 +168,3 @@ def open_session(
             )
         finally:
             transport.close()
-
-
-def read_message(message: Message) -> Opening:
-    """What a message of `SplitStrategy` holds.
-
-    Raises:
-        WireError: the message is not of that form.
-        TokenError: it carries no invitation.
-        AdapterError: what it asks for is malformed.
-    """
-    content, metadata = message.content, message.metadata
-    if len(content.array_records) != 1 or len(content.config_records) != 1:
-        raise WireError(
-            f"the message has {len(content.array_records)} ArrayRecords and "
-            f"{len(content.config_records)} ConfigRecords, expected exactly one of each: the "
-            "ServerApp must use SplitStrategy"
-        )
-    ((_, fields),) = content.config_records.items()
-    ((array_key, arrays),) = content.array_records.items()
-    invitation = Invitation.from_fields(
-        fields, run_id=metadata.run_id, node_id=metadata.dst_node_id
-    )
-    return Opening(
-        invitation=invitation,
-        instructions=Instructions.from_fields(dict(fields.items())),
-        array_key=array_key,
-        adapter={name: torch.from_numpy(array.numpy()) for name, array in arrays.items()},
-    )

@@ -1,9 +1,12 @@
-"""`SplitSession`: what a ClientApp needs to train or evaluate through the trunk on one message."""
+"""`SplitSession`: what a ClientApp needs to train or evaluate through the trunk on one message.
+
+Whatever fails within it reaches the server without its text, which may be a user's.
+"""
 
 import itertools
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
@@ -27,11 +30,14 @@ from flower_split.lowrank import RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.segments import random_numbers
 from flower_split.training import (
+    Accumulator,
     Batch,
     EvalMetrics,
+    StepLoss,
     TrainMetrics,
     evaluate,
     show_progress,
+    step_batches,
     steps_in_round,
     train_round,
 )
@@ -42,9 +48,10 @@ from flower_split.transport.grpc.delivery import GrpcDelivery
 from flower_split.transport.grpc.transport import GrpcTransport
 from flower_split.transport.invitation import PROOF
 
+logger = logging.getLogger(__name__)
+
 SAMPLE_TOKENS = 48
 """Tokens by which a prompt is continued."""
-
 
 Metric = int | float | list[int] | list[float]
 
@@ -57,12 +64,11 @@ class SplitSession:
         @app.train()
         def train(message, context):
             with SplitSession(message, context) as session:
-                for batch in session.train_batches():
-                    loss = session.model(**batch).loss
-                    loss.backward()
+                for microbatches in session.train_steps():
+                    step = session.accumulate(microbatches)
                     session.optimizer.step()
                     session.optimizer.zero_grad()
-                return session.reply({"train-loss": float(loss)})
+                return session.reply({"train-loss": step.loss})
 
     An exception that is not flower_split's own leaves the session as a `SiloError` without its
     text, because Flower sends that text to the server; the silo's log has all of it.
@@ -100,6 +106,7 @@ class SplitSession:
         self._stack = ExitStack()
         self._autocast = autocast_dtype(self.config.train.autocast)
         self._optimizer: SplitAdamW | None = None
+        self._gradients: Accumulator | None = None
         self._data: SiloBatches | None = None
         self._sample = ""
 
@@ -217,6 +224,40 @@ class SplitSession:
         wanted = itertools.islice(batches, train.local_steps * train.accumulation or None)
         return (to_device(batch, self.device) for batch in wanted)
 
+    def train_steps(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """The same microbatches by optimizer step, `train.accumulation` to each.
+
+        A pass over the data ends with a step over fewer where that does not divide them.
+        """
+        train, one_pass = self.config.train, self.data.train(self.server_round)
+        steps = step_batches(one_pass, train.accumulation, steps_in_round(train, len(one_pass)))
+        return ([to_device(batch, self.device) for batch in step] for step in steps)
+
+    def accumulate(self, microbatches: Sequence[Batch]) -> StepLoss:
+        """Add the gradient of one optimizer step to the model's `.grad`s.
+
+        That of the mean loss over the target tokens of all its microbatches, of which
+        `train.in-flight` are on their way through the trunk at once: the gradient does not depend
+        on how many. To be called once for each step; the model is in training mode meanwhile.
+
+        Raises:
+            DataError: no microbatch has a target token.
+            DivergenceError: a microbatch's loss is not finite.
+            TrunkError: the trunk is gone.
+        """
+        if self._gradients is None:
+            train = self.config.train
+            steps = steps_in_round(train, len(self.data.train(self.server_round)))
+            self._gradients = Accumulator(
+                self.model,
+                stages=SplitStages(self.model, autocast=self._autocast),
+                in_flight=train.in_flight,
+                seed=self.seed,
+                first_step=steps * (self.server_round - 1),
+            )
+        with mode(self.model, training=True):
+            return self._gradients.add(microbatches)
+
     def eval_batches(self) -> Iterator[Batch]:
         """The held-out data, as `train_batches` gives the training data."""
         return (to_device(batch, self.device) for batch in self.data.held_out())
@@ -257,13 +298,16 @@ class SplitSession:
     def generate(self, prompt: str, max_new_tokens: int = SAMPLE_TOKENS) -> str:
         """`prompt` continued greedily through the trunk; the reply carries it as the sample."""
         with self.autocast():
-            self._sample = continued(self.model, self.tokenizer, prompt, max_new_tokens)
+            self._sample = _continued(self.model, self.tokenizer, prompt, max_new_tokens)
         return self._sample
 
     def reply(
         self, metrics: Mapping[str, Metric] | None = None, *, num_examples: int | None = None
     ) -> Message:
         """End the session and make the reply: adapters, metrics, and what the session cost.
+
+        Return it right away: a round goes on without a silo whose reply has not followed its
+        session's end for a minute.
 
         Args:
             metrics: Of this round; every silo must report the same names.
@@ -272,7 +316,7 @@ class SplitSession:
 
         Raises:
             TrunkError: the trunk does not confirm the session.
-            StateError: what never leaves the silo cannot be kept.
+            StateError: the silo's personal tensors cannot be saved.
         """
         trained = self.invitation.purpose == "train"
         if num_examples is None:
@@ -296,9 +340,6 @@ class SplitSession:
         return Message(content, reply_to=self._message)
 
 
-logger = logging.getLogger(__name__)
-
-
 @contextmanager
 def discreet() -> Iterator[None]:
     """Let flower_split's own errors pass; log every other one and raise a `SiloError` instead."""
@@ -308,20 +349,20 @@ def discreet() -> Iterator[None]:
         raise
     except Exception as error:
         logger.exception("the silo's own code failed")
-        raise SiloError(outline(error)) from None
+        raise SiloError(_outline(error)) from None
 
 
-def outline(error: BaseException) -> str:
+def _outline(error: BaseException) -> str:
     """Kind and place of `error`, without its text."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}; the silo's own log has the rest"
 
 
-def continued(
+def _continued(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int
 ) -> str:
-    """`prompt` and its most likely continuation, as text."""
+    """`prompt` with its most likely continuation."""
     encoded = tokenizer(prompt, return_tensors="pt").to(device_of(model))
     with mode(model, training=False), torch.no_grad():
         ids = model.generate(  # type: ignore[operator]

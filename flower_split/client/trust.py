@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from flower_split.client.node_config import NodeConfig
 from flower_split.config.address import Address
-from flower_split.config.tls import TlsConfig
+from flower_split.config.sections import TlsConfig
 from flower_split.errors import CertificateError
 from flower_split.tls import ClientTls
 from flower_split.transport.invitation import Invitation

@@ -1,31 +1,15 @@
-"""Conflicts: settings that are each valid and contradict one another."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+"""Conflicts: settings of sections that are each valid and contradict one another, in sentences."""
 
 from flower_split.config.address import Address, is_any, is_loopback
+from flower_split.config.rounds import StrategyConfig
+from flower_split.config.training import TrainConfig
+from flower_split.config.trunk import TlsConfig, TrunkConfig
 from flower_split.errors import ConfigError
 
-if TYPE_CHECKING:
-    from flower_split.config.sections import SplitConfig
 
-
-def conflicts(config: SplitConfig) -> list[str]:
-    """One sentence for every contradiction between the settings of a run."""
-    return [
-        *_trunk_bounds(config),
-        *_trunk_address(config),
-        *_plaintext(config),
-        *_schedule(config),
-        *_quorum(config),
-        *_extras(config),
-        *_keeping(config),
-    ]
-
-
-def _trunk_bounds(config: SplitConfig) -> list[str]:
-    train, trunk, found = config.train, config.trunk, list[str]()
+def of_bounds(train: TrainConfig, trunk: TrunkConfig) -> list[str]:
+    """Microbatches of silos that the trunk would refuse."""
+    found = list[str]()
     for key, batch in (
         ("train.batch-size", train.batch_size),
         ("train.eval-batch-size", train.eval_batch_size),
@@ -51,8 +35,8 @@ def _trunk_bounds(config: SplitConfig) -> list[str]:
     return found
 
 
-def _trunk_address(config: SplitConfig) -> list[str]:
-    trunk = config.trunk
+def of_address(trunk: TrunkConfig) -> list[str]:
+    """An address that no silo can connect to."""
     if trunk.advertise:
         try:
             Address.parse(trunk.advertise, what="trunk.advertise", port=trunk.port)
@@ -66,8 +50,9 @@ def _trunk_address(config: SplitConfig) -> list[str]:
     return []
 
 
-def _plaintext(config: SplitConfig) -> list[str]:
-    tls, trunk, found = config.tls, config.trunk, list[str]()
+def of_tls(tls: TlsConfig, trunk: TrunkConfig) -> list[str]:
+    """Plaintext where others can listen, and TLS settings that would not be used."""
+    found = list[str]()
     if tls.mode == "off" and not tls.allow_plaintext and not is_loopback(trunk.host):
         found.append(
             f"tls.mode 'off' sends everything readable for whoever listens, and trunk.host "
@@ -93,19 +78,8 @@ def _plaintext(config: SplitConfig) -> list[str]:
     return found
 
 
-def _schedule(config: SplitConfig) -> list[str]:
-    steps = config.train.local_steps * config.num_server_rounds
-    if 0 < steps < config.train.warmup_steps:
-        return [
-            f"train.warmup-steps is {config.train.warmup_steps}, more than the {steps} steps of "
-            f"the whole run (num-server-rounds {config.num_server_rounds} x train.local-steps "
-            f"{config.train.local_steps})"
-        ]
-    return []
-
-
-def _quorum(config: SplitConfig) -> list[str]:
-    strategy = config.strategy
+def of_quorum(strategy: StrategyConfig) -> list[str]:
+    """Rounds that would start with fewer silos than they need."""
     if strategy.min_replies > strategy.min_nodes:
         return [
             f"strategy.min-replies {strategy.min_replies} is more than strategy.min-nodes "
@@ -113,50 +87,3 @@ def _quorum(config: SplitConfig) -> list[str]:
             "strategy.min-nodes"
         ]
     return []
-
-
-def _extras(config: SplitConfig) -> list[str]:
-    found = []
-    if config.baseline_alone and config.trunk.adapters == "shared":
-        found.append(
-            "baseline-alone needs trunk adapters of every silo's own: set trunk.adapters to "
-            "'federated' or 'frozen', not 'shared'"
-        )
-    if config.tensorboard and not config.output_dir:
-        found.append(
-            "tensorboard writes to a folder in output-dir, and output-dir is empty: set it, or set "
-            "tensorboard to false"
-        )
-    if config.sample_prompt and config.strategy.fraction_evaluate == 0:
-        found.append(
-            "sample-prompt is continued when the silos evaluate, and strategy.fraction-evaluate "
-            "is 0: raise it, or leave sample-prompt empty"
-        )
-    return found
-
-
-def _keeping(config: SplitConfig) -> list[str]:
-    checkpoint, found = config.checkpoint, list[str]()
-    writes = bool(config.output_dir) and checkpoint.keep > 0
-    if config.resume and not writes:
-        lacking = "checkpoint.keep is 0" if config.output_dir else "output-dir is empty"
-        found.append(
-            f"resume resumes from the checkpoints in output-dir and writes further ones there, and "
-            f"{lacking}"
-        )
-    if checkpoint.keep_best and not writes:
-        lacking = "checkpoint.keep is 0" if config.output_dir else "output-dir is empty"
-        found.append(f"checkpoint.keep-best keeps a checkpoint, and {lacking}: none is written")
-    if config.strategy.fraction_evaluate == 0:
-        for key, used in (
-            ("checkpoint.keep-best", checkpoint.keep_best),
-            ("early-stop.patience", config.early_stop.patience > 0),
-        ):
-            if used:
-                found.append(
-                    f"{key} goes by what the silos evaluate, and strategy.fraction-evaluate is 0: "
-                    "raise it"
-                )
-    if (checkpoint.keep_best or config.early_stop.patience) and not config.best_metric:
-        found.append("best-metric is empty: name the metric that tells which round is the best")
-    return found

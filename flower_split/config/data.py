@@ -11,7 +11,8 @@ class DataConfig:
     """Where a silo's text comes from and how it becomes training sequences."""
 
     path: str = ""
-    """A `.jsonl` or `.txt` file, or a `module:function` that returns a `datasets.Dataset`."""
+    """A file of examples, such as a `.jsonl` or `.txt` file, or a `module:function` that returns a
+    `datasets.Dataset` or a list of dicts."""
     eval_path: str = ""
     """Held-out data like `path`; empty holds out `eval_fraction` of the training data."""
     eval_fraction: float = 0.1

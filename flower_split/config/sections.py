@@ -1,17 +1,17 @@
 """The sections of a run's configuration: frozen, keyword-only, checked where they are made.
 
 Field `learning_rate` of section `train` is the run-config key `train.learning-rate`;
-`flower_split.config.run_config` makes the sections from a Flower run config.
+`SplitConfig` holds them all and refuses those that contradict one another.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flower_split.config import conflicts
 from flower_split.config.checks import at_least, in_range, one_of
-from flower_split.config.conflicts import conflicts
 from flower_split.config.data import DataConfig
-from flower_split.config.keeping import DIRECTIONS, CheckpointConfig, EarlyStopConfig
+from flower_split.config.keys import read_keys
 from flower_split.config.model import (
     ATTENTION,
     AUTOCAST,
@@ -21,10 +21,14 @@ from flower_split.config.model import (
     LoraSettings,
     ModelConfig,
 )
-from flower_split.config.strategy import StrategyConfig
-from flower_split.config.tls import TLS_MODES, TlsConfig
+from flower_split.config.rounds import (
+    DIRECTIONS,
+    CheckpointConfig,
+    EarlyStopConfig,
+    StrategyConfig,
+)
 from flower_split.config.training import CODECS, SCHEDULES, TrainConfig, WireConfig
-from flower_split.config.trunk import TRUNK_ADAPTERS, TrunkConfig
+from flower_split.config.trunk import TLS_MODES, TRUNK_ADAPTERS, TlsConfig, TrunkConfig
 from flower_split.errors import ConfigError
 
 __all__ = [
@@ -50,6 +54,9 @@ __all__ = [
     "TrunkConfig",
     "WireConfig",
 ]
+
+RUN_CONFIG = "the run config"
+"""What errors call the table that a configuration is read from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +104,15 @@ class SplitConfig:
         at_least("seed", self.seed, 0)
         one_of("best-is", self.best_is, DIRECTIONS)
         in_range("round-timeout", self.round_timeout, 0.0, 1e7, open_low=True)
-        found = conflicts(self)
+        found = [
+            *conflicts.of_bounds(self.train, self.trunk),
+            *conflicts.of_address(self.trunk),
+            *conflicts.of_tls(self.tls, self.trunk),
+            *self._schedule_conflicts(),
+            *conflicts.of_quorum(self.strategy),
+            *self._output_conflicts(),
+            *self._checkpoint_conflicts(),
+        ]
         if found:
             raise ConfigError("\n".join(found))
 
@@ -111,6 +126,59 @@ class SplitConfig:
         Raises:
             ConfigError: with every problem of the run config at once, one a line.
         """
-        from flower_split.config.run_config import read_run_config
+        return read_keys(cls, run_config, where=RUN_CONFIG)
 
-        return read_run_config(run_config)
+    def _schedule_conflicts(self) -> list[str]:
+        steps = self.train.local_steps * self.num_server_rounds
+        if 0 < steps < self.train.warmup_steps:
+            return [
+                f"train.warmup-steps is {self.train.warmup_steps}, more than the {steps} steps of "
+                f"the whole run (num-server-rounds {self.num_server_rounds} x train.local-steps "
+                f"{self.train.local_steps})"
+            ]
+        return []
+
+    def _output_conflicts(self) -> list[str]:
+        found = []
+        if self.baseline_alone and self.trunk.adapters == "shared":
+            found.append(
+                "baseline-alone needs trunk adapters of every silo's own: set trunk.adapters to "
+                "'federated' or 'frozen', not 'shared'"
+            )
+        if self.tensorboard and not self.output_dir:
+            found.append(
+                "tensorboard writes to a folder in output-dir, and output-dir is empty: set it, or "
+                "set tensorboard to false"
+            )
+        if self.sample_prompt and self.strategy.fraction_evaluate == 0:
+            found.append(
+                "sample-prompt is continued when the silos evaluate, and "
+                "strategy.fraction-evaluate is 0: raise it, or leave sample-prompt empty"
+            )
+        return found
+
+    def _checkpoint_conflicts(self) -> list[str]:
+        checkpoint, found = self.checkpoint, list[str]()
+        writes = bool(self.output_dir) and checkpoint.keep > 0
+        if self.resume and not writes:
+            lacking = "checkpoint.keep is 0" if self.output_dir else "output-dir is empty"
+            found.append(
+                "resume takes up the checkpoints in output-dir and writes further ones there, and "
+                f"{lacking}"
+            )
+        if checkpoint.keep_best and not writes:
+            lacking = "checkpoint.keep is 0" if self.output_dir else "output-dir is empty"
+            found.append(f"checkpoint.keep-best keeps a checkpoint, and {lacking}: none is written")
+        if self.strategy.fraction_evaluate == 0:
+            for key, used in (
+                ("checkpoint.keep-best", checkpoint.keep_best),
+                ("early-stop.patience", self.early_stop.patience > 0),
+            ):
+                if used:
+                    found.append(
+                        f"{key} goes by what the silos evaluate, and strategy.fraction-evaluate "
+                        "is 0: raise it"
+                    )
+        if (checkpoint.keep_best or self.early_stop.patience) and not self.best_metric:
+            found.append("best-metric is empty: name the metric that tells which round is the best")
+        return found

@@ -38,7 +38,7 @@ def train_batches(
 ) -> Passes:
     """A round's training batches: each iteration a pass in an order of its own.
 
-    The instructions depend on nothing but the arguments and the number of the iteration.
+    The orders depend on nothing but the arguments and the number of the iteration.
 
     Args:
         dataset: The silo's training data.

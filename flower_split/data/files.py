@@ -1,34 +1,54 @@
-"""Files of examples: JSON Lines, and plain text whose paragraphs are the examples."""
+"""Files of examples: JSON Lines, and plain text whose paragraphs are the examples.
+
+Other packages add readers by the entry-point group `flower_split.readers`::
+
+    [project.entry-points."flower_split.readers"]
+    csv = "my_package.tables:read_csv"
+
+The name is the file name's ending. The reader is called as `read_csv(content, path)`, with the
+file's bytes without a byte order mark, and yields for every example the number of the line where it
+starts, and its fields by name.
+"""
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from flower_split.data.examples import Examples, Row
-from flower_split.errors import DataError
+from flower_split.errors import ConfigError, DataError, FlowerSplitError
+from flower_split.plugins import PluginTable
 
+logger = logging.getLogger(__name__)
+
+GROUP = "flower_split.readers"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Numbered = Iterator[tuple[int, Row]]
+Reader = Callable[[bytes, Path], Numbered]
 
 
 def read_file(path: Path) -> Examples:
-    """The examples of a `.jsonl` or `.txt` file, each numbered by the line where it starts.
+    """The examples of a file that one of `READERS` or a plug-in reads, numbered by their lines.
 
     Raises:
-        DataError: the file cannot be read, is of another kind, broken or empty.
+        DataError: the file cannot be read, is of another kind, broken or empty; or the plug-in is.
     """
-    reader = READERS.get(path.suffix.lower())
+    endings = ", ".join(f".{ending}" for ending in _TABLE)
     if path.is_dir():
-        raise DataError(f"{path} is a directory; expected a file ({', '.join(READERS)})")
+        raise DataError(f"{path} is a directory; expected a file ({endings})")
     if not path.exists():
         raise DataError(f"there is no file {_named(path)}")
-    if reader is None:
+    try:
+        reader = _TABLE[path.suffix.lower().removeprefix(".")]
+    except KeyError:
         raise DataError(
-            f"{path} ends in {path.suffix or 'nothing'!r}; expected one of {', '.join(READERS)}"
-        )
+            f"{path} ends in {path.suffix or 'nothing'!r}; expected one of {endings}"
+        ) from None
+    except ConfigError as exc:
+        raise DataError(f"{path}: {exc}") from exc
     try:
         content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     except OSError as exc:
@@ -94,7 +114,55 @@ def _named(path: Path) -> str:
 
 _JSON_KINDS = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
-READERS: MappingProxyType[str, Callable[[bytes, Path], Numbered]] = MappingProxyType(
-    {".jsonl": json_lines, ".ndjson": json_lines, ".txt": paragraphs}
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {"jsonl": json_lines, "ndjson": json_lines, "txt": paragraphs}
 )
-"""Reader by the file name's ending."""
+"""flower_split's own readers by the file name's ending; plug-ins' come on top."""
+
+
+class _Readers(PluginTable[Reader]):
+    """`READERS`, and those of other packages."""
+
+    def __init__(self) -> None:
+        super().__init__(GROUP, READERS, key="file ending", noun="reader")
+
+    def checked(self, name: str, loaded: Any, packages: str) -> Reader:
+        """The plug-in's reader, whose rows and errors are checked as they come."""
+        if not callable(loaded):
+            raise ConfigError(
+                f"file ending {name!r} of {packages} must be read by a function, not by a "
+                f"{type(loaded).__name__}"
+            )
+
+        def read(content: bytes, path: Path) -> Numbered:
+            whose = f"{path}: the reader of {packages}"
+            try:
+                for entry in loaded(content, path):
+                    if not _is_numbered_row(entry):
+                        raise DataError(
+                            f"{whose} must yield tuples of a line's number and a mapping of "
+                            f"fields, and yielded a {type(entry).__name__}"
+                        )
+                    yield entry
+            except FlowerSplitError:
+                raise
+            except Exception as error:
+                # Its text may quote the data.
+                logger.exception("%s failed", whose)
+                raise DataError(
+                    f"{whose} failed with {type(error).__name__}; the silo's own log has the rest"
+                ) from error
+
+        return read
+
+
+def _is_numbered_row(entry: object) -> bool:
+    return (
+        isinstance(entry, tuple)
+        and len(entry) == 2
+        and isinstance(entry[0], int)
+        and isinstance(entry[1], Mapping)
+    )
+
+
+_TABLE = _Readers()

@@ -24,7 +24,7 @@ class SiloData:
 
     @property
     def num_examples(self) -> int:
-        """Training examples."""
+        """Examples that the silo trains on, by which its updates are weighed."""
         return len(self.train)
 
 

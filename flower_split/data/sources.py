@@ -16,8 +16,8 @@ def load_examples(
     """The examples of a source, and whether they are already one silo's part of it.
 
     Args:
-        source: A path to a `.jsonl` or `.txt` file, a `module:function`, a `datasets.Dataset`,
-            or a sequence of mappings.
+        source: A path to a file that `read_file` reads, a `module:function`, a
+            `datasets.Dataset`, or a sequence of mappings.
         partition_id: Which silo asks, from 0; only a `module:function` may look at it. None where
             all the data is the silo's own.
         num_partitions: Number of silos, or None.
@@ -29,7 +29,8 @@ def load_examples(
         return _from_object(source, type(source).__name__), False
     if not source:
         raise DataError(
-            "data.path is empty: set it to a .jsonl or .txt file or to a module:function"
+            "data.path is empty: set it to a file of examples, such as a .jsonl or .txt file, or "
+            "to a module:function"
         )
     path = Path(source).expanduser()
     if is_reference(source) and not path.exists():

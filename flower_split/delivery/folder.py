@@ -14,7 +14,7 @@ from flower_split.delivery.cache import PartCache
 from flower_split.delivery.manifest import Manifest
 from flower_split.errors import DeliveryError, WireError
 
-# A file name of the format's own, as `segments.checkpoint` and transformers look for it.
+# A file name of the format's own, as `segments.loading` and transformers look for it.
 _INDEX = "model.safetensors.index.json"
 _ATTEMPTS = 5
 

@@ -49,7 +49,7 @@ class Item:
     digest: str
     """SHA-256, hexadecimal."""
     size: int
-    """Bytes."""
+    """Bytes of the whole part."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class Part:
     def __init__(self, pieces: Sequence[bytes | Span]) -> None:
         self._pieces = tuple(pieces)
         self.size = sum(len(p) if isinstance(p, bytes) else p.size for p in pieces)
-        """Bytes."""
+        """Bytes of the whole part."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer at the end only.

@@ -7,7 +7,6 @@ where its factors would be larger than it.
 from flower_split.lowrank.combining import (
     combined,
     combined_ranks,
-    factors_of,
     plain_names,
     split_folded,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "at_rank",
     "combined",
     "combined_ranks",
-    "factors_of",
     "fit_part",
     "folded_name",
     "fresh_factors",

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flower_split.lowrank.factors import Factors
 from flower_split.lowrank.names import is_folded, pair_up, plain_name
 
 
@@ -38,18 +37,6 @@ def combined_ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
     for pair in pair_up(state):
         ranks[pair.module] = ranks.get(pair.module, 0) + state[pair.a].shape[0]
     return ranks
-
-
-def factors_of(state: Mapping[str, Tensor], scale: float) -> dict[tuple[str, bool], Factors]:
-    """The factors of every pair in `state` by module and whether they are folded ones.
-
-    Raises:
-        AdapterError: a tensor is no LoRA factor, or its partner is missing.
-    """
-    return {
-        pair.key: Factors(a=state[pair.a], b=state[pair.b], scale=1.0 if pair.folded else scale)
-        for pair in pair_up(state)
-    }
 
 
 def split_folded(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

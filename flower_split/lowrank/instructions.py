@@ -16,7 +16,7 @@ CONTROL = "control:"
 
 PARTS = frozenset("AB")
 
-_TRAINS, _KEEPS, _SCALE = "lora.trains", "lora.keeps", "lora.scale"
+_TRAINS, _PERSONAL, _SCALE = "lora.trains", "lora.keeps", "lora.scale"
 _CONTROLLED = "lora.controlled"
 _PROXIMAL = "proximal-mu"  # the key of Flower's own FedProx
 
@@ -25,12 +25,12 @@ Value = str | int | float | bool | bytes | list[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Instructions:
-    """What to train, what to keep, and how the received tensors are scaled."""
+    """What to train, what is personal to the silo, and how the received tensors are scaled."""
 
     trains: frozenset[str] = PARTS
     """Factors that are trained, of `A` and `B`; the others are frozen and not sent back."""
-    keeps: frozenset[str] = frozenset()
-    """Names of tensors that never leave the silo, which resumes from its own ones."""
+    personal: frozenset[str] = frozenset()
+    """Names of adapter tensors that never leave the silo, which resumes from its own ones."""
     scale: float | None = None
     """Factor of the product of the received tensors; None for the silo's own."""
     proximal_mu: float = 0.0
@@ -39,20 +39,23 @@ class Instructions:
     """Whether SCAFFOLD's control variates come with the tensors and are sent back."""
 
     @property
-    def keeps_something(self) -> bool:
-        """Whether a round leaves something that is never sent, and that the next one needs."""
-        return bool(self.keeps) or self.controlled
+    def has_personal(self) -> bool:
+        """Whether a round leaves personal tensors, which are never sent and the next one needs.
+
+        They are those that `personal` names, and SCAFFOLD's own control variates.
+        """
+        return bool(self.personal) or self.controlled
 
     @property
     def sends_all(self) -> bool:
         """Whether every tensor of the adapter is sent back, and nothing else."""
-        return self.trains == PARTS and not self.keeps_something
+        return self.trains == PARTS and not self.has_personal
 
     def to_fields(self) -> dict[str, Value]:
         """Fields of a message's ConfigRecord."""
         fields: dict[str, Value] = {_TRAINS: ",".join(sorted(self.trains))}
-        if self.keeps:
-            fields[_KEEPS] = sorted(self.keeps)
+        if self.personal:
+            fields[_PERSONAL] = sorted(self.personal)
         if self.scale is not None:
             fields[_SCALE] = self.scale
         if self.proximal_mu:
@@ -61,10 +64,10 @@ class Instructions:
             fields[_CONTROLLED] = True
         return fields
 
-    def keeping(self, names: Iterable[str], scale: float) -> "Instructions":
-        """The same, with further names to keep, and with `scale` where none is given yet."""
-        more = self.keeps | frozenset(names)
-        return replace(self, keeps=more, scale=scale if self.scale is None else self.scale)
+    def with_personal(self, names: Iterable[str], scale: float) -> "Instructions":
+        """The same, with further personal tensors, and with `scale` where none is given yet."""
+        more = self.personal | frozenset(names)
+        return replace(self, personal=more, scale=scale if self.scale is None else self.scale)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Instructions":
@@ -74,20 +77,20 @@ class Instructions:
             AdapterError: a field is malformed.
         """
         trains = fields.get(_TRAINS, "A,B")
-        keeps = fields.get(_KEEPS, [])
+        personal = fields.get(_PERSONAL, [])
         scale, mu = fields.get(_SCALE), fields.get(_PROXIMAL, 0.0)
         parts = frozenset(trains.split(",")) if isinstance(trains, str) else frozenset[str]()
         if not parts or not parts <= PARTS:
             raise AdapterError(f"{_TRAINS} must name A, B or both, not {trains!r}")
-        if not isinstance(keeps, list) or not all(isinstance(name, str) for name in keeps):
-            raise AdapterError(f"{_KEEPS} must be a list of tensor names")
+        if not isinstance(personal, list) or not all(isinstance(n, str) for n in personal):
+            raise AdapterError(f"{_PERSONAL} must be a list of tensor names")
         if not (scale is None or (_number(scale) and scale > 0)):
             raise AdapterError(f"{_SCALE} must be a number above 0, not {scale!r}")
         if not (_number(mu) and mu >= 0):
             raise AdapterError(f"{_PROXIMAL} must be a number from 0, not {mu!r}")
         return cls(
             trains=parts,
-            keeps=frozenset(keeps),
+            personal=frozenset(personal),
             scale=None if scale is None else float(scale),
             proximal_mu=float(mu),
             controlled=bool(fields.get(_CONTROLLED, False)),

@@ -1,4 +1,4 @@
-"""Personal parts put in their place: a global adapter with the tensors that one silo keeps."""
+"""Personal parts put in their place: a global adapter with the personal tensors of one silo."""
 
 from collections.abc import Mapping
 
@@ -9,28 +9,28 @@ from flower_split.lowrank.names import Pair, pair_up
 
 
 def personalised(
-    whole: Mapping[str, Tensor], kept: Mapping[str, Tensor], scale: float
+    whole: Mapping[str, Tensor], personal: Mapping[str, Tensor], scale: float
 ) -> dict[str, Tensor]:
     """The silo's own adapter, of scale 1.
 
     Args:
         whole: The global adapter, of scale 1 and without folded tensors; see `combined`.
-        kept: What the silo keeps of it: both factors of a module, or one.
+        personal: The silo's own tensors: both factors of a module, or one.
         scale: Of the product of the silo's factors.
 
     Raises:
-        AdapterError: a kept tensor has no partner of its rank in `whole`.
+        AdapterError: a personal tensor has no partner of its rank in `whole`.
     """
     own = dict(whole)
-    for pair in pair_up({**whole, **kept}):
-        if pair.a not in kept and pair.b not in kept:
+    for pair in pair_up({**whole, **personal}):
+        if pair.a not in personal and pair.b not in personal:
             continue
-        a = kept.get(pair.a, whole.get(pair.a))
-        b = kept[pair.b] * scale if pair.b in kept else whole.get(pair.b)
+        a = personal.get(pair.a, whole.get(pair.a))
+        b = personal[pair.b] * scale if pair.b in personal else whole.get(pair.b)
         if a is None or b is None or a.shape[0] != b.shape[1] or not _fits(pair, a, b, whole):
             raise AdapterError(
-                f"what the silo keeps of {pair.module} does not fit this adapter: it is of "
-                "another run, or of another rank"
+                f"the silo's personal part of {pair.module} does not fit this adapter: it is "
+                "of another run, or of another rank"
             )
         own |= {pair.a: a, pair.b: b}
     return own

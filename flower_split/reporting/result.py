@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 
+from flower_split.config.silo_order import silo_order
+
 Value = str | int | float | bool | list[int] | list[float]
 Metrics = Mapping[str, Value]
 Counters = Mapping[str, int | float]
@@ -66,14 +68,14 @@ class RunResult:
 
     @property
     def silos(self) -> list[str]:
-        """Every silo that reported anything, or failed to, sorted; numbers by their value."""
+        """Every silo that reported anything, or failed to, in the order of their names."""
         names = {
             name
             for one in (*self.rounds, *self.alone)
             for held in (one.train, one.evaluate, one.failures)
             for name in held
         } | {*self.wire_bytes, *self.parameter_share}
-        return sorted(names, key=lambda name: (not name.isdecimal(), name.zfill(20), name))
+        return sorted(names, key=silo_order)
 
     def losses(
         self, silo: str, *, evaluate: bool = True, alone: bool = False

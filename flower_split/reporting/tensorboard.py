@@ -27,7 +27,7 @@ class ScalarWriter:
     """A context manager that writes rounds to `folder`, each at once.
 
     The scalars of a run that begins anew come into an empty folder: what an earlier one left is
-    set aside. Those of a run that goes on take the place of the rounds that are done again.
+    set aside. Those of a run that resumes take the place of the rounds that are done again.
 
     Raises:
         ConfigError: the package is not installed.

@@ -71,7 +71,7 @@ class StandIn(DynamicLayer):
         self._edited("select", tuple(indices.tolist()))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Start again with no token seen, and report it."""
         self.cumulative_length = 0
         self._edited("reset", ())
 
@@ -93,7 +93,7 @@ class SlidingStandIn(StandIn, DynamicSlidingWindowLayer):
         return DynamicSlidingWindowLayer.get_mask_sizes(self, query_length)
 
     def get_max_length(self) -> int:
-        """The window."""
+        """Tokens that the attention window spans."""
         return self.sliding_window
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.ends import Bottom, Top
-from flower_split.segments.families import FAMILIES, Family
+from flower_split.segments.families import Family, known_family
 from flower_split.segments.joining import join
 from flower_split.segments.refusals import refuse_model
 from flower_split.segments.splitting import split_model, split_segments
@@ -78,7 +78,7 @@ def check_exact_cuts(
     """`check_exact` at several cuts, each (bottom_layers, top_layers)."""
     refuse_model(model)
     kind = model.config.model_type
-    family = family or FAMILIES.get(kind) or Family(model_type=kind)
+    family = family or known_family(kind) or Family(model_type=kind)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             "no parameter of the model requires a gradient, so there is none to compare; call "

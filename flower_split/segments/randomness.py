@@ -1,10 +1,11 @@
-"""Random numbers of one forward pass: apart from everyone else's, and taken up again later."""
+"""Random numbers of one forward pass: whether it draws any, and drawing them apart from others'."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 RandomState = tuple[Tensor, Tensor | None]
 """State of torch's generators: the CPU's, and the device's where it is a GPU."""
@@ -40,7 +41,7 @@ def random_state(device: torch.device) -> RandomState:
 
 
 def set_random_state(device: torch.device, state: RandomState) -> None:
-    """Go on drawing where `random_state` was called."""
+    """Resume drawing where `random_state` was called."""
     on_cpu, on_gpu = state
     torch.set_rng_state(on_cpu)
     if on_gpu is None:
@@ -49,3 +50,25 @@ def set_random_state(device: torch.device, state: RandomState) -> None:
         torch.cuda.set_rng_state(on_gpu, device)
     else:
         torch.mps.set_rng_state(on_gpu)
+
+
+OTHER_HEADS = ("classifier_", "summary_")
+"""How the settings of heads begin that classify sequences or tokens, in all families."""
+
+
+def has_dropout(module: nn.Module, config: PreTrainedConfig) -> bool:
+    """Whether anything is dropped or jittered in training mode, as far as can be told.
+
+    Stock models drop out by modules and by functions whose rates are settings. The rates of heads
+    that no causal language model has do not count; those of other parts do, wherever these are.
+    """
+    rates = (
+        value
+        for name, value in config.to_dict().items()
+        if ("drop" in name or "jitter" in name)
+        and not name.startswith(OTHER_HEADS)
+        and isinstance(value, float | int)
+    )
+    return any(rates) or any(
+        isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 for part in module.modules()
+    )

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.families import Family, family_of
+from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import find_layers
-from flower_split.segments.loading.fingerprint import fingerprint
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub, TrunkSlot
 from flower_split.segments.refusals import refuse_config, refuse_model

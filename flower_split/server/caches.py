@@ -65,7 +65,7 @@ class TrunkCache:
         self.length -= tokens
 
 
-class CacheShelf:
+class SessionCaches:
     """All caches of one session.
 
     Args:

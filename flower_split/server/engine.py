@@ -1,8 +1,9 @@
 """The trunk engine: hosts sessions on one trunk, whatever wire they come over."""
 
 import itertools
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -10,18 +11,19 @@ from flower_split.adapters import AdapterPlan, TrunkAdapters
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.config.checks import one_of
 from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
-from flower_split.errors import ConfigError
+from flower_split.errors import ConfigError, SequenceError
 from flower_split.lowrank import Allowance, Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
 from flower_split.server.compute.queue import BatchSettings, TrunkQueue
 from flower_split.server.handshake import check_spec
 from flower_split.server.session import TrunkSession
-from flower_split.server.session_states import SessionState
+from flower_split.server.session_states import SiloState
 from flower_split.server.silo_names import SiloNames
-from flower_split.server.starting import SessionOutcome, TrunkStart
 from flower_split.server.stepping import AdapterSlot
+from flower_split.server.ticket_record import SessionOutcome, TicketRecord, TrunkStart
 from flower_split.server.trunk_optimizers import TrunkOptimizers
+from flower_split.transport.base import BackendSession
 from flower_split.transport.messages import SessionLimits, SessionSpec, SessionSummary, Ticket
 
 
@@ -76,19 +78,16 @@ class TrunkEngine:
         self._dtype = dtype
         self._wire = wire
         self._optimizer = optimizer
-        self._lock = threading.RLock()
         self._numbers = itertools.count()
-        self._prepared: dict[str, TrunkStart] = {}
-        self._outcomes: dict[str, SessionOutcome] = {}
-        self._awaited: set[str] = set()
-        self._broken: set[str] = set()
+        self._records: dict[str, TicketRecord] = {}
         self.names = SiloNames()
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
-        self.optimizers = TrunkOptimizers(
-            self._adapters, shared=self.mode == "shared", keep=keep_optimizer, lock=self._lock
+        self.queue = TrunkQueue(trunk, batching or BatchSettings())
+        self._lock = self.queue.exclusive()
+        self._optimizers = TrunkOptimizers(
+            self._adapters, shared=self.mode == "shared", keep=keep_optimizer
         )
-        self._queue = TrunkQueue(trunk, batching or BatchSettings(), self._lock)
         if self._adapters is not None and initial is not None:
             self._adapters.load(MASTER, initial)
 
@@ -113,95 +112,100 @@ class TrunkEngine:
             pack=self._pack,
         )
 
-    def open(self, spec: SessionSpec, ticket: Ticket | None) -> TrunkSession:
+    def open(self, spec: SessionSpec, ticket: Ticket | None) -> Future[BackendSession]:
         """A session with an adapter of its own.
 
-        It starts from what `prepare` was given for the ticket, or else from the master adapter.
-
-        Raises:
-            HandshakeError: naming the field in which the two parties differ, or another node has
-                the silo's name.
+        It starts from what `prepare` was given for the ticket. Without a ticket that was prepared
+        it starts from the master adapter, and what it has trained ends with it, unless `shared`.
+        The future fails with a `HandshakeError` that names the field in which the two parties
+        differ, or when another node has the silo's name, and with a `SequenceError` when the
+        ticket's session was opened before.
         """
-        key = "" if ticket is None else ticket.token
+        return self.queue.call(lambda: self._open(spec, ticket))
+
+    def _open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
         with self._lock:
-            start = self._prepared.get(key)
+            prepared = None if ticket is None else self._records.get(ticket.token)
+            record = prepared or TicketRecord()
+            start = record.start()
             scaling = self._check(spec, None if start is None else start.allowance)
             instructions = Instructions() if start is None else start.instructions
             if ticket is not None and spec.silo:
-                self.optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
-            resumed = self.optimizers.resumed(spec, ticket, instructions)
+                self._optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
+            resumed = self._optimizers.resumed(spec, ticket, instructions)
             slot = self._make_slot(spec, start, scaling, resumed)
-            self._prepared.pop(key, None)
-            self._awaited.add(key)
-
-            def on_finish(summary: SessionSummary) -> None:
-                if ticket is not None and key in self._awaited:
-                    trained = slot is not None and spec.purpose == "train"
-                    self._outcomes[key] = SessionOutcome(
-                        tensors=slot.sent() if slot is not None and trained else {},
-                        summary=summary,
-                        scaling=scaling,
-                    )
-                    self.optimizers.propose(
-                        ticket,
-                        spec,
-                        slot,
-                        scaling=scaling,
-                        instructions=instructions,
-                        steps=summary.steps,
-                    )
-
-            freed = False
-
-            def on_close() -> None:
-                nonlocal freed
-                if slot is not None and self._adapters is not None and not freed:
-                    self._adapters.remove(slot.name)
-                freed = True
-                if key in self._awaited and key not in self._outcomes:
-                    self._broken.add(key)
-                self._awaited.discard(key)
-
+            work = _Work(
+                ticket=ticket,
+                spec=spec,
+                scaling=scaling,
+                instructions=instructions,
+                slot=slot,
+                adapters=self._adapters,
+                optimizers=self._optimizers,
+            )
+            try:
+                record.open(work)
+            except SequenceError:  # it was discarded meanwhile
+                work.free()
+                raise
+            if prepared is None:
+                record.discard()  # nobody will collect what it leaves
             return TrunkSession(
                 self.trunk,
                 spec,
                 slot,
                 self.limits,
-                self._queue,
-                self._lock,
-                on_finish=on_finish,
-                on_close=on_close,
+                self.queue,
+                record=record,
                 resumed="" if resumed is None else resumed.tag,
             )
 
-    def prepare(self, ticket: Ticket, start: TrunkStart) -> None:
-        """What the ticket's session starts from and is to do."""
-        with self._lock:
-            self._prepared[ticket.token] = start
+    def prepare(self, ticket: Ticket, start: TrunkStart) -> TicketRecord:
+        """The record of a new ticket, whose session is to start from `start`.
 
-    def collect(self, ticket: Ticket) -> SessionOutcome | None:
-        """What the ticket's session leaves, once; None unless it was finished."""
-        with self._lock:
-            self._prepared.pop(ticket.token, None)
-            return self._outcomes.pop(ticket.token, None)
+        Raises:
+            SequenceError: the ticket was prepared before, and not discarded since.
+        """
+        record = TicketRecord(start)
+        if self._records.setdefault(ticket.token, record) is not record:
+            raise SequenceError("the ticket was prepared before: every session needs a new one")
+        return record
 
-    def silo_of(self, ticket: Ticket) -> str:
-        """The name under which the ticket's node opened its last session."""
-        with self._lock:
-            return self.names.of(ticket.node_id)
+    def accept(self, ticket: Ticket) -> None:
+        """The silo's reply counts: its next session resumes from what this one has left.
 
-    def is_broken(self, ticket: Ticket) -> bool:
-        """Whether the ticket's session ended without having been finished."""
+        Raises:
+            SequenceError: the ticket's outcome was not collected, or the ticket is not known.
+        """
         with self._lock:
-            return ticket.token in self._broken
+            record = self._records.get(ticket.token)
+            if record is None:
+                raise SequenceError("a ticket that was not prepared, or discarded, has no session")
+            state = record.accept()
+            if state is not None:
+                self._optimizers.put(state)
 
     def discard(self, ticket: Ticket) -> None:
         """Forget what was prepared for or left by the ticket's session, or will yet be left."""
+        record = self._records.pop(ticket.token, None)
+        if record is not None:
+            record.discard()
+
+    def session_states(self) -> list[SiloState]:
+        """Every state that the next round can resume from; see `TrunkOptimizers.states`."""
         with self._lock:
-            self._awaited.discard(ticket.token)
-            self._broken.discard(ticket.token)
-            self.optimizers.reject(ticket)
-            self.collect(ticket)
+            return self._optimizers.states()
+
+    def load_session_states(self, states: Iterable[SiloState]) -> None:
+        """Resume from `states`, and from nothing that sessions have left or proposed so far.
+
+        Raises:
+            StateError: a state is not one of this trunk's adapters; nothing is changed then.
+        """
+        with self._lock:
+            self._optimizers.load(states)
+            for record in self._records.values():
+                record.withdraw()
 
     def shared_state(self) -> dict[str, Tensor]:
         """The master adapter: what a `shared` trunk has learned so far."""
@@ -223,7 +227,7 @@ class TrunkEngine:
         spec: SessionSpec,
         start: TrunkStart | None,
         scaling: Scaling | None,
-        resumed: SessionState | None,
+        resumed: SiloState | None,
     ) -> AdapterSlot | None:
         if self._adapters is None or scaling is None:
             return None
@@ -240,10 +244,10 @@ class TrunkEngine:
                 instructions,
                 received,
                 scaling=scaling,
-                kept=None if resumed is None else resumed.kept,
+                personal=None if resumed is None else resumed.state.personal,
                 trains=spec.purpose == "train",
             )
-        return self.optimizers.slot(name, spec, resumed, scaling=scaling, begun=begun)
+        return self._optimizers.slot(name, spec, resumed, scaling=scaling, begun=begun)
 
     def _check(self, spec: SessionSpec, allowance: Allowance | None) -> Scaling | None:
         """The scaling that the silo tells, or `HandshakeError` when the two parties do not fit."""
@@ -255,3 +259,44 @@ class TrunkEngine:
         if not self._dtype:
             free.add("dtype")
         return check_spec(self.describe(spec.purpose), spec, free=free, allowance=allowance)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """The `SessionWork` of one session: its adapter, and who makes what of it."""
+
+    ticket: Ticket | None
+    spec: SessionSpec
+    scaling: Scaling | None
+    instructions: Instructions
+    slot: AdapterSlot | None
+    adapters: TrunkAdapters | None
+    optimizers: TrunkOptimizers
+
+    def outcome(self, summary: SessionSummary) -> SessionOutcome:
+        """See `SessionWork`."""
+        trained = self.slot is not None and self.spec.purpose == "train"
+        return SessionOutcome(
+            tensors=self.slot.sent() if self.slot is not None and trained else {},
+            summary=summary,
+            scaling=self.scaling,
+            silo=self.spec.silo,
+        )
+
+    def proposal(self, summary: SessionSummary) -> SiloState | None:
+        """See `SessionWork`."""
+        if self.ticket is None:
+            return None
+        return self.optimizers.proposal(
+            self.ticket,
+            self.spec,
+            self.slot,
+            scaling=self.scaling,
+            instructions=self.instructions,
+            steps=summary.steps,
+        )
+
+    def free(self) -> None:
+        """See `SessionWork`."""
+        if self.slot is not None and self.adapters is not None:
+            self.adapters.remove(self.slot.name)

@@ -3,16 +3,15 @@
 Axes: B rows of a microbatch, T new tokens a row, S tokens with the cached ones, H hidden size.
 """
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 
-from flower_split.errors import SequenceError, WireError
+from flower_split.errors import SequenceError, TrunkBusyError, WireError
 from flower_split.optimization.clipping import (
     checked_norms,
     clip_by_global_norm,
@@ -20,16 +19,22 @@ from flower_split.optimization.clipping import (
 )
 from flower_split.segments import Trunk
 from flower_split.server.border import Border
-from flower_split.server.caches import CacheShelf, TrunkCache
-from flower_split.server.compute.batch import Microbatch, Party
-from flower_split.server.compute.queue import Answer, Done, Job, TrunkQueue
-from flower_split.server.compute.scheduler import Kind, Turn
-from flower_split.server.forward_checks import check_forward, check_keeping
+from flower_split.server.caches import SessionCaches, TrunkCache
+from flower_split.server.compute.batch import Microbatch, SessionContext
+from flower_split.server.compute.queue import Answer, Job, TrunkQueue
+from flower_split.server.compute.scheduler import Turn
 from flower_split.server.stepping import AdapterSlot
+from flower_split.server.ticket_record import TicketRecord
+from flower_split.transport.bounds import check_forward
 from flower_split.transport.messages import (
     BackwardRequest,
+    DropCache,
+    Finish,
     ForwardRequest,
     QueueUse,
+    Release,
+    Reply,
+    Request,
     SessionLimits,
     SessionSpec,
     SessionSummary,
@@ -41,19 +46,16 @@ from flower_split.transport.messages import (
 class TrunkSession:
     """`BackendSession` on a trunk that several sessions share.
 
-    A session's gradients are kept apart from every other's until its own optimizer step. All
-    sessions of a trunk share `lock`, so that calls from several threads compute one at a time, and
-    `queue`, where passes of several sessions come together.
+    A session's gradients are kept apart from every other's until its own optimizer step. What a
+    request does to the session, it does in the queue's thread.
 
     Args:
         trunk: The layers.
         spec: What the handshake agreed on.
         slot: The session's adapter and optimizer; None for a frozen trunk.
         limits: Bounds of what is kept.
-        queue: Where its passes wait for the trunk; shared by all sessions.
-        lock: Shared by all sessions of the trunk.
-        on_finish: Called once when the silo declares the session complete.
-        on_close: Called once when the session's state is freed.
+        queue: Where its requests wait for the trunk; shared by all sessions.
+        record: Of the session's ticket, already open; it hears how the session ends.
         resumed: Tag of the optimizer state that `slot` resumes from; empty when it starts afresh.
     """
 
@@ -64,10 +66,8 @@ class TrunkSession:
         slot: AdapterSlot | None,
         limits: SessionLimits,
         queue: TrunkQueue,
-        lock: threading.RLock,
         *,
-        on_finish: Callable[[SessionSummary], None],
-        on_close: Callable[[], None],
+        record: TicketRecord,
         resumed: str = "",
     ) -> None:
         self.resumed = resumed
@@ -75,54 +75,60 @@ class TrunkSession:
         self._spec = spec
         self._slot = slot
         self._limits = limits
-        self._lock = lock
-        self._on_finish = on_finish
-        self._on_close = on_close
+        self._record = record
         self._border = Border(trunk, spec)
         self._queue = queue
         self._pending: dict[int, Microbatch] = {}
-        self._caches = CacheShelf(trunk, limits.max_cached_tokens)
+        self._caches = SessionCaches(trunk, limits.max_cached_tokens)
         self._steps = self._forwards = self._backwards = self._tokens = 0
         self._waited = QueueUse()
-        self._party = Party(
+        self._context = SessionContext(
             number=queue.join(), slot=slot, seed=spec.seed, open_cache=self._open_cache
         )
         self._last_microbatch = -1
         self._ended = False
 
-    def forward(self, request: ForwardRequest) -> Tensor:
-        """h2 of a microbatch, (B, T, H).
+    def submit(self, request: Request) -> Future[Reply]:
+        """Let `request` wait for its turn; see `BackendSession.submit`.
 
-        Raises:
-            SequenceError: wrong step, a microbatch out of order, or an ended session.
-            TrunkBusyError: too many activations or cached tokens.
-            WireError: shapes do not fit the model, or the dtype is not the session's.
+        The future fails with
+
+        - `SequenceError`: wrong step, a microbatch out of order or without activations, an
+          optimizer step of an evaluation, or an ended session.
+        - `TrunkBusyError`: too many tokens, activations or cached tokens, or the device is full.
+        - `WireError`: a shape does not fit the model, a dtype is not the session's, or a learning
+          rate or norm is out of bounds.
         """
-        output = self._queue.answer(self._forward_job(request))
-        if output is None:
-            raise TypeError("a forward pass has an output")
-        return output
+        try:
+            match request:
+                case ForwardRequest():
+                    return self._queue.submit(self._forward_job(request))
+                case BackwardRequest():
+                    return self._queue.submit(self._backward_job(request))
+                case _:
+                    return self._queue.call(partial(self._answer, request))
+        except Exception as error:
+            refused: Future[Reply] = Future()
+            refused.set_exception(error)
+            return refused
 
-    def backward(self, request: BackwardRequest) -> Tensor | None:
-        """g1 of a microbatch, (B, T, H), or None when not wanted.
+    def close(self) -> Future[None]:
+        """Free everything, however the session ended. Can be called twice."""
+        return self._queue.call(self._close)
 
-        The adapter's gradients are added to those of the step's earlier microbatches.
-
-        Raises:
-            SequenceError: wrong step, or a microbatch that has no activations here.
-            WireError: the gradient's shape or dtype differs from h2's.
-        """
-        return self._queue.answer(self._backward_job(request))
-
-    def submit(self, request: ForwardRequest | BackwardRequest) -> Future[Any]:
-        """Let a pass wait for its turn; see `QueueingSession`."""
-        if isinstance(request, ForwardRequest):
-            return self._forward_job(request).future
-        return self._backward_job(request).future
-
-    def work(self) -> float | None:
-        """Compute what is due; see `QueueingSession`."""
-        return self._queue.work()
+    def _answer(self, request: StepRequest | Finish | Release | DropCache) -> Reply:
+        match request:
+            case StepRequest():
+                return self._step(request)
+            case Finish():
+                return self._finish()
+            case Release():
+                kept = self._pending.pop(request.microbatch, None)
+                if kept is not None:
+                    kept.free()
+            case DropCache():
+                self._caches.drop(request.cache_id)
+        return None
 
     def _forward_job(self, request: ForwardRequest) -> Job:
         request = self._border.enter(request)
@@ -131,11 +137,10 @@ class TrunkSession:
             raise SequenceError(
                 f"microbatch {request.microbatch} does not follow {self._last_microbatch}"
             )
-        held = [held.shape for held in self._pending.values()]
-        check_forward(request, self._trunk, self._limits)
+        check_forward(request, self._trunk.hidden_size, self._limits)
         if request.keep_graph:
-            check_keeping(request, self._spec, self._limits, held, self._queue.budget)
-        microbatch = Microbatch(party=self._party, request=request)
+            self._check_keeping(request)
+        microbatch = Microbatch(session=self._context, request=request)
 
         def done(job: Job, h2: Answer, _: Sequence[Tensor | None]) -> Answer:
             self._last_microbatch = request.microbatch
@@ -146,7 +151,7 @@ class TrunkSession:
             self._count(job)
             return None if h2 is None else self._border.leave(h2)
 
-        return self._wait("forward", microbatch, None, done)
+        return Job(turn=self._turn(microbatch), microbatch=microbatch, done=done)
 
     def _backward_job(self, request: BackwardRequest) -> Job:
         grad = self._border.enter_grad(request.grad)
@@ -170,29 +175,44 @@ class TrunkSession:
             self._count(job)
             return None if g1 is None else self._border.leave(g1)
 
-        return self._wait("backward", microbatch, request, done)
+        turn = self._turn(microbatch, backward=True)
+        return Job(turn=turn, microbatch=microbatch, grad=request, done=done)
 
-    def _wait(
-        self,
-        kind: Kind,
-        microbatch: Microbatch,
-        grad: BackwardRequest | None,
-        done: Done,
-    ) -> Job:
+    def _turn(self, microbatch: Microbatch, *, backward: bool = False) -> Turn:
         rows, tokens = microbatch.shape
-        turn = Turn(
-            session=self._party.number,
-            kind=kind,
+        return Turn(
+            session=self._context.number,
+            kind="backward" if backward else "forward",
             rows=rows,
             tokens=tokens,
             arrived=time.monotonic(),
-            mix=self._queue.mix(microbatch, backward=grad is not None),
-            keeps=grad is None and microbatch.request.keep_graph,
+            mix=self._queue.mix(microbatch, backward=backward),
+            keeps=not backward and microbatch.request.keep_graph,
             holds=bool(self._pending),
         )
-        job = Job(turn=turn, microbatch=microbatch, grad=grad, done=done)
-        self._queue.submit(job)
-        return job
+
+    def _check_keeping(self, request: ForwardRequest) -> None:
+        """Raise unless the session may have this microbatch wait for a backward pass."""
+        if self._spec.purpose != "train" or (request.cache and request.cache.past_length):
+            raise SequenceError(
+                "a graph is kept only in a training session and without a filled key-value "
+                "cache; evaluate and generate under torch.no_grad()"
+            )
+        if len(self._pending) >= self._limits.max_in_flight:
+            raise TrunkBusyError(
+                f"{len(self._pending)} microbatches wait for their backward pass, the trunk's "
+                "limit. Make backward passes sooner, or raise trunk.max-in-flight"
+            )
+        waiting = sum(rows * tokens for rows, tokens in (m.shape for m in self._pending.values()))
+        tokens = request.hidden.shape[0] * request.hidden.shape[1]
+        bound = self._queue.budget.max_tokens
+        if bound and waiting + tokens > bound:
+            raise TrunkBusyError(
+                f"{waiting} tokens of the session wait for their backward pass, and with {tokens} "
+                f"more it alone would exceed the trunk's bound of {bound} over all "
+                "sessions. Lower train.batch-size or train.in-flight, or raise "
+                "trunk.max-activation-tokens"
+            )
 
     def _count(self, job: Job) -> None:
         self._waited = QueueUse(
@@ -202,79 +222,49 @@ class TrunkSession:
             rows_beside=self._waited.rows_beside + job.rows_beside,
         )
 
-    def release(self, microbatch: int) -> None:
-        """Free the activations of a microbatch that gets no backward pass."""
-        with self._lock:
-            kept = self._pending.pop(microbatch, None)
-            if kept is not None:
-                kept.free()
-
-    def drop_cache(self, cache_id: int) -> None:
-        """Free a key-value cache."""
-        with self._lock:
-            self._caches.drop(cache_id)
-
-    def step(self, request: StepRequest) -> StepReply:
-        """Clip by the global norm and step the adapter, once for each step number.
-
-        Raises:
-            SequenceError: not the next step, an evaluation session, or an ended one.
-            WireError: learning rate or norms are out of bounds.
-        """
-        with self._lock:
-            self._check_step(request.step)
-            if self._spec.purpose != "train":
-                raise SequenceError("an evaluation session makes no optimizer steps")
-            settings = self._spec.optimizer
-            if not 0.0 <= request.learning_rate <= settings.max_learning_rate:
-                raise WireError(
-                    f"learning rate {request.learning_rate} is outside 0 to "
-                    f"{settings.max_learning_rate:g}"
-                )
-            before = checked_norms(request.norms_before)
-            after = checked_norms(request.norms_after)
-            own: tuple[float, ...] = ()
-            if self._slot is not None:
-                parameters = self._slot.gather()
-                if settings.max_grad_norm > 0:
-                    own = checked_norms(gradient_norms(parameters))
-                    clip_by_global_norm(parameters, [*before, *own, *after], settings.max_grad_norm)
-                self._slot.step(request.learning_rate)
-            self._free_pending()
-            self._steps += 1
-            return StepReply(norms=own)
-
-    def finish(self) -> SessionSummary:
-        """Declare the session complete; what it holds is freed by `close`.
-
-        Raises:
-            SequenceError: it was already ended.
-        """
-        with self._lock:
-            self._check_step(self._steps)
-            summary = SessionSummary(
-                steps=self._steps,
-                forwards=self._forwards,
-                backwards=self._backwards,
-                tokens=self._tokens,
-                queue=self._waited,
+    def _step(self, request: StepRequest) -> StepReply:
+        """Clip by the global norm and step the adapter, once for each step number."""
+        self._check_step(request.step)
+        if self._spec.purpose != "train":
+            raise SequenceError("an evaluation session makes no optimizer steps")
+        settings = self._spec.optimizer
+        if not 0.0 <= request.learning_rate <= settings.max_learning_rate:
+            raise WireError(
+                f"learning rate {request.learning_rate} is outside 0 to "
+                f"{settings.max_learning_rate:g}"
             )
-            self._on_finish(summary)
-            self._ended = True
-            self._free()
-            return summary
+        before = checked_norms(request.norms_before)
+        after = checked_norms(request.norms_after)
+        own: tuple[float, ...] = ()
+        if self._slot is not None:
+            parameters = self._slot.gather()
+            if settings.max_grad_norm > 0:
+                own = checked_norms(gradient_norms(parameters))
+                clip_by_global_norm(parameters, [*before, *own, *after], settings.max_grad_norm)
+            self._slot.step(request.learning_rate)
+        self._free_pending()
+        self._steps += 1
+        return StepReply(norms=own)
 
-    def close(self) -> None:
-        """Free everything, however the session ended. Can be called twice."""
-        with self._lock:
-            self._ended = True
-            self._free()
+    def _finish(self) -> SessionSummary:
+        self._check_step(self._steps)
+        summary = SessionSummary(
+            steps=self._steps,
+            forwards=self._forwards,
+            backwards=self._backwards,
+            tokens=self._tokens,
+            queue=self._waited,
+        )
+        self._record.finish(summary)
+        self._close()
+        return summary
 
-    def _free(self) -> None:
-        self._queue.leave(self._party.number)
+    def _close(self) -> None:
+        self._ended = True
+        self._queue.leave(self._context.number)
         self._free_pending()
         self._caches.clear()
-        self._on_close()
+        self._record.close()
 
     def _free_pending(self) -> None:
         for microbatch in self._pending.values():

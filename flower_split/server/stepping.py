@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from flower_split.adapters import AdapterRound, Kept, TrunkAdapters
+from flower_split.adapters import AdapterRound, PersonalTensors, TrunkAdapters
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
 
@@ -65,7 +65,7 @@ class AdapterSlot:
         name: The session's adapter, already made.
         stepper: The session's own stepper, or the master's.
         begun: What the strategy asks of the session's own adapter; None where it is a replica of
-            the master, of which nothing is sent, kept or corrected.
+            the master, of which nothing is sent, personal or corrected.
     """
 
     def __init__(
@@ -148,9 +148,9 @@ class AdapterSlot:
         """What goes into the silo's reply, float32 on the CPU."""
         return {} if self._begun is None else self._begun.sent()
 
-    def kept(self) -> Kept:
-        """What is kept for the silo's next session."""
-        return Kept() if self._begun is None else self._begun.kept()
+    def personal(self) -> PersonalTensors:
+        """What belongs to the silo alone, as the session leaves it."""
+        return PersonalTensors() if self._begun is None else self._begun.personal()
 
     def moments(self) -> dict[str, Tensor]:
         """CPU copies of the session's own optimizer state; none where it steps the master's."""

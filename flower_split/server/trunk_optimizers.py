@@ -1,20 +1,20 @@
-"""The optimizers of the trunk's adapters: who steps what, and from which state it goes on."""
+"""The optimizers of the trunk's adapters: who steps what, and from which state it resumes."""
 
 import logging
-import threading
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from flower_split.adapters import AdapterRound, TrunkAdapters
+from flower_split.adapters import AdapterRound, SessionState, TrunkAdapters
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import StateError
 from flower_split.lowrank import Instructions, Scaling, adapter_name, at_rank
 from flower_split.optimization.moments import check_moments
-from flower_split.server.session_states import SessionState, SessionStates
+from flower_split.server.session_states import SessionStates, SiloState
 from flower_split.server.stepping import AdapterSlot, Stepper
 from flower_split.transport.messages import SessionSpec, Ticket
+from flower_split.transport.state_tags import state_tag
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +30,22 @@ class TrunkOptimizers:
         adapters: The trunk's; None where it is frozen.
         shared: Whether all sessions step the master.
         keep: Whether a silo's next session resumes from the state of its last.
-        lock: Shared by all sessions of the trunk.
     """
 
-    def __init__(
-        self, adapters: TrunkAdapters | None, *, shared: bool, keep: bool, lock: threading.RLock
-    ) -> None:
+    def __init__(self, adapters: TrunkAdapters | None, *, shared: bool, keep: bool) -> None:
         self._adapters = adapters
         self._shared = shared
         self._keep = keep
-        self._lock = lock
         self._states = SessionStates()
         self._master: Stepper | None = None
         self._master_start: Mapping[str, Tensor] = {}
 
     def resumed(
         self, spec: SessionSpec, ticket: Ticket | None, instructions: Instructions
-    ) -> SessionState | None:
-        """The state from which both ends of a new session go on; None when both start afresh."""
+    ) -> SiloState | None:
+        """The state from which both ends of a new session resume; None when both start afresh."""
         trains = spec.purpose == "train"
-        wanted = instructions.keeps or (trains and (self._keep or instructions.controlled))
+        wanted = instructions.personal or (trains and (self._keep or instructions.controlled))
         if ticket is None or not wanted:
             return None
         state = self._states.find(spec.silo, spec.session_states)
@@ -65,7 +61,7 @@ class TrunkOptimizers:
         self,
         name: str,
         spec: SessionSpec,
-        state: SessionState | None,
+        state: SiloState | None,
         *,
         scaling: Scaling,
         begun: AdapterRound | None,
@@ -84,11 +80,11 @@ class TrunkOptimizers:
             return AdapterSlot(self._adapters, name, self._master, begun=None)
         stepper = Stepper(self._adapters, name, spec.optimizer)
         trains = self._keep and spec.purpose == "train"
-        if state is not None and trains and state.scaling == scaling:
-            stepper.load_moments(state.tensors)
+        if state is not None and trains:
+            stepper.load_moments(state.state.moments_at(scaling))
         return AdapterSlot(self._adapters, name, stepper, begun=begun)
 
-    def propose(
+    def proposal(
         self,
         ticket: Ticket,
         spec: SessionSpec,
@@ -97,64 +93,59 @@ class TrunkOptimizers:
         scaling: Scaling | None,
         instructions: Instructions,
         steps: int,
-    ) -> None:
-        """What a finished session leaves; it counts once it is accepted."""
-        if spec.purpose != "train":
-            return
-        if instructions.keeps_something or (self._keep and steps > 0):
-            self._states.propose(
-                ticket,
-                spec.silo,
-                slot.moments() if slot is not None and self._keep else {},
-                kept=None if slot is None else slot.kept(),
-                scaling=scaling,
-            )
+    ) -> SiloState | None:
+        """What the silo's next session may resume from, once this one counts.
 
-    def accept(self, ticket: Ticket) -> None:
-        """The silo's reply counts: its next session resumes from what this one has left."""
-        with self._lock:
-            self._states.accept(ticket)
+        None where nothing is kept, or where the silo has no name by which to keep it.
+        """
+        keeps = instructions.has_personal or (self._keep and steps > 0)
+        if spec.purpose != "train" or not keeps or not spec.silo:
+            return None
+        left = SessionState(scaling=scaling)
+        if slot is not None:
+            moments = slot.moments() if self._keep else {}
+            left = SessionState(moments=moments, personal=slot.personal(), scaling=scaling)
+        return SiloState(
+            silo=spec.silo, server_round=ticket.server_round, tag=state_tag(ticket), state=left
+        )
 
-    def reject(self, ticket: Ticket) -> None:
-        """Forget what the ticket's session has left, unless it was accepted."""
-        with self._lock:
-            self._states.reject(ticket)
+    def put(self, state: SiloState) -> None:
+        """The session that left `state` counts: the silo's next one resumes from it."""
+        self._states.put(state)
 
     def forget(self, silo: str) -> None:
         """Forget the state of `silo`."""
-        with self._lock:
-            self._states.forget(silo)
+        self._states.forget(silo)
 
-    def states(self) -> list[SessionState]:
+    def states(self) -> list[SiloState]:
         """Every state that the next round can resume from; the master's, without a name, first."""
-        with self._lock:
-            master = self._master_start if self._master is None else self._master.moments()
-            common = SessionState(silo="", server_round=0, tag="", tensors=master)
-            return [*([common] if master else []), *self._states.all()]
+        master = self._master_start if self._master is None else self._master.moments()
+        common = SiloState(silo="", server_round=0, tag="", state=SessionState(moments=master))
+        return [*([common] if master else []), *self._states.all()]
 
-    def load(self, states: Iterable[SessionState]) -> None:
+    def load(self, states: Iterable[SiloState]) -> None:
         """Resume from `states` and no others; nothing is changed when one does not fit.
 
         Raises:
             StateError: a state is not one of this trunk's adapters.
         """
         states = list(states)
-        with self._lock:
-            for state in states:
-                self._check(state)
-            self._master = None
-            self._master_start = {}
-            for state in states:
-                if not state.silo:
-                    self._master_start = dict(state.tensors)
-            self._states.replace(state for state in states if state.silo)
+        for state in states:
+            self._check(state)
+        self._master = None
+        self._master_start = {}
+        for state in states:
+            if not state.silo:
+                self._master_start = dict(state.state.moments)
+        self._states.replace(state for state in states if state.silo)
 
-    def _check(self, state: SessionState) -> None:
-        holds = self._adapters is not None and self._shared == (not state.silo)
+    def _check(self, silo: SiloState) -> None:
+        state = silo.state
+        holds = self._adapters is not None and self._shared == (not silo.silo)
         if not holds:
-            if state.tensors or state.kept.tensors:
+            if state.moments or state.personal.tensors:
                 raise StateError(
-                    f"what was kept for {state.silo or 'the shared trunk'!r} was kept in "
+                    f"what was kept for {silo.silo or 'the shared trunk'!r} was kept in "
                     "another mode of trunk.adapters"
                 )
             return
@@ -164,10 +155,10 @@ class TrunkOptimizers:
                 name: torch.empty(at_rank(name, tuple(p.shape), at.r), dtype=p.dtype, device="meta")
                 for name, p in self._adapters.named_parameters(MASTER).items()
             }
-            check_moments(expected, state.tensors)
-            for name, tensor in state.kept.tensors.items():
+            check_moments(expected, state.moments)
+            for name, tensor in state.personal.tensors.items():
                 held = expected.get(adapter_name(name))
                 if held is None or held.shape != tensor.shape:
                     raise StateError(
-                        f"{name}, kept for silo {state.silo!r}, does not fit this trunk's adapters"
+                        f"{name}, kept for silo {silo.silo!r}, does not fit this trunk's adapters"
                     )

@@ -17,13 +17,13 @@ class TrainMetrics:
     loss: float
     """Mean cross-entropy in nats over all target tokens, each before the step that learnt it."""
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps taken."""
     examples: int
     """Sequences trained on, counted as often as they were."""
     tokens: int
     """Target tokens trained on: those with loss, counted as often as they were."""
     seconds: float
-    """Wall time."""
+    """Wall-clock time of the round, in seconds."""
     waited: float
     """Of these, seconds in which the silo had nothing to do but to wait for the trunk."""
     learning_rate: float
@@ -45,9 +45,9 @@ class EvalMetrics:
     token_accuracy: float
     """Share of the target tokens that are the model's most likely one."""
     tokens: int
-    """Target tokens."""
+    """Target tokens evaluated on: those with loss."""
     examples: int
-    """Sequences."""
+    """Sequences evaluated on."""
 
     @property
     def perplexity(self) -> float:

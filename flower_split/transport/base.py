@@ -1,15 +1,14 @@
 """The interfaces of the trunk stream: `Transport`, the silo's end, `TrunkBackend`, the trunk's.
 
 A transport carries requests in the order in which they were made and answers each by a future,
-so that several microbatches can be in flight. A backend computes one request at a time and knows
-no wire.
+so that several microbatches can be in flight. A backend answers by futures too, and knows no wire.
 """
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -17,6 +16,8 @@ from flower_split.tls import ClientTls
 from flower_split.transport.messages import (
     BackwardRequest,
     ForwardRequest,
+    Reply,
+    Request,
     SessionLimits,
     SessionSpec,
     SessionSummary,
@@ -31,66 +32,34 @@ from flower_split.transport.meters import WaitMeter
 class BackendSession(Protocol):
     """One silo's state at the trunk: activations, adapters, optimizer.
 
-    Calls come one at a time. A call that raises a `TrunkError` changes nothing.
+    Requests come one at a time, the next one when the last was answered. One that fails with a
+    `TrunkError` has changed nothing.
     """
 
     resumed: str
-    """The offered tag of the optimizer state that it resumes from; empty when it starts afresh."""
+    """The offered tag of the session state that it resumes from; empty when it starts afresh."""
 
-    def forward(self, request: ForwardRequest) -> Tensor:
-        """h2, (B, T, H); keeps the graph when the request says so."""
-        ...
+    def submit(self, request: Request) -> Future[Reply]:
+        """Let `request` wait for its turn; never waits itself and never raises.
 
-    def backward(self, request: BackwardRequest) -> Tensor | None:
-        """g1, (B, T, H), or None when not wanted; frees the microbatch's activations."""
-        ...
-
-    def release(self, microbatch: int) -> None:
-        """Free the activations of a microbatch that gets no backward pass."""
-        ...
-
-    def drop_cache(self, cache_id: int) -> None:
-        """Free a key-value cache."""
-        ...
-
-    def step(self, request: StepRequest) -> StepReply:
-        """One optimizer step on the trunk's adapters, applied exactly once per step number."""
-        ...
-
-    def finish(self) -> SessionSummary:
-        """Declare the session complete: only now do its adapters count."""
-        ...
-
-    def close(self) -> None:
-        """Free everything, however the session ended. Can be called twice."""
-        ...
-
-
-@runtime_checkable
-class QueueingSession(BackendSession, Protocol):
-    """A session whose passes can wait for those of other sessions, and be computed with them.
-
-    `submit` may be called from any thread, and never waits. A future that it returned is answered
-    by calls of `work`, of whichever session of the backend.
-    """
-
-    def submit(self, request: ForwardRequest | BackwardRequest) -> Future[Any]:
-        """Let a pass wait for its turn; the future holds what `forward` or `backward` returns.
-
-        Raises what these raise where it is known at once.
+        - `ForwardRequest`: the future holds h2, (B, T, H); the graph is kept where it says so.
+        - `BackwardRequest`: g1, (B, T, H), or None when not wanted; frees the activations.
+        - `StepRequest`: `StepReply`, of one optimizer step, applied exactly once a step number.
+        - `Finish`: `SessionSummary`; only now do the session's adapters count.
+        - `Release`, `DropCache`: None.
         """
         ...
 
-    def work(self) -> float | None:
-        """Compute what is due, of any session. Returns the seconds after which to call again."""
+    def close(self) -> Future[None]:
+        """Free everything, however the session ended; what still waits fails. Can be repeated."""
         ...
 
 
 class TrunkBackend(Protocol):
-    """What hosts sessions on a trunk."""
+    """What hosts sessions on a trunk, and computes in a thread of its own."""
 
-    def open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
-        """A session, or `HandshakeError` naming the field that differs."""
+    def open(self, spec: SessionSpec, ticket: Ticket | None) -> "Future[BackendSession]":
+        """A session; the future fails with `HandshakeError` naming the field that differs."""
         ...
 
 

@@ -3,6 +3,7 @@
 Tensors pass through the session's codecs, so that results equal those over gRPC to the bit.
 """
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -16,7 +17,11 @@ from flower_split.serialization.headers import TensorRule
 from flower_split.transport.base import Transport, TrunkBackend
 from flower_split.transport.messages import (
     BackwardRequest,
+    DropCache,
+    Finish,
     ForwardRequest,
+    Release,
+    Request,
     SessionSpec,
     SessionSummary,
     StepReply,
@@ -31,7 +36,7 @@ Answer = TypeVar("Answer")
 
 
 class InProcessTransport(Transport):
-    """Calls a backend directly; every future is complete when it is returned.
+    """Asks a backend directly; every future is complete when it is returned.
 
     Args:
         backend: What hosts the session.
@@ -46,7 +51,10 @@ class InProcessTransport(Transport):
         self, backend: TrunkBackend, spec: SessionSpec, ticket: Ticket | None = None
     ) -> None:
         self.spec = spec
-        self._session = backend.open(spec, ticket)
+        self._session = backend.open(spec, ticket).result()
+        # runs when the transport is forgotten, as that of a transport over gRPC does
+        self._finalizer = weakref.finalize(self, self._session.close)
+        self._finalizer.atexit = False
         self._rules = HopRules(spec)
         self._meter = ByteMeter()
         self.resumed = self._session.resumed
@@ -63,10 +71,8 @@ class InProcessTransport(Transport):
             ):
                 if given is not None:
                     self._meter.add(rule.role, rule.codec.encoded_bytes(given.shape))
-            arrived = ForwardRequest(
-                **{**vars(request), "hidden": hidden}  # the codec may have rounded it
-            )
-            return self._carry("h2", self._session.forward(arrived))
+            arrived = replace(request, hidden=hidden)  # the codec may have rounded it
+            return self._carry("h2", self._ask(arrived, Tensor))
 
         return self._answer(compute)
 
@@ -74,40 +80,34 @@ class InProcessTransport(Transport):
         """g2 -> g1."""
 
         def compute() -> Tensor | None:
-            grad = self._carry("g2", request.grad)
-            answer = self._session.backward(
-                BackwardRequest(
-                    step=request.step,
-                    microbatch=request.microbatch,
-                    grad=grad,
-                    wants_input_grad=request.wants_input_grad,
-                )
-            )
-            return None if answer is None else self._carry("g1", answer)
+            arrived = replace(request, grad=self._carry("g2", request.grad))
+            answer = self._session.submit(arrived).result()
+            return self._carry("g1", answer) if isinstance(answer, Tensor) else None
 
         return self._answer(compute)
 
     def release(self, microbatch: int) -> None:
         """Free a microbatch that gets no backward pass."""
-        self._session.release(microbatch)
+        self._session.submit(Release(microbatch=microbatch))
 
     def drop_cache(self, cache_id: int) -> None:
         """Free a key-value cache."""
-        self._session.drop_cache(cache_id)
+        self._session.submit(DropCache(cache_id=cache_id))
 
     def step(self, request: StepRequest) -> Future[StepReply]:
         """One optimizer step on both sides."""
-        return self._answer(lambda: self._session.step(request))
+        return self._answer(lambda: self._ask(request, StepReply))
 
     def finish(self) -> SessionSummary:
         """Declare the session complete."""
-        summary = self._answer(self._session.finish).result()
+        summary = self._answer(lambda: self._ask(Finish(), SessionSummary)).result()
         self._failure = SequenceError("the session has ended")
         return replace(summary, wire_bytes=self._meter.read())
 
     def close(self) -> None:
         """Leave, complete or not."""
-        self._session.close()
+        self._finalizer.detach()
+        self._session.close().result()
         self._failure = self._failure or SequenceError("the session has ended")
 
     @property
@@ -125,6 +125,14 @@ class InProcessTransport(Transport):
             self._failure = error
             future.set_exception(error)
         return future
+
+    def _ask(self, request: Request, kind: type[Answer]) -> Answer:
+        """The reply to `request`. It is waited for, so that silo and trunk, which draw from the
+        random numbers of one process, never do so at once."""
+        reply = self._session.submit(request).result()
+        if not isinstance(reply, kind):
+            raise TypeError(f"{type(reply).__name__} does not answer {type(request).__name__}")
+        return reply
 
     def _carry(self, hop: str, tensor: Tensor) -> Tensor:
         rule: TensorRule = getattr(self._rules, hop)

@@ -35,7 +35,7 @@ class SessionSpec:
 
     purpose: Purpose
     fingerprint: str
-    """`flower_split.segments.loading.fingerprint` of the uncut model, hexadecimal."""
+    """`flower_split.segments.fingerprint` of the uncut model, hexadecimal."""
     num_layers: int
     bottom_layers: int
     top_layers: int
@@ -131,6 +131,25 @@ class StepRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Release:
+    """Free the activations of a microbatch that gets no backward pass."""
+
+    microbatch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropCache:
+    """Free a key-value cache."""
+
+    cache_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Declare the session complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepReply:
     """The trunk's part of the global gradient norm."""
 
@@ -196,3 +215,11 @@ class SessionLimits:
     """B x T of one microbatch."""
     max_cached_tokens: int = 262144
     """Rows x tokens in key-value caches."""
+
+
+Answerable = ForwardRequest | BackwardRequest | StepRequest | Finish
+"""Requests that get a reply over the wire."""
+Request = Answerable | Release | DropCache
+"""What a silo asks of the trunk in an open session."""
+Reply = Tensor | StepReply | SessionSummary | None
+"""h2 or g1 (None where g1 was not wanted), or the answer to a step or to Finish; None to others."""

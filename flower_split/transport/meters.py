@@ -1,4 +1,4 @@
-"""The byte meter: counts what a session's tensors weigh on the wire, at either end."""
+"""The meters of a session: what its tensors weigh on the wire, and how long a silo waits."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _COUNTED_AS: dict[int, str] = {
     int(pb.ROLE_POSITION_IDS): "context",
 }
 if set(_COUNTED_AS) != set(pb.Role.values()) - {0}:
-    raise ImportError("transport.byte_meter does not count every role")
+    raise ImportError("transport.meters does not count every role")
 
 
 class ByteMeter:

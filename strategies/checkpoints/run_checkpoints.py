@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Reached:
-    """How far a run is."""
+    """How far a run has come."""
 
     server_round: int = -1
     """The last round that was begun; -1 is before everything."""
@@ -105,7 +105,7 @@ class RunCheckpoints:
 
         Args:
             initial_arrays: The adapter to start from; a run that is resumed has its own.
-            roster: Calls the silos' names; used where the inner strategy knows single silos.
+            roster: Asks the silos for their names; used where the inner strategy knows them.
 
         Raises:
             StateError: the checkpoint is another run's, or none is intact.
@@ -116,7 +116,7 @@ class RunCheckpoints:
             if last is None:
                 logger.info("nothing to resume in %s: the run starts anew", self._store.folder)
         if last is not None:
-            return self._go_on(last, roster)
+            return self._resume(last, roster)
         if self._store is not None:
             if not self._config.resume:
                 self._store.set_aside()
@@ -127,7 +127,7 @@ class RunCheckpoints:
     def save(
         self, result: SplitResult, server_round: int, roster: Roster, *, complete: bool
     ) -> None:
-        """Save the run's state; when that fails, a warning says so and the run goes on.
+        """Save the run's state; when that fails, a warning says so and the run continues.
 
         Raises:
             ConfigError: the silos do not report `best-metric`, and the best is to be kept.
@@ -162,7 +162,9 @@ class RunCheckpoints:
         if self._saved:
             self._best = checkpoint.best_round
 
-    def _go_on(self, last: Checkpoint, roster: Callable[[], Roster]) -> tuple[SplitResult, Reached]:
+    def _resume(
+        self, last: Checkpoint, roster: Callable[[], Roster]
+    ) -> tuple[SplitResult, Reached]:
         state = run_state.read_state(last)
         self._check(last, state)
         reached = to_arrays(run_state.read_adapter(last))

@@ -1,25 +1,28 @@
 """The state of a run after a round, as a checkpoint: everything that the next round depends on.
 
 Arrays are named `adapter/…` (the whole adapter, as it is exported), `result/…`, `inner/…` (the
-inner strategy), `left_states/…` (the trunk's halves) and `random/…`; the rest is JSON.
+inner strategy), `left_states/…` (the session states, as their first version called them) and
+`random/…`; the rest is JSON.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from flower_split.adapters import PersonalTensors, SessionState
 from flower_split.adapters.plan import plan_to_fields
 from flower_split.checkpoint import Checkpoint, Encoded, decode, encode
 from flower_split.checkpoint.kinds import global_randomness
 from flower_split.config.resuming import settings
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import DamagedStateError
+from flower_split.lowrank import Scaling
 from flower_split.reporting import installed_versions
-from flower_split.server.session_states import SessionState
+from flower_split.server.session_states import SiloState
 from flower_split.strategies.checkpoints.inner_state import FLOWER_KINDS
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.host import TrunkHost
@@ -45,8 +48,9 @@ class RunState:
     result: Any
     """Encoded, without the adapter."""
     session_states: Any = field(metadata={"written": "left_states"})
-    """Encoded."""
+    """The trunk's halves of what silos' sessions left, encoded."""
     random: Any
+    """The global generators, see `flower_split.checkpoint.kinds.global_randomness`, encoded."""
 
     @property
     def mentions_nodes(self) -> bool:
@@ -56,6 +60,35 @@ class RunState:
 
 _WRITTEN = {entry.name: entry.metadata.get("written", entry.name) for entry in fields(RunState)}
 """Key in the checkpoint's state by field of `RunState`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WrittenSessionState:
+    """A `SiloState` with the fields that a checkpoint has of it."""
+
+    silo: str
+    server_round: int
+    tag: str
+    tensors: Mapping[str, Tensor]
+    kept: PersonalTensors
+    scaling: Scaling | None
+
+    @classmethod
+    def of(cls, one: SiloState) -> Self:
+        """As it is written."""
+        return cls(
+            silo=one.silo,
+            server_round=one.server_round,
+            tag=one.tag,
+            tensors=one.state.moments,
+            kept=one.state.personal,
+            scaling=one.state.scaling,
+        )
+
+    def read(self) -> SiloState:
+        """As the trunk's optimizers take it."""
+        state = SessionState(moments=self.tensors, personal=self.kept, scaling=self.scaling)
+        return SiloState(silo=self.silo, server_round=self.server_round, tag=self.tag, state=state)
 
 
 def pack(
@@ -72,10 +105,11 @@ def pack(
 ) -> Checkpoint:
     """The checkpoint of a run after a round; arguments as the fields of what is made."""
     told = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "adapter"}
+    states = [WrittenSessionState.of(one) for one in host.session_states()]
     encoded = {
         "inner": inner,
         "result": encode(told, "result", kinds=FLOWER_KINDS),
-        "session_states": encode(host.session_states(), "left_states"),
+        "session_states": encode(states, "left_states"),
         "random": encode(global_randomness(), "random"),
     }
     adapter = result.adapter or host.adapter(result.arrays)
@@ -145,10 +179,10 @@ def read_result(checkpoint: Checkpoint) -> SplitResult:
     return result
 
 
-def read_session_states(checkpoint: Checkpoint) -> list[SessionState]:
+def read_session_states(checkpoint: Checkpoint) -> list[SiloState]:
     """The trunk's halves of what silos' sessions left."""
-    states: list[SessionState] = decode(checkpoint.state["left_states"], checkpoint.arrays)
-    return states
+    states: list[WrittenSessionState] = decode(checkpoint.state["left_states"], checkpoint.arrays)
+    return [state.read() for state in states]
 
 
 def read_randomness(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class AdapterParts:
             AdapterError: `arrays` is no such adapter, or has values that are not finite.
         """
         tailored = instructions is not None and instructions.scale is not None
-        optional = instructions.keeps if instructions is not None else ()
+        optional = instructions.personal if instructions is not None else ()
         values = decode(arrays, self._fitting(arrays, optional) if tailored else self.shapes)
         trunk = {n: torch.from_numpy(v) for n, v in values.items() if self._is_of_trunk(n)}
         silo = {name: Array(value) for name, value in values.items() if name not in trunk}
@@ -96,7 +96,9 @@ class AdapterParts:
         if instructions.scale is None and instructions.sends_all:
             return self.shapes
         trained = [n for n in self.shapes if part_of(n) in instructions.trains]
-        sent = {n: at_rank(n, self.shapes[n], rank) for n in trained if n not in instructions.keeps}
+        sent = {
+            n: at_rank(n, self.shapes[n], rank) for n in trained if n not in instructions.personal
+        }
         given = frozenset(controls)
         return sent | {
             CONTROL + n: at_rank(n, self.shapes[n], rank) for n in trained if CONTROL + n in given
@@ -186,8 +188,8 @@ def decode(
     missing, unknown = shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys()
     if missing or unknown:
         raise AdapterError(
-            f"the adapter has {len(missing)} tensors missing{_first(missing)} and "
-            f"{len(unknown)} unknown{_first(unknown)}"
+            f"the adapter has {len(missing)} tensors missing{first_of(missing)} and "
+            f"{len(unknown)} unknown{first_of(unknown)}"
         )
     values = {}
     for name, shape in shapes.items():
@@ -210,6 +212,7 @@ def check_range(name: str, values: NDArray[np.float32]) -> None:
         raise AdapterError(f"{name} has values beyond {LARGEST:g}: the training diverged")
 
 
-def _first(names: Iterable[str]) -> str:
+def first_of(names: Iterable[str]) -> str:
+    """The first of `names` in brackets, for the text of an error; empty where there is none."""
     ordered = sorted(names)
     return f" (first: {ordered[0]})" if ordered else ""

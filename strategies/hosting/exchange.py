@@ -52,13 +52,15 @@ def exchange(
 ) -> list[Message]:
     """Send `messages` and return the replies that came within `timeout` seconds.
 
-    Polls by itself, because Flower's own loop looks for replies every three seconds only.
+    Polls by itself, because Flower's own loop looks for replies every three seconds only. A message
+    is given up when a look that began after it was lost brings no reply either: one look can take
+    long, since Flower waits in it for all the tensors of a reply that has been announced.
 
     Args:
         grid: Flower's grid.
         messages: To silos, one for each.
         timeout: Seconds to wait for replies.
-        is_lost: Whether the message of this id is not worth waiting for any more.
+        is_lost: Whether no reply to the message of this id is to be expected any more.
 
     Raises:
         RoundError: no message could be sent.
@@ -74,12 +76,14 @@ def exchange(
     waiting, replies = set(sent), list[Message]()
     deadline, pause = time.monotonic() + timeout, FIRST_POLL
     while waiting:
+        lost = {message_id for message_id in waiting if is_lost(message_id)}
         with _served():
+            # By position: the parameter has another name in Flower 1.43.
             came = list(grid.pull_messages(waiting))
         replies += came
         waiting -= {reply.metadata.reply_to_message_id for reply in came}
         remaining = deadline - time.monotonic()
-        if remaining <= 0 or all(is_lost(message_id) for message_id in waiting):
+        if remaining <= 0 or waiting <= lost:
             break
         pause = FIRST_POLL if came else min(1.5 * pause, SLOWEST_POLL)
         time.sleep(min(pause, remaining))

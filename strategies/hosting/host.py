@@ -21,8 +21,8 @@ from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.server import TrunkServer
 from flower_split.server.grpc.service import ServiceLimits
-from flower_split.server.session_states import SessionState
-from flower_split.server.starting import SessionOutcome, TrunkStart
+from flower_split.server.session_states import SiloState
+from flower_split.server.ticket_record import TrunkStart
 from flower_split.server.tickets import TicketBook
 from flower_split.strategies.hosting.adapter_parts import AdapterParts, to_arrays, to_tensors
 from flower_split.strategies.hosting.channel import (
@@ -31,10 +31,14 @@ from flower_split.strategies.hosting.channel import (
     check_length,
     server_tls,
 )
-from flower_split.transport.invitation import MAX_STREAMS, DeliveryOffer
-from flower_split.transport.messages import Purpose, SessionLimits, Ticket
+from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
+from flower_split.transport.invitation import MAX_STREAMS, DeliveryOffer, Invitation
+from flower_split.transport.messages import SessionLimits
 
 logger = logging.getLogger(__name__)
+
+TICKET_GRACE = 30.0
+"""Seconds by which a ticket outlives its round's deadline; the round's end revokes it anyway."""
 
 _open_hosts: "weakref.WeakSet[TrunkHost]" = weakref.WeakSet()
 
@@ -127,11 +131,6 @@ class TrunkHost:
         return self._tls is not None
 
     @property
-    def ca(self) -> str:
-        """PEM of the CA that silos are told to trust; empty for their own roots."""
-        return "" if self._tls is None else self._tls.ca.decode("ascii", "ignore")
-
-    @property
     def parts(self) -> AdapterParts:
         """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
         return self._parts
@@ -159,7 +158,7 @@ class TrunkHost:
             arrays = ArrayRecord({n: array for n, array in arrays.items() if n not in shared})
         if arrays is not None:
             arrays = self._parts.checked(arrays, any_ranks=any_ranks)
-        self._engine.optimizers.load(())
+        self._engine.load_session_states(())
         if self._mode == "shared":
             self._engine.load_shared_state(shared)
         return to_arrays(seen) if arrays is None else arrays
@@ -174,16 +173,62 @@ class TrunkHost:
             state |= self._engine.shared_state()
         return {name: state.pop(name) for name in self._plan.names} | state
 
-    def issue(
-        self, run_id: int, node_id: int, server_round: int, purpose: Purpose, *, seconds: float
-    ) -> Ticket:
-        """A new ticket, good for one session within the next `seconds`."""
-        return self._tickets.issue(run_id, node_id, server_round, purpose, seconds=seconds)
+    def invite(
+        self,
+        terms: RoundTerms,
+        run_id: int,
+        node_id: int,
+        start: TrunkStart,
+        *,
+        sample: bool = False,
+    ) -> InvitedSilo:
+        """A silo with new tickets, whose session is to start from `start`.
 
-    def offer(
+        Args:
+            terms: Of the exchange.
+            run_id: The run that its message belongs to.
+            node_id: The silo's node.
+            start: What the trunk's end of its session starts from and is to do.
+            sample: Whether the silo is asked to continue the sample prompt.
+        """
+        silo, seconds = (run_id, node_id, terms.server_round), terms.seconds + TICKET_GRACE
+        ticket = self._tickets.issue(*silo, terms.purpose, seconds=seconds)
+        invitation = Invitation(
+            address=self.address,
+            ticket=ticket,
+            purpose=terms.purpose,
+            num_rounds=terms.num_rounds,
+            origin_run_id=self.origin_run_id or str(run_id),
+            last_training=terms.last_training,
+            sample=sample,
+            tls=self.uses_tls,
+            ca="" if self._tls is None else self._tls.ca.decode("ascii", "ignore"),
+            seconds=terms.seconds,
+            offer=self._offer(*silo, seconds=seconds),
+        )
+        record = self._engine.prepare(ticket, start)
+        return InvitedSilo(invitation, record, self._engine, self._tickets)
+
+    def session_states(self) -> list[SiloState]:
+        """The trunk's halves of what the next round can resume from."""
+        return self._engine.session_states()
+
+    def load_session_states(self, states: Iterable[SiloState]) -> None:
+        """Resume from `states`, which `session_states` gave; after `begin`, which forgets all.
+
+        Raises:
+            StateError: a state is not one of this trunk's adapters; nothing is changed then.
+        """
+        self._engine.load_session_states(states)
+
+    def note_connected(self, node_ids: Collection[int]) -> None:
+        """The nodes that are connected now: no other may take one's name over."""
+        self._engine.names.note_connected(node_ids)
+
+    def _offer(
         self, run_id: int, node_id: int, server_round: int, *, seconds: float
     ) -> DeliveryOffer | None:
-        """The model, and tickets to fetch it within `seconds`; None where silos have their own."""
+        """The model, and tickets to fetch it; None where silos have their own."""
         if self._pack is None:
             return None
         silo = run_id, node_id, server_round
@@ -192,47 +237,6 @@ class TrunkHost:
             for number in range(MAX_STREAMS)
         )
         return DeliveryOffer(pack=self._pack.digest, tickets=tuple(tickets))
-
-    def prepare(self, ticket: Ticket, start: TrunkStart) -> None:
-        """What the ticket's session starts from and is to do."""
-        self._engine.prepare(ticket, start)
-
-    def collect(self, ticket: Ticket) -> SessionOutcome | None:
-        """What the ticket's session leaves; None unless it was finished."""
-        return self._engine.collect(ticket)
-
-    def silo_of(self, ticket: Ticket) -> str:
-        """The name under which the ticket's node opened its last session."""
-        return self._engine.silo_of(ticket)
-
-    def is_broken(self, ticket: Ticket) -> bool:
-        """Whether the ticket's session ended without having been finished."""
-        return self._engine.is_broken(ticket)
-
-    def accept(self, ticket: Ticket) -> None:
-        """The reply counts: the silo's next session resumes from what this one has left."""
-        self._engine.optimizers.accept(ticket)
-
-    def session_states(self) -> list[SessionState]:
-        """The trunk's halves of all optimizer states from which the next round can go on."""
-        return self._engine.optimizers.states()
-
-    def load_session_states(self, states: Iterable[SessionState]) -> None:
-        """Resume from `states`, which `left_states` gave; after `begin`, which forgets all.
-
-        Raises:
-            StateError: a state is not one of this trunk's adapters; nothing is changed then.
-        """
-        self._engine.optimizers.load(states)
-
-    def note_connected(self, node_ids: Collection[int]) -> None:
-        """The nodes that are connected now: no other may take one's name over."""
-        self._engine.names.note_connected(node_ids)
-
-    def discard(self, ticket: Ticket) -> None:
-        """End the ticket's session if it is open, and make the ticket worthless."""
-        self._tickets.revoke(ticket)
-        self._engine.discard(ticket)
 
     def _make_pack(self, stack: ExitStack) -> Pack | None:
         """The silos' share of the model, where they have none of their own."""

@@ -1,4 +1,9 @@
-"""A silo's reply: whether it proves its sender, and the trunk's part put into it."""
+"""Replies of silos: who sent one, whether it can be averaged with the others, what it holds.
+
+A reply counts when it proves its sender, when its metrics can be averaged with those of the other
+silos, and when its arrays are what the silo was asked for. Whatever else comes is left out, with a
+reason that a person can act on.
+"""
 
 import math
 import re
@@ -10,23 +15,19 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from flower_split.errors import AdapterError
 from flower_split.lowrank import RECORD, Allowance, Instructions, scaling_from_fields
-from flower_split.server.starting import SessionOutcome
+from flower_split.server.ticket_record import SessionOutcome
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
 from flower_split.transport.invitation import PROOF, Invitation
+from flower_split.transport.records import miscounted
 
 STATISTICS = "split"
 """Name of the ConfigRecord in which a reply carries its proof and the session's statistics."""
 
+# What of a reply goes into the history, and is written to result.json, is bounded.
+MOST_METRICS, LONGEST_NAME, MOST_VALUES = 128, 128, 4096
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Invited:
-    """Whom a message went to, and what the inner strategy asks of it."""
-
-    message: Message
-    invitation: Invitation
-    instructions: Instructions
-    controls: tuple[str, ...]
-    """Names of the control variates in the inner strategy's message."""
+MOST_WEIGHT = 1e15
+"""Largest weight of a reply: sums of such weights stay exact enough to divide by."""
 
 
 def proves(reply: Message, invitation: Invitation) -> bool:
@@ -39,10 +40,86 @@ def proves(reply: Message, invitation: Invitation) -> bool:
     )
 
 
+def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
+    """Why a single reply cannot be averaged; empty when it can.
+
+    Args:
+        content: Of the reply.
+        weight_key: Metric by which replies are weighed.
+        trained: Whether it is a training reply, which has arrays too.
+    """
+    arrays = {"ArrayRecord": content.array_records} if trained else {}
+    problem = miscounted("the reply", {**arrays, "MetricRecord": content.metric_records})
+    if problem:
+        return problem
+    (metrics,) = content.metric_records.values()
+    weight = metrics.get(weight_key)
+    if isinstance(weight, list) or weight is None or not 0 < weight <= MOST_WEIGHT:
+        return (
+            f"metric {weight_key!r} must be a number above 0 and at most {MOST_WEIGHT:g}, not "
+            f"{weight!r}"
+        )
+    return _metrics_problem(metrics)
+
+
+def _metrics_problem(metrics: MetricRecord) -> str:
+    if len(metrics) > MOST_METRICS:
+        return f"the reply has {len(metrics)} metrics, expected at most {MOST_METRICS}"
+    for name, value in metrics.items():
+        if not (0 < len(name) <= LONGEST_NAME and name.isprintable()):
+            return (
+                f"a metric's name has {len(name)} characters, expected 1 to {LONGEST_NAME}, all "
+                "printable"
+            )
+        values = value if isinstance(value, list) else [value]
+        if len(values) > MOST_VALUES:
+            return f"metric {name!r} has {len(values)} values, expected at most {MOST_VALUES}"
+        if not all(math.isfinite(entry) for entry in values):
+            return f"metric {name!r} is not finite: the training diverged"
+    return ""
+
+
+def outvoted(contents: Mapping[int, RecordDict]) -> dict[int, str]:
+    """Nodes whose metrics are named otherwise than those of most nodes, and how.
+
+    Args:
+        contents: Of replies that can be averaged by themselves, by node id.
+    """
+    shapes = {node: _shape(content) for node, content in contents.items()}
+    if len(set(shapes.values())) < 2:
+        return {}
+    usual = Counter(shapes.values()).most_common(1)[0][0]
+    return {
+        node: (
+            f"its metrics are {', '.join(sorted(keys))} in record {name!r}; most silos sent "
+            f"{', '.join(sorted(usual[1]))} in record {usual[0]!r}"
+        )
+        for node, (name, keys) in shapes.items()
+        if (name, keys) != usual
+    }
+
+
+def _shape(content: RecordDict) -> tuple[str, frozenset[str]]:
+    """Name of the metrics' record, and every metric with its length where it is a list."""
+    ((name, metrics),) = content.metric_records.items()
+    return name, frozenset(
+        f"{key}[{len(value)}]" if isinstance(value, list) else key for key, value in metrics.items()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the inner strategy's message asks of a silo's training."""
+
+    instructions: Instructions
+    controls: tuple[str, ...] = ()
+    """Names of the control variates in the message."""
+
+
 def completed(
     content: RecordDict,
     outcome: SessionOutcome,
-    invited: Invited,
+    asked: Asked,
     *,
     parts: AdapterParts,
     allowance: Allowance,
@@ -52,7 +129,7 @@ def completed(
     Args:
         content: Of the reply, with exactly one ArrayRecord.
         outcome: Of the silo's session at the trunk.
-        invited: What the silo was asked for.
+        asked: What the silo was asked for.
         parts: Who holds which tensors.
         allowance: Which ranks and alphas silos may have.
 
@@ -71,78 +148,8 @@ def completed(
     if problem:
         raise AdapterError(problem)
     (arrays,) = content.array_records.values()
-    wanted = parts.replied(invited.instructions, invited.controls, scaling.r)
+    wanted = parts.replied(asked.instructions, asked.controls, scaling.r)
     return parts.join(arrays, outcome.tensors, wanted)
-
-
-Contents = Mapping[int, RecordDict]
-"""Content of a reply by node id."""
-
-# What of a reply is kept in the history, and written to result.json, is bounded.
-MOST_METRICS, LONGEST_NAME, MOST_VALUES = 128, 128, 4096
-
-MOST_WEIGHT = 1e15
-"""Largest weight of a reply: sums of such weights stay exact enough to divide by."""
-
-
-def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
-    """Why a single reply cannot be averaged; empty when it can."""
-    counts = len(content.array_records), len(content.metric_records)
-    wanted = (1, 1) if trained else (counts[0], 1)
-    if counts != wanted:
-        return (
-            f"the reply has {counts[0]} ArrayRecords and {counts[1]} MetricRecords, expected "
-            f"{'exactly one of each' if trained else 'exactly one MetricRecord'}"
-        )
-    metrics = _metrics(content)
-    weight = metrics.get(weight_key)
-    if isinstance(weight, list) or weight is None or not 0 < weight <= MOST_WEIGHT:
-        return (
-            f"metric {weight_key!r} must be a number above 0 and at most {MOST_WEIGHT:g}, not "
-            f"{weight!r}"
-        )
-    if len(metrics) > MOST_METRICS:
-        return f"the reply has {len(metrics)} metrics, expected at most {MOST_METRICS}"
-    for name, value in metrics.items():
-        if not (0 < len(name) <= LONGEST_NAME and name.isprintable()):
-            return (
-                f"a metric's name has {len(name)} characters, expected 1 to {LONGEST_NAME}, all "
-                "printable"
-            )
-        values = value if isinstance(value, list) else [value]
-        if len(values) > MOST_VALUES:
-            return f"metric {name!r} has {len(values)} values, expected at most {MOST_VALUES}"
-        if not all(math.isfinite(entry) for entry in values):
-            return f"metric {name!r} is not finite: the training diverged"
-    return ""
-
-
-def outvoted(contents: Contents) -> dict[int, str]:
-    """Nodes whose metrics are named otherwise than those of most nodes, and how."""
-    shapes = {node: _shape(content) for node, content in contents.items()}
-    if len(set(shapes.values())) < 2:
-        return {}
-    usual = Counter(shapes.values()).most_common(1)[0][0]
-    return {
-        node: (
-            f"its metrics are {', '.join(sorted(keys))} in record {name!r}; most silos sent "
-            f"{', '.join(sorted(usual[1]))} in record {usual[0]!r}"
-        )
-        for node, (name, keys) in shapes.items()
-        if (name, keys) != usual
-    }
-
-
-def _metrics(content: RecordDict) -> MetricRecord:
-    return next(iter(content.metric_records.values()))
-
-
-def _shape(content: RecordDict) -> tuple[str, frozenset[str]]:
-    """Name of the metrics' record, and every metric with its length where it is a list."""
-    name, metrics = next(iter(content.metric_records.items()))
-    return name, frozenset(
-        f"{key}[{len(value)}]" if isinstance(value, list) else key for key, value in metrics.items()
-    )
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

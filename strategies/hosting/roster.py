@@ -13,13 +13,14 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from flower_split.config.silo_order import silo_order
 from flower_split.strategies.hosting.exchange import exchange
 from flower_split.transport.invitation import QUESTION, RECORD, read_name
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 60.0
-"""After which a node that has not told its name is gone on without."""
+"""After which a node that has not told its name is not waited for any more."""
 
 
 class Roster:
@@ -83,12 +84,12 @@ class OrderedGrid(Grid):
         self._names = names
 
     def get_node_ids(self) -> Iterable[int]:
-        """Named ones first, numbers by their value."""
+        """Named ones first, in the order of `silo_order`."""
         return sorted(self._grid.get_node_ids(), key=self._rank)
 
-    def _rank(self, node_id: int) -> tuple[bool, int, str, int]:
+    def _rank(self, node_id: int) -> tuple[bool, tuple[bool, int, str], int]:
         name = self._names.get(node_id, "")
-        return not name, int(name) if name.isdecimal() else -1, name, node_id
+        return not name, silo_order(name), node_id
 
     def set_run(self, run: Any) -> None:
         """Choose the run of the other grid; all that follows is passed on to it too."""
@@ -111,9 +112,9 @@ class OrderedGrid(Grid):
         """Send messages; their ids."""
         return self._grid.push_messages(messages)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that have come to these messages."""
-        return self._grid.pull_messages(message_ids)
+    def pull_messages(self, *arguments: Any, **named: Any) -> Iterable[Message]:
+        """The replies that have come; arguments are those of the other grid's Flower version."""
+        return self._grid.pull_messages(*arguments, **named)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -126,7 +127,7 @@ class OrderedGrid(Grid):
 def drawn_from(number: int) -> Iterator[None]:
     """Python's global generator, out of which Flower draws silos, begun from `number`.
 
-    Afterwards it goes on as if nothing had been drawn. Noise comes from numpy's, which is never
+    Afterwards it continues as if nothing had been drawn. Noise comes from numpy's, which is never
     begun from anything that silos know.
     """
     state = getstate()

@@ -1,35 +1,37 @@
-"""The sessions of one round: whom a message invited to the trunk, and whether the reply counts."""
+"""The sessions of one exchange: whom a message invited to the trunk, and which replies count."""
 
+import logging
 import time
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from torch import Tensor
 
+from flower_split.config.silo_order import silo_order
 from flower_split.errors import AdapterError, RoundError
 from flower_split.lowrank import CONTROL, Allowance, Instructions
 from flower_split.reporting.counters import checked_counters, trunk_counters
-from flower_split.server.starting import TrunkStart
+from flower_split.server.ticket_record import TrunkStart
 from flower_split.strategies.history import NodeRecord
+from flower_split.strategies.hosting.adapter_parts import AdapterParts
+from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
 from flower_split.strategies.hosting.replies import (
     STATISTICS,
-    Invited,
+    Asked,
     completed,
+    outvoted,
     own_problem,
     proves,
     readable,
 )
-from flower_split.strategies.hosting.session_host import SessionHost
-from flower_split.transport.invitation import Invitation
-from flower_split.transport.messages import Purpose
+from flower_split.strategies.inner_message import adapter_and_config
 
-TICKET_GRACE = 30.0
-"""Seconds by which a ticket outlives its round's deadline; the round's end revokes it anyway."""
+logger = logging.getLogger(__name__)
 
 DROPPED = 0
 """Code of the error that takes the place of a dropped reply (Flower's `ErrorCode.UNKNOWN`)."""
-
 
 LONGEST_SAMPLE = 4096
 """Characters of a generated sample that are kept."""
@@ -38,46 +40,67 @@ REPLY_SECONDS = 15.0
 """Within which a silo that broke off its session must have said why. One whose process was killed
 says nothing, and Flower itself notices only after a minute."""
 
+FINISHED_REPLY_SECONDS = 60.0
+"""Within which the reply of a silo that finished its session must be announced to the SuperLink.
+
+By then the silo has written what it keeps, handed the reply to its SuperNode on the same machine
+(2 s for 200 MB), and the SuperNode, which looks every half second, has announced it. How long its
+tensors take from there does not count: the exchange waits for them once the reply is announced.
+Beyond that time the reply was lost on its way, of which Flower tells in its logs only."""
+
+
+class SessionHost(Protocol):
+    """What an exchange needs of the host of the trunk."""
+
+    @property
+    def parts(self) -> AdapterParts:
+        """Which adapter tensors the inner strategy sees, and which of them are the trunk's."""
+        ...
+
+    def invite(
+        self,
+        terms: RoundTerms,
+        run_id: int,
+        node_id: int,
+        start: TrunkStart,
+        *,
+        sample: bool = False,
+    ) -> InvitedSilo:
+        """A silo with new tickets; see `TrunkHost.invite`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Invited:
+    message: Message
+    """As it was sent."""
+    silo: InvitedSilo
+    asked: Asked
+
 
 class RoundSessions:
     """Context manager around one exchange; on leaving, every session of it has ended.
 
     Args:
         host: Hosts the trunk.
-        purpose: What the round does.
-        server_round: Its number.
-        num_rounds: Rounds of the run.
-        timeout: Seconds after which the exchange ends.
+        terms: What the exchange is for.
         weight_key: Metric by which the inner strategy weighs replies.
         allowance: Which ranks and alphas silos may have.
-        last_training: Whether silos may drop what they keep from round to round.
     """
 
     def __init__(
-        self,
-        host: SessionHost,
-        *,
-        purpose: Purpose,
-        server_round: int,
-        num_rounds: int,
-        timeout: float,
-        weight_key: str,
-        allowance: Allowance,
-        last_training: bool = False,
+        self, host: SessionHost, terms: RoundTerms, *, weight_key: str, allowance: Allowance
     ) -> None:
         self.records: dict[int, NodeRecord] = {}
+        """By node id: what came of every silo that was asked, once its replies are received."""
         self.sample = ""
-        self._array_key = ""
         self._host = host
-        self._purpose: Purpose = purpose
-        self._round = server_round
-        self._num_rounds = num_rounds
-        self._timeout = timeout
+        self._terms = terms
         self._weight_key = weight_key
         self._allowance = allowance
-        self._last_training = last_training
-        self._invited: dict[int, Invited] = {}
-        self._broken_at: dict[int, float] = {}
+        self._array_key = ""
+        self._invited: dict[int, _Invited] = {}
+        self._ended: dict[int, tuple[float, str]] = {}
         self._split: dict[int, tuple[ArrayRecord, ArrayRecord, dict[str, Tensor]]] = {}
 
     def __enter__(self) -> "RoundSessions":
@@ -85,15 +108,17 @@ class RoundSessions:
 
     def __exit__(self, *exc_info: object) -> None:
         for invited in self._invited.values():
-            self._host.discard(invited.invitation.ticket)
-            offer = invited.invitation.offer
-            for ticket in offer.tickets if offer else ():
-                self._host.discard(ticket)
+            invited.silo.discard()
 
     @property
     def is_first_or_last(self) -> bool:
         """Whether nothing was trained before this round, or nothing will be after it."""
-        return self._round in (0, self._num_rounds)
+        return self._terms.server_round in (0, self._terms.num_rounds)
+
+    @property
+    def counted(self) -> int:
+        """How many silos' replies count."""
+        return sum(not record.failure for record in self.records.values())
 
     def invite(self, message: Message, *, sample: bool = False) -> Message:
         """A copy of the inner strategy's `message` with the silo's part and an invitation.
@@ -104,118 +129,80 @@ class RoundSessions:
             RoundError: the message is not one arrays record and one config record.
             AdapterError: the arrays are not the adapter that the silo is to get.
         """
-        content = RecordDict(dict(message.content.items()))
-        if len(content.array_records) != 1 or len(content.config_records) != 1:
-            raise RoundError(
-                f"the inner strategy's message has {len(content.array_records)} ArrayRecords and "
-                f"{len(content.config_records)} ConfigRecords, expected exactly one of each"
-            )
-        ((array_key, arrays),) = content.array_records.items()
-        ((config_key, config),) = content.config_records.items()
+        content, metadata = RecordDict(dict(message.content.items())), message.metadata
+        (array_key, arrays), (config_key, config) = adapter_and_config(message)
         instructions = Instructions.from_fields(dict(config.items()))
         silo_part, trunk_part = self._parts_of(arrays, instructions)
-        metadata = message.metadata
         if metadata.dst_node_id in self._invited:
             raise RoundError(f"the inner strategy sent two messages to node {metadata.dst_node_id}")
-        silo = metadata.run_id, metadata.dst_node_id, self._round
-        good_for = self._timeout + TICKET_GRACE
-        ticket = self._host.issue(*silo, self._purpose, seconds=good_for)
-        invitation = Invitation(
-            address=self._host.address,
-            ticket=ticket,
-            purpose=self._purpose,
-            num_rounds=self._num_rounds,
-            origin_run_id=self._host.origin_run_id or str(metadata.run_id),
-            last_training=self._last_training,
+        silo = self._host.invite(
+            self._terms,
+            metadata.run_id,
+            metadata.dst_node_id,
+            TrunkStart(tensors=trunk_part, instructions=instructions, allowance=self._allowance),
             sample=sample,
-            tls=self._host.uses_tls,
-            ca=self._host.ca,
-            seconds=self._timeout,
-            offer=self._host.offer(*silo, seconds=good_for),
         )
         self._array_key = array_key
         content[array_key] = silo_part
-        content[config_key] = ConfigRecord({**dict(config.items()), **invitation.to_fields()})
-        invited = Message(
+        content[config_key] = ConfigRecord({**dict(config.items()), **silo.invitation.to_fields()})
+        sent = Message(
             content=content,
             dst_node_id=metadata.dst_node_id,
             message_type=metadata.message_type,
             ttl=metadata.ttl,
             group_id=metadata.group_id,
         )
-        self._invited[metadata.dst_node_id] = Invited(
-            message=invited,
-            invitation=invitation,
-            instructions=instructions,
-            controls=tuple(name for name in arrays if name.startswith(CONTROL)),
-        )
-        start = TrunkStart(tensors=trunk_part, instructions=instructions, allowance=self._allowance)
-        self._host.prepare(ticket, start)
-        return invited
-
-    def receive(self, reply: Message) -> Message | None:
-        """The reply as the inner strategy shall see it.
-
-        A reply that counts has the silo's trunk adapters put into it. One that does not comes back
-        as an error reply of its node, with the reason. None for a reply to no message of this
-        round, or a second one.
-        """
-        wanted = reply.metadata.reply_to_message_id
-        found = [one for one in self._invited.values() if one.message.metadata.message_id == wanted]
-        if not found or found[0].message.metadata.dst_node_id in self.records:
-            return None
-        (invited,) = found
-        if reply.has_error():
-            reason = readable(reply.error.reason or "") or f"error {reply.error.code}"
-            return self._refuse(invited.message, reason)
-        problem = self._admit(reply, invited)
-        return self._refuse(invited.message, problem) if problem else reply
-
-    def proven_first(self, replies: Iterable[Message]) -> list[Message]:
-        """`replies` with those in front that prove where they come from.
-
-        Flower lets a node push a reply in another's name: none of those shall displace the honest
-        one, whichever came first.
-        """
-        invitations = {
-            one.message.metadata.message_id: one.invitation for one in self._invited.values()
-        }
-
-        def is_unproven(reply: Message) -> bool:
-            invitation = invitations.get(reply.metadata.reply_to_message_id)
-            return reply.has_error() or invitation is None or not proves(reply, invitation)
-
-        return sorted(replies, key=is_unproven)
-
-    def refuse(self, node_id: int, reason: str) -> Message:
-        """Take back a reply that counted so far; an error reply stands for it."""
-        return self._refuse(self._invited[node_id].message, reason)
+        controls = tuple(name for name in arrays if name.startswith(CONTROL))
+        asked = Asked(instructions=instructions, controls=controls)
+        self._invited[metadata.dst_node_id] = _Invited(message=sent, silo=silo, asked=asked)
+        return sent
 
     def is_lost(self, message_id: str) -> bool:
-        """Whether the silo that got this message broke off its session and stayed silent since."""
+        """Whether the silo that got this message ended its session and stayed silent since.
+
+        A silo has `REPLY_SECONDS` after it broke off its session, and `FINISHED_REPLY_SECONDS`
+        after it finished it; both count from the first call that finds the session ended.
+        """
         now = time.monotonic()
         for node_id, invited in self._invited.items():
             if invited.message.metadata.message_id == message_id:
-                if not self._host.is_broken(invited.invitation.ticket):
+                if invited.silo.is_broken:
+                    seconds, how = REPLY_SECONDS, "broke off"
+                elif invited.silo.is_finished:
+                    seconds, how = FINISHED_REPLY_SECONDS, "was finished"
+                else:
                     return False
-                return now - self._broken_at.setdefault(node_id, now) > REPLY_SECONDS
+                since, _ = self._ended.setdefault(node_id, (now, how))
+                return now - since > seconds
         return False
 
-    def settle(self) -> None:
-        """Nothing is taken back any more: sessions whose replies count are resumed from."""
-        for node_id, invited in self._invited.items():
-            if node_id in self.records and not self.records[node_id].failure:
-                self._host.accept(invited.invitation.ticket)
+    def receive(self, replies: Iterable[Message]) -> list[Message]:
+        """The exchange is over: its replies as the inner strategy shall see them, by silo.
 
-    def note_silent(self) -> None:
-        """Record a failure for every node that has not answered."""
-        for node_id in self._invited.keys() - self.records.keys():
-            reason = f"no reply within {self._timeout:g} s"
-            if node_id in self._broken_at:
-                reason = "its session at the trunk broke off, and no reply followed"
-            self._record(node_id, failure=reason)
+        A reply that counts has the silo's trunk adapters put into it, and the silo's next session
+        resumes from what this one has left. One that does not count is an error reply of its node,
+        with the reason, which is in `records` and in the log too. Silos that did not reply have no
+        message, only a record. Replies come in the order of the silos' names, so that sums do not
+        depend on who answered first.
+        """
+        received: dict[int, Message] = {}
+        for reply in self._proven_first(replies):
+            invited = self._find(reply)
+            if invited is not None and invited.silo.node_id not in received:
+                received[invited.silo.node_id] = self._taken(reply, invited)
+        self._note_silent()
+        contents = {node: one.content for node, one in received.items() if not one.has_error()}
+        for node_id, reason in outvoted(contents).items():
+            received[node_id] = self._refused(self._invited[node_id], reason)
+        for record in self.records.values():
+            if record.failure:
+                logger.warning("node %d does not count: %s", record.node_id, record.failure)
+        for node_id, invited in self._invited.items():  # an order that checkpoints keep
+            if not self.records[node_id].failure:
+                invited.silo.accept()
+        return [received[one.node_id] for one in self.history() if one.node_id in received]
 
-    def too_few(self, counted: int, wanted: int = 1) -> str:
+    def too_few(self, wanted: int = 1) -> str:
         """What to say when too few replies count: each reason once, with the nodes that gave it."""
         nodes: dict[str, list[int]] = {}
         for record in self.records.values():
@@ -225,44 +212,55 @@ class RoundSessions:
             f"\n- node{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {reason}"
             for reason, ids in nodes.items()
         )
-        what = "training" if self._purpose == "train" else "evaluation"
-        if counted:
-            asked = len(self.records)
-            told = f"{what} counts of {counted} of {asked} silos, and strategy.min-replies is "
-            return f"round {self._round}: {told}{wanted}:{reasons}"
-        return f"round {self._round}: {what} failed on every silo asked:{reasons}"
-
-    def in_order(self, replies: list[Message]) -> list[Message]:
-        """`replies` by name of silo, so that sums do not depend on who answered first."""
-        ranks = {record.node_id: rank for rank, record in enumerate(self.history())}
-        return sorted(replies, key=lambda reply: ranks[reply.metadata.src_node_id])
+        where = f"round {self._terms.server_round}"
+        what = "training" if self._terms.purpose == "train" else "evaluation"
+        if self.counted:
+            told = f"{what} counts of {self.counted} of {len(self.records)} silos"
+            return f"{where}: {told}, and strategy.min-replies is {wanted}:{reasons}"
+        return f"{where}: {what} failed on every silo asked:{reasons}"
 
     def history(self) -> list[NodeRecord]:
-        """All records by name of silo, numbers by their value; those that failed at the end."""
+        """All records in the order of the silos' names; those that failed at the end."""
+        return sorted(
+            self.records.values(),
+            key=lambda one: (bool(one.failure), silo_order(one.silo), one.node_id),
+        )
 
-        def key(record: NodeRecord) -> tuple[bool, int, str, int]:
-            number = int(record.silo) if record.silo.isdecimal() else -1
-            return bool(record.failure), number, record.silo, record.node_id
+    def _proven_first(self, replies: Iterable[Message]) -> list[Message]:
+        """`replies` with those in front that prove where they come from.
 
-        return sorted(self.records.values(), key=key)
+        Flower lets a node push a reply in another's name: none of those shall displace the honest
+        one, whichever came first.
+        """
 
-    def _parts_of(
-        self, arrays: ArrayRecord, instructions: Instructions
-    ) -> tuple[ArrayRecord, dict[str, Tensor]]:
-        """Both parts of `arrays`, computed once for messages that share one record."""
-        if id(arrays) not in self._split:
-            # The record is held too, so that no other gets its place in memory, and its id.
-            self._split[id(arrays)] = (arrays, *self._host.parts.split(arrays, instructions))
-        return self._split[id(arrays)][1:]
+        def is_unproven(reply: Message) -> bool:
+            invited = self._find(reply)
+            return (
+                reply.has_error() or invited is None or not proves(reply, invited.silo.invitation)
+            )
 
-    def _admit(self, reply: Message, invited: Invited) -> str:
+        return sorted(replies, key=is_unproven)
+
+    def _find(self, reply: Message) -> _Invited | None:
+        """To whom the message went that `reply` answers; None for a message of no exchange here."""
+        wanted = reply.metadata.reply_to_message_id
+        found = [one for one in self._invited.values() if one.message.metadata.message_id == wanted]
+        return found[0] if found else None
+
+    def _taken(self, reply: Message, invited: _Invited) -> Message:
+        """The reply with the trunk's part in it, or an error reply that says why it is none."""
+        if reply.has_error():
+            problem = readable(reply.error.reason or "") or f"error {reply.error.code}"
+        else:
+            problem = self._admit(reply, invited)
+        return self._refused(invited, problem) if problem else reply
+
+    def _admit(self, reply: Message, invited: _Invited) -> str:
         """Complete the reply in place; otherwise say why it does not count."""
-        content, trained = reply.content, self._purpose == "train"
-        ticket = invited.invitation.ticket
-        if not proves(reply, invited.invitation):
+        content, trained = reply.content, self._terms.purpose == "train"
+        if not proves(reply, invited.silo.invitation):
             return "the reply does not prove that it comes from the silo that was invited"
-        statistics = content.config_records[STATISTICS]
-        outcome = self._host.collect(ticket)
+        outcome = invited.silo.collect()
         if outcome is None:
             return "the silo did not finish its session at the trunk"
         problem = own_problem(content, self._weight_key, trained=trained)
@@ -274,27 +272,55 @@ class RoundSessions:
             del complete[key]
             try:
                 complete[self._array_key] = completed(
-                    content, outcome, invited, parts=self._host.parts, allowance=self._allowance
+                    content,
+                    outcome,
+                    invited.asked,
+                    parts=self._host.parts,
+                    allowance=self._allowance,
                 )
             except AdapterError as error:
                 return str(error)
         reply.content = complete
-        if invited.invitation.sample:
+        statistics = content.config_records[STATISTICS]
+        if invited.silo.invitation.sample:
             self.sample = self.sample or str(statistics.get("sample", ""))[:LONGEST_SAMPLE]
+        (metrics,) = content.metric_records.values()
         self._record(
-            ticket.node_id,
-            silo=self._host.silo_of(ticket),
-            metrics=dict(next(iter(content.metric_records.values())).items()),
+            invited.silo.node_id,
+            silo=outcome.silo,
+            metrics=dict(metrics.items()),
             # What the trunk counted itself is not taken from the silo.
             statistics=checked_counters({**statistics, **trunk_counters(outcome.summary)}),
         )
         return ""
 
-    def _refuse(self, sent: Message, reason: str) -> Message:
-        self._record(sent.metadata.dst_node_id, failure=reason)
-        return Message(Error(DROPPED, reason), reply_to=sent)
+    def _note_silent(self) -> None:
+        """Record a failure for every node that has not answered."""
+        for node_id in self._invited.keys() - self.records.keys():
+            reason = f"no reply within {self._terms.seconds:g} s"
+            if node_id in self._ended:
+                _, how = self._ended[node_id]
+                reason = f"its session at the trunk {how}, and no reply followed"
+            self._record(node_id, failure=reason)
+
+    def _refused(self, invited: _Invited, reason: str) -> Message:
+        """The error reply of a silo whose reply does not count, or counts no more."""
+        self._record(invited.silo.node_id, failure=reason)
+        return Message(Error(DROPPED, reason), reply_to=invited.message)
 
     def _record(self, node_id: int, **told: Any) -> None:
         self.records[node_id] = NodeRecord(
-            server_round=self._round, purpose=self._purpose, node_id=node_id, **told
+            server_round=self._terms.server_round,
+            purpose=self._terms.purpose,
+            node_id=node_id,
+            **told,
         )
+
+    def _parts_of(
+        self, arrays: ArrayRecord, instructions: Instructions
+    ) -> tuple[ArrayRecord, dict[str, Tensor]]:
+        """Both parts of `arrays`, computed once for messages that share one record."""
+        if id(arrays) not in self._split:
+            # The record is held too, so that no other gets its place in memory, and its id.
+            self._split[id(arrays)] = (arrays, *self._host.parts.split(arrays, instructions))
+        return self._split[id(arrays)][1:]

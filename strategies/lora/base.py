@@ -35,8 +35,10 @@ MIXED = (
     "'flora' aggregates updates of any ranks exactly, 'flexlora' as nearly as one of the largest "
     "rank can, 'hetlora' zero-pads them"
 )
+"""Which strategies take silos of different ranks, for the text of an error."""
 
 MIXED_ALPHAS = "every strategy for LoRA but 'scaffoldlora' brings alphas to one scale"
+"""Which strategies take silos of different alphas, for the text of an error."""
 
 
 def scaling_of(lora: LoraSettings) -> Scaling:
@@ -55,7 +57,7 @@ class LoraStrategy(FedAvg):
     """
 
     name: ClassVar[str] = ""
-    """Its `strategy.name`."""
+    """By which a run config asks for it, as `strategy.name`."""
     mixed_ranks: ClassVar[bool] = False
     """Whether silos may have different ranks."""
     mixed_alphas: ClassVar[bool] = True
@@ -87,7 +89,7 @@ class LoraStrategy(FedAvg):
         """The factors that silos train in this round."""
         return frozenset("AB")
 
-    def kept_parts(self) -> frozenset[str]:
+    def personal_parts(self) -> frozenset[str]:
         """The factors that never leave a silo."""
         return frozenset()
 
@@ -95,7 +97,7 @@ class LoraStrategy(FedAvg):
     def returns_what_it_sends(self) -> bool:
         """Whether a reply has the very tensors of its message, in every round."""
         trained = self.trained_parts(1) == self.trained_parts(2) == frozenset("AB")
-        return trained and not self.folds and not self.kept_parts()
+        return trained and not self.folds and not self.personal_parts()
 
     def misfit(self, silos: Collection[Scaling]) -> str:
         """Why adapters so scaled cannot be aggregated; empty when they can."""
@@ -194,25 +196,25 @@ class LoraStrategy(FedAvg):
             server_round: The round.
             node: The scaling of the silo; None while it is not known.
         """
-        kept = [n for n in self.adapter.names if part_of(n) in self.kept_parts()]
+        personal = [n for n in self.adapter.names if part_of(n) in self.personal_parts()]
         return Instructions(
             trains=self.trained_parts(server_round),
-            keeps=frozenset(kept),
+            personal=frozenset(personal),
             scale=(node or self.scaling).factor,
             proximal_mu=self.proximal_mu,
         )
 
     def sent_names(self, server_round: int) -> list[str]:
         """Names of the tensors that a reply of this round has."""
-        sent = self.trained_parts(server_round) - self.kept_parts()
+        sent = self.trained_parts(server_round) - self.personal_parts()
         return [name for name in self.adapter.names if part_of(name) in sent]
 
     def fitted(self, node: Scaling | None, server_round: int) -> dict[str, Tensor]:
         """The tensors of a message: everything, or what a silo of that scaling has use for."""
         if node is None:
             return dict(self.adapter.state)
-        keeps = self.instructions(server_round, node).keeps
-        return {n: tensor for n, tensor in self.adapter.fitted(node).items() if n not in keeps}
+        personal = self.instructions(server_round, node).personal
+        return {n: tensor for n, tensor in self.adapter.fitted(node).items() if n not in personal}
 
     def aggregated(self, server_round: int, counted: Sequence[SiloReply]) -> dict[str, Tensor]:
         """The global adapter after the round, float32, in the order of the one before it."""

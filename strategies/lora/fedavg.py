@@ -32,5 +32,5 @@ class FedAvgLoRA(LoraStrategy):
     name = "fedavglora"
 
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
-        """See `factors_averaged_apart`."""
+        """The factors averaged apart, see `factors_averaged_apart`."""
         return ModuleResult(trained=factors_averaged_apart(module.weighted))

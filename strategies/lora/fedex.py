@@ -34,7 +34,7 @@ class FedExLoRA(LoraStrategy):
     folds = True
 
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
-        """See `residual`."""
+        """The factors averaged apart, and the `residual` folded into the module."""
         average = factors_averaged_apart(module.weighted)
         missed = residual(module, average)
         parts = [missed] if module.folded is None else [module.folded, missed]

@@ -17,6 +17,6 @@ class FedSALoRA(FedAvgLoRA):
     name = "fedsalora"
     embeddings = False
 
-    def kept_parts(self) -> frozenset[str]:
-        """B alone."""
+    def personal_parts(self) -> frozenset[str]:
+        """B, which every silo keeps; A is sent."""
         return frozenset("B")

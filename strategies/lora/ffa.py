@@ -16,5 +16,5 @@ class FFALoRA(FedAvgLoRA):
     embeddings = False
 
     def trained_parts(self, server_round: int) -> frozenset[str]:
-        """B alone."""
+        """B; A stays as it was drawn."""
         return frozenset("B")

@@ -22,6 +22,6 @@ class FlexLoRA(LoraStrategy):
     mixed_ranks = True
 
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
-        """See the class."""
+        """The average update, cut to its leading components."""
         best = leading(stacked(module.updates, module.weights), module.rank)
         return ModuleResult(trained=best)

@@ -36,7 +36,7 @@ class GlobalAdapter:
         return [name for pair in self.pairs for name in (pair.a, pair.b)]
 
     def factors(self, pair: Pair) -> Factors:
-        """The pair's factors."""
+        """The trained factors of the pair's module, at the global scale."""
         return Factors(a=self.state[pair.a], b=self.state[pair.b], scale=self.scale)
 
     def folded(self, pair: Pair) -> Factors | None:

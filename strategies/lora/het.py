@@ -37,7 +37,7 @@ class HetLoRA(LoraStrategy):
         self.sparsity_weights = sparsity_weights
 
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
-        """See the class."""
+        """The padded factors, averaged apart by the sparsity weights."""
         weights = module.weights
         if self.sparsity_weights:
             norms = [update.norm() for update in module.updates]

@@ -1,7 +1,7 @@
 """Replies of silos that train LoRA adapters: how each one is scaled, and whether it counts."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flower_split.errors import AdapterError
 from flower_split.lowrank import MOST_ALPHA, RECORD, Scaling, at_rank, scaling_from_fields
-from flower_split.strategies.hosting.adapter_parts import check_range
+from flower_split.strategies.hosting.adapter_parts import check_range, first_of
 from flower_split.strategies.hosting.replies import outvoted, own_problem
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class SiloReply:
-    """A reply that counts."""
+    """A training reply that counts, and how its adapter is scaled."""
 
     message: Message
     scaling: Scaling
     weight: float
-    """Not normalised."""
+    """Of the silo in averages, as it told; weights of a round do not sum to 1."""
     arrays: ArrayRecord
 
     @property
@@ -105,8 +105,8 @@ def _check(arrays: ArrayRecord, shapes: Shapes) -> None:
     missing, unknown = shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys()
     if missing or unknown:
         raise AdapterError(
-            f"the reply has {len(missing)} tensors missing{_first(missing)} and {len(unknown)} "
-            f"unexpected{_first(unknown)}: train with AdapterExchange, or send exactly the "
+            f"the reply has {len(missing)} tensors missing{first_of(missing)} and {len(unknown)} "
+            f"unexpected{first_of(unknown)}: train with AdapterExchange, or send exactly the "
             "tensors that were trained"
         )
     for name, shape in shapes.items():
@@ -118,8 +118,3 @@ def _check(arrays: ArrayRecord, shapes: Shapes) -> None:
                 f"{RECORD!r}"
             )
         check_range(name, array.numpy())
-
-
-def _first(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return f" (first: {ordered[0]})" if ordered else ""

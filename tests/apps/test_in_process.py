@@ -52,6 +52,31 @@ def test_a_node_that_raises_answers_with_an_error():
     assert reply.has_error() and "KeyError" in reply.error.reason
 
 
+@pytest.mark.parametrize(
+    "pull",
+    [
+        lambda grid, ids: grid.pull_messages(ids),
+        lambda grid, ids: grid.pull_messages(message_ids=ids),
+        lambda grid, ids: grid.pull_messages(reply_to_message_ids=ids),
+        lambda grid, _: grid.pull_messages(),
+    ],
+)
+def test_replies_are_pulled_as_from_any_version_of_flowers_grid_and_once(pull):
+    grid = InProcessGrid(counting_app([]), 2, node_config={"step": 1.0})
+    ids = grid.push_messages(
+        grid.create_message(RecordDict({"arrays": ArrayRecord()}), "train", node, "")
+        for node in grid.get_node_ids()
+    )
+    assert grid.pull_messages([]) == []
+    assert [reply.metadata.reply_to_message_id for reply in pull(grid, ids)] == ids
+    assert pull(grid, ids) == []
+
+
+def test_ids_of_both_names_are_refused():
+    with pytest.raises(TypeError, match="given twice"):
+        InProcessGrid(counting_app([]), 1).pull_messages(["a"], message_ids=["a"])
+
+
 def test_a_config_for_every_node_or_one_for_all():
     with pytest.raises(ValueError, match="3 nodes and 2 node configs"):
         InProcessGrid(counting_app([]), 3, node_config=[{}, {}])

@@ -55,7 +55,8 @@ def test_it_computes_what_the_silos_model_did_in_its_last_evaluation(folder, ran
     out = tmp_path / "mine"
     said = flower_split("export", adapter, "--silo", SILO, "--out", out)
     assert said.exit_code == 0, said.output
-    assert f"with what the silo kept for silo {SILO} in round {ROUNDS} is in {out}" in said.output
+    told = f"with the personal tensors of silo {SILO} after round {ROUNDS}, held by the silo,"
+    assert f"{told} is in {out}" in said.output
     wanted = seen["evaluate", ROUNDS, SILO]
     assert torch.allclose(logits_with(folder, out), wanted, atol=1e-5)
     assert not torch.allclose(seen["evaluate", ROUNDS, 0], wanted, atol=1e-4)
@@ -91,7 +92,7 @@ def test_what_is_not_there_is_said_and_nothing_is_written(ran, state_home, tmp_p
     out = tmp_path / "mine"
     told = flower_split("export", adapter, "--silo", "nobody", "--out", out)
     assert told.exit_code == 1
-    assert "nothing that silo 'nobody' keeps" in told.output
+    assert "no personal tensors of silo 'nobody'" in told.output
     assert "on the silo's own machine" in told.output
     told = flower_split("export", adapter, "--best", "--silo", SILO, "--out", out)
     assert told.exit_code == 1 and "is one adapter" in told.output
@@ -103,7 +104,7 @@ def test_what_is_not_there_is_said_and_nothing_is_written(ran, state_home, tmp_p
     for file in (run.with_name("another-run")).rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     told = flower_split("export", adapter, "--silo", SILO, "--run", "another-run", "--out", out)
-    assert told.exit_code == 1 and "no sound adapter tensors" in told.output
+    assert told.exit_code == 1 and "no sound personal tensors" in told.output
     assert not out.exists()
     given = ["--run", RUN_ID, "--state-dir", state_home / "flower-split"]
     told = flower_split("export", adapter, "--silo", SILO, *given, "--out", out)

@@ -106,7 +106,8 @@ def test_a_silos_variant_has_the_trunks_part_and_its_own(
     both = tmp_path / "both"
     said = flower_split("export", output, "--silo", SILO, "--out", both)
     assert said.exit_code == 0, said.output
-    assert f"the trunk and the silo kept for silo {SILO} in round {ROUNDS} is in" in said.output
+    told = f"personal tensors of silo {SILO} after round {ROUNDS}, held by the trunk and the silo,"
+    assert f"{told} is in" in said.output
     assert torch.allclose(logits_with(folder, both), computed[SILO], atol=1e-5)
 
     # As it is where server and silo are two machines: one after the other.
@@ -114,7 +115,7 @@ def test_a_silos_variant_has_the_trunks_part_and_its_own(
     half, whole = tmp_path / "half", tmp_path / "whole"
     said = flower_split("export", output, "--silo", SILO, "--out", half)
     assert said.exit_code == 0, said.output
-    assert f"with what the trunk kept for silo {SILO}" in said.output
+    assert "held by the trunk," in said.output
     assert not torch.allclose(logits_with(folder, half), computed[SILO], atol=1e-4)
     monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
     said = flower_split("export", half, "--silo", SILO, "--out", whole)
@@ -131,5 +132,5 @@ def test_a_damaged_half_is_not_left_out_in_silence(ran, state_home, tmp_path):
         file.write_bytes(file.read_bytes()[:-1])
     told = flower_split("export", output, "--silo", SILO, "--out", tmp_path / "out")
     assert told.exit_code == 1
-    assert f"holds no sound adapter tensors of a round up to {ROUNDS}" in told.output
+    assert f"holds no sound personal tensors of a round up to {ROUNDS}" in told.output
     assert not (tmp_path / "out").exists()

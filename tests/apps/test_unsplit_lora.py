@@ -45,4 +45,4 @@ def test_it_trains_and_saves_a_standard_adapter(apps, run_config, tmp_path, monk
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     changed = [module for module in loaded.modules() if hasattr(module, "lora_B") and module.lora_B]
     assert any(bool(layer["default"].weight.any()) for layer in (m.lora_B for m in changed))
-    assert list((tmp_path / "state").rglob("round-*.safetensors"))
+    assert list((tmp_path / "state").rglob("adapter/*/*/*.safetensors"))

@@ -6,9 +6,9 @@ from in_process_grid import RUN_ID, InProcessGrid
 from tiny_checkpoint import save_tiny_run, tiny_run_config
 
 from flower_split.config.run_config import read_run_config
-from flower_split.server.starting import TrunkStart
+from flower_split.server.ticket_record import TrunkStart
 from flower_split.strategies import TrunkHost
-from flower_split.transport.invitation import Invitation
+from flower_split.strategies.hosting.invited_silo import RoundTerms
 
 NODE = 5
 
@@ -32,25 +32,17 @@ def host(run_config):
 
 @pytest.fixture
 def invite(host):
-    """Makes a message as `SplitStrategy` does, and the ticket in it."""
+    """Makes a message as `SplitStrategy` does, and the silo that it invites."""
     # Messages take their run and node from the process, as a Flower app's do.
     InProcessGrid(None, 0)
 
     def make(purpose="train", server_round=1, *, sample=False):
         silo, trunk = host.parts.split(host.begin(None))
-        ticket = host.issue(RUN_ID, NODE, server_round, purpose, seconds=600.0)
-        host.prepare(ticket, TrunkStart(tensors=trunk))
-        invitation = Invitation(
-            address=host.address,
-            ticket=ticket,
-            purpose=purpose,
-            num_rounds=2,
-            sample=sample,
-            tls=host.uses_tls,
-            ca=host.ca,
-        )
-        content = RecordDict({"arrays": silo, "config": ConfigRecord(invitation.to_fields())})
-        return Message(content, NODE, purpose), ticket
+        terms = RoundTerms(purpose=purpose, server_round=server_round, num_rounds=2, seconds=600.0)
+        invited = host.invite(terms, RUN_ID, NODE, TrunkStart(tensors=trunk), sample=sample)
+        fields = ConfigRecord(invited.invitation.to_fields())
+        content = RecordDict({"arrays": silo, "config": fields})
+        return Message(content, NODE, purpose), invited
 
     return make
 

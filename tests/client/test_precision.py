@@ -19,7 +19,7 @@ def run_config(run_config):
 def test_a_round_trains_evaluates_and_generates(host, invite, context):
     trunk = host._engine.trunk
     assert (trunk.dtype, trunk.autocast) == (torch.bfloat16, torch.bfloat16)
-    message, ticket = invite()
+    message, invited = invite()
     with SplitSession(message, context()) as session:
         weights = [p for name, p in session.model.named_parameters() if "lora_" not in name]
         assert {p.dtype for p in weights} == {torch.float32}
@@ -34,7 +34,7 @@ def test_a_round_trains_evaluates_and_generates(host, invite, context):
         assert abs(trained.loss - float(loss.detach())) < 1
         reply = session.reply()
     assert {array.dtype for array in reply.content["arrays"].values()} == {"float32"}
-    state = host.collect(ticket).tensors
+    state = invited.collect().tensors
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 

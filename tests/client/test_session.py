@@ -6,6 +6,7 @@ from flwr.app import Message, RecordDict
 
 from flower_split.adapters import read_state
 from flower_split.client import SplitSession
+from flower_split.client.session import discreet
 from flower_split.errors import (
     AdapterError,
     ConfigError,
@@ -30,14 +31,14 @@ def train_a_step(session):
 
 
 def test_a_training_session_ends_in_a_reply_with_proof_and_cost(host, invite, context):
-    message, ticket = invite()
+    message, invited = invite()
     with SplitSession(message, context()) as session:
         reply = session.reply({"train-loss": train_a_step(session)})
     content = reply.content
     assert list(content["arrays"]) == list(host.parts.silo_shapes)
     assert {array.dtype for array in content["arrays"].values()} == {"float32"}
     assert content["metrics"]["num-examples"] == 9
-    told = dict(content["split"])
+    told, ticket = dict(content["split"]), invited.invitation.ticket
     invitation = Invitation.from_fields(
         message.content["config"], run_id=ticket.run_id, node_id=ticket.node_id
     )
@@ -48,7 +49,7 @@ def test_a_training_session_ends_in_a_reply_with_proof_and_cost(host, invite, co
     assert told["bytes-received"] == told["bytes-h2"] + told["bytes-g1"] > 0
     assert 0 < told["parameter-share"] < 1
     assert ticket.token not in repr(content)
-    outcome = host.collect(ticket)
+    outcome = invited.collect()
     state, summary = outcome.tensors, outcome.summary
     assert summary.steps == 1
     assert any(tensor.abs().sum() > 0 for name, tensor in state.items() if "lora_B" in name)
@@ -127,11 +128,11 @@ def test_flower_splits_own_errors_pass(invite, context):
 
 
 def test_a_failed_session_does_not_count(host, invite, context):
-    message, ticket = invite()
+    message, invited = invite()
     with pytest.raises(SiloError), SplitSession(message, context()) as session:
         train_a_step(session)
         raise KeyError("x")
-    assert host.collect(ticket) is None
+    assert invited.collect() is None
 
 
 def test_a_token_opens_one_session_only(invite, context):
@@ -143,17 +144,17 @@ def test_a_token_opens_one_session_only(invite, context):
 
 
 def test_a_late_silo_is_turned_away(host, invite, context):
-    message, ticket = invite()
-    host.discard(ticket)
+    message, invited = invite()
+    invited.discard()
     with pytest.raises(TokenError), SplitSession(message, context()):
         pass
 
 
 def test_a_session_ends_when_its_round_is_over(host, invite, context):
-    message, ticket = invite()
+    message, invited = invite()
     with SplitSession(message, context()) as session:
         train_a_step(session)
-        host.discard(ticket)
+        invited.discard()
         with pytest.raises(TrunkError):
             train_a_step(session)
 
@@ -196,3 +197,21 @@ def test_a_message_that_no_split_strategy_sent_is_refused(context):
     session = SplitSession(Message(RecordDict(), 5, "train"), context())
     with pytest.raises(WireError, match="SplitStrategy"), session:
         pass
+
+
+def test_the_text_stays_in_the_silos_log(caplog):
+    said = r"^KeyError at test_session\.py:\d+; "
+    with pytest.raises(SiloError, match=said) as caught, discreet():
+        raise KeyError("a secret")
+    assert "secret" not in str(caught.value)
+    assert "secret" in caplog.text
+
+
+def test_the_projects_own_errors_pass():
+    with pytest.raises(DataError, match="line 3"), discreet():
+        raise DataError("line 3 is empty")
+
+
+def test_an_interrupt_is_no_failure():
+    with pytest.raises(KeyboardInterrupt), discreet():
+        raise KeyboardInterrupt

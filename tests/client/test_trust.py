@@ -12,7 +12,7 @@ from flower_split.client import SplitSession
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.trust import client_tls
 from flower_split.config.run_config import read_run_config
-from flower_split.config.tls import TlsConfig
+from flower_split.config.sections import TlsConfig
 from flower_split.errors import CertificateError, ConfigError
 from flower_split.strategies import TrunkHost
 from flower_split.tls import ServerTls

@@ -21,13 +21,13 @@ from flower_split.lowrank import (
     st.builds(
         Instructions,
         trains=st.sampled_from([frozenset("A"), frozenset("B"), frozenset("AB")]),
-        keeps=st.frozensets(st.text(min_size=1), max_size=3),
+        personal=st.frozensets(st.text(min_size=1), max_size=3),
         scale=st.none() | st.floats(1e-3, 1e3),
         proximal_mu=st.floats(0.0, 10.0),
         controlled=st.booleans(),
     )
 )
-def test_orders_come_back_as_they_were(instructions):
+def test_instructions_come_back_as_they_were(instructions):
     assert Instructions.from_fields(instructions.to_fields()) == instructions
 
 
@@ -42,7 +42,7 @@ def test_orders_come_back_as_they_were(instructions):
         ({"proximal-mu": -1.0}, "must be a number from 0"),
     ],
 )
-def test_malformed_orders_are_refused(fields, said):
+def test_malformed_instructions_are_refused(fields, said):
     with pytest.raises(AdapterError, match=said):
         Instructions.from_fields(fields)
 

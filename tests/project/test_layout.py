@@ -2,16 +2,21 @@
 
 import ast
 import re
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import grimp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
+MOST_FILES = 22
+"""Python files that a folder may hold; one that needs more has sub-packages."""
 SOURCES = sorted(
     path
     for folder in ("flower_split", "strategies")
@@ -45,6 +50,21 @@ def test_every_package_is_listed_for_installation(root: Path, pyproject: dict[st
 def test_every_package_has_an_init(root: Path) -> None:
     folders = {path.parent for path in SOURCES}
     assert [name(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_no_folder_holds_more_files_than_a_reader_takes_in() -> None:
+    files = Counter(name(path.parent) for path in SOURCES)
+    assert {folder: count for folder, count in files.items() if count > MOST_FILES} == {}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports in functions, and those for type checkers only, count like any other."""
+    graph = grimp.build_graph("flower_split", exclude_type_checking_imports=False, cache_dir=None)
+    imports = {one: graph.find_modules_directly_imported_by(one) for one in graph.modules}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)

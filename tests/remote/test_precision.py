@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import opened
 from late_transport import LateTransport
 from pairs import LORA, Pair, make_batch, make_pair, tiny_llama
 from tiny_families import CASES, Case
@@ -201,7 +202,7 @@ def on_meta() -> PreTrainedModel:
 def test_a_trunk_computes_on_its_device_wherever_requests_come_from() -> None:
     _, trunk = split_model(on_meta(), 1, 2)
     engine = TrunkEngine(trunk)
-    session = engine.open(replace(engine.describe(), dtype="float32"), None)
+    session = opened(engine, replace(engine.describe(), dtype="float32"), None)
     hidden, mask = torch.randn(2, 5, 32), torch.ones(2, 5, dtype=torch.bool)
     request = ForwardRequest(
         step=0,
@@ -288,7 +289,7 @@ def test_generation_under_autocast_gives_the_uncut_models_tokens() -> None:
 
 def test_a_tensor_of_another_dtype_than_the_sessions_is_refused() -> None:
     pair = make_pair(tiny_llama().to(NARROW), trunk_of=tiny_llama())
-    session = pair.transport._session
+    session = opened(pair.engine, pair.transport.spec, None)
     hidden = torch.zeros(1, 2, 32)
     with pytest.raises(WireError, match=r"h1 is torch.float32, expected torch.bfloat16"):
         session.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden))

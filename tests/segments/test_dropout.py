@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 from transformers import GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
 
-from flower_split.segments.families import has_dropout
+from flower_split.segments.randomness import has_dropout
 
 NONE = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 

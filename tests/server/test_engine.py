@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import Asking, opened
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,8 +26,7 @@ from flower_split.lowrank import Allowance, Instructions, Scaling, folded_name
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
-from flower_split.server.session import TrunkSession
-from flower_split.server.starting import TrunkStart
+from flower_split.server.ticket_record import Stage, TrunkStart
 from flower_split.transport.messages import (
     BackwardRequest,
     CacheEdit,
@@ -37,6 +37,7 @@ from flower_split.transport.messages import (
     StepRequest,
     Ticket,
 )
+from flower_split.transport.state_tags import state_tag
 
 LORA = LoraSettings(r=2, alpha=4.0, dropout=0.0)
 
@@ -68,7 +69,7 @@ def hidden(seed: int, rows: int = 2, tokens: int = 5) -> Tensor:
     return torch.randn(rows, tokens, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def turn(session: TrunkSession, step: int, microbatch: int, seed: int) -> Tensor:
+def turn(session: Asking, step: int, microbatch: int, seed: int) -> Tensor:
     session.forward(
         ForwardRequest(step=step, microbatch=microbatch, hidden=hidden(seed), keep_graph=True)
     )
@@ -79,7 +80,7 @@ def turn(session: TrunkSession, step: int, microbatch: int, seed: int) -> Tensor
     return grad
 
 
-def stepped(session: TrunkSession, steps: range, seed: int) -> dict[str, Tensor]:
+def stepped(session: Asking, steps: range, seed: int) -> dict[str, Tensor]:
     for step in steps:
         turn(session, step, step, seed + step)
         session.step(StepRequest(step=step, learning_rate=0.01))
@@ -95,9 +96,9 @@ def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
     alone = []
     for seed in (10, 20):
         engine = make_engine()
-        alone.append(stepped(engine.open(engine.describe(), None), range(3), seed))
+        alone.append(stepped(opened(engine, engine.describe(), None), range(3), seed))
     engine = make_engine()
-    sessions = [engine.open(engine.describe(), None) for _ in range(2)]
+    sessions = [opened(engine, engine.describe(), None) for _ in range(2)]
     for step in range(3):
         for session, seed in zip(sessions, (10, 20), strict=True):
             session.forward(
@@ -122,10 +123,10 @@ def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> 
     states = []
     for disturbed in (False, True):
         engine = make_engine(mode)
-        session = engine.open(engine.describe(), None)
+        session = opened(engine, engine.describe(), None)
         turn(session, 0, 0, 0)
         for step in range(3):
-            comes = engine.open(engine.describe(), None) if disturbed else None
+            comes = opened(engine, engine.describe(), None) if disturbed else None
             turn(session, step, 2 * step + 1, step)
             if comes is not None:
                 comes.close()
@@ -139,7 +140,7 @@ def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> 
 
 def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
     engine = make_engine("shared")
-    first, second = (engine.open(engine.describe(), None) for _ in range(2))
+    first, second = (opened(engine, engine.describe(), None) for _ in range(2))
     start = engine.shared_state()
     turn(first, 0, 0, 1)
     turn(second, 0, 0, 2)
@@ -173,7 +174,7 @@ def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
 def test_a_handshake_names_the_field_that_differs(field: str, value: Any) -> None:
     engine = make_engine(wire=WireConfig(), dtype="float32")
     with pytest.raises(HandshakeError, match=rf"differ in {field}[:.]"):
-        engine.open(replace(engine.describe(), **{field: value}), None)
+        opened(engine, replace(engine.describe(), **{field: value}), None)
     assert "session0" not in engine._adapters._model.peft_config  # type: ignore[union-attr]
 
 
@@ -181,25 +182,25 @@ def test_a_handshake_names_the_constant_that_differs() -> None:
     engine = make_engine(optimizer=OptimizerSettings(max_grad_norm=1.0))
     spec = replace(engine.describe(), optimizer=OptimizerSettings(max_grad_norm=2.0))
     with pytest.raises(HandshakeError, match=r"optimizer\.max_grad_norm"):
-        engine.open(spec, None)
+        opened(engine, spec, None)
 
 
 def test_a_handshake_names_the_adapter_setting_that_differs() -> None:
     engine, other = make_engine(), make_engine(lora=LoraSettings(r=3, alpha=4.0))
     with pytest.raises(HandshakeError, match=r"adapter\.r: the trunk has 2, the silo 3"):
-        engine.open(replace(engine.describe(), adapter=other.describe().adapter), None)
+        opened(engine, replace(engine.describe(), adapter=other.describe().adapter), None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"r": 2}'])
 def test_a_hostile_adapter_text_is_a_mismatch(text: str) -> None:
     engine = make_engine()
     with pytest.raises(HandshakeError, match="adapter"):
-        engine.open(replace(engine.describe(), adapter=text), None)
+        opened(engine, replace(engine.describe(), adapter=text), None)
 
 
 def test_order_is_enforced_and_a_refused_call_changes_nothing() -> None:
     engine = make_engine()
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     with pytest.raises(SequenceError, match="expected step 0, got step 1"):
         session.forward(ForwardRequest(step=1, microbatch=0, hidden=hidden(0)))
     turn(session, 0, 4, 0)
@@ -221,20 +222,20 @@ def test_order_is_enforced_and_a_refused_call_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("request_", "error", "says"),
     [
-        ({"hidden": torch.zeros(2, 5, 8)}, WireError, "h1 is"),
-        ({"hidden": torch.zeros(2, 16)}, WireError, "h1 is"),
-        ({"hidden": torch.zeros(0, 5, 16)}, WireError, "h1 is"),
+        ({"hidden": torch.zeros(2, 5, 8)}, WireError, "h1: hidden size 8"),
+        ({"hidden": torch.zeros(2, 16)}, WireError, "h1: shape"),
+        ({"hidden": torch.zeros(0, 5, 16)}, WireError, "h1: shape"),
         ({"hidden": torch.zeros(2, 5, 16, dtype=torch.float64)}, WireError, "float64"),
-        ({"hidden": torch.zeros(9, 9, 16)}, TrunkBusyError, "81 tokens"),
+        ({"hidden": torch.zeros(9, 9, 16)}, TrunkBusyError, "9 x 9 tokens"),
         (
             {"hidden": torch.zeros(2, 5, 16), "attention_mask": torch.ones(2, 4).bool()},
             WireError,
-            "attention mask",
+            "attention_mask",
         ),
         (
             {"hidden": torch.zeros(2, 5, 16), "position_ids": torch.ones(3, 5).long()},
             WireError,
-            "position ids",
+            "position_ids",
         ),
         (
             {"hidden": torch.zeros(2, 5, 16), "cache": CacheUse(cache_id=1, past_length=3)},
@@ -247,7 +248,7 @@ def test_what_does_not_fit_the_model_is_refused(
     request_: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     engine = make_engine(limits=SessionLimits(max_message_tokens=80))
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     with pytest.raises(error, match=says):
         session.forward(ForwardRequest(step=0, microbatch=0, **request_))
     turn(session, 0, 0, 0)
@@ -255,7 +256,7 @@ def test_what_does_not_fit_the_model_is_refused(
 
 def test_gradients_of_another_shape_are_refused() -> None:
     engine = make_engine()
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     session.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden(0), keep_graph=True))
     with pytest.raises(WireError, match="g2 is"):
         session.backward(BackwardRequest(step=0, microbatch=0, grad=torch.zeros(1, 5, 16)))
@@ -264,14 +265,14 @@ def test_gradients_of_another_shape_are_refused() -> None:
 @pytest.mark.parametrize("rate", [-1.0, float("nan"), 2.0])
 def test_a_learning_rate_out_of_bounds_is_refused(rate: float) -> None:
     engine = make_engine(optimizer=OptimizerSettings(max_learning_rate=1.0))
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     with pytest.raises(WireError, match="learning rate"):
         session.step(StepRequest(step=0, learning_rate=rate))
 
 
 def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
     engine = make_engine(limits=SessionLimits(max_in_flight=2))
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     for microbatch in range(2):
         session.forward(
             ForwardRequest(step=0, microbatch=microbatch, hidden=hidden(0), keep_graph=True)
@@ -291,43 +292,130 @@ def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
 def test_only_a_finished_session_leaves_an_adapter() -> None:
     engine = make_engine()
     state = {n: t + 1 for n, t in engine.shared_state().items()}
+    records = []
     for name, finishes in (("a", True), ("b", False)):
-        engine.prepare(ticket(name), TrunkStart(tensors=state))
-        session = engine.open(engine.describe(), ticket(name))
+        records.append(engine.prepare(ticket(name), TrunkStart(tensors=state)))
+        session = opened(engine, engine.describe(), ticket(name))
         stepped(session, range(1), 5)
         if finishes:
             assert session.finish().steps == 1
         session.close()
-    outcome = engine.collect(ticket("a"))
+    finished, left = records
+    outcome = finished.collect()
     assert outcome is not None
     assert all(not torch.equal(outcome.tensors[n], state[n]) for n in state)
-    assert engine.collect(ticket("a")) is None
-    assert engine.collect(ticket("b")) is None
+    assert finished.collect() is None
+    assert left.collect() is None
 
 
 def test_a_session_that_finishes_after_it_was_discarded_leaves_nothing() -> None:
     engine = make_engine()
-    session = engine.open(engine.describe(), ticket("late"))
+    record = engine.prepare(ticket("late"), TrunkStart(tensors=engine.shared_state()))
+    session = opened(engine, engine.describe(), ticket("late"))
     stepped(session, range(1), 5)
     engine.discard(ticket("late"))
     session.finish()
     session.close()
-    assert engine.collect(ticket("late")) is None
-    assert not engine._outcomes
-    assert not engine._awaited
+    assert record.collect() is None
+    assert record.stage is Stage.DISCARDED
+    with pytest.raises(SequenceError, match="not prepared, or discarded"):
+        engine.accept(ticket("late"))
+    # The token is free again, as one that was never seen.
+    again = engine.prepare(ticket("late"), TrunkStart(tensors=engine.shared_state()))
+    assert again.stage is Stage.PREPARED
+
+
+def test_a_ticket_opens_one_session_and_is_prepared_once() -> None:
+    engine = make_engine()
+    start = TrunkStart(tensors=engine.shared_state())
+    engine.prepare(ticket("a"), start)
+    with pytest.raises(SequenceError, match="prepared before"):
+        engine.prepare(ticket("a"), start)
+    session = opened(engine, engine.describe(), ticket("a"))
+    for _ in range(2):
+        with pytest.raises(SequenceError, match="is open and cannot be opened"):
+            opened(engine, engine.describe(), ticket("a"))
+    assert session.finish().steps == 0
+    session.close()
+
+
+def test_a_refused_handshake_leaves_the_ticket_as_it_was() -> None:
+    engine = make_engine()
+    record = engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state()))
+    with pytest.raises(HandshakeError):
+        opened(engine, replace(engine.describe(), num_layers=99), ticket("a"))
+    assert record.stage is Stage.PREPARED
+    assert not record.is_broken
+    session = opened(engine, engine.describe(), ticket("a"))
+    assert record.stage is Stage.OPEN
+    session.close()
+
+
+def test_a_session_whose_ticket_nobody_prepared_leaves_nothing_behind() -> None:
+    engine = make_engine()
+    session = opened(engine, engine.describe(), ticket("unknown"))
+    stepped(session, range(1), 5)
+    assert session.finish().steps == 1
+    session.close()
+    engine.discard(ticket("unknown"))
+    assert engine.prepare(ticket("unknown"), TrunkStart()).collect() is None
+
+
+def trained(engine: TrunkEngine, name: str, *, counts: bool = True) -> str:
+    """A session of the silo `north` that made a step; the tag that it resumed from."""
+    spec = replace(engine.describe(), silo="north", session_states=tuple(TAGS))
+    record = engine.prepare(ticket(name), TrunkStart(tensors=engine.shared_state()))
+    session = opened(engine, spec, ticket(name))
+    stepped(session, range(1), 5)
+    session.finish()
+    session.close()
+    assert record.collect() is not None
+    if counts:
+        engine.accept(ticket(name))
+    engine.discard(ticket(name))
+    return session.resumed
+
+
+TAGS = [state_tag(ticket(name)) for name in "abcd"]
+
+
+def test_the_next_session_resumes_from_the_last_one_that_was_accepted() -> None:
+    engine = make_engine(keep_optimizer=True)
+    assert trained(engine, "a", counts=False) == ""
+    assert trained(engine, "b") == ""
+    assert trained(engine, "c", counts=False) == TAGS[1]
+    assert trained(engine, "d") == TAGS[1]
+    assert [state.tag for state in engine.session_states()] == [TAGS[3]]
+    with pytest.raises(SequenceError):
+        engine.accept(ticket("d"))
+
+
+def test_loaded_states_take_the_place_of_what_was_proposed_before() -> None:
+    engine = make_engine(keep_optimizer=True)
+    trained(engine, "a")
+    kept = engine.session_states()
+    record = engine.prepare(ticket("b"), TrunkStart(tensors=engine.shared_state()))
+    session = opened(engine, replace(engine.describe(), silo="north"), ticket("b"))
+    stepped(session, range(1), 5)
+    session.finish()
+    session.close()
+    engine.load_session_states(kept)
+    assert record.collect() is not None
+    engine.accept(ticket("b"))
+    assert [state.tag for state in engine.session_states()] == [TAGS[0]]
 
 
 def test_a_prepared_adapter_that_does_not_fit_opens_no_session() -> None:
     engine = make_engine()
     engine.prepare(ticket("a"), TrunkStart(tensors={"unknown": torch.zeros(1)}))
     with pytest.raises(AdapterError, match="do not fit"):
-        engine.open(engine.describe(), ticket("a"))
+        opened(engine, engine.describe(), ticket("a"))
     assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
 
 
 def test_an_evaluation_session_trains_nothing() -> None:
     engine = make_engine()
-    session = engine.open(engine.describe("evaluate"), None)
+    session = opened(engine, engine.describe("evaluate"), None)
     with pytest.raises(SequenceError, match="evaluate"):
         session.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden(0), keep_graph=True))
     with pytest.raises(SequenceError, match="evaluation"):
@@ -340,7 +428,7 @@ def test_no_evaluation_drops_anything_out_in_whatever_order_sessions_come() -> N
     requests = [ForwardRequest(step=0, microbatch=n, hidden=hidden(0)) for n in range(2)]
     outputs = []
     for purpose in ("evaluate", "evaluate", "train", "evaluate", "evaluate"):
-        session = engine.open(engine.describe(purpose), None)
+        session = opened(engine, engine.describe(purpose), None)
         if purpose == "train":
             session.forward(replace(requests[0], keep_graph=True, dropout=True))
         else:
@@ -351,7 +439,7 @@ def test_no_evaluation_drops_anything_out_in_whatever_order_sessions_come() -> N
 
 def test_a_pass_with_gradients_keeps_no_cache() -> None:
     engine = make_engine()
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     fresh = CacheUse(cache_id=0, past_length=0)
     session.forward(
         ForwardRequest(step=0, microbatch=0, hidden=hidden(0), keep_graph=True, cache=fresh)
@@ -368,7 +456,7 @@ def test_a_pass_with_gradients_keeps_no_cache() -> None:
 def test_dropout_depends_on_the_sessions_seed_alone() -> None:
     def run(seed: int) -> Tensor:
         engine = make_engine(lora=LoraSettings(r=2, alpha=4.0, dropout=0.5))
-        session = engine.open(replace(engine.describe(), seed=seed), None)
+        session = opened(engine, replace(engine.describe(), seed=seed), None)
         before = torch.get_rng_state()
         output = session.forward(
             ForwardRequest(step=0, microbatch=0, hidden=hidden(0), dropout=True)
@@ -383,7 +471,7 @@ def test_dropout_depends_on_the_sessions_seed_alone() -> None:
 
 def test_caches_are_bounded() -> None:
     engine = make_engine(limits=SessionLimits(max_cached_tokens=24))
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     first = CacheUse(cache_id=0, past_length=0)
     session.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden(0), cache=first))
     with pytest.raises(TrunkBusyError, match="max-cached-tokens"):
@@ -429,7 +517,7 @@ def test_caches_are_bounded() -> None:
 )
 def test_a_cache_edit_that_does_not_fit_is_refused(edit: CacheEdit) -> None:
     engine = make_engine()
-    session = engine.open(engine.describe(), None)
+    session = opened(engine, engine.describe(), None)
     session.forward(
         ForwardRequest(
             step=0, microbatch=0, hidden=hidden(0), cache=CacheUse(cache_id=0, past_length=0)
@@ -456,17 +544,32 @@ def test_mode_and_plan_must_agree() -> None:
 
 def test_a_session_that_was_not_finished_is_broken() -> None:
     engine = make_engine()
+    start = TrunkStart(tensors=engine.shared_state())
+    first, second = (engine.prepare(ticket(name), start) for name in "ab")
+    assert not first.is_broken
     spec = engine.describe()
-    finished, left = engine.open(spec, ticket("a")), engine.open(spec, ticket("b"))
-    assert not engine.is_broken(ticket("b"))
+    finished, left = opened(engine, spec, ticket("a")), opened(engine, spec, ticket("b"))
+    assert not second.is_broken
     finished.finish()
     finished.close()
     left.close()
-    assert not engine.is_broken(ticket("a"))
-    assert engine.is_broken(ticket("b"))
+    assert not first.is_broken
+    assert second.is_broken
     engine.discard(ticket("b"))
-    assert not engine.is_broken(ticket("b"))
-    assert not engine.is_broken(ticket("never opened"))
+    assert not second.is_broken
+
+
+def test_a_session_that_was_finished_is_so_until_it_is_collected() -> None:
+    engine = make_engine()
+    record = engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state()))
+    session = opened(engine, engine.describe(), ticket("a"))
+    assert not record.is_finished
+    session.finish()
+    assert record.is_finished
+    session.close()
+    assert record.is_finished
+    assert record.collect() is not None
+    assert not record.is_finished
 
 
 def allowance(**fields: object) -> Allowance:
@@ -503,18 +606,19 @@ def test_a_silo_cannot_have_the_trunk_make_whatever_adapter_it_wants(
     engine = make_engine()
     engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state(), allowance=allowance()))
     with pytest.raises(HandshakeError, match=said):
-        engine.open(told(engine, **changes), ticket("a"))
+        opened(engine, told(engine, **changes), ticket("a"))
     assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
 
 
 def test_a_silo_of_another_rank_gets_an_adapter_of_its_own_rank() -> None:
     engine = make_engine()
-    engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state(), allowance=allowance()))
-    session = engine.open(told(engine, r=5, alpha=2.0), ticket("a"))
+    start = TrunkStart(tensors=engine.shared_state(), allowance=allowance())
+    record = engine.prepare(ticket("a"), start)
+    session = opened(engine, told(engine, r=5, alpha=2.0), ticket("a"))
     stepped(session, range(1), 5)
     session.finish()
     session.close()
-    outcome = engine.collect(ticket("a"))
+    outcome = record.collect()
     assert outcome is not None
     assert outcome.scaling == Scaling(r=5, alpha=2.0)
     assert {min(t.shape) for t in outcome.tensors.values()} == {5}
@@ -523,7 +627,7 @@ def test_a_silo_of_another_rank_gets_an_adapter_of_its_own_rank() -> None:
 def test_without_an_allowance_only_the_trunks_own_adapter_is_taken() -> None:
     engine = make_engine()
     with pytest.raises(HandshakeError, match=r"adapter\.r"):
-        engine.open(told(engine, r=5), None)
+        opened(engine, told(engine, r=5), None)
 
 
 def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_others() -> None:
@@ -532,8 +636,8 @@ def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_othe
     folded = {folded_name(name): torch.ones_like(tensor) for name, tensor in state.items()}
     instructions = Instructions(scale=LORA.alpha / LORA.r)
     engine.prepare(ticket("a"), TrunkStart(tensors={**state, **folded}, instructions=instructions))
-    plain = engine.open(engine.describe(), None)
-    session = engine.open(engine.describe(), ticket("a"))
+    plain = opened(engine, engine.describe(), None)
+    session = opened(engine, engine.describe(), ticket("a"))
     assert plain._slot is not None
     assert session._slot is not None
     assert plain._slot.can_mix
@@ -543,7 +647,7 @@ def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_othe
     assert not torch.equal(with_folded, without)
     # A second session of the same folded factors costs no second copy of them.
     engine.prepare(ticket("b"), TrunkStart(tensors={**state, **folded}, instructions=instructions))
-    other = engine.open(engine.describe(), ticket("b"))
+    other = opened(engine, engine.describe(), ticket("b"))
     adapters = engine._adapters._model.peft_config  # type: ignore[union-attr]
     assert sum("folded" in name for name in adapters) == 1
     session.close()

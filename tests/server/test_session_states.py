@@ -1,30 +1,34 @@
 import torch
 
-from flower_split.server.session_states import SessionStates
+from flower_split.adapters import SessionState
+from flower_split.server.session_states import SessionStates, SiloState
 from flower_split.transport.messages import Ticket
 from flower_split.transport.state_tags import state_tag
 
 
-def ticket(number: int) -> Ticket:
-    return Ticket(run_id=1, node_id=2, server_round=number, token=f"token {number}")
+def tag(number: int) -> str:
+    ticket = Ticket(run_id=1, node_id=2, server_round=number, token=f"token {number}")
+    return state_tag(ticket)
 
 
 def counted(states: SessionStates, silo: str, number: int) -> str:
-    states.propose(ticket(number), silo, {"a/step": torch.tensor(float(number))})
-    states.accept(ticket(number))
-    return state_tag(ticket(number))
+    states.put(
+        SiloState(
+            silo=silo,
+            server_round=number,
+            tag=tag(number),
+            state=SessionState(moments={"a/step": torch.tensor(float(number))}),
+        )
+    )
+    return tag(number)
 
 
 def test_only_what_counted_is_found_and_only_by_its_tag() -> None:
     states = SessionStates()
     first = counted(states, "north", 1)
-    states.propose(ticket(2), "north", {})
-    late = state_tag(ticket(2))
+    late = tag(2)
     found = states.find("north", (late, first))
     assert found is not None and (found.tag, found.server_round) == (first, 1)
-    assert states.find("north", (late,)) is None
-    states.reject(ticket(2))
-    states.accept(ticket(2))
     assert states.find("north", (late,)) is None
     second = counted(states, "north", 3)
     assert states.find("north", (first,)) is None
@@ -33,17 +37,16 @@ def test_only_what_counted_is_found_and_only_by_its_tag() -> None:
 
 def test_another_silos_tag_opens_nothing() -> None:
     states = SessionStates()
-    tag = counted(states, "north", 1)
+    first = counted(states, "north", 1)
     counted(states, "south", 2)
-    assert states.find("south", (tag,)) is None
-    assert states.find("", (tag,)) is None
+    assert states.find("south", (first,)) is None
+    assert states.find("", (first,)) is None
 
 
-def test_one_state_a_silo_is_held_and_none_without_a_name() -> None:
+def test_one_state_a_silo_is_held() -> None:
     states = SessionStates()
     for number in range(1, 6):
         counted(states, "north", number)
-        counted(states, "", 10 + number)
     assert [(state.silo, state.server_round) for state in states.all()] == [("north", 5)]
     states.forget("north")
     assert states.all() == [] and not states.has("north")
@@ -51,11 +54,9 @@ def test_one_state_a_silo_is_held_and_none_without_a_name() -> None:
 
 def test_replacing_forgets_everything_else() -> None:
     states = SessionStates()
-    tag = counted(states, "north", 1)
+    first = counted(states, "north", 1)
     exported = states.all()
     counted(states, "north", 2)
     counted(states, "south", 3)
-    states.propose(ticket(4), "north", {})
     states.replace(exported)
-    states.accept(ticket(4))
-    assert [(state.silo, state.tag) for state in states.all()] == [("north", tag)]
+    assert [(state.silo, state.tag) for state in states.all()] == [("north", first)]

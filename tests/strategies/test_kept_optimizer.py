@@ -25,6 +25,7 @@ from split_flower import (
 )
 from tiny_checkpoint import save_tiny_model
 
+from flower_split.client.state.state_file import StateFile
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import RoundError, StateError
 from flower_split.strategies import SplitStrategy, TrunkHost
@@ -102,7 +103,7 @@ def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog)
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flower_split.client.state.left_files.write_sealed", full)
+    monkeypatch.setattr(StateFile, "write", full)
     ours = split(folder)
     assert "No space left on device" in caplog.text
     assert largest_difference(ours, plain(folder, keep=False)) <= TOLERANCE

@@ -77,7 +77,7 @@ def test_a_silo_that_lost_its_own_part_fails_once_and_starts_it_anew(folder, tmp
     strategy.aggregate_train = spy
     run_unsplit(strategy, app, initial_arrays(folder), rounds=3)
     assert [len(found) for found in failures] == [0, 1, 0]
-    assert "kept for this silo alone" in failures[1][0]
+    assert "personal tensors of this silo" in failures[1][0]
 
 
 def by_hand(folder, mu, rounds=1):

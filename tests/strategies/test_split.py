@@ -1,4 +1,5 @@
 import logging
+import time
 
 import httpx
 import numpy as np
@@ -205,13 +206,15 @@ def test_a_broken_reply_is_left_out_with_its_reason(toy, values, changes, reason
 
 def test_non_finite_trunk_adapters_are_left_out_too(toy):
     class Diverging(ToyHost):
-        def finish(self, token):
-            super().finish(token)
-            if len(self.tokens) > 1 and token == self.tokens[1]:
-                self.finished[token][0]["trunk.B"].fill_(float("inf"))
+        def trained(self, token, tensors):
+            left = super().trained(token, tensors)
+            if token == self.tokens[1]:
+                left["trunk.B"].fill_(float("inf"))
+            return left
 
     ran = toy(FedAvg(**QUIET), host=Diverging(), num_rounds=1)
-    assert [bool(r.failure) for r in ran.result.history].count(True) == 1
+    failed = [record.failure for record in ran.result.history if record.failure]
+    assert failed == ["trunk.B has values that are not finite: the training diverged"]
 
 
 def test_a_silent_silo_is_left_out_when_the_time_is_over(toy):
@@ -339,7 +342,7 @@ def test_no_ticket_outlives_its_round(toy, failing):
             toy(FedAvg(), host=host, reply=all_broken)
     else:
         toy(FedAvg(), host=host)
-    assert host.prepared == host.finished == {}
+    assert host.tokens and not host.records
 
 
 def test_too_few_silos_end_the_run(toy):
@@ -435,7 +438,8 @@ def test_a_silo_that_broke_off_and_stays_silent_is_not_waited_for(toy, monkeypat
 
     def reply(message, context, host):
         if context.node_config["partition-id"] == 2:
-            host.broken.add(message.content["config"]["split.token"])
+            host.break_off(message.content["config"]["split.token"])
+            return honest_reply(message, context, host, finish=False)
         return honest_reply(message, context, host)
 
     def lose(sent):
@@ -448,12 +452,41 @@ def test_a_silo_that_broke_off_and_stays_silent_is_not_waited_for(toy, monkeypat
     assert failed == {FIRST_NODE + 2: "its session at the trunk broke off, and no reply followed"}
 
 
+def test_a_reply_that_is_lost_after_its_session_was_finished_is_not_waited_for(toy, monkeypatch):
+    monkeypatch.setattr(
+        "flower_split.strategies.hosting.round_sessions.FINISHED_REPLY_SECONDS", 0.2
+    )
+
+    def lose(sent):
+        return [] if sent.metadata.src_node_id == FIRST_NODE + 2 else [sent]
+
+    started = time.monotonic()
+    ran = toy(FedAvg(), grid={"tamper": lose}, num_rounds=1, timeout=600.0)
+    assert time.monotonic() - started < 60.0
+    failed = [(r.purpose, r.node_id, r.failure) for r in ran.result.history if r.failure]
+    said = "its session at the trunk was finished, and no reply followed"
+    assert failed == [("train", FIRST_NODE + 2, said), ("evaluate", FIRST_NODE + 2, said)]
+    assert [r.node_id for r in ran.result.of("train", 1) if not r.failure] == [100, 101]
+
+
+def test_a_finished_silo_has_a_while_for_its_reply(toy):
+    """Its time is not over when the round's is, and it is the round's that ends the exchange."""
+
+    def lose(sent):
+        return [] if sent.metadata.src_node_id == FIRST_NODE else [sent]
+
+    started = time.monotonic()
+    ran = toy(FedAvg(**QUIET), grid={"tamper": lose}, num_rounds=1, timeout=1.5)
+    assert time.monotonic() - started >= 1.5
+    assert len([r for r in ran.result.history if r.failure]) == 1
+
+
 def test_a_silo_that_broke_off_may_still_say_why(toy):
     host = ToyHost()
 
     def reply(message, context, host):
         if context.node_config["partition-id"] == 2:
-            host.broken.add(message.content["config"]["split.token"])
+            host.break_off(message.content["config"]["split.token"])
             raise OSError("the disk is full")
         return honest_reply(message, context, host)
 
@@ -482,3 +515,34 @@ def test_a_superlink_that_serves_no_longer_ends_the_run(toy, monkeypatch, error,
     monkeypatch.setattr(InProcessGrid, call, fail)
     with pytest.raises(SuperLinkError, match=said):
         toy(Alone(min_nodes=1))
+
+
+def test_should_stop_is_asked_after_every_trained_round_and_ends_the_run(toy):
+    asked = []
+
+    def should_stop(server_round, result):
+        last = max(result.evaluate_metrics_clientapp)
+        asked.append((server_round, result.last_round, last, 0 in result.seconds))
+        return server_round == 2
+
+    config = toy_config(num_server_rounds=5, evaluate_initial=True)
+    ran = toy(FedAvg(), config=config, should_stop=should_stop)
+    assert asked == [(1, 1, 1, True), (2, 2, 2, True)]
+    assert ran.result.last_round == 2
+    assert sorted(ran.result.train_metrics_clientapp) == [1, 2]
+    assert sorted(ran.result.evaluate_metrics_clientapp) == [0, 1, 2]
+
+
+def test_should_stop_comes_after_the_evaluation_on_the_server_and_in_the_last_round_too(toy):
+    asked = []
+
+    def should_stop(server_round, result):
+        asked.append((server_round, sorted(result.evaluate_metrics_serverapp)))
+        return False
+
+    toy(
+        FedAvg(**QUIET),
+        evaluate_fn=lambda server_round, arrays: MetricRecord({"loss": float(server_round)}),
+        should_stop=should_stop,
+    )
+    assert asked == [(1, [0, 1]), (2, [0, 1, 2])]

@@ -88,14 +88,14 @@ class Federation:
                 else fit_part(part_of(name), trained[name], drawn[name])
                 * (instructions.scale / silo.scaling.factor) ** (part_of(name) == "B")
                 for name in drawn
-                if name in trained or name in instructions.keeps
+                if name in trained or name in instructions.personal
             }
             assert all(at_rank(n, t.shape, silo.r) == tuple(t.shape) for n, t in own.items())
             self.had[number, partition] = own
             sent = {
                 name: tensor
                 for name, tensor in own.items()
-                if part_of(name) in instructions.trains and name not in instructions.keeps
+                if part_of(name) in instructions.trains and name not in instructions.personal
             }
             if instructions.controlled:
                 sent |= {CONTROL + name: torch.zeros_like(t) for name, t in sent.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from asking import SECONDS, Asking, opened
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,8 +15,7 @@ from flower_split.config.sections import LoraSettings
 from flower_split.segments import split_model
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
-from flower_split.server.session import TrunkSession
-from flower_split.server.starting import TrunkStart
+from flower_split.server.ticket_record import TrunkStart
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, Ticket
 
 TOGETHER = BatchSettings(batching=True, gather_ms=60_000.0)
@@ -31,7 +31,7 @@ def make_trunk(
     return TrunkEngine(trunk, plan=plan, batching=batching, **options)
 
 
-def open_silo(engine: TrunkEngine, seed: int) -> TrunkSession:
+def open_silo(engine: TrunkEngine, seed: int) -> Asking:
     """A session with an adapter of its own, made from `seed`."""
     ticket = Ticket(run_id=1, node_id=seed, server_round=1, token=f"silo-{seed}")
     generator = torch.Generator().manual_seed(seed)
@@ -41,14 +41,20 @@ def open_silo(engine: TrunkEngine, seed: int) -> TrunkSession:
             for name, tensor in engine.shared_state().items()
         }
         engine.prepare(ticket, TrunkStart(tensors=own))
-    return engine.open(replace(engine.describe(), seed=seed), ticket)
+    return opened(engine, replace(engine.describe(), seed=seed), ticket)
 
 
-def complete(sessions: Sequence[TrunkSession], futures: Sequence["Future[Any]"]) -> list[Any]:
+def complete(futures: Sequence["Future[Any]"]) -> list[Any]:
     """What the futures hold, once the trunk has computed them."""
-    while not all(future.done() for future in futures):
-        sessions[0].work()
-    return [future.result() for future in futures]
+    return [future.result(SECONDS) for future in futures]
+
+
+def submitted(
+    sessions: Sequence[Asking], requests: Sequence[ForwardRequest] | Sequence[BackwardRequest]
+) -> list["Future[Any]"]:
+    """One request of every silo, all waiting before any is computed."""
+    with sessions[0].engine.queue.exclusive():
+        return [session.submit(one) for session, one in zip(sessions, requests, strict=True)]
 
 
 @dataclass
@@ -61,26 +67,24 @@ class Made:
 
 
 def passes(
-    sessions: Sequence[TrunkSession],
+    sessions: Sequence[Asking],
     forwards: Sequence[ForwardRequest],
     grads: Sequence[Tensor],
 ) -> list[Made]:
     """One forward and one backward pass of every silo, all waiting at once."""
-    outputs = complete(
-        sessions, [s.submit(request) for s, request in zip(sessions, forwards, strict=True)]
-    )
+    outputs = complete(submitted(sessions, forwards))
     back = [
-        s.submit(BackwardRequest(step=request.step, microbatch=request.microbatch, grad=grad))
-        for s, request, grad in zip(sessions, forwards, grads, strict=True)
+        BackwardRequest(step=request.step, microbatch=request.microbatch, grad=grad)
+        for request, grad in zip(forwards, grads, strict=True)
     ]
-    inputs = complete(sessions, back)
+    inputs = complete(submitted(sessions, back))
     return [
         Made(h2=h2, g1=g1, gradients=gradients_of(session))
         for session, h2, g1 in zip(sessions, outputs, inputs, strict=True)
     ]
 
 
-def gradients_of(session: TrunkSession) -> list[Tensor]:
+def gradients_of(session: Asking) -> list[Tensor]:
     """The gradients of the step so far, of every tensor of the silo's adapter."""
     slot = session._slot
     return [] if slot is None else [g for g in slot._gradients if g is not None]

@@ -8,8 +8,9 @@ from in_process_grid import FIRST_NODE
 
 from flower_split.adapters import AdapterPlan
 from flower_split.config.sections import ModelConfig, SplitConfig, StrategyConfig
-from flower_split.server.starting import SessionOutcome
+from flower_split.server.ticket_record import SessionOutcome, TicketRecord
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
+from flower_split.strategies.hosting.invited_silo import InvitedSilo
 from flower_split.transport.invitation import Invitation
 from flower_split.transport.messages import SessionSummary, Ticket
 
@@ -36,10 +37,9 @@ class ToyHost:
         self.origin_run_id = ""
         self.accepted, self.states = [], []
         self.plan = TOY_PLAN
-        self.address, self.uses_tls, self.ca = "toy:1", True, ""
         self.parts = AdapterParts(SHAPES, TRUNK)
         self.gain = gain
-        self.prepared, self.finished, self.tokens, self.broken = {}, {}, [], set()
+        self.records, self.nodes, self.tokens = {}, {}, []
 
     def begin(self, arrays, *, any_ranks=False):
         if arrays is not None:
@@ -57,41 +57,74 @@ class ToyHost:
     def adapter(self, arrays):
         return self.parts.to_state(arrays)
 
-    def issue(self, run_id, node_id, server_round, purpose, *, seconds):
-        token = secrets.token_hex(8)
-        self.tokens.append(token)
-        return Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
-
-    def offer(self, run_id, node_id, server_round, *, seconds):
-        return None
-
-    def prepare(self, ticket, start):
-        self.prepared[ticket.token] = start.tensors
-
-    def finish(self, token):
-        """What the silo's session does at its end."""
-        state = {name: tensor + self.gain for name, tensor in self.prepared[token].items()}
-        summary = SessionSummary(steps=1, forwards=1, backwards=1, tokens=1)
-        self.finished[token] = SessionOutcome(tensors=state, summary=summary, scaling=None)
-
-    def collect(self, ticket):
-        return self.finished.pop(ticket.token, None)
-
-    def silo_of(self, ticket):
-        return str(ticket.node_id - FIRST_NODE)
-
-    def is_broken(self, ticket):
-        return ticket.token in self.broken
-
-    def accept(self, ticket):
-        self.accepted.append((ticket.server_round, ticket.node_id))
-
     def note_connected(self, node_ids):
         self.connected = list(node_ids)
 
+    def invite(self, terms, run_id, node_id, start, *, sample=False):
+        token = secrets.token_hex(8)
+        self.tokens.append(token)
+        self.nodes[token] = node_id
+        self.records[token] = TicketRecord(start)
+        invitation = Invitation(
+            address="toy:1",
+            ticket=Ticket(
+                run_id=run_id, node_id=node_id, server_round=terms.server_round, token=token
+            ),
+            purpose=terms.purpose,
+            num_rounds=terms.num_rounds,
+            origin_run_id=self.origin_run_id or str(run_id),
+            last_training=terms.last_training,
+            sample=sample,
+            seconds=terms.seconds,
+        )
+        return InvitedSilo(invitation, self.records[token], self, self)
+
+    def trained(self, token, tensors):
+        """What a session leaves that began with `tensors`."""
+        return {name: tensor + self.gain for name, tensor in tensors.items()}
+
+    def finish(self, token):
+        """What the silo's session does, to its end."""
+        self._open(token).finish(SessionSummary(steps=1, forwards=1, backwards=1, tokens=1))
+        self.records[token].close()
+
+    def break_off(self, token):
+        """What the silo's session does until it is gone."""
+        self._open(token).close()
+
+    # As the engine and the tickets of the silos that were invited:
+
+    def accept(self, ticket):
+        assert self.records[ticket.token].accept() is None
+        self.accepted.append((ticket.server_round, ticket.node_id))
+
     def discard(self, ticket):
-        self.finished.pop(ticket.token, None)
-        self.prepared.pop(ticket.token, None)
+        self.records.pop(ticket.token).discard()
+
+    def revoke(self, ticket):
+        pass
+
+    def _open(self, token):
+        record = self.records[token]
+        tensors = self.trained(token, record.start().tensors)
+        record.open(ToyWork(tensors, str(self.nodes[token] - FIRST_NODE)))
+        return record
+
+
+class ToyWork:
+    """A session's work that is done when it begins."""
+
+    def __init__(self, tensors, silo):
+        self._tensors, self._silo = tensors, silo
+
+    def outcome(self, summary):
+        return SessionOutcome(tensors=self._tensors, summary=summary, scaling=None, silo=self._silo)
+
+    def proposal(self, summary):
+        return None
+
+    def free(self):
+        pass
 
 
 def honest_reply(

@@ -79,8 +79,8 @@ def unsplit_app(
         if callable(lora):
             lora = lora(partition, message.content["config"]["server-round"])
         model = peft_model(folder, **lora)
-        kept = None if state_dir is None else state_dir / str(partition)
-        exchange = AdapterExchange(model, message, context, folder=kept)
+        own = None if state_dir is None else state_dir / str(partition)
+        exchange = AdapterExchange(model, message, context, folder=own)
         number = message.content["config"]["server-round"]
         return model, exchange, number, partition
 

@@ -14,7 +14,7 @@ import flower_split.transport.grpc.requests
 from flower_split.remote import SplitStages
 from flower_split.serialization.receiving import TensorAssembler
 from flower_split.server.compute.batch import TrunkComputer
-from flower_split.server.session import TrunkSession
+from flower_split.server.stepping import AdapterSlot
 from flower_split.training import Passage
 from throughput.clock import Clock
 
@@ -34,8 +34,8 @@ def probe_trunk(clock: Clock) -> None:
     computer: Any = TrunkComputer
     computer.forward = clock.timed("forward", TrunkComputer.forward)
     computer.backward = clock.timed("backward", TrunkComputer.backward)
-    session: Any = TrunkSession
-    session.step = clock.timed("step", TrunkSession.step)
+    slot: Any = AdapterSlot
+    slot.step = clock.timed("step", AdapterSlot.step)
 
 
 class ProbedStages(SplitStages):

@@ -19,7 +19,6 @@ from flower_split.adapters import resolve_lora
 from flower_split.config.sections import LoraSettings
 from flower_split.reporting.machine import resident_bytes
 from flower_split.server.compute.queue import BatchSettings
-from flower_split.server.session import TrunkSession
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
 from throughput.process import set_up
 from throughput.shapes import Shape, random_model
@@ -45,7 +44,8 @@ class TrunkAlone:
         model = random_model(shape)
         _, trunk = split_model(model, shape.bottom, shape.top)
         self._engine = TrunkEngine(trunk, plan=resolve_lora(model, LORA), batching=settings)
-        self._sessions = [self._engine.open(self._engine.describe(), None) for _ in range(silos)]
+        opening = [self._engine.open(self._engine.describe(), None) for _ in range(silos)]
+        self._sessions = [session.result() for session in opening]
         generator = torch.Generator().manual_seed(0)
         size = (shape.rows, shape.tokens, shape.hidden)
         self._h1 = [torch.randn(size, generator=generator) for _ in self._sessions]
@@ -71,13 +71,13 @@ class TrunkAlone:
             )
             waits += waited
         for session in self._sessions:
-            session.step(StepRequest(step=step, learning_rate=1e-4))
+            session.submit(StepRequest(step=step, learning_rate=1e-4)).result()
         return waits
 
     def close(self) -> None:
         """End all sessions."""
         for session in self._sessions:
-            session.close()
+            session.close().result()
 
     @property
     def adapter_bytes(self) -> int:
@@ -90,15 +90,13 @@ class TrunkAlone:
         start = time.perf_counter()
         ends: dict[int, float] = {}
         futures: list[Future[Any]] = []
-        for number, (session, request) in enumerate(zip(self._sessions, requests, strict=True)):
-            future = session.submit(request)
-            future.add_done_callback(
-                lambda _, number=number: ends.__setitem__(number, time.perf_counter() - start)
-            )
-            futures.append(future)
-        first: TrunkSession = self._sessions[0]
-        while not all(future.done() for future in futures):
-            first.work()
+        with self._engine.queue.exclusive():  # all of them wait at once
+            for number, (session, request) in enumerate(zip(self._sessions, requests, strict=True)):
+                future = session.submit(request)
+                future.add_done_callback(
+                    lambda _, number=number: ends.__setitem__(number, time.perf_counter() - start)
+                )
+                futures.append(future)
         return [future.result() for future in futures], list(ends.values())
 
 

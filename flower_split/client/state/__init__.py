@@ -1,1 +1,1 @@
-"""What a silo keeps from one session to the next, in files of its own."""
+"""The states that a silo's sessions leave, in files of its own."""

@@ -1,9 +1,9 @@
-"""The state folder: where a node keeps what its next process needs, apart by run and silo.
+"""`StateFolder`: where a node saves what its next process needs, apart by run and silo.
 
 Below `state-dir` of the node config, or else `$XDG_STATE_HOME/flower-split` or
 `~/.local/state/flower-split`: `optimizer/<origin_run_id>/<silo>/`, or
-`adapter/<origin_run_id>/<silo>/` where the silo keeps tensors of its own, for the node's user
-alone. What a run has left is swept by age.
+`adapter/<origin_run_id>/<silo>/` where the silo has personal tensors, for the node's user alone.
+What a run has left is swept by age.
 """
 
 import hashlib
@@ -16,21 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flower_split.client.node_config import NodeConfig
+from flower_split.client.state.state_file import TEMPORARY, StateFile
 from flower_split.errors import StateError
 
-KIND, OWN_KIND = "optimizer", "adapter"
-"""Folders below the state folder: for an optimizer's state alone, and for what never leaves a silo,
-with the optimizer's state beside it."""
+MOMENTS, PERSONAL = "optimizer", "adapter"
+"""Folders below the state folder: for moments alone, and for personal tensors with the moments
+beside them."""
 
-OURS = re.compile(r"\d{8}-[0-9a-f]{64}\.safetensors|incoming\.tmp")
-"""Names of the files in a silo's folder; nothing else is ever removed."""
-
-_LONGEST = 40
+_OURS, _LONGEST = "flower-split", 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateFolder:
-    """Where one node keeps its state, and for how long."""
+    """Where one node saves states, and for how long they stay."""
 
     root: Path
     days: float = 14
@@ -42,18 +40,25 @@ class StateFolder:
         root = named or user_folder("XDG_STATE_HOME", ".local/state")
         return cls(root=root, days=node.state_days)
 
-    def of(self, origin_run_id: str, silo: str, kind: str = KIND) -> Path:
-        """The folder of one silo in one origin_run_id, which need not exist."""
+    def of(self, origin_run_id: str, silo: str, *, personal: bool = False) -> Path:
+        """The folder of one silo in one run and those that resume it, which need not exist.
+
+        Args:
+            origin_run_id: Of the first of these runs.
+            silo: The silo's name.
+            personal: Whether the silo has personal tensors.
+        """
+        kind = PERSONAL if personal else MOMENTS
         return self.root / kind / file_name(origin_run_id) / file_name(silo)
 
     def sweep(self, *, sparing: Path) -> None:
-        """Remove files of ours that nobody has written for too long, and the folders they leave.
+        """Remove states that nobody has written for too long, and the folders they leave.
 
         Args:
             sparing: A silo's folder that is in use, whatever its age.
         """
         oldest = time.time() - self.days * 24 * 3600
-        folders = (self.root / kind for kind in (KIND, OWN_KIND))
+        folders = (self.root / kind for kind in (MOMENTS, PERSONAL))
         for folder in itertools.chain.from_iterable(one.glob("*/*") for one in folders):
             try:
                 # Whatever its files' age: a folder that was just written in is in use.
@@ -88,9 +93,9 @@ def check_private(folder: Path) -> None:
 
 
 def remove_files(folder: Path, *, older_than: float | None = None) -> None:
-    """Remove files of ours in a silo's folder, and the folders that are empty then.
+    """Remove the states in a silo's folder, and the folders that are empty then.
 
-    What cannot be removed stays, for the next sweep.
+    Nothing else is ever removed. What cannot be removed stays, for the next sweep.
 
     Args:
         folder: The silo's.
@@ -100,7 +105,7 @@ def remove_files(folder: Path, *, older_than: float | None = None) -> None:
     try:
         for path in list(folder.iterdir()):
             old = older_than is None or path.lstat().st_mtime < older_than
-            if OURS.fullmatch(path.name) and old:
+            if old and (path.name == TEMPORARY or StateFile.named(path) is not None):
                 path.unlink()
         folder.rmdir()
         folder.parent.rmdir()
@@ -112,9 +117,6 @@ def file_name(name: str) -> str:
     """A name for a file, another one for every `name`, that shows what it can of it."""
     shown = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_LONGEST]
     return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-_OURS = "flower-split"
 
 
 def user_folder(variable: str, otherwise: str) -> Path:

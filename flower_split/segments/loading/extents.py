@@ -22,7 +22,7 @@ class Extent:
     offset: int
     """First byte, from the start of the file."""
     size: int
-    """Bytes."""
+    """Bytes of the tensor in the file."""
 
 
 def tensor_extents(path: Path) -> dict[str, Extent]:

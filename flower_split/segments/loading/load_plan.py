@@ -1,4 +1,4 @@
-"""Loading a party's segment from a checkpoint, of which nothing else is read."""
+"""The load plan of a party's segment, and loading by it: nothing else of the model is read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +14,12 @@ from flower_split.devices import resolve_device
 from flower_split.errors import CheckpointError, ModelError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.families import family_of
+from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import layer_index, layers_path
-from flower_split.segments.loading.fingerprint import fingerprint
 from flower_split.segments.loading.skeleton import make_skeleton, read_config, stock_class
 from flower_split.segments.loading.source import resolve_source
 from flower_split.segments.loading.stock_loader import load_stock
-from flower_split.segments.loading.weight_files import Checkpoint
+from flower_split.segments.loading.weight_files import WeightFiles
 from flower_split.segments.pass_through import Stub
 from flower_split.segments.refusals import refuse_config
 from flower_split.segments.splitting import punch_client, punch_trunk
@@ -88,7 +88,10 @@ def load_trunk(
 
 
 class LoadPlan:
-    """What is to be loaded, checked before any weight is read."""
+    """What is to be loaded of a model, checked before any weight is read.
+
+    Arguments and errors are those of `load_client_model`.
+    """
 
     def __init__(
         self,
@@ -140,9 +143,9 @@ class LoadPlan:
 
     def load(self, punch: Punch, held: Held) -> PreTrainedModel:
         """The stock model after `punch`, with the tensors of the layers that are `held`."""
-        checkpoint = Checkpoint(self.source)
-        with checkpoint.open(self.wanted(held)) as tensors:
-            model = self.make(tensors, punch, checkpoint.path)
+        weights = WeightFiles(self.source)
+        with weights.open(self.wanted(held)) as tensors:
+            model = self.make(tensors, punch, weights.path)
         for module in model.modules():
             if isinstance(module, Stub):
                 # The stock loader leaves buffers that it does not know uninitialised.

@@ -14,7 +14,7 @@ from flower_split.segments.loading.extents import Extent
 from flower_split.segments.loading.load_plan import LoadPlan
 from flower_split.segments.loading.skeleton import make_skeleton
 from flower_split.segments.loading.source import Source
-from flower_split.segments.loading.weight_files import Checkpoint
+from flower_split.segments.loading.weight_files import WeightFiles
 from flower_split.segments.splitting import punch_client
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ def silo_share(
     """
     plan = LoadPlan(source, revision, bottom_layers, top_layers, "float32", "auto")
     path = layers_path(make_skeleton(plan.config))
-    checkpoint, wanted = Checkpoint(plan.source), plan.wanted(plan.of_silo)
+    weights, wanted = WeightFiles(plan.source), plan.wanted(plan.of_silo)
     used: set[str] = set()
-    with checkpoint.open(wanted) as tensors:
+    with weights.open(wanted) as tensors:
         probes = {name: _Probe(name, tensor, used) for name, tensor in tensors.items()}
-        plan.make(dict(probes), punch_client, checkpoint.path)
+        plan.make(dict(probes), punch_client, weights.path)
     if strangers := sorted(probes.keys() - used):
         logger.warning(
             "%d tensors of %s are no part of a %s model and stay out of the silos' share (%s)",
@@ -62,7 +62,7 @@ def silo_share(
             _some(strangers),
         )
     layers: dict[int | None, list[Extent]] = {}
-    for extent in sorted(checkpoint.extents(wanted), key=lambda found: found.name):
+    for extent in sorted(weights.extents(wanted), key=lambda found: found.name):
         if extent.name in used:
             layers.setdefault(layer_index(extent.name, path), []).append(extent)
     return SiloShare(

@@ -1,4 +1,4 @@
-"""A checkpoint in the safetensors format, of which single tensors are read."""
+"""The weight files of a model, in the safetensors format, of which single tensors are read."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +17,8 @@ INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-class Checkpoint:
-    """The weights of a model: one safetensors file, or shards and their index.
+class WeightFiles:
+    """One safetensors file with a model's weights, or shards of it and their index.
 
     Args:
         source: Where it lies.

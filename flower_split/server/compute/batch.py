@@ -49,7 +49,7 @@ class ActivationBudget:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Party:
+class SessionContext:
     """What a session brings to the computation of its rows."""
 
     number: int
@@ -90,7 +90,7 @@ class Graph:
     @property
     def sessions(self) -> set[int]:
         """Sessions whose backward pass it still serves."""
-        return {member.party.number for member in self._waiting}
+        return {member.session.number for member in self._waiting}
 
     def serves(self, members: Sequence["Microbatch"]) -> bool:
         """Whether a backward pass of `members` through it costs less than computing them anew."""
@@ -119,7 +119,7 @@ class Graph:
 class Microbatch:
     """A forward pass that a backward pass will follow."""
 
-    party: Party
+    session: SessionContext
     request: ForwardRequest
     graph: Graph | None = None
     """None where the activations are not kept."""
@@ -211,7 +211,7 @@ class TrunkComputer:
         wants_input: bool,
     ) -> list[Gradients]:
         parameters = {
-            member: [] if member.party.slot is None else member.party.slot.trainable()
+            member: [] if member.session.slot is None else member.session.slot.trainable()
             for member in given
         }
         wanted = [leaf] if wants_input else []
@@ -237,7 +237,7 @@ class TrunkComputer:
         """The batch that was laid for them, and what the trunk makes of it."""
         first = microbatches[0]
         rows = join([microbatch.request for microbatch in microbatches])
-        cache = first.party.open_cache(first.request) if len(microbatches) == 1 else None
+        cache = first.session.open_cache(first.request) if len(microbatches) == 1 else None
         leaf = rows.hidden.detach().requires_grad_(grad)
         mask = rows.attention_mask
         with torch.set_grad_enabled(grad), self._prepared(microbatches):
@@ -256,7 +256,7 @@ class TrunkComputer:
         """Let the sessions' adapters compute, and their random numbers where there is dropout."""
         first = microbatches[0]
         with ExitStack() as stack:
-            slots = [m.party.slot for m in microbatches if m.party.slot is not None]
+            slots = [m.session.slot for m in microbatches if m.session.slot is not None]
             if len(microbatches) == 1:
                 for slot in slots:
                     slot.activate()
@@ -270,6 +270,6 @@ class TrunkComputer:
                 device = first.request.hidden.device
                 devices = [device] if device.type == "cuda" else []
                 stack.enter_context(torch.random.fork_rng(devices=devices))
-                key = (first.party.seed, first.request.step, first.request.microbatch)
+                key = (first.session.seed, first.request.step, first.request.microbatch)
                 torch.manual_seed(hash(key))
             yield

@@ -1,17 +1,21 @@
-"""The trunk's queue: sessions' requests wait here, and are computed as the scheduler says.
+"""The trunk's queue: requests of all sessions wait here, and one thread computes them.
 
-Nobody waits inside: `work` computes at most one batch and returns. Whoever has submitted a request
-calls it until the request is answered, and so computes others' as well.
+Whoever submits gets a future and goes on. The queue's own thread takes what is due: first the
+calls, which are all that is no forward or backward pass, in the order of their coming; then the
+batch that the scheduler chooses. The thread lives while there is a session or something to do.
 """
 
 import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +23,17 @@ from torch import Tensor
 from flower_split.config.trunk import TrunkConfig
 from flower_split.errors import SequenceError, TrunkBusyError
 from flower_split.segments import Trunk
-from flower_split.segments.families import family_of, has_dropout
+from flower_split.segments.families import family_of
+from flower_split.segments.randomness import has_dropout
 from flower_split.server.compute.batch import ActivationBudget, Graph, Microbatch, TrunkComputer
 from flower_split.server.compute.rows import mixing_key
 from flower_split.server.compute.scheduler import Scheduler, Turn
 from flower_split.transport.messages import BackwardRequest
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Answer = Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +58,9 @@ class BatchSettings:
         )
 
 
-logger = logging.getLogger(__name__)
-
-Answer = Tensor | None
-# Seconds between two looks at a request that another thread may be computing.
-_LOOK_SECONDS = 0.01
-
-
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """A request that waits, and whom to tell what came out."""
+    """A forward or a backward pass that waits, and whom to tell what came out."""
 
     turn: Turn
     microbatch: Microbatch
@@ -79,15 +82,14 @@ Done = Callable[[Job, Answer, Sequence[Tensor | None]], Answer]
 
 
 class TrunkQueue:
-    """All requests that wait for one trunk.
+    """All requests that wait for one trunk, and the thread that computes them.
 
     Args:
         trunk: The layers, wrapped with their adapters where they have any.
         settings: How requests are put together, and what is kept.
-        lock: Held while a batch is computed and its results are handed out.
     """
 
-    def __init__(self, trunk: Trunk, settings: BatchSettings, lock: threading.RLock) -> None:
+    def __init__(self, trunk: Trunk, settings: BatchSettings) -> None:
         self.budget = ActivationBudget(settings.max_activation_tokens)
         self._computer = TrunkComputer(
             trunk, self.budget, recompute=settings.recompute, on_change=self._expect
@@ -97,18 +99,36 @@ class TrunkQueue:
         )
         self._mixes = settings.batching and family_of(trunk.config).mixes_rows
         self._drops = has_dropout(trunk, trunk.config)
-        self._lock = lock
         self._numbers = itertools.count()
+        self._computing = threading.RLock()
+        self._changed = threading.Condition()  # of all that follows; never held for long
         self._jobs: dict[Turn, Job] = {}
-        self._mutex = threading.Lock()  # of the scheduler and the jobs; never held for long
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._sessions: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self._changes = 0
+        self._num_threads = torch.get_num_threads()
 
     def join(self) -> int:
         """The number of a new session."""
-        return next(self._numbers)
+        number = next(self._numbers)
+        with self._changed:
+            self._sessions.add(number)
+        return number
+
+    def leave(self, session: int) -> None:
+        """A session has ended: what it waits for is not computed any more."""
+        with self._changed:
+            self._sessions.discard(session)
+            gone = [self._jobs.pop(turn) for turn in self._scheduler.leave(session)]
+            self._note_change()
+        for job in gone:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(SequenceError("the session has ended"))
 
     def mix(self, microbatch: Microbatch, *, backward: bool) -> Hashable | None:
         """Whom a pass of `microbatch` can share a batch with; see `Turn.mix`."""
-        slot, request = microbatch.party.slot, microbatch.request
+        slot, request = microbatch.session.slot, microbatch.request
         if not self._mixes or (request.dropout and self._drops):
             return None
         if slot is not None and not slot.can_mix:
@@ -118,49 +138,90 @@ class TrunkQueue:
             return graph.number
         return mixing_key(request)
 
-    def submit(self, job: Job) -> None:
-        """Let `job` wait."""
-        with self._mutex:
+    def submit(self, job: Job) -> Future[Any]:
+        """Let a pass wait for its turn; never waits itself."""
+        if _is_inside_a_backward_pass():
+            with self._computing:
+                self._compute([job])
+            with self._changed:
+                self._note_change()  # it may have freed what others wait for
+            return job.future
+        with self._changed:
+            if job.turn.session not in self._sessions:
+                job.future.set_exception(SequenceError("the session has ended"))
+                return job.future
             job.queue_length = len(self._jobs)
             self._jobs[job.turn] = job
             self._scheduler.add(job.turn)
+            self._wake()
+        return job.future
 
-    def leave(self, session: int) -> None:
-        """A session has ended: what it waits for is not computed any more."""
-        with self._mutex:
-            gone = [self._jobs.pop(turn) for turn in self._scheduler.leave(session)]
-        for job in gone:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(SequenceError("the session has ended"))
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Have `work` done by the queue's thread, before all passes that wait; never waits."""
+        future: Future[Result] = Future()
+        with self._changed:
+            self._calls.append((future, work))
+            self._wake()
+        return future
 
-    def answer(self, job: Job) -> Answer:
-        """Compute until `job` is answered; what it was answered."""
-        while not job.future.done():
-            delay = self.work()
-            if not job.future.done() and delay != 0:
-                wait([job.future], _LOOK_SECONDS if delay is None else delay)
-        answer: Answer = job.future.result()
-        return answer
+    def exclusive(self) -> AbstractContextManager[object]:
+        """For as long as the context lasts nothing is computed, and requests gather.
 
-    def work(self) -> float | None:
-        """Compute one batch; 0 then, else the seconds until there may be one, None for unknown."""
-        with self._lock:
-            with self._mutex:
-                now = time.monotonic()
-                turns = self._scheduler.next(now, self.budget.room)
-                if not isinstance(turns, list):
-                    return turns
-                jobs = [self._jobs.pop(turn) for turn in turns]
-            jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            rows = sum(job.turn.rows for job in jobs)
-            for job in jobs:
-                job.seconds = now - job.turn.arrived
-                job.rows_beside = rows - job.turn.rows
-            self._compute(jobs)
-            return 0.0
+        What belongs to the trunk, such as its adapters, is read and changed by the queue's thread,
+        or in here.
+        """
+        return self._computing
+
+    def _wake(self) -> None:
+        self._note_change()
+        if self._thread is None:
+            # A daemon: whoever forgets to close a session can still exit.
+            self._thread = threading.Thread(target=self._run, name="trunk-compute", daemon=True)
+            self._thread.start()
+
+        # A new thread has a number of its own for its kernels, and sums depend on that number.
+        self._num_threads = torch.get_num_threads()
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._computing:
+                with self._changed:
+                    seen, work = self._changes, self._take()
+                if callable(work):
+                    if torch.get_num_threads() != self._num_threads:
+                        torch.set_num_threads(self._num_threads)
+                    work()
+                    continue
+            with self._changed:
+                if self._changes != seen:
+                    continue
+                if work is None and not self._sessions:
+                    self._thread = None
+                    return
+                self._changed.wait(work)
+
+    def _take(self) -> Callable[[], None] | float | None:
+        """What is to be done now; or the seconds until something may be; or None."""
+        if self._calls:
+            return partial(_do, *self._calls.popleft())
+        now = time.monotonic()
+        turns = self._scheduler.next(now, self.budget.room)
+        if not isinstance(turns, list):
+            return turns
+        jobs = [self._jobs.pop(turn) for turn in turns]
+        jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        rows = sum(job.turn.rows for job in jobs)
+        for job in jobs:
+            job.seconds = now - job.turn.arrived
+            job.rows_beside = rows - job.turn.rows
+        return partial(self._compute, jobs)
 
     def _expect(self, graph: Graph) -> None:
-        with self._mutex:
+        with self._changed:
             self._scheduler.expect(graph.number, graph.sessions)
 
     def _compute(self, jobs: list[Job]) -> None:
@@ -174,14 +235,8 @@ class TrunkQueue:
                     if not job.future.done():
                         job.rows_beside = 0
                         self._compute([job])
-            elif jobs and isinstance(exc, torch.OutOfMemoryError):
-                busy = TrunkBusyError(
-                    "the trunk's device is out of memory. Lower train.batch-size or train.in-flight"
-                )
-                busy.__cause__ = exc
-                jobs[0].future.set_exception(busy)
             elif jobs:
-                jobs[0].future.set_exception(exc)
+                jobs[0].future.set_exception(mapped(exc))
 
     def _compute_together(self, jobs: list[Job]) -> None:
         if not jobs:
@@ -197,3 +252,32 @@ class TrunkQueue:
             answers = self._computer.forward(microbatches)
         for job, answer, own in zip(jobs, answers, gradients, strict=True):
             job.future.set_result(job.done(job, answer, own))
+
+
+def _do(future: "Future[Any]", work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except Exception as exc:
+        future.set_exception(mapped(exc))
+
+
+def mapped(error: Exception) -> Exception:
+    """`error`, or what is said to a silo whose request did not fit into the device's memory."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    busy = TrunkBusyError(
+        "the trunk's device is out of memory. Lower train.batch-size or train.in-flight"
+    )
+    busy.__cause__ = error
+    return busy
+
+
+def _is_inside_a_backward_pass() -> bool:
+    """Whether the calling thread computes a backward pass, of a silo in the trunk's own process.
+
+    Autograd has one thread for each accelerator, which such a caller occupies until it has its
+    answer: a backward pass of the trunk in another thread would wait for it for ever.
+    """
+    return bool(torch._C._current_graph_task_id() != -1)

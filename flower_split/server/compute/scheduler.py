@@ -66,7 +66,7 @@ class Scheduler:
         self._gather = gather
         self._waiting: list[Turn] = []
         self._served: dict[tuple[int, Kind], tuple[Hashable | None, float]] = {}
-        self._crews: dict[Hashable, frozenset[int]] = {}
+        self._members: dict[Hashable, frozenset[int]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -85,11 +85,11 @@ class Scheduler:
 
     def expect(self, mix: Hashable, sessions: Iterable[int]) -> None:
         """Exactly these sessions will bring a backward pass of this `mix`; none forgets it."""
-        crew = frozenset(sessions)
-        if crew:
-            self._crews[mix] = crew
+        members = frozenset(sessions)
+        if members:
+            self._members[mix] = members
         else:
-            self._crews.pop(mix, None)
+            self._members.pop(mix, None)
 
     def next(self, now: float, room: float) -> list[Turn] | float | None:
         """The turns to compute now; or the seconds until it is worth to ask again; or None.
@@ -120,14 +120,14 @@ class Scheduler:
         batch, full = [head], False
         if head.mix is None:
             return batch, True
-        crew = head.mix in self._crews
+        members = head.mix in self._members
         width, rows, real = head.tokens, head.rows, head.cost
         for turn in sorted(self._waiting, key=_rank):
             if turn is head or turn.kind != head.kind or turn.mix != head.mix:
                 continue
             wider, more = max(width, turn.tokens), rows + turn.rows
             padded = wider * more
-            if not crew:  # whose batch was computed once already
+            if not members:  # whose batch was computed once already
                 limit = min(self._max_tokens, room) if head.keeps else self._max_tokens
                 if padded > limit:
                     full = True
@@ -143,14 +143,14 @@ class Scheduler:
         if head.overtaken or width_times_rows(batch) >= self._max_tokens:
             return 0.0
         busy = {turn.session for turn in self._waiting}
-        crew = self._crews.get(head.mix)
-        if crew is None:
-            crew = frozenset(
+        members = self._members.get(head.mix)
+        if members is None:
+            members = frozenset(
                 session
                 for (session, kind), (mix, when) in self._served.items()
                 if kind == head.kind and mix == head.mix and now - when < _ACTIVE_SECONDS
             )
-        return head.arrived + self._gather - now if crew - busy else 0.0
+        return head.arrived + self._gather - now if members - busy else 0.0
 
     def _dispatch(self, batch: list[Turn], now: float) -> None:
         chosen = set(batch)

@@ -1,4 +1,4 @@
-"""The delivery desk: serves the parts of a pack, and nothing else, to silos that have a ticket.
+"""The delivery service: serves the parts of a pack, and nothing else, to silos that have a ticket.
 
 It never looks at names, paths or cuts: a request is the digest of a part and an offset, and what
 the pack does not list is unknown, whatever it is. Parts are read in one thread of its own, one
@@ -41,7 +41,7 @@ class PartSource(Protocol):
 
 
 class PackSource(Protocol):
-    """What a desk delivers."""
+    """What is delivered."""
 
     @property
     def digest(self) -> str:
@@ -61,7 +61,7 @@ class ReplyWriter(Protocol):
         ...
 
 
-class DeliveryDesk:
+class DeliveryService:
     """Serves delivery streams, for one event loop.
 
     Args:

@@ -1,4 +1,4 @@
-"""The two listeners of a trunk server: the trunk's own, and health's.
+"""The two listeners of a trunk server, the trunk's own and health's, and the loop they run on.
 
 The trunk's listener turns every call away, health checks too, once it has as many as it may.
 """
@@ -16,6 +16,8 @@ from flower_split.errors import ConfigError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer, add_TrunkServicer_to_server
 from flower_split.transport.grpc.channel import Options
+
+Result = TypeVar("Result")
 
 TRUNK_SERVICE: str = pb.DESCRIPTOR.services_by_name["Trunk"].full_name
 # Two processes on one port would share the silos between them.
@@ -81,9 +83,6 @@ async def _start(
         ) from exc
     await server.start()
     return port
-
-
-Result = TypeVar("Result")
 
 
 class LoopThread:

@@ -12,7 +12,7 @@ from flower_split.config.address import Address, is_any, reachable_name
 from flower_split.errors import ConfigError
 from flower_split.segments import Trunk
 from flower_split.server.engine import TrunkEngine
-from flower_split.server.grpc.delivery import DeliveryDesk, PackSource
+from flower_split.server.grpc.delivery import DeliveryService, PackSource
 from flower_split.server.grpc.listeners import LoopThread, listen_health, listen_trunk
 from flower_split.server.grpc.service import ServiceLimits, TrunkService
 from flower_split.server.tickets import Admission
@@ -34,8 +34,8 @@ _SPARE_STREAMS = 16
 class TrunkServer:
     """A gRPC server for `backend`, in a thread of its own; a context manager.
 
-    All calls of the backend come from one further thread, one at a time. A session is closed
-    there exactly once, however its stream ends.
+    The backend computes in a thread of its own. A session is closed exactly once, however its
+    stream ends.
 
     Args:
         backend: Hosts the sessions: an engine, or a trunk that then stays frozen.
@@ -83,18 +83,15 @@ class TrunkServer:
             tls.check_host(self._reached(0).host)
         self._limits = limits or ServiceLimits()
         self._options = channel_options(keepalive or Keepalive())
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="trunk-compute")
         self._codecs = ThreadPoolExecutor(2, thread_name_prefix="trunk-codecs")
         hosted = TrunkEngine(backend) if isinstance(backend, Trunk) else backend
-        self._delivery = DeliveryDesk(
+        self._delivery = DeliveryService(
             pack,
             admit,
             max_streams=self._limits.max_deliveries,
             idle_timeout=self._limits.idle_timeout,
         )
-        self._service = TrunkService(
-            hosted, admit, self._limits, self._compute, self._codecs, self._delivery
-        )
+        self._service = TrunkService(hosted, admit, self._limits, self._codecs, self._delivery)
         self._loop: LoopThread | None = None
         self._stopped = False
         self._servers: list[grpc.aio.Server] = []
@@ -134,7 +131,6 @@ class TrunkServer:
         if loop is not None:
             loop.run(self._end(grace))
             loop.close()
-        self._compute.shutdown()
         self._codecs.shutdown()
         self._delivery.close()
 

@@ -1,6 +1,6 @@
-"""The Trunk service: admits silos, seats them at the backend, and ends every stream by the table.
+"""The Trunk service: admits silos, opens their sessions, and ends every stream by the table.
 
-The event loop only moves frames. The backend is called in one compute thread.
+The event loop only moves frames; the backend computes in a thread of its own.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from flower_split.errors import (
 )
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer
-from flower_split.server.grpc.delivery import DeliveryDesk
-from flower_split.server.grpc.session_calls import Seat
+from flower_split.server.grpc.admitted_session import AdmittedSession
+from flower_split.server.grpc.delivery import DeliveryService
 from flower_split.server.grpc.stream import SessionStream
 from flower_split.server.tickets import Admission
 from flower_split.transport.base import TrunkBackend
@@ -72,7 +72,6 @@ class TrunkService(TrunkServicer):
         backend: Hosts the sessions.
         admit: Decides who may open a session; None lets everyone in.
         limits: Bounds of the service.
-        compute: An executor with one thread, for all calls of the backend.
         codecs: Executor for decoding and encoding large tensors.
         delivery: Serves the model's delivery.
     """
@@ -82,14 +81,12 @@ class TrunkService(TrunkServicer):
         backend: TrunkBackend,
         admit: Admission | None,
         limits: ServiceLimits,
-        compute: Executor,
         codecs: Executor,
-        delivery: DeliveryDesk,
+        delivery: DeliveryService,
     ) -> None:
         self._backend = backend
         self._admit = admit
         self._limits = limits
-        self._compute = compute
         self._codecs = codecs
         self._delivery = delivery
         self._streams: set[asyncio.Task[None] | None] = set()
@@ -174,15 +171,15 @@ class TrunkService(TrunkServicer):
         if kind != "hello":
             raise SequenceError(f"frame {kind}, expected hello")
         spec, ticket = read_hello(first.hello)
-        seat = self._take_seat(spec, ticket)
+        session = self._admitted(spec, ticket)
         try:
-            resumed = await asyncio.wrap_future(seat.open())
+            resumed = await session.open()
             await context.write(welcome_frame(self._limits.session, resumed))
             limits = self._limits
             stream = SessionStream(
                 frames,
                 context,
-                seat,
+                session,
                 RequestReader(spec, limits.session, limits.hidden_size),
                 HopRules(spec),
                 self._codecs,
@@ -190,11 +187,11 @@ class TrunkService(TrunkServicer):
             )
             await stream.serve()
         finally:
-            closing = seat.close()
+            closing = session.close()
             closing.add_done_callback(lambda _: self._leave())
             await asyncio.shield(asyncio.wrap_future(closing))
 
-    def _take_seat(self, spec: SessionSpec, ticket: Ticket | None) -> Seat:
+    def _admitted(self, spec: SessionSpec, ticket: Ticket | None) -> AdmittedSession:
         with self._lock:
             if self._admit is not None:
                 self._admit.verify(ticket, spec.purpose)
@@ -206,7 +203,7 @@ class TrunkService(TrunkServicer):
             if self._admit is not None:
                 self._admit.claim(ticket, spec.purpose)
             self._num_sessions += 1
-        return Seat(self._backend, spec, ticket, self._admit, self._compute)
+        return AdmittedSession(self._backend, spec, ticket, self._admit)
 
     def _leave(self) -> None:
         with self._lock:

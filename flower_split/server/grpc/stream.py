@@ -1,4 +1,4 @@
-"""One stream at the trunk: reading, computing and writing, each at its own pace.
+"""One stream at the trunk: reading, asking and writing, each at its own pace.
 
 Three coroutines pass requests on through short queues, so that the next microbatch arrives and
 the previous one leaves while the trunk computes.
@@ -15,11 +15,18 @@ from torch import Tensor
 
 from flower_split.errors import TrunkError, TrunkUnavailableError
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.server.grpc.session_calls import Seat
-from flower_split.transport.grpc.replies import Answerable, Reply, encode_reply
+from flower_split.server.grpc.admitted_session import AdmittedSession
+from flower_split.transport.grpc.replies import encode_reply
 from flower_split.transport.grpc.request_reader import RequestReader
-from flower_split.transport.grpc.requests import DropCache, Finish, Release, Request
-from flower_split.transport.messages import SessionSummary
+from flower_split.transport.messages import (
+    Answerable,
+    DropCache,
+    Finish,
+    Release,
+    Reply,
+    Request,
+    SessionSummary,
+)
 from flower_split.transport.meters import ByteMeter
 from flower_split.transport.rules import HopRules
 
@@ -45,7 +52,7 @@ class SessionStream:
     Args:
         frames: What the silo sends.
         writer: Where replies go.
-        seat: The session at the backend.
+        session: At the backend, open.
         reader: Checks the silo's frames.
         rules: What the session's tensors look like.
         codecs: Executor for decoding and encoding large tensors.
@@ -56,7 +63,7 @@ class SessionStream:
         self,
         frames: AsyncIterator[pb.ClientFrame],
         writer: FrameWriter,
-        seat: Seat,
+        session: AdmittedSession,
         reader: RequestReader,
         rules: HopRules,
         codecs: Executor,
@@ -64,7 +71,7 @@ class SessionStream:
     ) -> None:
         self._frames = frames
         self._writer = writer
-        self._seat = seat
+        self._session = session
         self._reader = reader
         self._rules = rules
         self._codecs = codecs
@@ -110,7 +117,7 @@ class SessionStream:
     async def _work(self) -> None:
         while (request := await self._requests.get()) is not None:
             self._computing = True
-            reply = await asyncio.wrap_future(self._seat.call(request))
+            reply = await self._session.ask(request)
             self._computing = False
             self._progress = self._loop.time()
             if not isinstance(request, Release | DropCache):
@@ -136,7 +143,7 @@ class SessionStream:
         """Raise when nothing moves any more, or when the host has revoked the ticket."""
         while True:
             await asyncio.sleep(min(1.0, self._idle_timeout / 4))
-            self._seat.check()
+            self._session.check()
             quiet = self._loop.time() - self._progress
             if not self._computing and quiet > self._idle_timeout:
                 raise TrunkUnavailableError(

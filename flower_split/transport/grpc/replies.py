@@ -11,22 +11,19 @@ from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, TensorRule, check_header
 from flower_split.serialization.receiving import TensorAssembler
 from flower_split.serialization.sending import Outgoing, encode_tensor, frames
-from flower_split.transport.grpc.requests import Finish
 from flower_split.transport.messages import (
+    Answerable,
     BackwardRequest,
+    Finish,
     ForwardRequest,
     QueueUse,
+    Reply,
     SessionSummary,
     StepReply,
     StepRequest,
     WireBytes,
 )
 from flower_split.transport.rules import HopRules
-
-Answerable = ForwardRequest | BackwardRequest | StepRequest | Finish
-"""Requests that get a reply."""
-Reply = Tensor | StepReply | SessionSummary | None
-"""h2 or g1 (None where g1 was not wanted), or the answer to a step or to Finish."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flower_split.errors import SequenceError, TrunkBusyError, WireError
+from flower_split.errors import SequenceError, WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, check_header
 from flower_split.serialization.receiving import TensorAssembler
-from flower_split.transport.grpc.requests import EDIT_KINDS, DropCache, Finish, Release, Request
+from flower_split.transport.bounds import check_context, check_hidden
+from flower_split.transport.grpc.requests import EDIT_KINDS
 from flower_split.transport.messages import (
     BackwardRequest,
     CacheEdit,
     CacheUse,
+    DropCache,
     EditKind,
+    Finish,
     ForwardRequest,
+    Release,
+    Request,
     SessionLimits,
     SessionSpec,
     StepRequest,
@@ -136,47 +141,29 @@ class RequestReader:
             raise WireError("forward without tensors, expected h1")
         hidden = self._check_size(check_header(headers.pop(0), self._rules.h1))
         announced = [hidden]
-        rows, tokens, _ = hidden.shape
+        mask = positions = None
         if headers and headers[0].role == ATTENTION_MASK.role:
             mask = check_header(headers.pop(0), ATTENTION_MASK)
-            past = forward.cache.past_length if forward.HasField("cache") else 0
-            bound = max(self._limits.max_message_tokens, self._limits.max_cached_tokens)
-            if mask.shape[0] != rows or mask.shape[1] != past + tokens:
-                raise WireError(
-                    f"attention_mask: shape {mask.shape}, expected {(rows, past + tokens)}"
-                )
-            if math.prod(mask.shape) > bound:
-                raise TrunkBusyError(
-                    f"attention_mask: {rows} x {mask.shape[1]} tokens; the trunk takes at most"
-                    f" {bound}. Raise trunk.max-cached-tokens"
-                )
             announced.append(mask)
         if headers:
             positions = check_header(headers.pop(0), POSITION_IDS)
-            if positions.shape not in ((rows, tokens), (1, tokens)):
-                raise WireError(
-                    f"position_ids: shape {positions.shape}, expected {(rows, tokens)}"
-                    f" or {(1, tokens)}"
-                )
             announced.append(positions)
         if headers:
             raise WireError("forward with more tensors than h1, attention_mask and position_ids")
+        check_context(
+            hidden.shape,
+            None if mask is None else mask.shape,
+            None if positions is None else positions.shape,
+            forward.cache.past_length if forward.HasField("cache") else 0,
+            self._limits,
+        )
         for edit in forward.cache.edits:
             if edit.kind not in _EDIT_NAMES:
                 raise WireError(f"cache edit of unknown kind {edit.kind}")
         return announced
 
     def _check_size(self, tensor: Announced) -> Announced:
-        rows, tokens, hidden = tensor.shape
-        name = tensor.rule.name
-        if rows * tokens > self._limits.max_message_tokens:
-            raise TrunkBusyError(
-                f"{name}: {rows} x {tokens} tokens; the trunk takes at most"
-                f" {self._limits.max_message_tokens}. Lower train.batch-size, or raise"
-                " trunk.max-message-tokens"
-            )
-        if self._hidden_size is not None and hidden != self._hidden_size:
-            raise WireError(f"{name}: hidden size {hidden}, the trunk's is {self._hidden_size}")
+        check_hidden(tensor.rule.name, tensor.shape, self._limits, self._hidden_size)
         return tensor
 
     def _check_step(self, step: pb.Step) -> None:

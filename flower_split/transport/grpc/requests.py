@@ -10,33 +10,15 @@ from flower_split.serialization.sending import Outgoing, encode_tensor, frames
 from flower_split.transport.messages import (
     BackwardRequest,
     CacheUse,
+    DropCache,
     EditKind,
+    Finish,
     ForwardRequest,
+    Release,
+    Request,
     StepRequest,
 )
 from flower_split.transport.rules import ATTENTION_MASK, POSITION_IDS, HopRules
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """Free a microbatch that gets no backward pass."""
-
-    microbatch: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class DropCache:
-    """Free a key-value cache."""
-
-    cache_id: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finish:
-    """Declare the session complete."""
-
-
-Request = ForwardRequest | BackwardRequest | Release | DropCache | StepRequest | Finish
 
 EDIT_KINDS: dict[EditKind, pb.EditKind] = {
     "reorder": pb.EDIT_KIND_REORDER,

@@ -17,9 +17,10 @@ import grpc
 from flower_split.errors import TrunkError, TrunkUnavailableError, WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkStub
-from flower_split.transport.grpc.replies import Answerable, ReplyReader
-from flower_split.transport.grpc.requests import Request, encode_request
+from flower_split.transport.grpc.replies import ReplyReader
+from flower_split.transport.grpc.requests import encode_request
 from flower_split.transport.grpc.status import from_status
+from flower_split.transport.messages import Answerable, Request
 from flower_split.transport.meters import ByteMeter
 from flower_split.transport.rules import HopRules
 

@@ -22,11 +22,13 @@ from flower_split.transport.grpc.channel import (
 )
 from flower_split.transport.grpc.diagnosis import diagnose
 from flower_split.transport.grpc.handshake import hello_frame, read_welcome
-from flower_split.transport.grpc.requests import DropCache, Finish, Release
 from flower_split.transport.grpc.stream import GrpcStream
 from flower_split.transport.messages import (
     BackwardRequest,
+    DropCache,
+    Finish,
     ForwardRequest,
+    Release,
     SessionSpec,
     SessionSummary,
     StepReply,

@@ -15,7 +15,7 @@ from tiny_families import CASE_BY_NAME, CASES, Case
 from flower_split.errors import CheckpointError, CutError
 from flower_split.segments import load_client_model, silo_share
 from flower_split.segments.loading.extents import Extent, file_header, tensor_extents
-from flower_split.segments.loading.weight_files import Checkpoint
+from flower_split.segments.loading.weight_files import WeightFiles
 
 CUTS = [(1, 1), (0, 0)]
 
@@ -32,15 +32,15 @@ def test_it_is_what_the_client_model_is_loaded_from(
 ) -> None:
     case.model().save_pretrained(tmp_path)
     read: set[str] = set()
-    open_checkpoint = Checkpoint.open
+    open_files = WeightFiles.open
 
     @contextmanager
-    def noting(self: Checkpoint, wanted: Any) -> Iterator[dict[str, Any]]:
-        with open_checkpoint(self, wanted) as tensors:
+    def noting(self: WeightFiles, wanted: Any) -> Iterator[dict[str, Any]]:
+        with open_files(self, wanted) as tensors:
             read.update(tensors)
             yield tensors
 
-    monkeypatch.setattr(Checkpoint, "open", noting)
+    monkeypatch.setattr(WeightFiles, "open", noting)
     load_client_model(tmp_path, bottom_layers=cuts[0], top_layers=cuts[1])
     monkeypatch.undo()
     assert extents_of(tmp_path, *cuts).keys() == read

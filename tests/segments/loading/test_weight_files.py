@@ -12,7 +12,7 @@ from tiny_families import CASE_BY_NAME
 
 from flower_split.errors import CheckpointError
 from flower_split.segments import load_client_model, load_trunk, resolve_source
-from flower_split.segments.loading.weight_files import INDEX_FILE, SINGLE_FILE, Checkpoint
+from flower_split.segments.loading.weight_files import INDEX_FILE, SINGLE_FILE, WeightFiles
 
 CUTS = {"bottom_layers": 1, "top_layers": 1}
 SHARDS = {
@@ -42,7 +42,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, *names: str) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoint(resolve_source(folder))
+    checkpoint = WeightFiles(resolve_source(folder))
     with checkpoint.open(lambda name: name in names) as tensors:
         return {name: tensor[...] for name, tensor in tensors.items()}
 
@@ -98,13 +98,13 @@ def test_index_that_leads_elsewhere(sharded: Path, shard: object) -> None:
 def test_broken_index(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / INDEX_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
-        Checkpoint(resolve_source(tmp_path))
+        WeightFiles(resolve_source(tmp_path))
 
 
 def test_index_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        Checkpoint(resolve_source(tmp_path))
+        WeightFiles(resolve_source(tmp_path))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 60, -1])
@@ -124,14 +124,14 @@ def test_git_lfs_pointer(single: Path) -> None:
 
 def test_folder_without_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no weights that can be read: expected model"):
-        Checkpoint(resolve_source(tmp_path))
+        WeightFiles(resolve_source(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
 def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not even a pickle")
     with pytest.raises(CheckpointError, match=rf"found {name}\. Pickles .* save_pretrained"):
-        Checkpoint(resolve_source(tmp_path))
+        WeightFiles(resolve_source(tmp_path))
 
 
 def test_pickle_beside_safetensors_does_no_harm(single: Path) -> None:

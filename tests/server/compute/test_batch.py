@@ -77,10 +77,10 @@ def together_and_alone(
             if request.attention_mask is not None:
                 one.h2 = one.h2 * request.attention_mask[..., None]
         if batching is not None:
-            beside = [silo._waited.rows_beside for silo in silos]
+            beside = [silo.finish().queue.rows_beside for silo in silos]
         for silo in silos:
             silo.close()
-        assert engine._queue.budget.kept == 0
+        assert engine.queue.budget.kept == 0
     return max(map(furthest, *made)), beside
 
 

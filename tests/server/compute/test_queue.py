@@ -6,19 +6,29 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
-from hosting import hosting
+from asking import Asking
+from hosting import eventually, hosting
 from pairs import tiny_llama
-from several_silos import TOGETHER, complete, furthest, gradients_of, make_trunk, open_silo, passes
+from several_silos import (
+    TOGETHER,
+    complete,
+    furthest,
+    gradients_of,
+    make_trunk,
+    open_silo,
+    passes,
+    submitted,
+)
 from torch import Tensor
 
-from flower_split import GrpcTransport
+from flower_split import GrpcTransport, LocalTransport
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import SequenceError, TrunkBusyError, WireError
 from flower_split.server.compute.queue import BatchSettings
-from flower_split.server.session import TrunkSession
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
 
 WIDTH = 32
@@ -40,7 +50,7 @@ def grad(seed: int, microbatch: int = 0, **changes: object) -> BackwardRequest:
     return BackwardRequest(step=0, microbatch=microbatch, **fields)  # type: ignore[arg-type]
 
 
-def silos(batching: BatchSettings | None, count: int) -> list[TrunkSession]:
+def silos(batching: BatchSettings | None, count: int) -> list[Asking]:
     engine = make_trunk(tiny_llama(3), batching)
     return [open_silo(engine, seed) for seed in range(count)]
 
@@ -57,25 +67,24 @@ def assert_close(got: Tensor, expected: Tensor) -> None:
     assert float((got - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
 
 
-def assert_as_alone(session: TrunkSession, seed: int, g1: Tensor) -> None:
+def assert_as_alone(session: Asking, seed: int, g1: Tensor) -> None:
     _, expected, gradients = lonely(seed)
     assert_close(g1, expected)
     for got, wanted in zip(gradients_of(session), gradients, strict=True):
         assert_close(got, wanted)
 
 
-def forward_together(sessions: list[TrunkSession]) -> list[Tensor]:
-    futures = [session.submit(ask(seed)) for seed, session in enumerate(sessions)]
-    return complete(sessions, futures)
+def forward_together(sessions: list[Asking]) -> list[Tensor]:
+    return complete(submitted(sessions, [ask(seed) for seed in range(len(sessions))]))
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [0], [2, 3]])
 def test_late_silos_have_their_rows_computed_anew(order: list[int]) -> None:
     sessions = silos(AT_ONCE, 4)
     forward_together(sessions)
-    budget = sessions[0]._queue.budget
+    budget = sessions[0].engine.queue.budget
     for place, seed in enumerate(order):
-        (g1,) = complete(sessions, [sessions[seed].submit(grad(seed))])
+        (g1,) = complete([sessions[seed].submit(grad(seed))])
         assert_as_alone(sessions[seed], seed, g1)
         # The graph of four rows is not kept for a single one.
         assert budget.kept == (24 if place + 1 <= 2 else 0)
@@ -87,11 +96,12 @@ def test_late_silos_have_their_rows_computed_anew(order: list[int]) -> None:
 def test_most_of_a_batch_goes_through_its_graph_and_the_rest_comes_later() -> None:
     sessions = silos(AT_ONCE, 4)
     forward_together(sessions)
-    futures = [sessions[seed].submit(grad(seed)) for seed in (3, 1, 0)]
-    for seed, g1 in zip((3, 1, 0), complete(sessions, futures), strict=True):
+    late = (3, 1, 0)
+    futures = submitted([sessions[seed] for seed in late], [grad(seed) for seed in late])
+    for seed, g1 in zip((3, 1, 0), complete(futures), strict=True):
         assert_as_alone(sessions[seed], seed, g1)
-    assert sessions[0]._queue.budget.kept == 0
-    (g1,) = complete(sessions, [sessions[2].submit(grad(2))])
+    assert sessions[0].engine.queue.budget.kept == 0
+    (g1,) = complete([sessions[2].submit(grad(2))])
     assert_as_alone(sessions[2], 2, g1)
 
 
@@ -99,12 +109,12 @@ def test_a_silo_sees_nothing_of_the_data_beside_its_own() -> None:
     results = []
     for other in (7, 8):
         sessions = silos(TOGETHER, 2)
-        futures = [sessions[0].submit(ask(0)), sessions[1].submit(ask(other))]
-        h2 = complete(sessions, futures)[0]
-        back = [sessions[0].submit(grad(0)), sessions[1].submit(grad(other))]
-        g1 = complete(sessions, back)[0]
-        assert sessions[0]._waited.rows_beside == 2
+        futures = submitted(sessions, [ask(0), ask(other)])
+        h2 = complete(futures)[0]
+        back = submitted(sessions, [grad(0), grad(other)])
+        g1 = complete(back)[0]
         results.append([h2, g1, *gradients_of(sessions[0])])
+        assert sessions[0].finish().queue.rows_beside == 2
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
 
@@ -113,72 +123,72 @@ def test_values_that_are_not_finite_stay_with_the_silo_that_sent_them() -> None:
     sessions = silos(TOGETHER, 3)
     bad = ask(1, hidden=torch.full((1, 6, WIDTH), float("nan")))
     requests = [ask(0), bad, ask(2)]
-    outputs = complete(
-        sessions, [s.submit(request) for s, request in zip(sessions, requests, strict=True)]
-    )
+    outputs = complete(submitted(sessions, requests))
     assert outputs[1].isnan().all()
-    back = [session.submit(grad(seed)) for seed, session in enumerate(sessions)]
-    for seed, g1 in enumerate(complete(sessions, back)):
+    back = submitted(sessions, [grad(seed) for seed in range(len(sessions))])
+    for seed, g1 in enumerate(complete(back)):
         if seed != 1:
             assert_as_alone(sessions[seed], seed, g1)
-    assert sessions[0]._waited.rows_beside == 4
+    assert sessions[0].finish().queue.rows_beside == 4
 
 
 def test_a_refused_request_does_not_touch_the_batch() -> None:
     sessions = silos(TOGETHER, 3)
-    futures = [sessions[seed].submit(ask(seed)) for seed in (0, 2)]
-    with pytest.raises(WireError, match="h1 is"):
-        sessions[1].submit(ask(1, hidden=torch.zeros(1, 6, WIDTH + 1)))
+    futures = submitted([sessions[0], sessions[2]], [ask(0), ask(2)])
+    with pytest.raises(WireError, match="h1: hidden size"):
+        sessions[1].forward(ask(1, hidden=torch.zeros(1, 6, WIDTH + 1)))
     with pytest.raises(SequenceError, match="no activations"):
-        sessions[1].submit(grad(1))
-    complete(sessions, futures)
+        sessions[1].backward(grad(1))
+    complete(futures)
     with pytest.raises(WireError, match="g2 is"):
-        sessions[0].submit(grad(0, grad=torch.zeros(1, 5, WIDTH)))
-    back = [sessions[seed].submit(grad(seed)) for seed in (0, 2)]
-    for seed, g1 in zip((0, 2), complete(sessions, back), strict=True):
+        sessions[0].backward(grad(0, grad=torch.zeros(1, 5, WIDTH)))
+    back = submitted([sessions[0], sessions[2]], [grad(0), grad(2)])
+    for seed, g1 in zip((0, 2), complete(back), strict=True):
         assert_as_alone(sessions[seed], seed, g1)
 
 
 def test_a_fault_while_computing_is_only_that_silos(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = silos(TOGETHER, 3)
-    computer = sessions[0]._queue._computer
-    run = computer._run
+    trunk = sessions[0].engine.trunk
+    compute = trunk.forward
 
-    def faulty(microbatches, **options):  # type: ignore[no-untyped-def]
-        if any(m.party.number == sessions[1]._party.number for m in microbatches):
+    def faulty(hidden, **options):  # type: ignore[no-untyped-def]
+        if (hidden == 7).any():
             raise torch.OutOfMemoryError("too much")
-        return run(microbatches, **options)
+        return compute(hidden, **options)
 
-    monkeypatch.setattr(computer, "_run", faulty)
-    futures = [session.submit(ask(seed)) for seed, session in enumerate(sessions)]
-    while not all(future.done() for future in futures):
-        sessions[0].work()
-    assert isinstance(futures[1].exception(), TrunkBusyError)
+    monkeypatch.setattr(trunk, "forward", faulty)
+    too_much = ask(1, hidden=torch.full((1, 6, WIDTH), 7.0))
+    futures = submitted(sessions, [ask(0), too_much, ask(2)])
+    assert isinstance(futures[1].exception(60), TrunkBusyError)
     for seed in (0, 2):
-        assert_close(futures[seed].result(), lonely(seed)[0])
-        (g1,) = complete(sessions, [sessions[seed].submit(grad(seed))])
+        assert_close(futures[seed].result(60), lonely(seed)[0])
+        (g1,) = complete([sessions[seed].submit(grad(seed))])
         assert_as_alone(sessions[seed], seed, g1)
 
 
 def test_a_silo_that_closes_while_it_waits_leaves_the_others_alone() -> None:
     sessions = silos(TOGETHER, 3)
-    futures = [session.submit(ask(seed)) for seed, session in enumerate(sessions)]
-    sessions[1].close()
+    with sessions[0].engine.queue.exclusive():
+        futures = [session.submit(ask(seed)) for seed, session in enumerate(sessions)]
+        closing = sessions[1].session.close()
+    closing.result(60)
     with pytest.raises(SequenceError, match="ended"):
         futures[1].result(0)
-    complete(sessions, [futures[0], futures[2]])
+    complete([futures[0], futures[2]])
     sessions[2].close()  # with activations of its rows in the common graph
-    (g1,) = complete(sessions, [sessions[0].submit(grad(0))])
+    (g1,) = complete([sessions[0].submit(grad(0))])
     assert_as_alone(sessions[0], 0, g1)
-    assert sessions[0]._queue.budget.kept == 0
+    assert sessions[0].engine.queue.budget.kept == 0
 
 
 def test_a_future_that_nobody_wants_any_more_is_not_computed() -> None:
     sessions = silos(TOGETHER, 2)
-    futures = [session.submit(ask(seed)) for seed, session in enumerate(sessions)]
-    futures[0].cancel()
-    complete(sessions, futures[1:])
-    assert sessions[0]._forwards == 0
+    with sessions[0].engine.queue.exclusive():
+        futures = [session.submit(ask(seed)) for seed, session in enumerate(sessions)]
+        assert futures[0].cancel()
+    complete(futures[1:])
+    assert sessions[0].finish().forwards == 0
 
 
 def test_activations_are_freed_with_the_last_of_their_rows() -> None:
@@ -188,10 +198,10 @@ def test_activations_are_freed_with_the_last_of_their_rows() -> None:
     assert held.graph is not None
     output = weakref.ref(held.graph.output)
     del held
-    complete(sessions, [session.submit(grad(seed)) for seed, session in enumerate(sessions)])
+    complete(submitted(sessions, [grad(seed) for seed in range(len(sessions))]))
     gc.collect()
     assert output() is None
-    assert sessions[0]._queue._scheduler._crews == {}
+    assert sessions[0]._queue._scheduler._members == {}
 
 
 @pytest.mark.parametrize("batching", [False, True])
@@ -207,7 +217,7 @@ def test_recomputing_keeps_nothing_and_changes_nothing(batching: bool) -> None:
     assert apart == 0.0
     sessions = silos(replace(settings, recompute=True), 2)
     forward_together(sessions)
-    assert sessions[0]._queue.budget.kept == 0
+    assert sessions[0].engine.queue.budget.kept == 0
 
 
 def test_recomputing_draws_the_same_dropout_again() -> None:
@@ -218,7 +228,7 @@ def test_recomputing_draws_the_same_dropout_again() -> None:
         sessions = [open_silo(engine, seed) for seed in range(2)]
         requests = [ask(seed, dropout=True) for seed in range(2)]
         made.append(passes(sessions, requests, [normal(9), normal(10)]))
-        assert sessions[0]._waited.rows_beside == 0  # random numbers are a silo's own
+        assert sessions[0].finish().queue.rows_beside == 0  # random numbers are a silo's own
     assert max(map(furthest, *made)) == 0.0
 
 
@@ -238,19 +248,19 @@ def test_a_silo_waits_for_room_until_another_has_freed_it() -> None:
     sessions = silos(replace(TOGETHER, batching=False, max_activation_tokens=6), 2)
     sessions[0].forward(ask(0))
     future = sessions[1].submit(ask(1))
-    delay = sessions[1].work()
-    assert delay is not None and delay > 0 and not future.done()
+    with pytest.raises(TimeoutError):
+        future.result(0.2)
     g1 = sessions[0].backward(grad(0))
     assert g1 is not None
     assert_as_alone(sessions[0], 0, g1)
-    complete(sessions, [future])
-    assert sessions[0]._queue.budget.kept == 6
+    complete([future])
+    assert sessions[0].engine.queue.budget.kept == 6
 
 
 def test_more_in_flight_than_there_is_room_for_ends_well() -> None:
     """Eight silos fill a room for two with three microbatches each before any backward pass."""
     sessions = silos(replace(AT_ONCE, max_activation_tokens=18), 8)
-    budget = sessions[0]._queue.budget
+    budget = sessions[0].engine.queue.budget
     with ThreadPoolExecutor(8) as pool:
 
         def silo(seed: int) -> None:
@@ -295,3 +305,73 @@ def test_silos_over_grpc_share_batches() -> None:
 
     assert sum(train(replace(TOGETHER, gather_ms=200.0))) > 0
     assert sum(train(None)) == 0
+
+
+def compute_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "trunk-compute"]
+
+
+def test_the_compute_thread_lives_as_long_as_a_session() -> None:
+    before = len(compute_threads())
+    sessions = silos(None, 2)
+    engine = sessions[0].engine
+    sessions[0].forward(ask(0))
+    assert len(compute_threads()) == before + 1
+    for session in sessions:
+        session.close()
+    assert eventually(lambda: len(compute_threads()) == before)
+    (again,) = [open_silo(engine, 5)]
+    again.forward(ask(5))
+    again.close()
+    assert eventually(lambda: len(compute_threads()) == before)
+
+
+def test_a_transport_that_is_forgotten_ends_its_session() -> None:
+    before = len(compute_threads())
+    engine = make_trunk(tiny_llama(3), None)
+    transport = LocalTransport(engine)
+    transport.forward(ask(0)).result()
+    assert engine.queue.budget.kept == 6
+    del transport
+    gc.collect()
+    assert eventually(lambda: engine.queue.budget.kept == 0)
+    assert eventually(lambda: len(compute_threads()) == before)
+
+
+def test_the_number_of_threads_is_that_of_whoever_asks() -> None:
+    (silo,) = silos(None, 1)
+    used = []
+    compute = silo.engine.trunk.forward
+
+    def watched(hidden: Tensor, **options: Any) -> Tensor:
+        used.append(torch.get_num_threads())
+        return compute(hidden, **options)
+
+    silo.engine.trunk.forward = watched  # type: ignore[method-assign]
+    for microbatch, number in enumerate((1, 2, 1)):
+        torch.set_num_threads(number)
+        silo.forward(ask(0, microbatch))
+    assert used == [1, 2, 1]
+
+
+def test_a_backward_pass_out_of_a_backward_pass_is_made_by_its_caller() -> None:
+    """As a silo in the trunk's own process makes it, which holds its device's autograd thread."""
+    (silo,) = silos(None, 1)
+    silo.forward(ask(0))
+    threads = []
+    parameter = next(p for p in silo.engine.trunk.parameters() if p.requires_grad)
+    parameter.register_hook(lambda _: threads.append(threading.current_thread()))
+
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: Tensor) -> Tensor:
+            return tensor.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Any:
+            return silo.backward(grad(0))
+
+    leaf = normal(0).requires_grad_()
+    Cut.apply(leaf).sum().backward()  # type: ignore[no-untyped-call]
+    assert_as_alone(silo, 0, leaf.grad)  # type: ignore[arg-type]
+    assert set(threads) <= {threading.current_thread()}

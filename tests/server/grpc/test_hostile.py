@@ -17,9 +17,9 @@ from flower_split.server.grpc.server import TrunkServer
 from flower_split.server.grpc.service import ServiceLimits
 from flower_split.server.tickets import TicketBook
 from flower_split.transport.grpc.handshake import hello_frame
-from flower_split.transport.grpc.requests import Finish, Request, encode_request
+from flower_split.transport.grpc.requests import encode_request
 from flower_split.transport.grpc.transport import GrpcTransport
-from flower_split.transport.messages import SessionLimits, StepRequest, Ticket
+from flower_split.transport.messages import Finish, Request, SessionLimits, StepRequest, Ticket
 from flower_split.transport.rules import HopRules
 
 LIMITS = ServiceLimits(

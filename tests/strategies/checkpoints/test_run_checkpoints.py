@@ -272,6 +272,22 @@ def test_the_run_stops_without_progress_and_goes_on_with_more_patience(toy, tmp_
     assert toy(FedAvg(), config=patient, reply=losing(LOSSES)).result.last_round == 5
 
 
+def test_a_run_that_should_stop_stops_where_it_did_when_it_is_resumed(toy, tmp_path):
+    asked = []
+
+    def should_stop(server_round, result):
+        asked.append(server_round)
+        return server_round == 2
+
+    stopped = toy(FedAvg(), config=config(tmp_path), should_stop=should_stop)
+    assert (stopped.result.last_round, asked) == (2, [1, 2])
+    resumed = config(tmp_path, resume=True)
+    again = toy(FedAvg(), config=resumed, should_stop=should_stop)
+    assert (again.seen, asked) == ([], [1, 2, 2])
+    same(again.result, stopped.result)
+    assert toy(FedAvg(), config=resumed).result.last_round == 4
+
+
 @pytest.mark.parametrize(
     ("fields", "best", "waited"),
     [
@@ -280,7 +296,7 @@ def test_the_run_stops_without_progress_and_goes_on_with_more_patience(toy, tmp_
         ({"early_stop": EarlyStopConfig(patience=9, min_delta=1.0)}, 5, 3),
     ],
 )
-def test_the_standing_of_a_run(fields, best, waited):
+def test_the_best_round_and_the_rounds_without_progress(fields, best, waited):
     evaluations = {n: MetricRecord({"eval-loss": loss}) for n, loss in enumerate(LOSSES)}
     settled = toy_config(**fields)
     assert best_round(settled, evaluations) == best

@@ -168,17 +168,17 @@ def test_a_reply_that_contradicts_its_session_does_not_count(run, change, said):
 def test_neither_half_goes_on_from_a_round_that_did_not_count(run, monkeypatch):
     """Silo 1's second reply is lost: its third session resumes from what the first has left."""
     left, loaded = [], []
-    keep, load = AdapterRound.kept, AdapterRound.load
+    personal, load = AdapterRound.personal, AdapterRound.load
 
-    def spy_kept(self):
-        left.append(keep(self))
+    def spy_personal(self):
+        left.append(personal(self))
         return left[-1]
 
-    def spy_load(self, received, kept=None):
-        loaded.append(kept)
-        return load(self, received, kept)
+    def spy_load(self, received, before=None):
+        loaded.append(before)
+        return load(self, received, before)
 
-    monkeypatch.setattr(AdapterRound, "kept", spy_kept)
+    monkeypatch.setattr(AdapterRound, "personal", spy_personal)
     monkeypatch.setattr(AdapterRound, "load", spy_load)
     order = []
 

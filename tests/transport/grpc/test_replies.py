@@ -9,10 +9,12 @@ from torch import Tensor
 
 from flower_split.errors import SequenceError, TrunkError, WireError
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.transport.grpc.replies import Answerable, Reply, ReplyReader, encode_reply
-from flower_split.transport.grpc.requests import Finish
+from flower_split.transport.grpc.replies import ReplyReader, encode_reply
 from flower_split.transport.messages import (
+    Answerable,
+    Finish,
     QueueUse,
+    Reply,
     SessionSummary,
     StepReply,
     StepRequest,

@@ -91,7 +91,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     _, state = split_state(initial, layers, trunk.cuts)
     engine = TrunkEngine(trunk, plan=plan, initial=state)
-    session = engine.open(engine.describe(), None)
+    session = engine.open(engine.describe(), None).result()
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.1)
     wire = Wire(grid, nodes[0])
@@ -103,14 +103,13 @@ def main(grid: Grid, context: Context) -> None:
         count = int(told["microbatches"])
         for number in range(count):
             place = {"step": step, "microbatch": step * count + number}
-            h2 = session.forward(
-                ForwardRequest(hidden=hidden, keep_graph=True, dropout=True, **place)
-            )
+            request = ForwardRequest(hidden=hidden, keep_graph=True, dropout=True, **place)
+            h2 = session.submit(request).result()
             grad, told = wire.ask("h2", number, h2)
             losses.append(float(told["loss"]))
-            g1 = session.backward(BackwardRequest(grad=grad, **place))
+            g1 = session.submit(BackwardRequest(grad=grad, **place)).result()
             hidden, told = wire.ask("g1", number, g1)
-        session.step(StepRequest(step=step, learning_rate=LEARNING_RATE))
+        session.submit(StepRequest(step=step, learning_rate=LEARNING_RATE)).result()
         steps.append(
             {
                 "seconds": time.perf_counter() - began,
@@ -121,5 +120,5 @@ def main(grid: Grid, context: Context) -> None:
                 "silo_peak": int(told["peak"]),
             }
         )
-    session.close()
+    session.close().result()
     (Path(str(config["output-dir"])) / RESULT).write_text(json.dumps(steps), encoding="utf-8")

@@ -1,0 +1,25 @@
+"""Problems of a configuration: all of them told at once, and unknown names with the nearest one."""
+
+import difflib
+from collections.abc import Iterable
+
+from flower_split.errors import ConfigError
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`; did you mean …?` with the valid key most like `name`, or all of the valid ones."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name.replace("_", "-"), valid, n=1, cutoff=0.4)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; valid are {', '.join(sorted(valid))}"
+
+
+def raise_problems(problems: list[str], where: str) -> None:
+    """Raise `ConfigError` with all `problems`, each once, or do nothing when there are none."""
+    unique = list(dict.fromkeys(problems))
+    if len(unique) == 1:
+        raise ConfigError(unique[0])
+    if unique:
+        lines = "".join(f"\n- {problem}" for problem in unique)
+        raise ConfigError(f"{len(unique)} problems in {where}:{lines}")
