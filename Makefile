@@ -9,7 +9,7 @@ BENCH ?= outputs/bench-throughput
 STRATEGIES ?= outputs/bench-strategies
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: venv demo deployment bench-throughput bench-strategies test test-slow lint format types contract proto proto-check wheel clean
+.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -30,6 +30,9 @@ bench-throughput: $(STAMP)
 
 bench-strategies: $(STAMP)
 	$(BIN)/python examples/bench-strategies/compare.py --out $(STRATEGIES)
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not medium"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -13,6 +13,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 import pytest
 import torch
 from hypothesis import settings
+from suites import takes_long
 
 from flower_split.devices import choice
 
@@ -27,17 +28,30 @@ MOST_PROCESSES = 4
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the whole suite in a process for each core, and tests that are named in this one.
+    """Run a whole suite in a process for each core, and tests that are named in this one.
 
-    A file's tests stay together, because they share what is costly to start. `-n` decides
-    otherwise, and without pytest-xdist there is one process.
+    The slow suite gets one more, because Flower's processes are mostly waited for; its files'
+    tests stay together, because they share what is costly to start. Elsewhere a process takes
+    neighbours too, and what is left of another's when its own are done. `-n` decides otherwise,
+    and without pytest-xdist there is one process.
     """
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
-        config.option.numprocesses = min(MOST_PROCESSES, os.cpu_count() or 1)
-        config.option.dist = "loadfile"
+        slow = config.option.markexpr == "slow"
+        config.option.numprocesses = min(MOST_PROCESSES, (os.cpu_count() or 1) + slow)
+        config.option.dist = "loadfile" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what the quick suite leaves out, and begin with the longest of the slow files."""
+    for item in items:
+        if isinstance(item, pytest.Function) and takes_long(item):
+            item.add_marker("medium")
+    if config.option.markexpr == "slow":
+        items.sort(key=lambda item: item.path.parent.name not in {"deployment", "quickstart"})
 
 
 @pytest.fixture(autouse=True)

@@ -176,17 +176,17 @@ def measure(*, toy: bool) -> Report:
         }
         for codec, link, depth in product(codecs, links, depths):
             step = silo.step(link, codec, depth)
-            cells.append(_cell(step, compute[codec], link, codec, depth, shape))
+            cells.append(cell_of(step, compute[codec], link, codec, depth, shape))
         # In turns, and the fastest of each: others on the machine only slow one down.
         aimed = []
         for _ in range(turns):
             aimed.append(silo.step(TARGET, "fp32", depths[-1]))
             again = silo.step(Link(), "fp32", depths[-1])
             compute["fp32"] = min(compute["fp32"], again, key=_seconds)
-        best = _cell(min(aimed, key=_seconds), compute["fp32"], TARGET, "fp32", depths[-1], shape)
+        best = cell_of(min(aimed, key=_seconds), compute["fp32"], TARGET, "fp32", depths[-1], shape)
         chosen = ChosenDepth()
         found = silo.step(TARGET, "fp32", 0, steps=2 if toy else 12)
-        measured = _cell(found, compute["fp32"], TARGET, "fp32", chosen.depth, shape)
+        measured = cell_of(found, compute["fp32"], TARGET, "fp32", chosen.depth, shape)
     figures = {
         "compute_seconds": {codec: round(step.seconds, 3) for codec, step in compute.items()},
         "target": best,
@@ -205,7 +205,7 @@ def _seconds(step: Step) -> float:
     return step.seconds
 
 
-def _cell(
+def cell_of(
     step: Step, compute: Step, link: Link, codec: str, depth: int, shape: Shape
 ) -> dict[str, Any]:
     least = bound(compute, link)

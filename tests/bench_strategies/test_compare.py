@@ -46,6 +46,7 @@ def compared(settings, tmp_path_factory):
     return compare.compare(CHOSEN, settings, out, workers=0, is_toy=True), out
 
 
+@pytest.mark.medium
 def test_every_entry_has_a_row_with_what_it_cost(compared):
     rows, _ = compared
     by_name = {row["name"]: row for row in rows}
@@ -61,6 +62,7 @@ def test_every_entry_has_a_row_with_what_it_cost(compared):
     assert "down" not in by_name["central"]
 
 
+@pytest.mark.medium
 def test_a_split_run_is_the_unsplit_one(compared):
     rows, _ = compared
     twins = [row for row in rows if row["how"] == "unsplit"]
@@ -73,6 +75,7 @@ def test_a_split_run_is_the_unsplit_one(compared):
         assert row["up"] > split["up"]
 
 
+@pytest.mark.medium
 def test_what_it_leaves(compared):
     rows, out = compared
     stored = json.loads((out / "results.json").read_text())
@@ -88,6 +91,7 @@ def test_what_it_leaves(compared):
     assert all(f"| {row['name']} |" in shown for row in rows)
 
 
+@pytest.mark.medium
 def test_a_stopped_benchmark_goes_on_from_what_is_there(compared, settings, monkeypatch):
     rows, out = compared
     monkeypatch.setattr("comparison.running.run", None)  # it would fail if it were called
@@ -140,6 +144,7 @@ def test_the_personal_modules_are_the_layers_above_the_trunk(settings):
     assert top_layers(Settings(data="", top=2)) == ["layers.6", "layers.7"]
 
 
+@pytest.mark.medium
 def test_the_text_that_is_always_there_is_labelled_by_library(tmp_path):
     write_docstrings(tmp_path / "made" / "docstrings.jsonl", 2)
     lines = (tmp_path / "made" / "docstrings.jsonl").read_text().splitlines()

@@ -18,7 +18,7 @@ def test_a_cell_says_what_bounds_it() -> None:
     link = Link(round_trip_ms=50, mbit=8)
     for seconds, by in ((2.0, "wire"), (9.0, "computation")):
         step = Step(seconds=seconds, upward=3e6, downward=1e6)
-        cell = slow_networks._cell(step, step, link, "fp32", 4, slow_networks.TOY)
+        cell = slow_networks.cell_of(step, step, link, "fp32", 4, slow_networks.TOY)
         assert cell["bound_by"] == by
 
 

@@ -1,8 +1,10 @@
 """Split against unsplit in processes of their own, at toy size."""
 
+import pytest
 import split_over_unsplit
 
 
+@pytest.mark.slow
 def test_it_measures_every_depth(bench) -> None:
     found = split_over_unsplit.compare(bench, toy=True)
     assert found.ratios["split_over_unsplit"] > 0

@@ -1,8 +1,10 @@
 """The parts of a step, at toy size."""
 
+import pytest
 import where_time_goes
 
 
+@pytest.mark.slow
 def test_it_accounts_for_both_parties(bench) -> None:
     found = where_time_goes.account(bench, toy=True).figures["seconds"]
     assert list(found) == ["1 in flight", "4 in flight"]

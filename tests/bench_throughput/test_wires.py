@@ -1,10 +1,12 @@
 """The wire table, at toy size."""
 
+import pytest
 import wires
 
 from flower_split.config.sections import CODECS
 
 
+@pytest.mark.slow
 def test_it_measures_every_codec(bench) -> None:
     found = wires.tabulate(bench, toy=True)
     assert list(found.figures) == list(CODECS)

@@ -13,7 +13,7 @@ from federation import COMPLETED, SECONDS, Federation, Node, wait_for
 from flower_split.apps.run_record import STOPPED
 from flower_split.reporting import read_result
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 LONG = {"train__local_steps": 100_000}
 """Hours of training: only its ending ends such a run."""
@@ -82,7 +82,6 @@ def test_killed_clients(shared, training, tmp_path):
     assert "broke off" in report.failure
 
 
-@pytest.mark.slow
 def test_clients_that_do_not_answer_in_time(shared, tiny, tmp_path):
     own = set(shared.listening())
     given = {**LONG, "round_timeout": 30.0, "output_dir": str(tmp_path / "output")}
@@ -94,7 +93,6 @@ def test_clients_that_do_not_answer_in_time(shared, tiny, tmp_path):
     assert_next_run_completes(shared, tiny)
 
 
-@pytest.mark.slow
 def test_a_frozen_client_is_left_out(shared, training, tmp_path):
     run_id, own, clients = training(shared, train__local_steps=300)
     clients[0].send_signal(signal.SIGSTOP)
@@ -109,7 +107,6 @@ def test_a_frozen_client_is_left_out(shared, training, tmp_path):
     shared.assert_idle(own)
 
 
-@pytest.mark.slow
 def test_a_quorum_that_is_missed(shared, training, tmp_path):
     steps = {"train__local_steps": 300, "strategy__min_replies": 2}
     run_id, own, clients = training(shared, **steps)
@@ -121,7 +118,6 @@ def test_a_quorum_that_is_missed(shared, training, tmp_path):
     assert result(tmp_path).failure in ended.details
 
 
-@pytest.mark.slow
 def test_a_killed_server_app(shared, training, tiny):
     run_id, own, _ = training(shared)
     (server_app,) = shared.members("flwr-serverapp")
@@ -137,7 +133,6 @@ def test_a_killed_server_app(shared, training, tiny):
     assert_next_run_completes(shared, tiny)
 
 
-@pytest.mark.slow
 def test_ctrl_c_on_the_superlink(start_federation, training, tmp_path):
     federation = start_federation()
     _, own, _ = training(federation)
@@ -149,7 +144,6 @@ def test_ctrl_c_on_the_superlink(start_federation, training, tmp_path):
     assert not federation.members("bin/flower-superlink")
 
 
-@pytest.mark.slow
 def test_everything_is_told_to_end_at_once(start_federation, training, tmp_path):
     """As systemd stops a unit: SIGTERM to the SuperLink and to all of its children."""
     federation = start_federation()
@@ -163,7 +157,6 @@ def test_everything_is_told_to_end_at_once(start_federation, training, tmp_path)
     assert result(tmp_path).failure == STOPPED
 
 
-@pytest.mark.slow
 def test_a_trunk_that_is_cut_off(shared, training, tmp_path):
     """The ServerApp is frozen: nothing closes the connection, only keepalive finds out."""
     run_id, own, _ = training(shared)

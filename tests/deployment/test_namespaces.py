@@ -8,6 +8,7 @@ from flower_split.reporting import read_result
 
 pytestmark = [
     pytest.mark.timeout(600),
+    pytest.mark.slow,
     pytest.mark.skipif(not permitted(), reason="this user may not make network namespaces"),
 ]
 
@@ -38,7 +39,6 @@ def test_a_round_between_machines(apart, tiny, tmp_path):
     apart.assert_idle(ports)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("advertised", "said"),
     [
@@ -59,7 +59,6 @@ def test_an_address_that_no_silo_reaches_is_named(apart, tiny, advertised, said)
     apart.assert_idle(ports)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not supports(*NETEM), reason="this kernel has no netem (tc qdisc add … netem), or tc is missing"
 )

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from flower_split.reporting import read_result
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 def test_a_round_over_tls_yields_an_adapter_that_loads(tmp_path):

@@ -111,6 +111,7 @@ def gpt2() -> PreTrainedModel:
     ).eval()
 
 
+@pytest.mark.medium
 @settings(max_examples=12, deadline=None)
 @given(
     depth=st.sampled_from((*DEPTHS, 0)),

@@ -1,0 +1,56 @@
+"""Which tests are left out of the quick suite, by what they do."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+import pytest
+from flwr.serverapp import ServerApp
+
+RUNS = frozenset(
+    {"federation", "killable_run", "plain_flower", "split_flower", "split_lora", "unsplit_app"}
+)
+"""Modules beside this one that run whole rounds of real models."""
+FAMILIES = frozenset({"llama", "gpt2"})
+"""Model types that the quick suite is content with."""
+
+
+def takes_long(item: pytest.Function) -> bool:
+    """Whether a test starts processes, runs whole rounds, or is of one more model family.
+
+    What it does is read from its function, its fixtures and what they call in its own file.
+    """
+    callspec = getattr(item, "callspec", None)
+    given = callspec.params.values() if callspec is not None else ()
+    if any(getattr(value, "model_type", "llama") not in FAMILIES for value in given):
+        return True
+    fixtures = item._fixtureinfo.name2fixturedefs
+    functions = [item.function, *(f.func for fs in fixtures.values() for f in fs)]
+    seen: set[Callable[..., Any]] = set()
+    return any(_reaches_a_run(function, seen) for function in functions)
+
+
+def _reaches_a_run(function: Callable[..., Any], seen: set[Callable[..., Any]]) -> bool:
+    function = getattr(function, "__wrapped__", function)
+    if not isinstance(function, FunctionType) or function in seen:
+        return False
+    seen.add(function)
+    for value in _named(function.__code__, function.__globals__):
+        if isinstance(value, ServerApp) or getattr(value, "__name__", "") == "subprocess":
+            return True
+        if getattr(value, "__module__", "") in RUNS:
+            return True
+        beside = getattr(value, "__module__", None) == function.__module__
+        if beside and _reaches_a_run(value, seen):
+            return True
+    return False
+
+
+def _named(code: CodeType, names: Mapping[str, Any]) -> Iterator[Any]:
+    """The values of the names that a function and those inside it use."""
+    for name in code.co_names:
+        if name in names:
+            yield names[name]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _named(constant, names)
