@@ -12,8 +12,7 @@ import torch
 from flower_split.compression.table import CODEC_TABLE
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import TensorRule, check_header
-from flower_split.serialization.receiving import TensorAssembler
-from flower_split.serialization.sending import CHUNK_BYTES, encode_tensor, frames
+from flower_split.serialization.tensors import CHUNK_BYTES, TensorAssembler, encode_tensor, frames
 
 CHUNKS = 16
 SHAPE = (CHUNKS, 256, 1024)

@@ -13,13 +13,13 @@ from flower_split.compression.raw import RAW_BOOL
 from flower_split.compression.table import CODEC_TABLE, round_trip
 from flower_split.errors import SequenceError, WireError
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.serialization import sending
+from flower_split.serialization import tensors
 from flower_split.serialization.headers import MAX_DIM, TensorRule, check_header
-from flower_split.serialization.receiving import TensorAssembler
-from flower_split.serialization.sending import (
+from flower_split.serialization.tensors import (
     CHUNK_BYTES,
     MAX_FRAME_BYTES,
     Outgoing,
+    TensorAssembler,
     encode_tensor,
     frames,
 )
@@ -62,7 +62,7 @@ def test_what_arrives_is_what_the_codec_keeps(
     mask = torch.rand(shape[:2]) > 0.5
     rules = (rule(codec, dtype), MASK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sending, "CHUNK_BYTES", chunk)
+        patch.setattr(tensors, "CHUNK_BYTES", chunk)
         stream = wire([encode_tensor(hidden, rules[0]), encode_tensor(mask, MASK)])
     arrived = received(stream, rules)
     assert torch.equal(arrived[0], round_trip(hidden, CODEC_TABLE[codec]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import flower_split.transport.grpc.replies
 import flower_split.transport.grpc.requests
 from flower_split.remote import SplitStages
-from flower_split.serialization.receiving import TensorAssembler
+from flower_split.serialization.tensors import TensorAssembler
 from flower_split.server.compute.batch import TrunkComputer
 from flower_split.server.stepping import AdapterSlot
 from flower_split.training import Passage

@@ -19,7 +19,7 @@ from flower_split.errors import (
     WireError,
 )
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.serialization.sending import CHUNK_BYTES
+from flower_split.serialization.tensors import CHUNK_BYTES
 from flower_split.server.tickets import Admission
 from flower_split.transport.grpc.handshake import check_version, read_ticket
 from flower_split.transport.messages import Ticket

@@ -24,13 +24,12 @@ from flower_split.errors import (
 )
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer
-from flower_split.server.grpc.admitted_session import AdmittedSession
 from flower_split.server.grpc.delivery import DeliveryService
-from flower_split.server.grpc.stream import SessionStream
+from flower_split.server.grpc.stream import AdmittedSession, SessionStream
 from flower_split.server.tickets import Admission
 from flower_split.transport.base import TrunkBackend
 from flower_split.transport.grpc.handshake import read_hello, welcome_frame
-from flower_split.transport.grpc.request_reader import RequestReader
+from flower_split.transport.grpc.requests import RequestReader
 from flower_split.transport.grpc.status import Status, to_status
 from flower_split.transport.messages import SessionLimits, SessionSpec, Ticket
 from flower_split.transport.rules import HopRules

@@ -9,7 +9,7 @@ import grpc
 from flower_split.config.address import Address
 from flower_split.config.checks import in_range
 from flower_split.errors import ConfigError
-from flower_split.serialization.sending import MAX_FRAME_BYTES
+from flower_split.serialization.tensors import MAX_FRAME_BYTES
 from flower_split.tls import ClientTls, ServerTls
 
 # The least time between two pings that a trunk accepts. gRPC's default of 300 s makes it close

@@ -17,7 +17,7 @@ from flower_split.errors import (
 )
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkStub
-from flower_split.serialization.sending import CHUNK_BYTES
+from flower_split.serialization.tensors import CHUNK_BYTES
 from flower_split.tls import ClientTls
 from flower_split.transport.grpc.channel import (
     Keepalive,

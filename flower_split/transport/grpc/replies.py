@@ -9,8 +9,7 @@ from torch import Tensor
 from flower_split.errors import SequenceError, WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, TensorRule, check_header
-from flower_split.serialization.receiving import TensorAssembler
-from flower_split.serialization.sending import Outgoing, encode_tensor, frames
+from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
 from flower_split.transport.messages import (
     Answerable,
     BackwardRequest,

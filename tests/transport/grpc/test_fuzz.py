@@ -10,8 +10,7 @@ from flower_split.errors import TrunkError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.transport.grpc.handshake import hello_frame, read_hello
 from flower_split.transport.grpc.replies import ReplyReader, encode_reply
-from flower_split.transport.grpc.request_reader import RequestReader
-from flower_split.transport.grpc.requests import encode_request
+from flower_split.transport.grpc.requests import RequestReader, encode_request
 from flower_split.transport.messages import CacheEdit, CacheUse, SessionLimits, StepRequest, Ticket
 from flower_split.transport.rules import HopRules
 

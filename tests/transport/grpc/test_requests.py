@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 
 from flower_split.errors import SequenceError, TrunkBusyError, TrunkError, WireError
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.transport.grpc.request_reader import PendingRequest, RequestReader
-from flower_split.transport.grpc.requests import EDIT_KINDS, encode_request
+from flower_split.transport.grpc.requests import (
+    EDIT_KINDS,
+    PendingRequest,
+    RequestReader,
+    encode_request,
+)
 from flower_split.transport.messages import (
     BackwardRequest,
     CacheEdit,
