@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import opened
 from hosting import hosting
 from outside_package import installed, recipe, told
 from pairs import Pair, make_batch, make_pair
@@ -250,7 +251,7 @@ def test_both_ends_must_have_the_same_list(
     different = pair.engine.describe()
     wire = WireConfig(transforms=theirs[::-1])
     with pytest.raises(HandshakeError, match=r"differ in wire\.transforms: "):
-        pair.engine.open(replace(different, wire=wire), None)
+        opened(pair.engine, replace(different, wire=wire), None)
     with (
         hosting(pair.engine) as server,
         pytest.raises(HandshakeError, match=r"differ in wire\.transforms: "),
@@ -293,8 +294,8 @@ def test_one_that_is_of_no_use_is_named(
 
 def test_a_refused_request_reaches_no_transform(plugin: Any) -> None:
     pair = cut("first")
-    session = pair.engine.open(pair.transport.spec, None)
-    with pytest.raises(Exception, match="h1 is"):
+    session = opened(pair.engine, pair.transport.spec, None)
+    with pytest.raises(Exception, match="h1: hidden size"):
         session.forward(ForwardRequest(step=0, microbatch=0, hidden=torch.zeros(1, 2, 7)))
     assert plugin.SEEN == []
     session.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import nothing_left
+from hosting import eventually, nothing_left
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from late_transport import LateTransport
@@ -199,7 +199,7 @@ def test_an_evaluation_in_flight_equals_one_at_a_time(depth: int) -> None:
     finally:
         transport.close()
     assert found == expected == evaluate(pair.whole, batches(6))
-    assert not pair.transport._session._pending
+    assert eventually(lambda: pair.engine.queue.budget.kept == 0)
 
 
 def test_requests_run_ahead_by_the_depth_and_no_further() -> None:
@@ -330,7 +330,7 @@ def test_an_interruption_frees_both_parties(error: type[BaseException]) -> None:
         transport.close()
     assert_same(read_state(pair.client), pair.client_state)
     assert_same(trunk_state(pair), pair.trunk_state)
-    assert not pair.transport._session._pending
+    assert eventually(lambda: pair.engine.queue.budget.kept == 0)
     assert transport.released
     handle.remove()
 
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
             config_with(accumulation=4, in_flight=4),
             stages=SplitStages(pair.client),
         )
-    assert not pair.transport._session._pending
+    assert eventually(lambda: pair.engine.queue.budget.kept == 0)
 
 
 def test_a_tensor_of_both_halves_cannot_be_trained_in_stages() -> None:

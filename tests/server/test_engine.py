@@ -390,6 +390,18 @@ def test_the_next_session_resumes_from_the_last_one_that_was_accepted() -> None:
         engine.accept(ticket("d"))
 
 
+def test_a_silo_without_a_name_leaves_no_state() -> None:
+    engine = make_engine(keep_optimizer=True)
+    record = engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state()))
+    session = opened(engine, engine.describe(), ticket("a"))
+    stepped(session, range(1), 5)
+    session.finish()
+    session.close()
+    assert record.collect() is not None
+    engine.accept(ticket("a"))
+    assert engine.session_states() == []
+
+
 def test_loaded_states_take_the_place_of_what_was_proposed_before() -> None:
     engine = make_engine(keep_optimizer=True)
     trained(engine, "a")
