@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flower_split.segments import (
         check_exact,
         load_client_model,
+        load_tokenizer,
         load_trunk,
         split_model,
         split_segments,
@@ -38,6 +39,7 @@ _HOMES = {
     "attach_trunk": "flower_split.remote",
     "check_exact": "flower_split.segments",
     "load_client_model": "flower_split.segments",
+    "load_tokenizer": "flower_split.segments",
     "load_trunk": "flower_split.segments",
     "session_spec": "flower_split.remote",
     "split_model": "flower_split.segments",
@@ -56,6 +58,7 @@ __all__ = [
     "attach_trunk",
     "check_exact",
     "load_client_model",
+    "load_tokenizer",
     "load_trunk",
     "session_spec",
     "split_model",

@@ -72,8 +72,8 @@ def simulate(
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m flower_split.apps.simulate", description=(__doc__ or "").splitlines()[0]
     )
@@ -89,7 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="'KEY=VALUE …'",
         help="settings that replace the app's, as for flwr run; can be repeated",
     )
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parsed = make_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupted)
     started = time.time()
     try:

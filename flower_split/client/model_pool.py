@@ -67,6 +67,8 @@ def borrowed_model(
         model = models.pop() if models else None
     model = model or _load(config, source, device, lora)
     yield model
+    # A loop of one's own may have ended with a step and kept its gradients.
+    model.model.zero_grad(set_to_none=True)
     with _lock:
         # A run with other settings in the same process leaves nothing behind in memory.
         for other in _idle.keys() - {key}:

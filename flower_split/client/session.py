@@ -3,7 +3,7 @@
 import itertools
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
@@ -27,11 +27,14 @@ from flower_split.lowrank import RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.segments import random_numbers
 from flower_split.training import (
+    Accumulator,
     Batch,
     EvalMetrics,
+    StepLoss,
     TrainMetrics,
     evaluate,
     show_progress,
+    step_batches,
     steps_in_round,
     train_round,
 )
@@ -57,12 +60,11 @@ class SplitSession:
         @app.train()
         def train(message, context):
             with SplitSession(message, context) as session:
-                for batch in session.train_batches():
-                    loss = session.model(**batch).loss
-                    loss.backward()
+                for microbatches in session.train_steps():
+                    step = session.accumulate(microbatches)
                     session.optimizer.step()
                     session.optimizer.zero_grad()
-                return session.reply({"train-loss": float(loss)})
+                return session.reply({"train-loss": step.loss})
 
     An exception that is not flower_split's own leaves the session as a `SiloError` without its
     text, because Flower sends that text to the server; the silo's log has all of it.
@@ -100,6 +102,7 @@ class SplitSession:
         self._stack = ExitStack()
         self._autocast = autocast_dtype(self.config.train.autocast)
         self._optimizer: SplitAdamW | None = None
+        self._gradients: Accumulator | None = None
         self._data: SiloBatches | None = None
         self._sample = ""
 
@@ -216,6 +219,40 @@ class SplitSession:
         batches = itertools.chain.from_iterable(passes)
         wanted = itertools.islice(batches, train.local_steps * train.accumulation or None)
         return (to_device(batch, self.device) for batch in wanted)
+
+    def train_steps(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """The same microbatches by optimizer step, `train.accumulation` to each.
+
+        A pass over the data ends with a step over fewer where that does not divide them.
+        """
+        train, one_pass = self.config.train, self.data.train(self.server_round)
+        steps = step_batches(one_pass, train.accumulation, steps_in_round(train, len(one_pass)))
+        return ([to_device(batch, self.device) for batch in step] for step in steps)
+
+    def accumulate(self, microbatches: Sequence[Batch]) -> StepLoss:
+        """Add the gradient of one optimizer step to the model's `.grad`s.
+
+        That of the mean loss over the target tokens of all its microbatches, of which
+        `train.in-flight` are on their way through the trunk at once: the gradient does not depend
+        on how many. To be called once for each step; the model is in training mode meanwhile.
+
+        Raises:
+            DataError: no microbatch has a target token.
+            DivergenceError: a microbatch's loss is not finite.
+            TrunkError: the trunk is gone.
+        """
+        if self._gradients is None:
+            train = self.config.train
+            steps = steps_in_round(train, len(self.data.train(self.server_round)))
+            self._gradients = Accumulator(
+                self.model,
+                stages=SplitStages(self.model, autocast=self._autocast),
+                in_flight=train.in_flight,
+                seed=self.seed,
+                first_step=steps * (self.server_round - 1),
+            )
+        with mode(self.model, training=True):
+            return self._gradients.add(microbatches)
 
     def eval_batches(self) -> Iterator[Batch]:
         """The held-out data, as `train_batches` gives the training data."""

@@ -7,14 +7,17 @@ a mean of the microbatches' means would weigh the tokens of short ones more.
 
 import inspect
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from flower_split.config.seeds import derive_seed
 from flower_split.errors import DataError, DivergenceError
 from flower_split.training.batch import Batch, count_targets, device_of, to_device
+from flower_split.training.depth import Depth
 from flower_split.training.pipeline import flow
 from flower_split.training.stages import Passage, Stages, WholeModel
 
@@ -29,6 +32,65 @@ class StepLoss:
     """Target tokens."""
     waited: float
     """Seconds in which there was nothing to do but to wait for the trunk."""
+
+
+class Accumulator:
+    """The gradients of a round's optimizer steps, one step after the other.
+
+    Every microbatch has random numbers of its own (for dropout), a function of the seed and of its
+    place in the run. So the gradients are the same however many microbatches are in flight.
+
+    Args:
+        model: A stock causal language model, cut or whole, in training mode.
+        stages: How `model` is called; None calls it in one piece, one microbatch after the other.
+        in_flight: Microbatches in flight, at most those of a step and what `stages` can have; 0
+            finds the number by measurement, see `Depth`.
+        seed: Of the random numbers.
+        first_step: Optimizer steps of the run before the first one here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        stages: Stages | None = None,
+        in_flight: int = 0,
+        seed: int = 0,
+        first_step: int = 0,
+    ) -> None:
+        self._model = model
+        self._stages = stages or WholeModel(model)
+        self._in_flight = in_flight
+        self._seed = seed
+        self._step = first_step
+        self._full_step = 0
+        self._depth: Depth | None = None
+
+    def add(self, microbatches: Sequence[Batch]) -> StepLoss:
+        """Add the gradient of the next optimizer step to the model's `.grad`s; see `accumulate`."""
+        if self._depth is None:
+            self._full_step = len(microbatches)
+            limit = min(self._stages.max_in_flight, self._full_step)
+            self._depth = Depth(self._in_flight, limit)
+        began = time.perf_counter()
+        step = accumulate(
+            self._model,
+            microbatches,
+            stages=self._stages,
+            depth=self._depth.value,
+            seeds=[
+                derive_seed(self._seed, "microbatch", self._step, place)
+                for place in range(len(microbatches))
+            ],
+        )
+        if len(microbatches) == self._full_step:
+            self._depth.observe(
+                tokens=sum(batch["labels"].numel() for batch in microbatches),
+                seconds=time.perf_counter() - began,
+                waited=step.waited,
+            )
+        self._step += 1
+        return step
 
 
 def accumulate(

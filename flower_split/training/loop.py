@@ -12,12 +12,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from flower_split.config.sections import TrainConfig
-from flower_split.config.seeds import derive_seed
 from flower_split.errors import DataError, DivergenceError
 from flower_split.optimization.schedule import check_schedule, learning_rate_factor
-from flower_split.training.accumulation import accumulate
+from flower_split.training.accumulation import Accumulator
 from flower_split.training.batch import Batch, Batches
-from flower_split.training.depth import Depth
 from flower_split.training.metrics import TrainMetrics
 from flower_split.training.stages import Stages, mode
 
@@ -68,10 +66,9 @@ def train_round(
     """Train for one round, in training mode; afterwards every module is in its mode again.
 
     Each step takes its learning rate from the schedule. The gradient is clipped here, over the
-    model's trainable parameters, unless the optimizer is a `ClippingOptimizer`. Every microbatch
-    has random numbers of its own (for dropout), a function of the seed and of its place in the
-    run. So the result is the same however many microbatches are in flight; there are none at the
-    end of a step, because the next one's bottom is the stepped one.
+    model's trainable parameters, unless the optimizer is a `ClippingOptimizer`. The result is the
+    same however many microbatches are in flight, see `Accumulator`; there are none at the end of a
+    step, because the next one's bottom is the stepped one.
 
     Args:
         model: A stock causal language model, cut or whole.
@@ -97,31 +94,21 @@ def train_round(
     check_schedule(config.schedule, warmup_steps=config.warmup_steps, total_steps=total)
     start = time.perf_counter()
     loss_sum, tokens, examples, rate, waited = 0.0, 0, 0, 0.0, 0.0
-    full_step = min(config.accumulation, len(batches))
-    limit = 1 if stages is None else stages.max_in_flight
-    depth = Depth(config.in_flight, min(limit, full_step))
+    gradients = Accumulator(
+        model, stages=stages, in_flight=config.in_flight, seed=seed, first_step=first_step
+    )
     norms = list[float]()
     with mode(model, training=True):
-        for number, microbatches in enumerate(_step_batches(batches, config.accumulation, steps)):
+        for number, microbatches in enumerate(step_batches(batches, config.accumulation, steps)):
             rate = config.learning_rate * learning_rate_factor(
                 first_step + number,
                 schedule=config.schedule,
                 warmup_steps=config.warmup_steps,
                 total_steps=total,
             )
-            began = time.perf_counter()
             try:
                 optimizer.zero_grad(set_to_none=True)
-                step = accumulate(
-                    model,
-                    microbatches,
-                    stages=stages,
-                    depth=depth.value,
-                    seeds=[
-                        derive_seed(seed, "microbatch", first_step + number, place)
-                        for place in range(len(microbatches))
-                    ],
-                )
+                step = gradients.add(microbatches)
                 norm = _step(model, optimizer, rate, config.max_grad_norm)
             except DivergenceError as exc:
                 raise DivergenceError(
@@ -129,12 +116,6 @@ def train_round(
                     f"{first_step + number + 1} of the run, learning rate {rate:g}). The training "
                     "diverged: lower train.learning-rate, or clip with train.max-grad-norm"
                 ) from exc
-            if len(microbatches) == full_step:
-                depth.observe(
-                    tokens=sum(batch["labels"].numel() for batch in microbatches),
-                    seconds=time.perf_counter() - began,
-                    waited=step.waited,
-                )
             loss_sum += step.loss * step.tokens
             tokens += step.tokens
             waited += step.waited
@@ -157,8 +138,17 @@ def train_round(
     )
 
 
-def _step_batches(batches: Batches, accumulation: int, steps: int) -> Iterator[list[Batch]]:
-    """The microbatches of every step; no step reaches over the end of a pass."""
+def step_batches(batches: Batches, accumulation: int, steps: int) -> Iterator[list[Batch]]:
+    """The microbatches of every optimizer step; no step reaches over the end of a pass.
+
+    Args:
+        batches: Microbatches of a pass, anew at every iteration.
+        accumulation: Microbatches of a step, but for the last one of a pass.
+        steps: Optimizer steps.
+
+    Raises:
+        DataError: there are no batches.
+    """
     taken = 0
     while taken < steps:
         in_pass = iter(batches)

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from flower_split.client import model_pool
 from flower_split.client.model_pool import borrowed_model
@@ -60,3 +61,12 @@ def test_the_share_is_what_the_silo_holds_of_the_uncut_model(config, tiny):
     trunk = sum(p.numel() for layer in whole.model.layers[1:3] for p in layer.parameters())
     with borrowed_model(config) as held:
         assert held.share == pytest.approx((total - trunk) / total)
+
+
+def test_gradients_do_not_go_from_one_borrower_to_the_next(config):
+    with borrowed_model(config) as first:
+        for parameter in first.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    with borrowed_model(config) as second:
+        assert second is first
+        assert all(parameter.grad is None for parameter in second.model.parameters())

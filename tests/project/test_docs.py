@@ -8,7 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path
-    for path in [*ROOT.glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    for path in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+    ]
     if ".venv" not in path.parts
 )
 
@@ -45,3 +49,12 @@ def test_the_readme_names_both_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.search(r"^make demo\b", text, flags=re.MULTILINE)
     assert re.search(r"^make test\b", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("folder", ["docs", "examples"])
+def test_an_index_leads_to_every_page(folder: str) -> None:
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    links = {(ROOT / folder / link).resolve() for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+    pages = set((ROOT / folder).glob("*.md" if folder == "docs" else "*/"))
+    pages = {page for page in pages if page.is_file() or (page / "README.md").is_file()}
+    assert pages - {ROOT / folder / "README.md"} <= links

@@ -11,12 +11,11 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     with SplitSession(message, context) as session:
-        for batch in session.train_batches():
-            loss = session.model(**batch).loss
-            loss.backward()
+        for microbatches in session.train_steps():
+            step = session.accumulate(microbatches)
             session.optimizer.step()
             session.optimizer.zero_grad()
-        return session.reply({"train-loss": loss.item()})
+        return session.reply({"train-loss": step.loss})
 
 
 @app.evaluate()
