@@ -54,6 +54,7 @@ def run(run_config, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_it_trains_every_silo(client_app, run):
     report, _ = run(client_app)
     assert len(report.silos) == 3

@@ -51,6 +51,7 @@ def interrupted(runner, given, draw, seconds, kills):
     return killed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("case", "seeds", "kills"),

@@ -163,6 +163,7 @@ def test_a_failed_run_saves_what_it_had_learned(run_config, tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_is_reproducible_from_its_seed(run_config, tmp_path):
     def adapter(name, threads=1, **changes):
         run({**run_config, "output-dir": str(tmp_path / name), **changes}, threads=threads)

@@ -13,6 +13,8 @@ from comparison.running import top_layers
 from comparison.settings import Settings, toy
 from tiny_checkpoint import WORDS, save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("central", "fedavg", "fedavg, unsplit", "flexlora, mixed ranks", "flora, mixed ranks")
 CHOSEN = tuple(entry for entry in ENTRIES if entry.name.removesuffix(", unsplit") in NAMES)
 

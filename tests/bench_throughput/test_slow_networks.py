@@ -4,6 +4,8 @@ import pytest
 import slow_networks
 from slow_networks import Link, Silo, Step
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_measures_every_cell() -> None:
     found = slow_networks.measure(toy=True)

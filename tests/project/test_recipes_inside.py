@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COPIED = (
     "CONTRIBUTING.md",
     "docs",

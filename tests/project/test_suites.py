@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PRIVATE = re.compile(r"(?<!\bself)(?<!\bcls)(?<!super\(\))\._[a-z]")
 OTHERS = re.compile(r"os\._exit|\._attn_implementation|\._fixtureinfo")
 """Names of Python, transformers and pytest for which there is no public one."""
@@ -13,6 +15,7 @@ MOST_LINES = 78
 """With a private attribute of something else. Not to be raised."""
 
 
+@pytest.mark.slow
 def test_the_quick_suite_covers_every_package(root: Path, pyproject: dict[str, Any]) -> None:
     """By a test in its own folder, or by one that imports it."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0"]

@@ -76,6 +76,7 @@ def engine() -> TrunkEngine:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.medium
 def test_each_silo_adds_adapter_moments_and_microbatches_whatever_their_number(
     engine: TrunkEngine,

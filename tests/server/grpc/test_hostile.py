@@ -280,6 +280,7 @@ def test_more_sessions_than_the_trunk_takes(server: TrunkServer) -> None:
     assert works(server)
 
 
+@pytest.mark.slow
 def test_more_streams_than_the_trunk_takes(server: TrunkServer) -> None:
     silos = [RawSilo(server.address) for _ in range(LIMITS.max_sessions + 30)]
     codes = {silo.call.code() for silo in silos if not silo.call.is_active()}

@@ -18,6 +18,8 @@ from flower_split.server.grpc.service import ServiceLimits
 from flower_split.transport.grpc.channel import Keepalive
 from flower_split.transport.grpc.transport import GrpcTransport
 
+pytestmark = pytest.mark.slow
+
 SUPPORT = Path(__file__).parents[2] / "support"
 BRISK = Keepalive(interval=1.0, timeout=1.0)
 

@@ -112,6 +112,7 @@ def check_health(server: TrunkServer, service: str = "") -> int:
         return status
 
 
+@pytest.mark.slow
 def test_health_is_answered_even_when_the_trunk_is_full(backend: AffineBackend) -> None:
     with hosting(backend, limits=ServiceLimits(max_sessions=1)) as server:
         silos = [RawSilo(server.address) for _ in range(30)]
