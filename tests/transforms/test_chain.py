@@ -11,6 +11,7 @@ from flower_split.config.wire import WireConfig
 from flower_split.errors import HandshakeError, TransformError, WireError
 from flower_split.transforms import Transform, TransformChain, TransformContext
 from flower_split.transforms.table import TRANSFORM_TABLE
+from flower_split.transport.messages import SessionSpec
 
 HERE = TransformContext(
     step=0, microbatch=0, attention_mask=None, device=torch.device("cpu"), dtype=torch.float32
@@ -45,15 +46,19 @@ class Wrong(Transform):
         return tensor.double() if hop == "h1" else 1 / 0
 
 
+def naming(*names: str) -> SessionSpec:
+    """The specification of a session whose transforms no installed package has."""
+    wire = WireConfig()
+    object.__setattr__(wire, "transforms", names)
+    return spec(wire=wire)
+
+
 @pytest.fixture
 def chain(monkeypatch: pytest.MonkeyPatch) -> Any:
     own = {kind.name: kind for kind in (Double, Shift, Wrong)}
     monkeypatch.setattr(TRANSFORM_TABLE, "_own", own)
 
-    def made(*names: str) -> TransformChain:
-        return TransformChain(spec(wire=WireConfig(transforms=names)), "silo")
-
-    return made
+    return lambda *names: TransformChain(naming(*names), "silo")
 
 
 def test_an_empty_chain_passes_tensors_on_in_the_sessions_dtype(chain: Any) -> None:
@@ -76,16 +81,12 @@ def test_what_leaves_passes_in_order_and_what_enters_in_reverse(
 
 
 def test_a_transform_that_fails_or_returns_something_else_is_named(chain: Any) -> None:
-    with pytest.raises(
-        TransformError, match=r"'wrong' at the silo, for h1, returned torch.float64"
-    ):
+    with pytest.raises(TransformError, match=r"'wrong' at the silo, for h1, returned"):
         chain("wrong").outgoing("h1", torch.ones(1, 2, 3), HERE)
     with pytest.raises(TransformError, match=r"'wrong' .* for g2, failed: ZeroDivisionError"):
         chain("wrong").outgoing("g2", torch.ones(1, 2, 3), HERE)
 
 
-def test_an_unknown_transform_refuses_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = spec(wire=WireConfig())
-    object.__setattr__(known.wire, "transforms", ("missing",))
+def test_an_unknown_transform_refuses_the_session() -> None:
     with pytest.raises(HandshakeError, match=r"there is no 'missing' at the trunk"):
-        TransformChain(known, "trunk")
+        TransformChain(naming("missing"), "trunk")
