@@ -30,16 +30,15 @@ MOST_PROCESSES = 4
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run a whole suite in a process for each core, and tests that are named in this one.
 
-    The slow suite gets one more, because Flower's processes are mostly waited for; its files'
-    tests stay together, because they share what is costly to start. Elsewhere a process takes
-    neighbours too, and what is left of another's when its own are done. `-n` decides otherwise,
-    and without pytest-xdist there is one process.
+    In the slow suite a file's tests stay together, because they share what is costly to start.
+    Elsewhere a process takes neighbours too, and what is left of another's when its own are done.
+    `-n` decides otherwise, and without pytest-xdist there is one process.
     """
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
         slow = config.option.markexpr == "slow"
-        config.option.numprocesses = min(MOST_PROCESSES, (os.cpu_count() or 1) + slow)
+        config.option.numprocesses = min(MOST_PROCESSES, os.cpu_count() or 1)
         config.option.dist = "loadfile" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time
 

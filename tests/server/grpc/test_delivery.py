@@ -1,4 +1,4 @@
-"""The delivery desk gives the parts of its pack to those who may have them, and nothing else."""
+"""The delivery service gives the parts of its pack to those who may have them, and nothing else."""
 
 import hashlib
 import statistics
