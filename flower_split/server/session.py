@@ -100,6 +100,7 @@ class TrunkSession:
         - `TrunkBusyError`: too many tokens, activations or cached tokens, or the device is full.
         - `WireError`: a shape does not fit the model, a dtype is not the session's, or a learning
           rate or norm is out of bounds.
+        - `TransformError`: a transform at the cut failed.
         """
         try:
             match request:
