@@ -11,6 +11,7 @@ A package is imported when its plug-in is asked for, and not before.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -110,3 +111,12 @@ def _found_on(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
 def _packages(found: Sequence[EntryPoint]) -> str:
     names = sorted({entry.dist.name if entry.dist else "an unknown package" for entry in found})
     return " and ".join(names)
+
+
+def load_named(places: Mapping[str, str]) -> dict[str, Any]:
+    """The objects of a table of ours by their names, each at its `module:attribute`."""
+    found: dict[str, Any] = {}
+    for name, place in places.items():
+        module, _, attribute = place.partition(":")
+        found[name] = getattr(import_module(module), attribute)
+    return found

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from flower_split.compression.codec import PRIVATE_NUMBERS, Codec
 from flower_split.config.wire import CODEC_CLASSES, CODEC_GROUP
 from flower_split.errors import ConfigError, WireError
-from flower_split.plugins import PluginTable
+from flower_split.plugins import PluginTable, load_named
 from flower_split.proto import trunk_pb2 as pb
 
 
@@ -94,10 +93,7 @@ def check_complete(rows: Sequence[Codec]) -> None:
 
 
 def _own() -> dict[str, Codec]:
-    rows: dict[str, Codec] = {}
-    for name, place in CODEC_CLASSES.items():
-        module, _, attribute = place.partition(":")
-        rows[name] = getattr(import_module(module), attribute)()
+    rows: dict[str, Codec] = {name: kind() for name, kind in load_named(CODEC_CLASSES).items()}
     check_complete(list(rows.values()))
     return rows
 

@@ -124,43 +124,43 @@ class TrunkEngine:
         return self.queue.call(lambda: self._open(spec, ticket))
 
     def _open(self, spec: SessionSpec, ticket: Ticket | None) -> BackendSession:
-        with self._lock:
-            prepared = None if ticket is None else self._records.get(ticket.token)
-            record = prepared or TicketRecord()
-            start = record.start()
-            scaling = self._check(spec, None if start is None else start.allowance)
-            border = TrunkBorder(self.trunk, spec)
-            instructions = Instructions() if start is None else start.instructions
-            if ticket is not None and spec.silo:
-                self._optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
-            resumed = self._optimizers.resumed(spec, ticket, instructions)
-            slot = self._make_slot(spec, start, scaling, resumed)
-            work = _Work(
-                ticket=ticket,
-                spec=spec,
-                scaling=scaling,
-                instructions=instructions,
-                slot=slot,
-                adapters=self._adapters,
-                optimizers=self._optimizers,
-            )
-            try:
-                record.open(work)
-            except SequenceError:  # it was discarded meanwhile
-                work.free()
-                raise
-            if prepared is None:
-                record.discard()  # nobody will collect what it leaves
-            return TrunkSession(
-                self.trunk,
-                spec,
-                border,
-                slot,
-                self.limits,
-                self.queue,
-                record=record,
-                resumed="" if resumed is None else resumed.tag,
-            )
+        """In the queue's thread, which holds the trunk to itself."""
+        prepared = None if ticket is None else self._records.get(ticket.token)
+        record = prepared or TicketRecord()
+        start = record.start()
+        scaling = self._check(spec, None if start is None else start.allowance)
+        border = TrunkBorder(self.trunk, spec)
+        instructions = Instructions() if start is None else start.instructions
+        if ticket is not None and spec.silo:
+            self._optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
+        resumed = self._optimizers.resumed(spec, ticket, instructions)
+        slot = self._make_slot(spec, start, scaling, resumed)
+        work = _Work(
+            ticket=ticket,
+            spec=spec,
+            scaling=scaling,
+            instructions=instructions,
+            slot=slot,
+            adapters=self._adapters,
+            optimizers=self._optimizers,
+        )
+        try:
+            record.open(work)
+        except SequenceError:  # it was discarded meanwhile
+            work.free()
+            raise
+        if prepared is None:
+            record.discard()  # nobody will collect what it leaves
+        return TrunkSession(
+            self.trunk,
+            spec,
+            border,
+            slot,
+            self.limits,
+            self.queue,
+            record=record,
+            resumed="" if resumed is None else resumed.tag,
+        )
 
     def prepare(self, ticket: Ticket, start: TrunkStart) -> TicketRecord:
         """The record of a new ticket, whose session is to start from `start`.

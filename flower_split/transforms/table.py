@@ -2,12 +2,11 @@
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from flower_split.config.wire import TRANSFORM_CLASSES, TRANSFORM_GROUP
 from flower_split.errors import ConfigError
-from flower_split.plugins import PluginTable
+from flower_split.plugins import PluginTable, load_named
 from flower_split.transforms.transform import Transform
 
 TransformClass = type[Transform]
@@ -35,12 +34,10 @@ class TransformTable(PluginTable[TransformClass]):
 
 
 def _own() -> dict[str, TransformClass]:
-    rows: dict[str, TransformClass] = {}
-    for name, place in TRANSFORM_CLASSES.items():
-        module, _, attribute = place.partition(":")
-        rows[name] = getattr(import_module(module), attribute)
-        if rows[name].name != name:
-            raise ImportError(f"transform {rows[name].name!r} differs from its row {name!r}")
+    rows: dict[str, TransformClass] = load_named(TRANSFORM_CLASSES)
+    for name, kind in rows.items():
+        if kind.name != name:
+            raise ImportError(f"transform {kind.name!r} differs from its row {name!r}")
     return rows
 
 

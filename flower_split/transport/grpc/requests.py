@@ -1,6 +1,5 @@
 """Requests as frames: encoded at the silo; at the trunk everything is checked that came."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -8,6 +7,7 @@ from typing import get_args
 from torch import Tensor
 
 from flower_split.errors import SequenceError, WireError
+from flower_split.optimization.clipping import checked_norms
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, check_header
 from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
@@ -257,9 +257,8 @@ class RequestReader:
 
     def _check_step(self, step: pb.Step) -> None:
         self._optimizer.check_learning_rate(step.learning_rate)
-        for norm in (*step.norms_before, *step.norms_after):
-            if not (math.isfinite(norm) and norm >= 0.0):
-                raise WireError(f"gradient norm {norm}, expected a finite number of at least 0")
+        checked_norms(step.norms_before)
+        checked_norms(step.norms_after)
 
 
 def _forward(forward: pb.Forward, tensors: list[Tensor]) -> ForwardRequest:
