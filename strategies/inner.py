@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_split.config.model import LoraSettings
 from flower_split.config.problems import nearest, raise_problems
-from flower_split.config.sections import SplitConfig, StrategyConfig
+from flower_split.config.sections import PeftSettings, SplitConfig, StrategyConfig
 from flower_split.errors import ConfigError
 from flower_split.lowrank import Allowance
 from flower_split.strategies.lora.base import MIXED, MIXED_ALPHAS, LoraStrategy, scaling_of
@@ -80,11 +80,12 @@ def make_inner(
     return _make(settings, table, lora or LoraSettings())
 
 
-def check_exact(inner: Strategy, lora: LoraSettings) -> None:
-    """Raise `ConfigError` when `inner` cannot aggregate adapters as `lora` describes them.
+def check_exact(inner: Strategy, lora: LoraSettings, peft: PeftSettings | None = None) -> None:
+    """Raise `ConfigError` when `inner` cannot aggregate what `lora` and `peft` describe.
 
     What is wrong is known before any model is loaded.
     """
+    _check_method(inner, peft or PeftSettings())
     run = scaling_of(lora)
     wrappers = list[str]()
     for one in nested(inner):
@@ -114,9 +115,28 @@ def check_exact(inner: Strategy, lora: LoraSettings) -> None:
             )
 
 
-def allowance_of(inner: Strategy, lora: LoraSettings) -> Allowance:
+def _check_method(inner: Strategy, peft: PeftSettings) -> None:
+    if peft.is_plain:
+        return
+    for one in nested(inner):
+        if isinstance(one, PersonalParts):
+            raise ConfigError(
+                "strategy.personal keeps modules of plain LoRA in the silos, as the keys under "
+                f"lora describe it, and the run has {peft}: leave strategy.personal empty"
+            )
+        if isinstance(one, LoraStrategy):
+            raise ConfigError(
+                f"strategy.name {one.name!r} aggregates updates of plain LoRA, as the keys under "
+                f"lora describe it, and the run has {peft}: choose a strategy that averages every "
+                "tensor by itself, such as 'fedavg', 'fedadam', 'fedmedian' or 'krum'"
+            )
+
+
+def allowance_of(
+    inner: Strategy, lora: LoraSettings, peft: PeftSettings | None = None
+) -> Allowance:
     """Which ranks and alphas silos may have with `inner`."""
-    run = scaling_of(lora)
+    run = scaling_of(lora) if peft is None or peft.is_plain else None
     chosen = next((one for one in nested(inner) if not isinstance(one, PersonalParts)), inner)
     return Allowance(
         scaling=run,

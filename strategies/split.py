@@ -55,7 +55,7 @@ class SplitStrategy(Strategy):
         checkpoints: Path | None = None,
         on_round: Callable[[SplitResult, int], None] | None = None,
     ) -> None:
-        check_exact(inner, config.lora)
+        check_exact(inner, config.lora, config.peft)
         self.config = config
         self.inner = inner
         self.result = SplitResult()
@@ -270,7 +270,7 @@ class SplitStrategy(Strategy):
             run.host,
             terms,
             weight_key=weight_key(self.inner),
-            allowance=allowance_of(self.inner, self.config.lora),
+            allowance=allowance_of(self.inner, self.config.lora, self.config.peft),
         )
         with sessions:
             self._sessions = sessions

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,10 +49,12 @@ def save_learned(
     """
     if {name: tuple(tensor.shape) for name, tensor in state.items()} == dict(plan.shapes):
         return save_adapter(state, plan, folder, base_model=base_model)
+    if plan.scaling is None:
+        check_state(state, dict(plan.shapes))
     return save_whole(
         state,
         folder,
-        scale=plan.scaling.factor,
+        scale=1.0 if plan.scaling is None else plan.scaling.factor,
         base_model=base_model,
         fan_in_fan_out=plan.fan_in_fan_out,
     )
@@ -116,7 +118,7 @@ def save_merged(adapter: Path, model: str, folder: Path) -> None:
         return  # a model without a tokenizer is complete without one
 
 
-def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_model: str) -> Path:
+def _write(state: Mapping[str, Tensor], config: PeftConfig, folder: Path, base_model: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config.base_model_name_or_path = base_model
     config.inference_mode = True

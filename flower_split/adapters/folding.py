@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
 from flower_split.adapters.state import adapter_parameters, load_state
 from flower_split.errors import AdapterError
-from flower_split.lowrank import FOLDED, Scaling, pair_up, part_of, plain_names
+from flower_split.lowrank import FOLDED, Instructions, Scaling, pair_up, plain_names
 
 
 def own_scaling(model: nn.Module, adapter: str = ADAPTER) -> Scaling | None:
@@ -146,6 +146,10 @@ def patterned_config(ranks: Mapping[str, int], *, fan_in_fan_out: bool = False) 
 
 
 def train_parts(model: nn.Module, parts: frozenset[str], adapter: str = ADAPTER) -> None:
-    """Let gradients flow to the factors in `parts` (`A`, `B`) of `adapter`, and to no other."""
+    """Let gradients flow to the factors in `parts` (`A`, `B`) of `adapter`, and to no other.
+
+    Both together are all that is trained, whatever the method.
+    """
+    instructions = Instructions(trains=parts)
     for name, parameter in adapter_parameters(model, adapter):
-        parameter.requires_grad_(part_of(name) in parts)
+        parameter.requires_grad_(instructions.trains_tensor(name))

@@ -23,10 +23,12 @@ class RowMixer:
 
     Args:
         layers: All LoRA layers of the model. While no rows are named they compute as ever.
+        plain: Whether the model has no other adapted layers.
     """
 
-    def __init__(self, layers: Sequence[LoraLayer]) -> None:
+    def __init__(self, layers: Sequence[LoraLayer], plain: bool = True) -> None:
         self._layers = layers
+        self._plain = plain
         self._spans: tuple[Span, ...] = ()
         for layer in layers:
             module: nn.Module = layer  # type: ignore[assignment]
@@ -39,7 +41,7 @@ class RowMixer:
 
         Rows that are mixed are never dropped out: who trains with dropout computes alone.
         """
-        return all(
+        return self._plain and all(
             isinstance(layer, Linear)
             and not layer.lora_variant
             and not layer.merged

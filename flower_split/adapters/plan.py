@@ -1,24 +1,28 @@
-"""`AdapterPlan`: which modules of the whole model get which LoRA adapter.
+"""`AdapterPlan`: which modules of the whole model get which adapter.
 
 Both parties derive the same plan from the model's configuration alone, so that each can wrap its
-own layers and the union is the adapter of the uncut model.
+own layers and the union is the adapter of the uncut model. Plain LoRA, as a run's `lora` section
+describes it, is resolved here; every other method of PEFT in `resolving`.
 """
 
 import copy
+import hashlib
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from flower_split.adapters.methods import RESIDUAL_INITS, config_class
+from flower_split.adapters.notices import without_peft_notices
+from flower_split.config.peft import LORA
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Scaling
@@ -32,9 +36,10 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterPlan:
-    """LoRA settings with the target modules resolved on the whole model."""
+    """The adapter's settings with the target modules resolved on the whole model."""
 
     r: int
+    """LoRA's rank, alpha and the rest; 0 and false where the method is another."""
     alpha: float
     dropout: float
     rslora: bool
@@ -47,40 +52,155 @@ class AdapterPlan:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     """Name and shape of every adapter tensor of the uncut model, in model order, named as in
     PEFT's `adapter_model.safetensors`."""
+    method: str = LORA
+    """PEFT's name of the method."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Fields of PEFT's config that are not at their default, JSON values; none of plain LoRA."""
+    copies: tuple[str, ...] = ()
+    """Full names of the modules that are trained as a whole, or some rows of which are."""
+    fixed: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Name in the PEFT model and SHA-256 of tensors that no party trains, sends or reads from its
+    weights, and all must have: projections that are drawn from a seed."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the adapter is plain LoRA, of one rank and alpha, and nothing else."""
+        return self.method == LORA and not self.options
+
+    @property
+    def described(self) -> str:
+        """The method and what was chosen of it; empty for plain LoRA."""
+        if self.is_plain:
+            return ""
+        chosen = ", ".join(
+            f"{name} = {value}"
+            for name, value in self.options
+            if value is not None and name != "target_modules"
+        )
+        return f"{self.method} ({chosen})" if chosen else self.method
 
     @property
     def json(self) -> str:
         """Canonical text of what two parties must have in common."""
         fields = asdict(self)
-        common = {name: fields[name] for name in ("r", "alpha", "dropout", "rslora", "modules")}
+        if self.is_plain:
+            names = ("r", "alpha", "dropout", "rslora", "modules")
+            common = {name: fields[name] for name in names}
+        else:
+            common = {name: fields[name] for name in ("method", "modules", "copies")}
+            common |= {f"peft.{name}": value for name, value in self.options}
+            if self.fixed:
+                told = json.dumps(self.fixed).encode()
+                common["fixed"] = hashlib.sha256(told).hexdigest()
         return json.dumps(common, sort_keys=True, separators=(",", ":"))
 
     @property
-    def scaling(self) -> Scaling:
-        """Rank and alpha, and the factor that they give the tensors' product."""
+    def scaling(self) -> Scaling | None:
+        """Rank and alpha, and the factor that they give the tensors' product.
+
+        None where the method is not plain LoRA: its tensors are taken as they are.
+        """
+        if not self.is_plain:
+            return None
         return Scaling(r=self.r, alpha=self.alpha, rslora=self.rslora)
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether each layer's own weights lose what its adapter begins with (PiSSA, OLoRA)."""
+        return dict(self.options).get("init_lora_weights") in RESIDUAL_INITS
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of every adapter tensor of the uncut model, in model order."""
         return tuple(name for name, _ in self.shapes)
 
-    def peft_config(self, targets: tuple[str, ...] | None = None) -> LoraConfig:
-        """PEFT's configuration for `targets`, or for the whole model."""
-        return LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.r,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT computes with it as a float
-            lora_dropout=self.dropout,
-            use_rslora=self.rslora,
-            fan_in_fan_out=self.fan_in_fan_out,
-            target_modules=list(self.targets if targets is None else targets),
+    def peft_config(self, targets: tuple[str, ...] | None = None) -> PeftConfig:
+        """PEFT's configuration for the whole model, or for a part of it.
+
+        Args:
+            targets: Full names of the part's modules with an adapter, and of its `copies`; None for
+                the whole model.
+        """
+        if self.is_plain:
+            return LoraConfig(
+                task_type="CAUSAL_LM",
+                r=self.r,
+                lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT takes it as a float
+                lora_dropout=self.dropout,
+                use_rslora=self.rslora,
+                fan_in_fan_out=self.fan_in_fan_out,
+                target_modules=list(self.targets if targets is None else targets),
+            )
+        values = copy.deepcopy(dict(self.options))
+        if targets is None:
+            values.setdefault("target_modules", list(self.targets))
+        else:
+            values |= self._of_part(values, targets)
+        kind = config_class(self.method)
+        if self.fan_in_fan_out:
+            values["fan_in_fan_out"] = True
+        with without_peft_notices():
+            return kind(task_type="CAUSAL_LM", **values)
+
+    def restricted(self, modules: Sequence[str], names: Sequence[str]) -> "AdapterPlan":
+        """The plan of a part of the model as if it was the whole.
+
+        Args:
+            modules: Full names of the part's modules.
+            names: Of the adapter tensors that are left.
+        """
+        held, left = frozenset(modules), frozenset(names)
+        own = tuple(name for name in self.modules if name in held)
+        copies = tuple(name for name in self.copies if name in held)
+        part = replace(
+            self,
+            modules=own,
+            shapes=tuple((name, shape) for name, shape in self.shapes if name in left),
+            targets=own,
+            copies=copies,
+        )
+        if self.is_plain:
+            return part
+        values = dict(self.options)
+        values |= self._of_part(values, (*own, *copies))
+        return replace(part, options=tuple(sorted(values.items())))
+
+    def _of_part(self, values: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+        """The fields of PEFT's config that choose modules, for `targets` and no others."""
+        held = frozenset(targets)
+        own = [name for name in self.modules if name in held]
+        found: dict[str, Any] = {"target_modules": own}
+        found |= {name: None for name in _CHOOSERS if name in values}
+        if values.get("feedforward_modules") is not None:
+            found["feedforward_modules"] = [n for n in own if n in self._feedforward(values)]
+        copies = [name for name in self.copies if name in held]
+        if values.get("modules_to_save") is not None:
+            found["modules_to_save"] = copies or None
+        if values.get("trainable_token_indices") is not None and not copies:
+            found["trainable_token_indices"] = None
+        return found
+
+    def _feedforward(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """(IA)³'s modules whose input is scaled in place of their output, as PEFT finds them."""
+        wanted = values["feedforward_modules"]
+        if isinstance(wanted, str):
+            return frozenset(n for n in self.modules if re.fullmatch(wanted, n))
+        return frozenset(
+            n for n in self.modules if any(n == w or n.endswith(f".{w}") for w in wanted)
         )
 
 
+_CHOOSERS = ("exclude_modules", "layers_pattern", "layers_to_transform")
+"""Fields of PEFT's configs that choose among the target modules, which are chosen already."""
+
+_GENERAL = ("method", "options", "copies")
+
+
 def plan_to_fields(plan: AdapterPlan) -> dict[str, Any]:
-    """JSON from which `plan_from_fields` makes the same plan."""
-    return asdict(plan)
+    """JSON from which `plan_from_fields` makes the same plan, but for what is `fixed`."""
+    told = asdict(plan)
+    del told["fixed"]
+    return {n: v for n, v in told.items() if n not in _GENERAL} if plan.is_plain else told
 
 
 def plan_from_fields(fields: Mapping[str, Any]) -> AdapterPlan:
@@ -99,6 +219,9 @@ def plan_from_fields(fields: Mapping[str, Any]) -> AdapterPlan:
             targets=tuple(fields["targets"]),
             modules=tuple(fields["modules"]),
             shapes=tuple((name, tuple(shape)) for name, shape in fields["shapes"]),
+            method=str(fields.get("method", LORA)),
+            options=tuple((name, value) for name, value in fields.get("options", ())),
+            copies=tuple(fields.get("copies", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"these are not the fields of an adapter plan: {error}") from error
@@ -159,19 +282,6 @@ def initial_state(skeleton: PreTrainedModel, lora: LoraSettings, *, seed: int) -
         for name, parameter in model.named_parameters()
         if f".{ADAPTER}" in name
     }
-
-
-@contextmanager
-def without_peft_notices() -> Iterator[None]:
-    """Have PEFT wrap a model without its warnings, for the time of a `with` block."""
-    with warnings.catch_warnings():
-        # That it corrected `fan_in_fan_out`; the plan notes what it found.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")
-        # That it uses a name which transformers has deprecated.
-        warnings.filterwarnings(
-            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
-        )
-        yield
 
 
 def _wrapped_skeleton(skeleton: PreTrainedModel, lora: LoraSettings) -> PeftModel:

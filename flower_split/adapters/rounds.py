@@ -14,7 +14,7 @@ from flower_split.adapters.plan import ADAPTER
 from flower_split.adapters.session_state import PersonalTensors
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.errors import AdapterError
-from flower_split.lowrank import CONTROL, Instructions, part_of, split_folded
+from flower_split.lowrank import CONTROL, Instructions, split_folded
 from flower_split.optimization.corrections import Corrections
 
 
@@ -25,7 +25,8 @@ class AdapterRound:
         model: Holds the adapter, perhaps in a part of its modules or none; whatever its tensors
             held is overwritten by `load`.
         instructions: What the strategy asks for.
-        scale: Factor that the model gives the adapter's product.
+        scale: Factor that the model gives the adapter's product; None where the method is not
+            plain LoRA, whose tensors are taken and sent as they are.
         trains: Whether the round is one of training.
         adapter: The adapter's name.
     """
@@ -35,7 +36,7 @@ class AdapterRound:
         model: nn.Module,
         instructions: Instructions,
         *,
-        scale: float,
+        scale: float | None,
         trains: bool = True,
         adapter: str = ADAPTER,
     ) -> None:
@@ -64,9 +65,9 @@ class AdapterRound:
         personal = personal or PersonalTensors()
         common = {n.removeprefix(CONTROL): t for n, t in received.items() if n.startswith(CONTROL)}
         tensors, folded = split_folded({n: t for n, t in received.items() if CONTROL not in n})
-        state = fitted(self._model, tensors, self.instructions.scale or self.scale, self._adapter)
+        state = self._fitted(tensors, self.instructions.scale)
         own = {n: t for n, t in personal.tensors.items() if n in self.instructions.personal}
-        state |= fitted(self._model, own, personal.scale, self._adapter)
+        state |= self._fitted(own, personal.scale)
         parameters = dict(adapter_parameters(self._model, self._adapter))
         lost = (self.instructions.personal & parameters.keys()) - state.keys()
         if lost:
@@ -77,7 +78,7 @@ class AdapterRound:
         load_state(self._model, state, self._adapter)
         controls = {n.removeprefix(CONTROL): t for n, t in personal.tensors.items() if CONTROL in n}
         self._corrections = Corrections(
-            {n: p for n, p in parameters.items() if part_of(n) in self.instructions.trains},
+            {n: p for n, p in parameters.items() if self.instructions.trains_tensor(n)},
             proximal_mu=self.instructions.proximal_mu,
             common=common if self.instructions.controlled and self._trains else None,
             own=controls,
@@ -93,7 +94,7 @@ class AdapterRound:
         sent = {
             name: tensor
             for name, tensor in read_state(self._model, self._adapter).items()
-            if part_of(name) in self.instructions.trains and name not in self.instructions.personal
+            if self.instructions.trains_tensor(name) and name not in self.instructions.personal
         }
         if self.instructions.controlled:
             sent |= {CONTROL + name: part for name, part in self._corrections.change().items()}
@@ -108,4 +109,9 @@ class AdapterRound:
         if self.instructions.controlled:
             own = self._corrections.next_own()
             tensors |= {CONTROL + name: tensor for name, tensor in own.items()}
-        return PersonalTensors(tensors=tensors, scale=self.scale)
+        return PersonalTensors(tensors=tensors, scale=1.0 if self.scale is None else self.scale)
+
+    def _fitted(self, tensors: Mapping[str, Tensor], scale: float | None) -> dict[str, Tensor]:
+        if self.scale is None:
+            return dict(tensors)
+        return fitted(self._model, tensors, scale or self.scale, self._adapter)

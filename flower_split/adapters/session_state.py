@@ -32,7 +32,7 @@ class SessionState:
     scaling: Scaling | None = None
     """Of the silo's adapter in that session; None where it is not known."""
 
-    def moments_at(self, scaling: Scaling) -> Mapping[str, Tensor]:
+    def moments_at(self, scaling: Scaling | None) -> Mapping[str, Tensor]:
         """The moments for an adapter of `scaling`.
 
         None for one of another rank or alpha: its optimizer starts afresh, on both sides of the

@@ -7,6 +7,7 @@ order is the order of the uncut model's parameters.
 from collections.abc import Iterator, Mapping
 
 import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
@@ -17,7 +18,12 @@ from flower_split.segments import Cuts, layer_index
 def adapter_parameters(
     model: nn.Module, adapter: str = ADAPTER
 ) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name in the uncut model and parameter of every tensor of `adapter`, in model order."""
+    """Name in the uncut model and parameter of what is trained of `adapter`, in model order."""
+    if _has_general(model, adapter):
+        for name, tensor in adapter_tensors(model, adapter).items():
+            if isinstance(tensor, nn.Parameter):
+                yield name, tensor
+        return
     marker = f".{adapter}"
     for name, parameter in model.named_parameters():
         head, found, tail = name.rpartition(marker)
@@ -25,11 +31,56 @@ def adapter_parameters(
             yield PEFT_PREFIX + head.removeprefix(PEFT_PREFIX) + tail, parameter
 
 
+def adapter_tensors(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tensor]:
+    """Every tensor of `adapter` that PEFT saves, in model order.
+
+    Those of `adapter_parameters`, and with some methods buffers among them, which are not trained.
+
+    Raises:
+        AdapterError: what PEFT saves is not what the model holds.
+    """
+    if not _has_general(model, adapter):
+        return dict(adapter_parameters(model, adapter))
+    places = {id(tensor): place for place, tensor in enumerate(_in_order(model))}
+    saved: dict[str, Tensor] = get_peft_model_state_dict(
+        model,
+        state_dict=model.state_dict(keep_vars=True),  # the tensors themselves, and not copies
+        adapter_name=adapter,
+        save_embedding_layers=False,
+    )
+    made = [name for name, tensor in saved.items() if id(tensor) not in places]
+    if made:
+        raise AdapterError(
+            f"PEFT computes {made[0]} as it saves an adapter, and holds no such tensor to train"
+        )
+    return dict(sorted(saved.items(), key=lambda item: places[id(item[1])]))
+
+
+def _in_order(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _has_general(model: nn.Module, adapter: str) -> bool:
+    config = getattr(model, "peft_config", {}).get(adapter)
+    return isinstance(model, PeftModel) and config is not None and is_general(config)
+
+
+def is_general(config: PeftConfig) -> bool:
+    """Whether an adapter of `config` has other tensors than the two factors of each module."""
+    return not (
+        type(config) is LoraConfig
+        and config.bias == "none"
+        and not (config.use_dora or config.lora_bias)
+        and not (config.modules_to_save or config.trainable_token_indices)
+    )
+
+
 def read_state(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tensor]:
     """A float32 CPU copy of every tensor of `adapter` that `model` holds."""
     return {
-        name: parameter.detach().to("cpu", torch.float32, copy=True)
-        for name, parameter in adapter_parameters(model, adapter)
+        name: tensor.detach().to("cpu", torch.float32, copy=True)
+        for name, tensor in adapter_tensors(model, adapter).items()
     }
 
 
@@ -39,11 +90,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], adapter: str = ADA
     Raises:
         AdapterError: names or shapes differ from the model's, or a value is not finite.
     """
-    held = dict(adapter_parameters(model, adapter))
-    check_state(state, {name: tuple(parameter.shape) for name, parameter in held.items()})
+    held = adapter_tensors(model, adapter)
+    check_state(state, {name: tuple(tensor.shape) for name, tensor in held.items()})
     with torch.no_grad():
-        for name, parameter in held.items():
-            parameter.copy_(state[name])
+        for name, tensor in held.items():
+            tensor.copy_(state[name])
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

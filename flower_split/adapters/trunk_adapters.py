@@ -1,22 +1,27 @@
-"""The trunk's adapters: one set of trunk weights, and a LoRA adapter for every open session."""
+"""The trunk's adapters: one set of trunk weights, and an adapter for every open session."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from flower_split.adapters.folding import add_folded, delete_adapter
 from flower_split.adapters.mixing import RowMixer
+from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.plan import AdapterPlan
 from flower_split.adapters.rounds import AdapterRound
 from flower_split.adapters.session_state import PersonalTensors
 from flower_split.adapters.state import adapter_parameters, load_state, read_state
 from flower_split.adapters.wrapping import wrap
 from flower_split.errors import AdapterError
-from flower_split.lowrank import Instructions, Scaling, part_of, plain_names
+from flower_split.lowrank import Instructions, Scaling, plain_names
 from flower_split.segments import Trunk
 
 MASTER = "master"
@@ -55,17 +60,18 @@ class TrunkAdapters:
         wrapped = wrap(trunk.model, plan, MASTER)
         if not isinstance(wrapped, PeftModel):
             raise AdapterError(
-                "none of the trunk's layers has a module that lora.target-modules names; "
+                f"none of the trunk's layers has a module that {_targets_key(plan)} names; "
                 "set trunk.adapters to 'frozen', or name a module of the trunk"
             )
         self._trunk = trunk
         self._model = wrapped
-        self._layers = [m for m in wrapped.modules() if isinstance(m, LoraLayer)]
+        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        self._layers: list[Any] = [m for m in wrapped.modules() if isinstance(m, kinds)]
         self.scaling = plan.scaling
-        """The master's."""
+        """The master's; None where the method is not plain LoRA."""
         self._frozen: dict[str, list[nn.Parameter]] = {}
         self._beneath: dict[str, _Beneath] = {}
-        self.mixer = RowMixer(self._layers)
+        self.mixer = RowMixer([m for m in self._layers if isinstance(m, LoraLayer)], plan.is_plain)
         """Computes the rows of one batch with several adapters."""
         self._active = ""
         self.activate(MASTER)
@@ -100,7 +106,7 @@ class TrunkAdapters:
         instructions: Instructions,
         received: Mapping[str, Tensor],
         *,
-        scaling: Scaling,
+        scaling: Scaling | None,
         personal: PersonalTensors | None = None,
         trains: bool = True,
     ) -> AdapterRound:
@@ -121,7 +127,11 @@ class TrunkAdapters:
         self._make(name, scaling)
         try:
             begun = AdapterRound(
-                self._model, instructions, scale=scaling.factor, trains=trains, adapter=name
+                self._model,
+                instructions,
+                scale=None if scaling is None else scaling.factor,
+                trains=trains,
+                adapter=name,
             )
             folded = begun.load(received, personal)
             if folded:
@@ -134,8 +144,9 @@ class TrunkAdapters:
 
     def freeze_parts(self, name: str, trained: frozenset[str]) -> None:
         """Let gradients flow to the factors in `trained` (`A`, `B`) of `name`, and to no other."""
+        instructions = Instructions(trains=trained)
         held = adapter_parameters(self._model, name)
-        self._frozen[name] = [p for n, p in held if part_of(n) not in trained]
+        self._frozen[name] = [p for n, p in held if not instructions.trains_tensor(n)]
 
     def has_folded(self, name: str) -> bool:
         """Whether a second, frozen adapter lies beneath the adapter `name`."""
@@ -176,12 +187,16 @@ class TrunkAdapters:
         held = dict(adapter_parameters(self._model, beneath_name))
         return _Beneath(name=beneath_name, parameters=held)
 
-    def _make(self, name: str, scaling: Scaling) -> None:
+    def _make(self, name: str, scaling: Scaling | None) -> None:
         self._active = ""  # PEFT activates an adapter of its own choice as it adds one
         config = self._model.peft_config[MASTER]
-        if scaling != self.scaling:
+        if self.scaling is None:
+            config = copy.deepcopy(config)
+            if isinstance(config, LoraConfig):
+                config.init_lora_weights = True  # its tensors come; the weights stay as they are
+        elif scaling is not None and scaling != self.scaling:
             config = replace(config, r=scaling.r, lora_alpha=scaling.alpha)  # type: ignore[call-arg]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_peft_notices():
             self._model.add_adapter(name, config)
         # New dropout modules train, whatever the trunk does.
         self._trunk.train(self._trunk.training)
@@ -202,3 +217,7 @@ class TrunkAdapters:
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Overwrite the adapter `name`; see `flower_split.adapters.load_state`."""
         load_state(self._model, state, name)
+
+
+def _targets_key(plan: AdapterPlan) -> str:
+    return "lora.target-modules" if plan.method == "LORA" else "peft.target-modules"

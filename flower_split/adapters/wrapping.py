@@ -2,9 +2,14 @@
 
 import torch
 from peft import PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
-from flower_split.adapters.plan import ADAPTER, AdapterPlan, without_peft_notices
+from flower_split.adapters.notices import without_peft_notices
+from flower_split.adapters.plan import ADAPTER, AdapterPlan
+from flower_split.adapters.resolving import digests, fixed_tensors
+from flower_split.adapters.state import adapter_tensors
+from flower_split.errors import AdapterError
 
 
 def held_targets(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:
@@ -17,20 +22,72 @@ def held_targets(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:
     return tuple(name for name in plan.modules if name in held)
 
 
+def held_copies(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:
+    """Full names of the modules that this segment holds and the plan trains as a whole."""
+    modules = dict(model.named_modules())
+    return tuple(
+        name
+        for name in plan.copies
+        if name in modules and next(modules[name].parameters(), None) is not None
+    )
+
+
 def wrap(
     model: PreTrainedModel, plan: AdapterPlan, adapter: str = ADAPTER
 ) -> PeftModel | PreTrainedModel:
-    """The segment with PEFT's LoRA adapters on the modules it holds; its own weights are frozen.
+    """The segment with PEFT's adapters on the modules it holds; its own weights are frozen.
 
     The caller's random state is kept. A segment that holds none of the plan's modules (both cuts
-    0) comes back as it is, frozen.
+    0) comes back as it is, frozen. Where the method takes what the adapter begins with out of the
+    layers' weights, the segment gets weights of its own first, which no other one shares.
+
+    Raises:
+        AdapterError: PEFT made other tensors of this segment than of the uncut model.
     """
     model.requires_grad_(False)
-    targets = held_targets(model, plan)
-    if not targets:
+    targets, copies = held_targets(model, plan), held_copies(model, plan)
+    if not targets and not copies:
         return model
+    if not targets and plan.method != "TRAINABLE_TOKENS":
+        raise AdapterError(
+            f"this party would train {', '.join(copies)} as a whole and no other module: name a "
+            "target module among its layers, or move the cut"
+        )
+    if plan.changes_weights:
+        _own_weights(model, targets)
+    buffers = frozenset(id(buffer) for buffer in model.buffers())
     with torch.random.fork_rng(devices=[]), without_peft_notices():
-        wrapped = get_peft_model(model, plan.peft_config(targets), adapter_name=adapter)
+        wrapped = get_peft_model(model, plan.peft_config((*targets, *copies)), adapter_name=adapter)
     if not isinstance(wrapped, PeftModel):
         raise TypeError(f"expected PEFT to return a PeftModel, not {type(wrapped).__name__}")
+    if not plan.is_plain:
+        _check(wrapped, plan, adapter, buffers)
     return wrapped
+
+
+def _own_weights(model: nn.Module, targets: tuple[str, ...]) -> None:
+    for name in targets:
+        module = model.get_submodule(name)
+        module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
+
+
+def _check(wrapped: PeftModel, plan: AdapterPlan, adapter: str, buffers: frozenset[int]) -> None:
+    """Raise `AdapterError` unless this part's tensors are those of the uncut model."""
+    whole = dict(plan.shapes)
+    for name, tensor in adapter_tensors(wrapped, adapter).items():
+        if whole.get(name) != tuple(tensor.shape):
+            raise AdapterError(
+                f"PEFT makes {name} of shape {tuple(tensor.shape)} of this part, and of the uncut "
+                f"model {whole.get(name, 'no such tensor')}: this adapter cannot be cut here"
+            )
+    wanted = dict(plan.fixed)
+    if not wanted:
+        return
+    for path, digest in digests(fixed_tensors(wrapped, buffers)).items():
+        name = path if adapter == ADAPTER else path.replace(f".{adapter}", f".{ADAPTER}")
+        if wanted.get(name, digest) != digest:
+            raise AdapterError(
+                f"{name} of this part is not that of the uncut model, and all parties must have "
+                "the same: name target modules whose largest sizes are the same on both sides of "
+                "the cut, and use the same versions of PEFT and torch at all parties"
+            )

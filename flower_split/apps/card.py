@@ -47,7 +47,8 @@ def model_card(
         rank=plan.r,
         alpha=plan.alpha,
         rslora=plan.rslora,
-        module_ranks=set(combined_ranks(adapter).values()),
+        method=plan.described,
+        module_ranks=set(combined_ranks(adapter).values()) if plan.is_plain else (),
         examples={
             record.silo: int(count)
             for record in result.of("train", server_round)

@@ -6,14 +6,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flower_split.adapters import read_adapter_folder, save_learned, save_whole
+from flower_split.adapters import (
+    copy_adapter_folder,
+    read_adapter_folder,
+    save_learned,
+    save_whole,
+)
 from flower_split.adapters.plan import plan_from_fields
 from flower_split.adapters.reading import CONFIG
 from flower_split.apps.card import model_card
 from flower_split.apps.personal import PersonalPart, find_personal, personal_folders, personal_part
 from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import MANIFEST
-from flower_split.errors import StateError
+from flower_split.errors import AdapterError, StateError
 from flower_split.lowrank import combined
 from flower_split.reporting.model_card import CARD, bare_card
 from flower_split.server.session_states import SiloState
@@ -91,13 +96,17 @@ def from_adapter(source: Path) -> Source:
         fan_in_fan_out=found.fan_in_fan_out,
         card=told.read_text(encoding="utf-8") if told.is_file() else bare_card(found.base_model),
         private=not source.stat().st_mode & 0o077,
-        whole=lambda: found.state,
-        write=lambda folder: save_whole(
-            found.state,
-            folder,
-            scale=1.0,
-            base_model=found.base_model,
-            fan_in_fan_out=found.fan_in_fan_out,
+        whole=lambda: found.state if found.plain else _no_factors(str(source)),
+        write=lambda folder: (
+            save_whole(
+                found.state,
+                folder,
+                scale=1.0,
+                base_model=found.base_model,
+                fan_in_fan_out=found.fan_in_fan_out,
+            )
+            if found.plain
+            else copy_adapter_folder(source, folder)
         ),
     )
 
@@ -124,11 +133,22 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
             server_round=checkpoint.server_round,
             versions=state.versions,
         ).render(),
-        whole=lambda: combined(adapter, plan.scaling.factor),
+        whole=lambda: (
+            combined(adapter, plan.scaling.factor)
+            if plan.scaling is not None
+            else _no_factors(f"round {checkpoint.server_round}")
+        ),
         write=lambda folder: save_learned(adapter, plan, folder, base_model=base),
         run=state.origin_run_id,
         server_round=checkpoint.server_round,
         trunk={held.silo: held for held in read_session_states(checkpoint)},
+    )
+
+
+def _no_factors(name: str) -> dict[str, Tensor]:
+    raise AdapterError(
+        f"the adapter of {name} is not plain LoRA, and only that has personal parts: leave out "
+        "--silo"
     )
 
 

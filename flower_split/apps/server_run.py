@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from flower_split.adapters import method_problems
 from flower_split.apps.process import set_up_process
 from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
@@ -42,10 +43,10 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
             the run was stopped.
     """
     set_up_process()
-    config = read_run_config(values, check_strategy=inner_problems)
+    config = read_run_config(values, check_strategy=inner_problems, check_method=method_problems)
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
     inner = build_inner(config.strategy, config.lora)
-    check_exact(inner, config.lora)  # before the model is loaded
+    check_exact(inner, config.lora, config.peft)  # before the model is loaded
     with ExitStack() as stack:
         scalars = None
         if folder is not None and config.tensorboard:

@@ -8,18 +8,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from flower_split.adapters import AdapterPlan, resolve_lora, wrap
+from flower_split.adapters import AdapterPlan, resolve_plan, wrap
 from flower_split.client.model_source import ModelSource
 from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
 from flower_split.segments import load_client_model, load_skeleton
 
 CPU = torch.device("cpu")
 
-Key = tuple[tuple[ModelConfig, str], CutConfig, LoraSettings, torch.device]
+Key = tuple[tuple[ModelConfig, str], CutConfig, LoraSettings, tuple[Any, ...], torch.device]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +54,7 @@ def borrowed_model(
         config: The run's configuration.
         source: Where the model comes from; None takes the checkpoint that `config` names.
         device: Where it computes.
-        lora: The silo's adapter; None takes the one of `config`.
+        lora: The silo's adapter, where it is plain LoRA; None takes the one of `config`.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
@@ -61,7 +62,7 @@ def borrowed_model(
     """
     source = source or ModelSource(config.model)
     lora = lora or config.lora
-    key = (source.key, config.split, lora, device)
+    key = (source.key, config.split, lora, config.peft.key, device)
     with _lock:
         models = _idle.setdefault(key, [])
         model = models.pop() if models else None
@@ -81,7 +82,7 @@ def _load(
 ) -> ClientModel:
     settings = config.model
     skeleton = load_skeleton(source.name, revision=source.revision)
-    plan = resolve_lora(skeleton, lora)
+    plan = resolve_plan(skeleton, lora, config.peft)
     client = load_client_model(
         source.name,
         bottom_layers=config.split.bottom_layers,

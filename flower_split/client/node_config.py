@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from flower_split.config.checks import device_name
 from flower_split.config.keys import OWN_PREFIX
 from flower_split.config.problems import nearest, raise_problems
-from flower_split.config.sections import DataConfig, LoraSettings
+from flower_split.config.sections import DataConfig, LoraSettings, PeftSettings
 from flower_split.data.callables import is_reference
 from flower_split.errors import ConfigError
 from flower_split.lowrank.scaling import MOST_ALPHA
@@ -159,8 +159,19 @@ class NodeConfig:
             return self.silo
         return str(node_id if self.partition_id is None else self.partition_id)
 
-    def own_lora(self, lora: LoraSettings) -> LoraSettings:
-        """`lora` with the silo's own rank and alpha in place of the run's, where it has them."""
+    def own_lora(self, lora: LoraSettings, peft: PeftSettings | None = None) -> LoraSettings:
+        """`lora` with the silo's own rank and alpha in place of the run's, where it has them.
+
+        Raises:
+            ConfigError: it has them, and the run's method `peft` is not plain LoRA.
+        """
+        if peft is not None and not peft.is_plain:
+            if self.lora_r or self.lora_alpha:
+                raise ConfigError(
+                    "the node config has lora-r or lora-alpha, which are for plain LoRA, and the "
+                    f"run has {peft}: leave them out"
+                )
+            return lora
         r, alpha = self.lora_r or lora.r, self.lora_alpha or lora.alpha
         if self.partition_id is not None and lora.ranks and not self.lora_r:
             r = lora.ranks[self.partition_id % len(lora.ranks)]

@@ -9,7 +9,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor, nn
 
-from flower_split.adapters import AdapterRound, fold, own_scaling, train_parts
+from flower_split.adapters import AdapterRound, fold, train_parts
 from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig
@@ -77,8 +77,8 @@ class OpenSession:
     transport: Transport
     adapter: AdapterRound
     """The silo's part of the adapter."""
-    scaling: Scaling
-    """Of the silo's adapter."""
+    scaling: Scaling | None
+    """Of the silo's adapter; None where the method is not plain LoRA."""
     resuming: Resuming
 
 
@@ -116,11 +116,11 @@ def open_session(
         TrunkError: the trunk refused the session, or is gone.
     """
     invitation, instructions = opening.invitation, opening.instructions
-    lora = node.own_lora(config.lora)
+    lora = node.own_lora(config.lora, config.peft)
     with borrowed_model(config, source, device, lora) as held:
         model = held.model
         # A silo whose layers have no adapter (both cuts 0) still agrees with the trunk on one.
-        scaling = own_scaling(model) or Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
+        scaling = held.plan.scaling
         cost.parameter_share = held.share
         cost.loaded = time.monotonic()
         resuming = Resuming.of(
@@ -157,7 +157,10 @@ def open_session(
             cost.connected = time.monotonic()
             resuming.begin(transport.resumed)
             adapter = AdapterRound(
-                model, instructions, scale=scaling.factor, trains=invitation.purpose == "train"
+                model,
+                instructions,
+                scale=None if scaling is None else scaling.factor,
+                trains=invitation.purpose == "train",
             )
             fold(model, adapter.load(opening.adapter, resuming.personal))
             train_parts(model, instructions.trains)

@@ -327,7 +327,8 @@ class SplitSession:
         content = RecordDict()
         if trained:
             content[self._opening.array_key] = ArrayRecord(session.adapter.sent())
-            content[RECORD] = ConfigRecord(dict(scaling_fields(session.scaling).items()))
+            if session.scaling is not None:
+                content[RECORD] = ConfigRecord(dict(scaling_fields(session.scaling).items()))
         content["metrics"] = MetricRecord({"num-examples": num_examples, **(metrics or {})})
         content["split"] = ConfigRecord(
             {

@@ -2,7 +2,8 @@
 
 Field `learning_rate` of section `train` is the key `train.learning-rate`; a field of the whole
 that is no section has none in front. A section's field of the type `dict[str, float]` takes every
-further number that is given under the section's name. Keys under `app.` are not read here.
+further number that is given under the section's name, one of `dict[str, float | str]` every further
+value. Keys under `app.` are not read here.
 """
 
 import contextlib
@@ -22,6 +23,12 @@ _ENTRIES: Mapping[Any, Callable[[str], Any]] = {
     tuple[int, ...]: int,
     tuple[float, ...]: float,
 }
+
+_TAKERS: Mapping[Any, type | tuple[type, ...]] = {
+    dict[str, float]: (int, float),
+    dict[str, float | str]: (int, float, str),
+}
+"""What fields of a type take of the keys that no field has."""
 
 Whole = TypeVar("Whole")
 
@@ -43,7 +50,7 @@ class Key:
 def keys_of(kind: type[Any]) -> dict[str, Key]:
     """Every key by which a table sets a field of the dataclass `kind`, in the sections' order.
 
-    What a field `dict[str, float]` takes beside them is not among them.
+    What a field of `_TAKERS` takes beside them is not among them.
     """
     keys: dict[str, Key] = {}
     top = get_type_hints(kind)
@@ -53,7 +60,7 @@ def keys_of(kind: type[Any]) -> dict[str, Key]:
             found = [
                 _key(entry.name, inner.name, hints[inner.name], inner.default)
                 for inner in fields(top[entry.name])
-                if hints[inner.name] != dict[str, float]
+                if hints[inner.name] not in _TAKERS
             ]
         else:
             found = [_key("", entry.name, top[entry.name], entry.default)]
@@ -80,7 +87,7 @@ def read_keys(
         ConfigError: with every problem of the table at once, one a line.
     """
     keys, problems = keys_of(kind), list[str]()
-    takers = {prefix: (section, field) for prefix, section, field in _takers(kind)}
+    takers = {prefix: taker for prefix, *taker in _takers(kind)}
     values: dict[str, dict[str, Any]] = {}
     for name, value in table.items():
         prefix = name.partition(".")[0] + "."
@@ -91,8 +98,8 @@ def read_keys(
                 )
             except ConfigError as error:
                 problems.append(str(error))
-        elif prefix in takers and isinstance(value, (int, float)):
-            section, field = takers[prefix]
+        elif prefix in takers and isinstance(value, takers[prefix][2]):
+            section, field, _ = takers[prefix]
             further = values.setdefault(section, {}).setdefault(field, {})
             further[name.removeprefix(prefix).replace("-", "_")] = value
         elif not name.startswith(OWN_PREFIX):
@@ -116,13 +123,13 @@ def read_keys(
     return whole
 
 
-def _takers(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
-    """Prefix, section and field of every field that takes further numbers."""
+def _takers(kind: type[Any]) -> Iterator[tuple[str, str, str, Any]]:
+    """Prefix, section, field and values' types of every field that takes further keys."""
     for section, section_kind in get_type_hints(kind).items():
         if is_dataclass(section_kind):
             for field, hint in get_type_hints(section_kind).items():
-                if hint == dict[str, float]:
-                    yield f"{section.replace('_', '-')}.", section, field
+                if hint in _TAKERS:
+                    yield f"{section.replace('_', '-')}.", section, field, _TAKERS[hint]
 
 
 def _key(section: str, field: str, kind: Any, default: Any) -> Key:

@@ -51,14 +51,20 @@ computes. `num-server-rounds` may not be below the round that was reached."""
 
 
 def settings(config: SplitConfig) -> dict[str, Any]:
-    """Every setting by its run-config key, those that are left at their default included."""
+    """Every setting by its run-config key, those that are left at their default included.
+
+    Without those of the section `peft` where it is left at its default.
+    """
     found: dict[str, Any] = {}
     for key in run_keys().values():
+        if key.section == "peft" and config.peft.is_plain:
+            continue
         held = getattr(config, key.section) if key.section else config
-        value = getattr(held, key.field)
-        found[key.key] = _plain(value)
+        found[key.key] = _plain(getattr(held, key.field))
     for name, option in config.strategy.options.items():
         found[f"{OPTION_PREFIX}{name.replace('_', '-')}"] = option
+    for name, value in config.peft.options.items():
+        found[f"peft.{name.replace('_', '-')}"] = value
     return found
 
 

@@ -15,7 +15,8 @@ OPTION_PREFIX = "strategy."
 def run_keys() -> dict[str, Key]:
     """Every key that a run config may have, in the order of the sections.
 
-    The arguments of single strategies, `strategy.<argument>`, are not among them.
+    The arguments of single strategies, `strategy.<argument>`, and the fields of PEFT's configs,
+    `peft.<field>`, are not among them.
     """
     return keys_of(SplitConfig)
 
@@ -24,18 +25,21 @@ def read_run_config(
     run_config: Mapping[str, Any],
     *,
     check_strategy: Callable[[StrategyConfig], list[str]] | None = None,
+    check_method: Callable[[SplitConfig], list[str]] | None = None,
 ) -> SplitConfig:
     """The configuration that a Flower run config describes.
 
     Args:
         run_config: `context.run_config` of a ServerApp or ClientApp.
         check_strategy: Says what is wrong with the options of the chosen strategy.
+        check_method: Says what is wrong with the adapters' method.
 
     Raises:
         ConfigError: with every problem of the run config at once, one a line.
     """
 
     def check(config: SplitConfig) -> list[str]:
-        return [] if check_strategy is None else check_strategy(config.strategy)
+        found = [] if check_strategy is None else check_strategy(config.strategy)
+        return found + ([] if check_method is None else check_method(config))
 
     return read_keys(SplitConfig, run_config, where=RUN_CONFIG, check=check)

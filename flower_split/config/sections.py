@@ -21,6 +21,7 @@ from flower_split.config.model import (
     LoraSettings,
     ModelConfig,
 )
+from flower_split.config.peft import PeftSettings
 from flower_split.config.rounds import (
     DIRECTIONS,
     CheckpointConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "EarlyStopConfig",
     "LoraSettings",
     "ModelConfig",
+    "PeftSettings",
     "SplitConfig",
     "StrategyConfig",
     "TlsConfig",
@@ -68,6 +70,7 @@ class SplitConfig:
     model: ModelConfig
     split: CutConfig = field(default_factory=CutConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
+    peft: PeftSettings = field(default_factory=PeftSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)

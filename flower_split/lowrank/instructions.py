@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flower_split.errors import AdapterError
+from flower_split.lowrank.names import part_of
 from flower_split.lowrank.scaling import Scaling
 
 RECORD = "lora"
@@ -37,6 +38,14 @@ class Instructions:
     """Strength of FedProx's pull towards what was received (Li et al. 2020, arXiv:1812.06127)."""
     controlled: bool = False
     """Whether SCAFFOLD's control variates come with the tensors and are sent back."""
+
+    def trains_tensor(self, name: str) -> bool:
+        """Whether the adapter tensor `name` is trained.
+
+        Raises:
+            AdapterError: only one of the two factors is trained, and it is neither.
+        """
+        return self.trains == PARTS or part_of(name) in self.trains
 
     @property
     def has_personal(self) -> bool:

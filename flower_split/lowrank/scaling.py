@@ -44,8 +44,8 @@ MOST_ALPHA = 1e6
 class Allowance:
     """What the adapter of a silo may differ in from the run's."""
 
-    scaling: Scaling
-    """The run's."""
+    scaling: Scaling | None
+    """The run's; None where its method is not plain LoRA, and silos have no scaling at all."""
     ranks: bool = False
     """Whether the rank may differ."""
     alphas: bool = False
@@ -59,9 +59,11 @@ class Allowance:
     takes_alphas: str = ""
     """Which strategies take mixed alphas, for errors."""
 
-    def problem(self, silo: Scaling) -> str:
+    def problem(self, silo: Scaling | None) -> str:
         """Why a silo cannot take part with its scaling; empty when it can."""
         run = self.scaling
+        if run is None or silo is None:
+            return self._of_another_method(silo)
         if silo.rslora != run.rslora:
             return f"the silo has lora.rslora {silo.rslora}, the run {run.rslora}"
         if silo.r != run.r and not self.ranks:
@@ -77,6 +79,14 @@ class Allowance:
         if silo.alpha > max(MOST_ALPHA, run.alpha):
             return f"the silo has lora.alpha {silo.alpha:g}, more than {MOST_ALPHA:g}"
         return ""
+
+    def _of_another_method(self, silo: Scaling | None) -> str:
+        if silo is self.scaling:
+            return ""
+        plain = "plain LoRA, as the keys under lora describe it"
+        other = "a method that peft.type and the keys under peft describe"
+        ours, theirs = (plain, other) if silo is None else (other, plain)
+        return f"the run's adapter is {ours}, the silo's {theirs}: start both from one run config"
 
     def _refused(self, key: str, silo: str, run: str, others: str) -> str:
         choose = f", or choose another strategy.name: {others}" if others else ""

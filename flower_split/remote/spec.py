@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from flower_split.adapters import AdapterPlan
+from flower_split.adapters import AdapterPlan, adapter_parameters
 from flower_split.config.wire import WireConfig
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote.attach import find_slot
@@ -41,7 +41,8 @@ def session_spec(
         ModelError: the model has no place for a trunk.
     """
     _, _, slot = find_slot(client_model)
-    weights = next(p for n, p in client_model.named_parameters() if "lora_" not in n)
+    adapter = {id(parameter) for _, parameter in adapter_parameters(client_model)}
+    weights = next(p for p in client_model.parameters() if id(p) not in adapter)
     return SessionSpec(
         purpose=purpose,
         fingerprint=slot.fingerprint,

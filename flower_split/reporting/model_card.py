@@ -34,6 +34,8 @@ class ModelCard:
     rank: int
     alpha: float
     rslora: bool = False
+    method: str = ""
+    """PEFT's method and what was chosen of it, in words; empty for plain LoRA."""
     module_ranks: Collection[int] = ()
     """Ranks of the exported modules, which have what was folded into the model in them."""
     examples: Mapping[str, int] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class ModelCard:
             "base model": f"{self.base_model}{f' at {self.revision}' if self.revision else ''}",
             "layers with the silos": f"{self.bottom_layers} bottom, {self.top_layers} top",
             "adapters of the layers between": self.trunk_adapters,
-            "LoRA": f"r = {self.rank}, alpha = {self.alpha:g}{', rsLoRA' * self.rslora}",
+            **self._method(),
             **({"ranks here, by module": self._ranks()} if self._ranks() else {}),
             "strategy": self.strategy,
             **({"not in it, but in the silos": self.personal} if self.personal else {}),
@@ -66,11 +68,17 @@ class ModelCard:
             for title, rows in sections.items()
             if rows
         )
+        name = self.method.partition(" ")[0] or "LoRA"
         return (
-            _METADATA.format(base=_quoted(self.base_model))
-            + "\n# LoRA adapter, trained across silos with flower_split\n"
+            _METADATA.format(base=_quoted(self.base_model)).replace("- lora", f"- {name.lower()}")
+            + f"\n# {name} adapter, trained across silos with flower_split\n"
             + body
         )
+
+    def _method(self) -> dict[str, str]:
+        if self.method:
+            return {"method": self.method}
+        return {"LoRA": f"r = {self.rank}, alpha = {self.alpha:g}{', rsLoRA' * self.rslora}"}
 
     def _ranks(self) -> str:
         """The ranks of the modules, where they are not simply the run's."""

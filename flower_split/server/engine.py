@@ -231,7 +231,7 @@ class TrunkEngine:
         scaling: Scaling | None,
         resumed: SiloState | None,
     ) -> AdapterSlot | None:
-        if self._adapters is None or scaling is None:
+        if self._adapters is None:
             return None
         name = f"session{next(self._numbers)}"
         instructions = Instructions() if start is None else start.instructions

@@ -31,7 +31,8 @@ def check_spec(
     free: Collection[str] = (),
     allowance: Allowance | None = None,
 ) -> Scaling | None:
-    """The scaling of the adapter that a silo tells; None where it tells none.
+    """The scaling of the adapter that a silo tells; None where it tells none, or where the method
+    is not plain LoRA.
 
     Args:
         ours: What the trunk's own silo would bring; without an adapter for a frozen trunk, which
@@ -67,9 +68,9 @@ def check_spec(
     return scaling
 
 
-def _allowed(told: dict[str, object], allowance: Allowance | None) -> Scaling:
+def _allowed(told: dict[str, object], allowance: Allowance | None) -> Scaling | None:
     try:
-        scaling = scaling_from_fields(told)
+        scaling = None if "method" in told else scaling_from_fields(told)
     except AdapterError as error:
         raise HandshakeError(f"adapter: {error}") from error
     problem = "" if allowance is None else allowance.problem(scaling)

@@ -63,7 +63,7 @@ class TrunkOptimizers:
         spec: SessionSpec,
         state: SiloState | None,
         *,
-        scaling: Scaling,
+        scaling: Scaling | None,
         begun: AdapterRound | None,
     ) -> AdapterSlot:
         """The session's adapter `name` with its stepper, which resumes from `state`.
@@ -152,12 +152,16 @@ class TrunkOptimizers:
         if self._adapters is not None:
             at = self._adapters.scaling if state.scaling is None else state.scaling
             expected = {
-                name: torch.empty(at_rank(name, tuple(p.shape), at.r), dtype=p.dtype, device="meta")
+                name: torch.empty(
+                    tuple(p.shape) if at is None else at_rank(name, tuple(p.shape), at.r),
+                    dtype=p.dtype,
+                    device="meta",
+                )
                 for name, p in self._adapters.named_parameters(MASTER).items()
             }
             check_moments(expected, state.moments)
             for name, tensor in state.personal.tensors.items():
-                held = expected.get(adapter_name(name))
+                held = expected.get(name if at is None else adapter_name(name))
                 if held is None or held.shape != tensor.shape:
                     raise StateError(
                         f"{name}, kept for silo {silo.silo!r}, does not fit this trunk's adapters"

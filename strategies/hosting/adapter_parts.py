@@ -85,15 +85,17 @@ class AdapterParts:
                 check_range(name, value)
         return ArrayRecord({name: made[name] if name in made else silo[name] for name in expected})
 
-    def replied(self, instructions: Instructions, controls: Iterable[str], rank: int) -> Shapes:
+    def replied(
+        self, instructions: Instructions, controls: Iterable[str], rank: int | None
+    ) -> Shapes:
         """Name and shape of what a silo replies, in the uncut model's order.
 
         Args:
             instructions: Of the message that it replies to.
             controls: Names of the control variates in that message.
-            rank: Of the silo's adapter.
+            rank: Of the silo's adapter; None where the method is not plain LoRA.
         """
-        if instructions.scale is None and instructions.sends_all:
+        if rank is None or (instructions.scale is None and instructions.sends_all):
             return self.shapes
         trained = [n for n in self.shapes if part_of(n) in instructions.trains]
         sent = {

@@ -2,21 +2,27 @@
 
 import logging
 import weakref
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Self
 
 from flwr.app import ArrayRecord
 from flwr.supercore.exit import add_exit_handler
-from torch import Tensor
+from torch import Tensor, nn
 
-from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
+from flower_split.adapters import AdapterPlan, initial_adapter, resolve_plan
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
 from flower_split.optimization.settings import OptimizerSettings
-from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
+from flower_split.segments import (
+    Trunk,
+    layer_index,
+    layers_path,
+    load_client_model,
+    load_skeleton,
+    load_trunk,
+)
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.server import TrunkServer
@@ -266,20 +272,18 @@ class TrunkHost:
         )
         trunk.autocast = autocast_dtype(config.trunk.autocast)
         self._mode = config.trunk.adapters
-        self._whole_plan = plan = resolve_lora(skeleton, config.lora)
-        self._initial = initial_state(skeleton, config.lora, seed=config.seed)
+        self._whole_plan = plan = resolve_plan(skeleton, config.lora, config.peft)
+        self._initial = initial_adapter(
+            skeleton, plan, config.lora, self._segments(trunk, plan), seed=config.seed
+        )
         path = layers_path(skeleton)
         held = trunk.cuts.trunk_range
         self._trunk_names = tuple(n for n in plan.names if layer_index(n, path) in held)
-        silo_modules = tuple(n for n in plan.modules if layer_index(f"{n}.", path) not in held)
+        adapted = (*plan.modules, *plan.copies)
+        silo_modules = tuple(n for n in adapted if layer_index(f"{n}.", path) not in held)
         silo_shapes = {n: shape for n, shape in plan.shapes if n not in self._trunk_names}
         if self._mode == "frozen":
-            self._plan = replace(
-                plan,
-                targets=silo_modules,
-                modules=silo_modules,
-                shapes=tuple(silo_shapes.items()),
-            )
+            self._plan = plan.restricted(silo_modules, tuple(silo_shapes))
         else:
             self._plan = plan
         self._parts = (
@@ -288,6 +292,21 @@ class TrunkHost:
             else AdapterParts(silo_shapes, ())
         )
         return trunk
+
+    def _segments(self, trunk: Trunk, plan: AdapterPlan) -> Iterator[nn.Module]:
+        """What holds the weights that an adapter's initialisation may read, on the CPU."""
+        if plan.is_plain:
+            return  # it reads none
+        yield trunk.model
+        model, split = self.config.model, self.config.split
+        yield load_client_model(
+            model.name,
+            bottom_layers=split.bottom_layers,
+            top_layers=split.top_layers,
+            revision=model.revision,
+            dtype=model.dtype,
+            attention=model.attention,
+        )
 
 
 def _close_all() -> None:

@@ -138,7 +138,9 @@ def completed(
             silo told in its handshake, or may have.
     """
     told = content.config_records.get(RECORD)
-    scaling = allowance.scaling if told is None else scaling_from_fields(dict(told.items()))
+    scaling = allowance.scaling
+    if told is not None:
+        scaling = scaling_from_fields(dict(told.items()))
     if outcome.scaling is not None and scaling != outcome.scaling:
         raise AdapterError(
             f"the reply is of an adapter with {scaling}, and the silo's session at the "
@@ -148,7 +150,8 @@ def completed(
     if problem:
         raise AdapterError(problem)
     (arrays,) = content.array_records.values()
-    wanted = parts.replied(asked.instructions, asked.controls, scaling.r)
+    rank = None if scaling is None else scaling.r
+    wanted = parts.replied(asked.instructions, asked.controls, rank)
     return parts.join(arrays, outcome.tensors, wanted)
 
 

@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from transformers import AutoModelForCausalLM
 
 
-def uncut_model(folder, lora):
+def uncut_model(folder, lora, kind=LoraConfig):
     """The uncut model with PEFT's adapters, initialised by PEFT from seed 0."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    return get_peft_model(model, kind(task_type="CAUSAL_LM", **lora))
 
 
 def plain_client_app(
@@ -26,6 +26,7 @@ def plain_client_app(
     lora,
     steps_of,
     *,
+    kind=LoraConfig,
     lr,
     max_grad_norm,
     weight_decay,
@@ -39,9 +40,10 @@ def plain_client_app(
 
     Args:
         folder: The model.
-        lora: Arguments of PEFT's `LoraConfig`.
+        lora: Arguments of PEFT's config.
         steps_of: Gives, for a partition id and a round, the microbatches of every step, and the
             silo's weight.
+        kind: PEFT's config of the method.
         lr: Peak learning rate.
         max_grad_norm: Bound of the gradient norm.
         weight_decay: AdamW's.
@@ -60,7 +62,7 @@ def plain_client_app(
         server_round = message.content["config"]["server-round"]
         partition = context.node_config["partition-id"]
         steps, num_examples = steps_of(partition, server_round)
-        model = uncut_model(folder, lora)
+        model = uncut_model(folder, lora, kind)
         set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)

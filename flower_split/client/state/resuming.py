@@ -59,7 +59,7 @@ class Resuming:
         model: nn.Module,
         *,
         instructions: Instructions,
-        scaling: Scaling,
+        scaling: Scaling | None,
     ) -> Self:
         """What a session needs, with leftovers of other runs swept away."""
         with_moments = config.train.keep_optimizer

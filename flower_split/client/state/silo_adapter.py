@@ -17,7 +17,8 @@ class SiloAdapter:
 
     parameters: Parameters
     """By name in the uncut model."""
-    scaling: Scaling = field(default_factory=lambda: Scaling(r=1, alpha=1.0))
+    scaling: Scaling | None = field(default_factory=lambda: Scaling(r=1, alpha=1.0))
+    """None where the method is not plain LoRA."""
     instructions: Instructions = field(default_factory=Instructions)
     max_r: int | None = None
     """Largest rank that the adapter of an earlier session may have had; None for any."""
@@ -27,7 +28,7 @@ class SiloAdapter:
         """Bytes of the tensors of a state that fits, at most."""
         if not self.instructions.has_personal:
             return largest_size(self.parameters)
-        if self.max_r is None:
+        if self.max_r is None or self.scaling is None:
             return math.inf
         return (1 + 2 * self.max_r // self.scaling.r) * largest_size(self.parameters)
 

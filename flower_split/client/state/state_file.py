@@ -77,18 +77,17 @@ class StateFile:
         """Write the file next to its place, force it to the disk, and rename it.
 
         Args:
-            state: With the scaling of the silo's adapter.
+            state: With the scaling of the silo's adapter, where it has one.
 
         Raises:
             OSError: the disk is full, the folder is read-only, …; what was there is still there.
         """
-        if state.scaling is None:
-            raise TypeError("a silo's state says how its adapter is scaled")
+        scaling = None if state.scaling is None else scaling_fields(state.scaling)
         facts = {
             "format": FORMAT,
             "tag": self.tag,
             "round": str(self.server_round),
-            "scaling": json.dumps(scaling_fields(state.scaling)),
+            "scaling": json.dumps(scaling),
         }
         personal = {_PERSONAL + name: tensor for name, tensor in state.personal.tensors.items()}
         # Contiguous copies of their own, because safetensors refuses tensors that share memory.
@@ -128,7 +127,9 @@ class StateFile:
         }
         return SessionState(
             moments={n: t for n, t in tensors.items() if not n.startswith(_PERSONAL)},
-            personal=PersonalTensors(tensors=personal, scale=scaling.factor),
+            personal=PersonalTensors(
+                tensors=personal, scale=1.0 if scaling is None else scaling.factor
+            ),
             scaling=scaling,
         )
 
@@ -166,9 +167,10 @@ def _earlier_state(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> S
     return SessionState(personal=PersonalTensors(tensors=tensors, scale=scale))
 
 
-def _scaling(facts: Mapping[str, str]) -> Scaling:
+def _scaling(facts: Mapping[str, str]) -> Scaling | None:
     try:
-        return scaling_from_fields(json.loads(facts["scaling"]))
+        told = json.loads(facts["scaling"])
+        return None if told is None else scaling_from_fields(told)
     except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise StateError("it does not say of which rank and alpha it is") from error
 

@@ -1,0 +1,240 @@
+"""Methods: PEFT's adapter methods by name, and what a run may choose of their configs."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+import peft
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from flower_split.adapters.notices import without_peft_notices
+from flower_split.adapters.typing_keys import typed, typing_hints
+from flower_split.config.model import LoraSettings
+from flower_split.config.peft import LORA, PeftSettings
+from flower_split.config.problems import nearest, raise_problems
+from flower_split.config.sections import SplitConfig
+from flower_split.errors import ConfigError
+
+_VIRTUAL = "puts virtual tokens before the silo's, of which the trunk does not know"
+_BANK = "trains one set of tensors for all layers, and no party holds all layers"
+
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "ADALORA": "moves ranks between modules by scores of the whole model, and no party has all",
+        "ADAMSS": "moves its budget between modules by scores of the whole model, and no party has "
+        "all",
+        "ADAPTION_PROMPT": "counts the layers of the whole model, and no party holds them all",
+        "CARTRIDGE": "trains keys and values for all layers, and no party holds all layers",
+        "CPT": _VIRTUAL,
+        "FROD": "decomposes the weights of all layers together, and no party has all",
+        "LILY": _BANK,
+        "MULTITASK_PROMPT_TUNING": _VIRTUAL,
+        "OSF": "projects every gradient by a decomposition of the weights, which the sessions of a "
+        "trunk have in common",
+        "POLY": "needs a task id with every batch, which is not sent to the trunk",
+        "PREFIX_TUNING": "trains keys and values for all layers, and no party holds all layers",
+        "PROMPT_TUNING": _VIRTUAL,
+        "PVERA": "draws noise in every layer, so that a run cannot be that of the uncut model",
+        "P_TUNING": _VIRTUAL,
+        "SHADOW": "runs a second model beside all layers, and no party holds all layers",
+        "SHIRA": "keeps positions of weights in whole numbers, of which there is no average",
+        "SUPERTUNING": "keeps positions of weights in whole numbers, of which there is no average",
+        "TINYLORA": _BANK,
+        "UNILORA": _BANK,
+        "VBLORA": _BANK,
+        "XLORA": "mixes adapters by a pass through the whole model",
+    }
+)
+"""Methods of PEFT that a cut model does not take, and why."""
+
+INITS = (True, False, "gaussian", "olora", "orthogonal", "pissa")
+"""LoRA's initialisations that need nothing but the layer's own weights and the run's seed."""
+
+RESIDUAL_INITS = frozenset({"olora", "pissa"})
+"""Those that take what the adapter begins with out of the layer's own weights."""
+
+SET_BY_RUN = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "fan_in_fan_out",
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "save_projection",
+        "task_type",
+    }
+)
+"""Fields that the run sets."""
+
+LORA_KEYS = MappingProxyType(
+    {
+        "lora_alpha": "lora.alpha",
+        "lora_dropout": "lora.dropout",
+        "r": "lora.r",
+        "target_modules": "lora.target-modules",
+        "use_rslora": "lora.rslora",
+    }
+)
+"""Fields of PEFT's `LoraConfig` that have keys of their own."""
+
+_LORA_TAKES = frozenset(
+    {
+        "alpha_pattern",
+        "bias",
+        "ensure_weight_tying",
+        "exclude_modules",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_bias",
+        "modules_to_save",
+        "rank_pattern",
+        "trainable_token_indices",
+        "use_dora",
+    }
+)
+"""Fields of `LoraConfig` that a cut model takes beside those; PEFT's others need data, tasks or
+tokens that the trunk does not have, or layers that are not the model's."""
+
+
+def method_names() -> tuple[str, ...]:
+    """Every method that the installed PEFT knows, sorted."""
+    return tuple(sorted(kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING))
+
+
+def working_methods() -> tuple[str, ...]:
+    """Those of `method_names` that a cut model takes."""
+    return tuple(name for name in method_names() if name not in REFUSED)
+
+
+def method_keys(method: str) -> dict[str, Any]:
+    """The fields of PEFT's config that a run may set by `peft.<field>`, with their types."""
+    kind = config_class(method)
+    hints = typing_hints(kind)
+    held = {field.name for field in fields(kind)} - SET_BY_RUN
+    if method == LORA:
+        held &= _LORA_TAKES
+    return {name: hints[name] for name in hints if name in held}
+
+
+def config_class(method: str) -> type[PeftConfig]:
+    """PEFT's config of a method.
+
+    Raises:
+        ConfigError: PEFT knows no such method, or a cut model does not take it.
+    """
+    names = method_names()
+    if method not in names:
+        raise ConfigError(
+            f"peft.type {method!r} is not known{nearest(method, names)}: PEFT {peft.__version__} "
+            f"has, and a cut model takes, {', '.join(working_methods())}"
+        )
+    if method in REFUSED:
+        raise ConfigError(
+            f"peft.type {method} {REFUSED[method]}: it cannot be used on a cut model. Those that "
+            f"can are {', '.join(working_methods())}"
+        )
+    found = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return found[method]
+
+
+def method_problems(config: SplitConfig) -> list[str]:
+    """What is wrong with the method that a run config chooses; nothing when it can be trained."""
+    try:
+        made = method_config(config.lora, config.peft)
+    except ConfigError as error:
+        return str(error).splitlines()
+    bias = getattr(made, "bias", "none")
+    if bias != "none" and config.trunk.adapters != "frozen":
+        return [
+            f"peft.bias {bias!r} trains the layers' own biases, which the sessions of a trunk have "
+            "in common: set trunk.adapters to 'frozen', or leave peft.bias out"
+        ]
+    return []
+
+
+def method_config(lora: LoraSettings, settings: PeftSettings) -> PeftConfig:
+    """PEFT's config for the uncut model, its targets not resolved yet.
+
+    Raises:
+        ConfigError: with everything that is wrong with the settings, one a line.
+    """
+    values = method_values(lora, settings)
+    try:
+        with without_peft_notices():
+            return config_class(settings.type)(task_type="CAUSAL_LM", **values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"PEFT refuses {settings}: {error}") from error
+
+
+def method_values(lora: LoraSettings, settings: PeftSettings) -> dict[str, Any]:
+    """The fields of PEFT's config that a run sets.
+
+    Raises:
+        ConfigError: with everything that is wrong with the settings, one a line.
+    """
+    kind = config_class(settings.type)
+    problems = [] if settings.type == LORA else _unused_lora(lora, settings.type)
+    if settings.type == LORA and not settings.is_plain and (lora.ranks or lora.alphas):
+        problems.append(
+            f"lora.ranks and lora.alphas are for plain LoRA, and the run has {settings}: leave "
+            "them empty"
+        )
+    keys, values = method_keys(settings.type), dict[str, Any]()
+    for name, value in settings.options.items():
+        key = f"peft.{name.replace('_', '-')}"
+        try:
+            _check_name(settings.type, name, key, keys)
+            if name == "init_lora_weights" and value not in INITS:
+                raise ConfigError(
+                    f"{key} {value!r} needs data, or draws what every party would draw otherwise: "
+                    f"use one of {', '.join(map(repr, INITS))}"
+                )
+            values[name] = typed(key, keys[name], value)
+        except ConfigError as error:
+            problems.append(str(error))
+    raise_problems(problems, "the adapters' method")
+    if settings.type == LORA:
+        wanted = list(lora.target_modules)
+        values |= {
+            "r": lora.r,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": lora.dropout,
+            "use_rslora": lora.rslora,
+            "target_modules": "all-linear" if wanted == ["all-linear"] else wanted,
+        }
+    if "save_projection" in {field.name for field in fields(kind)}:
+        values["save_projection"] = False  # they are made anew from the seed wherever they are used
+    return values
+
+
+def _check_name(method: str, name: str, key: str, keys: Mapping[str, Any]) -> None:
+    if method == LORA and name in LORA_KEYS:
+        raise ConfigError(f"{key} has a key of its own: set {LORA_KEYS[name]}")
+    if name in SET_BY_RUN:
+        raise ConfigError(f"{key} is set by the run itself: leave it out")
+    if name not in keys:
+        valid = sorted(f"peft.{one.replace('_', '-')}" for one in keys)
+        raise ConfigError(
+            f"unknown key {key!r} for peft.type {method}{nearest(key, valid)}: on a cut model it "
+            f"takes {', '.join(valid)}"
+        )
+
+
+def _unused_lora(lora: LoraSettings, method: str) -> list[str]:
+    default = LoraSettings()
+    set_here = [
+        f"lora.{field.name.replace('_', '-')}"
+        for field in fields(LoraSettings)
+        if field.name != "max_r" and getattr(lora, field.name) != getattr(default, field.name)
+    ]
+    if not set_here:
+        return []
+    return [
+        f"{', '.join(set_here)} would not be used with peft.type {method}: set the keys of its own "
+        "config under 'peft.', and leave these out"
+    ]

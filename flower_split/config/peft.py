@@ -1,0 +1,35 @@
+"""The adapters' method: which one of PEFT's, and the keys of its own config."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LORA = "LORA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftSettings:
+    """The adapters' method. Every further key is one of PEFT's config for that method, see
+    [peft-methods.md](peft-methods.md); for `LORA` they are added to the keys under `lora`."""
+
+    type: str = LORA
+    """PEFT's name of the method, such as `IA3`, `VERA` or `OFT`; capitals do not matter."""
+    options: dict[str, float | str] = field(default_factory=dict)
+    """Fields of PEFT's config (`peft.use-dora`, `peft.target-modules`, …), not typed yet: lists
+    are text with commas, dicts are JSON."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", self.type.upper())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the adapters are those that the `lora` section describes, and nothing else."""
+        return self.type == LORA and not self.options
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells settings apart."""
+        return self.type, *sorted(self.options.items())
+
+    def __str__(self) -> str:
+        given = (f"peft.{n.replace('_', '-')} {v!r}" for n, v in sorted(self.options.items()))
+        return ", ".join([f"peft.type {self.type}", *given])

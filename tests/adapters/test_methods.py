@@ -1,0 +1,165 @@
+"""The adapters' method: what a run config may choose, and what is refused by an error."""
+
+import pytest
+import torch
+from pairs import tiny_llama
+from peft import get_peft_model, get_peft_model_state_dict
+
+from flower_split.adapters import initial_adapter, method_problems, resolve_plan, wrap
+from flower_split.adapters.methods import REFUSED, method_config, method_names, working_methods
+from flower_split.adapters.plan import plan_from_fields, plan_to_fields
+from flower_split.config.run_config import read_run_config
+from flower_split.config.sections import LoraSettings, PeftSettings
+from flower_split.errors import AdapterError, ConfigError
+from flower_split.segments import split_model
+
+LORA = LoraSettings()
+TWO = {"target_modules": "q_proj, v_proj"}
+
+
+def settings(method="LORA", **options):
+    return PeftSettings(type=method, options=options)
+
+
+def problems(**keys):
+    values = {"model.name": "m"} | {
+        k.replace("__", ".").replace("_", "-"): v for k, v in keys.items()
+    }
+    with pytest.raises(ConfigError) as caught:
+        read_run_config(values, check_method=method_problems)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("method", sorted(REFUSED))
+def test_a_refused_method_is_named_with_those_that_work(method):
+    assert method in method_names()
+    told = problems(peft__type=method.lower())
+    assert f"peft.type {method} {REFUSED[method]}" in told
+    assert ", ".join(working_methods()) in told
+
+
+def test_an_unknown_method_is_named_with_those_that_work():
+    told = problems(peft__type="ia4")
+    assert "'IA4' is not known" in told and "IA3" in told and "VERA" in told
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"peft__type": "IA3", "peft__rank": 4}, "unknown key 'peft.rank' for peft.type IA3"),
+        ({"peft__r": 4}, "peft.r has a key of its own: set lora.r"),
+        ({"peft__loftq_config": "{}"}, "unknown key 'peft.loftq-config' for peft.type LORA"),
+        ({"peft__target_parameters": "x"}, "unknown key 'peft.target-parameters'"),
+        ({"peft__task_type": "SEQ_CLS"}, "peft.task-type is set by the run itself"),
+        ({"peft__type": "VERA", "peft__r": "many"}, "peft.r must be a whole number, not 'many'"),
+        ({"peft__type": "VERA", "peft__r": -1}, "PEFT refuses|r"),
+        ({"peft__use_dora": 1}, "peft.use-dora must be true or false, not 1"),
+        ({"peft__rank_pattern": "{q: 4}"}, "peft.rank-pattern must be text with a JSON object"),
+        ({"peft__init_lora_weights": "eva"}, "'eva' needs data"),
+        ({"peft__init_lora_weights": "pissa_niter_4"}, "use one of"),
+        ({"peft__bias": "lora_only"}, "set trunk.adapters to 'frozen'"),
+        ({"peft__type": "OFT", "lora__r": 4}, "lora.r would not be used with peft.type OFT"),
+        ({"peft__use_dora": True, "lora__ranks": "4,8"}, "lora.ranks and lora.alphas"),
+    ],
+)
+def test_what_a_method_does_not_take_is_told_at_once(keys, said):
+    if keys == {"peft__type": "VERA", "peft__r": -1}:
+        with pytest.raises((ConfigError, AdapterError), match="VERA"):
+            resolve_plan(tiny_llama(3), LORA, settings("VERA", r=-1, **TWO))
+        return
+    assert said in problems(**keys)
+
+
+def test_values_get_the_types_of_pefts_config():
+    made = method_config(
+        LoraSettings(target_modules=("q_proj", "v_proj")),
+        settings(
+            rank_pattern='{"q_proj": 2}',
+            layers_to_transform="1, 2",
+            modules_to_save="lm_head",
+            use_dora=True,
+        ),
+    )
+    assert made.rank_pattern == {"q_proj": 2} and made.layers_to_transform == [1, 2]
+    assert made.modules_to_save == ["lm_head"] and made.use_dora is True
+    made = method_config(LORA, settings("DELORA", delora_lambda=2, layers_to_transform=1))
+    assert made.delora_lambda == 2 and made.layers_to_transform == 1
+    made = method_config(LORA, settings("LOHA", target_modules=r".*\.(q|v)_proj"))
+    assert made.target_modules == r".*\.(q|v)_proj"
+    made = method_config(LORA, settings("LOHA", target_modules="all-linear"))
+    assert made.target_modules == "all-linear"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (settings("LOHA", target_modules="q_proj, w_proj"), "'w_proj', which this llama"),
+        (settings("LN_TUNING", target_modules="nothing"), "'nothing'"),
+        (settings("BOFT", boft_block_size=7, **TWO), "does not fit this llama model"),
+        (settings(rank_pattern='{"w_proj": 2}'), "w_proj"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_told(chosen, said):
+    with pytest.raises(AdapterError, match=said):
+        resolve_plan(tiny_llama(3), LORA, chosen)
+
+
+@pytest.mark.parametrize("method", ["LILY", "UNILORA", "SHIRA", "FROD"])
+def test_the_reason_of_a_refusal_is_what_resolving_finds(monkeypatch, method):
+    """Were it not refused by name, the plan would be."""
+    monkeypatch.setattr(
+        "flower_split.adapters.methods.REFUSED", {n: r for n, r in REFUSED.items() if n != method}
+    )
+    small = {"r": 4} if method == "SHIRA" else {}
+    with pytest.raises(AdapterError):
+        resolve_plan(tiny_llama(3), LORA, settings(method, **TWO, **small))
+
+
+def test_a_plan_is_the_same_from_its_fields_and_on_both_sides():
+    model = tiny_llama(4)
+    plan = resolve_plan(model, LORA, settings("VERA", r=8, **TWO))
+    again = plan_from_fields(plan_to_fields(plan))
+    assert again.shapes == plan.shapes and again.peft_config() == plan.peft_config()
+    assert resolve_plan(model, LORA, settings("VERA", r=8, **TWO)).json == plan.json
+    other = resolve_plan(model, LORA, settings("VERA", r=8, projection_prng_key=1, **TWO))
+    assert other.json != plan.json
+
+
+def test_the_start_is_pefts_own_and_the_random_state_is_kept():
+    model = tiny_llama(3)
+    plan = resolve_plan(model, LORA, settings("LOKR", r=4, **TWO))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    state = initial_adapter(model, plan, LORA, [model], seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    model = tiny_llama(3)
+    torch.manual_seed(7)
+    wanted = get_peft_model_state_dict(get_peft_model(model, plan.peft_config()))
+    assert list(state) == list(wanted)
+    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_client_with_weights_of_its_own_leaves_those_of_others_as_they_are(init):
+    model = tiny_llama(3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    plan = resolve_plan(model, LORA, settings(init_lora_weights=init))
+    client, trunk = split_model(model, 1, 1)
+    initial_adapter(model, plan, LORA, [client, trunk.model], seed=0)
+    wrapped, other = wrap(client, plan), wrap(trunk.model, plan)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    changed = wrapped.get_submodule("base_model.model.model.layers.0.self_attn.q_proj.base_layer")
+    assert not torch.equal(changed.weight, before["model.layers.0.self_attn.q_proj.weight"])
+    changed = other.get_submodule("base_model.model.model.layers.1.self_attn.q_proj.base_layer")
+    assert not torch.equal(changed.weight, before["model.layers.1.self_attn.q_proj.weight"])
+
+
+def test_a_party_whose_projections_differ_is_refused():
+    model = tiny_llama(4)
+    chosen = settings("VERA", r=8, target_modules="q_proj, lm_head")
+    plan = resolve_plan(model, LORA, chosen)
+    client, trunk = split_model(model, 1, 1)
+    wrap(client, plan)
+    with pytest.raises(AdapterError, match="whose largest sizes are the same on both sides"):
+        wrap(trunk.model, plan, "master")

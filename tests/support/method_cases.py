@@ -1,0 +1,124 @@
+"""Every method of PEFT on a tiny model: what a run config sets, and the same of PEFT's config."""
+
+from dataclasses import dataclass, field, replace
+
+TWO = "q_proj, down_proj"
+LISTED = ["q_proj", "down_proj"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodCase:
+    """One configuration of a method."""
+
+    method: str = "LORA"
+    keys: dict = field(default_factory=dict)
+    """Of the run config, beside `peft.type`."""
+    values: dict = field(default_factory=dict)
+    """Of PEFT's config."""
+    frozen: bool = False
+    """Whether the trunk has no adapter; `values` name the silo's layers then."""
+    family: str = "llama"
+    """Of the model."""
+
+
+def lora(*, frozen=False, run=(), **values):
+    """LoRA of rank 4 and alpha 8, with `run` beside the values' own keys."""
+    given = {f"peft.{n.replace('_', '-')}": v for n, v in values.items()} | dict(run)
+    plain = {"r": 4, "lora_alpha": 8, "target_modules": LISTED}
+    return MethodCase(
+        keys={"lora.r": 4, "lora.alpha": 8, "lora.target-modules": TWO, **given},
+        values=plain | values,
+        frozen=frozen,
+    )
+
+
+def of(method, *, targets=True, frozen=False, hidden=(), **values):
+    """A method, on two kinds of modules unless it finds its own."""
+    keys = {f"peft.{n.replace('_', '-')}": v for n, v in values.items()}
+    own = values | dict(hidden)
+    if targets:
+        keys["peft.target-modules"] = TWO
+        own["target_modules"] = LISTED
+    return MethodCase(method=method, keys=keys, values=own, frozen=frozen)
+
+
+def listed(case, **values):
+    """`case` with PEFT's values of those keys that a run config writes as text."""
+    return replace(case, values=case.values | values)
+
+
+SEEDED = {"save_projection": False}
+
+CASES = {
+    "LoRA": lora(init_lora_weights=True),
+    "rsLoRA": MethodCase(
+        keys=lora().keys | {"lora.rslora": True, "peft.init-lora-weights": "gaussian"},
+        values=lora().values | {"use_rslora": True, "init_lora_weights": "gaussian"},
+    ),
+    "DoRA": lora(use_dora=True),
+    "PiSSA": lora(init_lora_weights="pissa"),
+    "OLoRA": lora(init_lora_weights="olora"),
+    "orthogonal": lora(init_lora_weights="orthogonal"),
+    "rank and alpha patterns": listed(
+        lora(rank_pattern='{"q_proj": 2}', alpha_pattern='{"layers.1.mlp.down_proj": 3}'),
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"layers.1.mlp.down_proj": 3},
+    ),
+    "layers to transform": listed(
+        lora(layers_to_transform="1, 2", use_dora=True), layers_to_transform=[1, 2]
+    ),
+    "modules to save": listed(
+        lora(modules_to_save="lm_head, input_layernorm"),
+        modules_to_save=["lm_head", "input_layernorm"],
+    ),
+    "trainable tokens": listed(
+        lora(trainable_token_indices="5, 7"), trainable_token_indices=[5, 7]
+    ),
+    "biases of LoRA": lora(lora_bias=True),
+    "biases of the layers": MethodCase(
+        family="gpt2",
+        frozen=True,
+        keys=lora(bias="lora_only").keys | {"lora.target-modules": "c_attn, c_fc"},
+        values=lora(bias="lora_only").values
+        | {"target_modules": ["c_attn", "c_fc"], "layers_to_transform": [0, 3]},
+    ),
+    "DoRA, silos only": replace(
+        listed(lora(use_dora=True), layers_to_transform=[0, 3]), frozen=True
+    ),
+    "DoRA, Conv1D": MethodCase(
+        family="gpt2",
+        keys=lora(use_dora=True).keys | {"lora.target-modules": "c_attn, c_fc"},
+        values=lora(use_dora=True).values | {"target_modules": ["c_attn", "c_fc"]},
+    ),
+    "PiSSA, Conv1D": MethodCase(
+        family="gpt2",
+        keys=lora(init_lora_weights="pissa").keys | {"lora.target-modules": "c_attn, c_fc"},
+        values=lora(init_lora_weights="pissa").values | {"target_modules": ["c_attn", "c_fc"]},
+    ),
+    "BEFT": of("BEFT"),
+    "BOFT": of("BOFT", boft_block_size=4),
+    "C3A": of("C3A", block_size=4),
+    "DEFT": of("DEFT", r=4),
+    "DELORA": of("DELORA", r=4),
+    "FOURIERFT": of("FOURIERFT", n_frequency=20),
+    "GLORA": of("GLORA", r=4),
+    "GRALORA": of("GRALORA", r=4),
+    "HIRA": of("HIRA", r=4),
+    "HRA": of("HRA", r=4),
+    "IA3": listed(of("IA3", feedforward_modules="down_proj"), feedforward_modules=["down_proj"]),
+    "LN_TUNING": of("LN_TUNING", targets=False),
+    "LOHA": of("LOHA", r=4),
+    "LOKR": of("LOKR", r=4),
+    "MISS": of("MISS", r=4),
+    "OFT": of("OFT", oft_block_size=4),
+    "PEANUT": of("PEANUT", r=4),
+    "PSOFT": of("PSOFT", r=4),
+    "RANDLORA": of("RANDLORA", r=4, hidden=SEEDED),
+    "ROAD": of("ROAD", group_size=16),
+    "TRAINABLE_TOKENS": listed(
+        of("TRAINABLE_TOKENS", targets=False, token_indices="5, 7", frozen=True),
+        token_indices=[5, 7],
+    ),
+    "VERA": of("VERA", r=8, hidden=SEEDED),
+    "WAVEFT": of("WAVEFT", n_frequency=20),
+}
