@@ -21,6 +21,9 @@ from flower_split.lowrank import Factors, Scaling, pair_up
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
+_HARMLESS = (True, False, "gaussian", "orthogonal")
+"""Initialisations after which the factors' product is the whole update of the model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFolder:
@@ -48,7 +51,8 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
             return _of_another_method(folder, str(method))
         config = LoraConfig.from_pretrained(str(folder))
         state = load_file(folder / TENSORS)
-        plain = not is_general(config)
+        # Another one may have taken what the adapter begins with out of the model's weights.
+        plain = not is_general(config) and config.init_lora_weights in _HARMLESS
         return AdapterFolder(
             state=_at_scale_one(state, config) if plain else state,
             base_model=config.base_model_name_or_path or "",
