@@ -105,7 +105,7 @@ def test_strategies_of_low_rank_name_what_works(values, tmp_path, strategy):
 
 
 def test_personal_parts_and_own_ranks_are_of_plain_lora(values, tmp_path):
-    with pytest.raises(ConfigError, match="leave strategy.personal empty"):
+    with pytest.raises(ConfigError, match=r"leave strategy\.personal empty"):
         run(values("dora", tmp_path, **{"strategy.personal": "layers.3"}))
     with pytest.raises(Exception, match="lora-r or lora-alpha, which are for plain LoRA"):
         run(values("dora", tmp_path), node_config={"lora-r": 4})
