@@ -33,7 +33,10 @@ _PEFT_SAYS = (
     RuntimeError,
     RuntimeWarning,
     ImportError,
+    ArithmeticError,
+    AssertionError,
     AttributeError,
+    LookupError,
     NotImplementedError,
 )
 """What PEFT raises where a method does not fit a model."""
@@ -68,6 +71,8 @@ def resolve_plan(
     config = first.peft_config[ADAPTER]
     resolved = getattr(config, "target_modules", None)
     modules, copies = _adapted(first)
+    if values.get("init_lora_weights") in RESIDUAL_INITS:
+        _check_own_weights(skeleton, settings, modules)
     values.pop("target_modules", None)
     if isinstance(resolved, str):
         values["target_modules"] = resolved  # a pattern, or a name that the method itself found
@@ -231,6 +236,22 @@ def _check_trained(model: PeftModel, settings: PeftSettings, tensors: Mapping[st
     ]
     if frozen:
         raise AdapterError(f"{settings} saves {frozen[0]}, which it does not train")
+
+
+def _check_own_weights(
+    skeleton: PreTrainedModel, settings: PeftSettings, modules: Iterable[str]
+) -> None:
+    """Raise `AdapterError` where a weight that loses something is another module's too."""
+    owners = dict[int, str]()
+    wanted = frozenset(modules)
+    for path, module in skeleton.named_modules():
+        for parameter in module.parameters(recurse=False):
+            other = owners.setdefault(id(parameter), path)
+            if other != path and {other, path} & wanted:
+                raise AdapterError(
+                    f"{settings} changes the weight of {path}, which is also that of {other}: "
+                    "leave both out of lora.target-modules"
+                )
 
 
 def _fixed(

@@ -53,10 +53,15 @@ class TrunkAdapters:
         plan: The whole model's adapter plan.
 
     Raises:
-        AdapterError: the plan has no module among the trunk's layers.
+        AdapterError: the plan has no module among the trunk's layers, or trains their biases.
     """
 
     def __init__(self, trunk: Trunk, plan: AdapterPlan) -> None:
+        if dict(plan.options).get("bias", "none") != "none":
+            raise AdapterError(
+                f"{plan.described} trains the layers' own biases, which the sessions of a trunk "
+                "have in common: set trunk.adapters to 'frozen', or train no biases"
+            )
         wrapped = wrap(trunk.model, plan, MASTER)
         if not isinstance(wrapped, PeftModel):
             raise AdapterError(

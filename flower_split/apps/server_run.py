@@ -86,7 +86,7 @@ def _baseline(
     inner = Alone(
         min_nodes=config.strategy.min_nodes,
         fraction_evaluate=config.strategy.fraction_evaluate,
-        lora=config.lora,
+        lora=config.lora if config.peft.is_plain else None,
     )
     folder = None if checkpoints is None else checkpoints / ALONE
     return SplitStrategy(quiet, inner, host=host, checkpoints=folder)

@@ -10,7 +10,13 @@ from flwr.app import ArrayRecord
 from flwr.supercore.exit import add_exit_handler
 from torch import Tensor, nn
 
-from flower_split.adapters import AdapterPlan, initial_adapter, resolve_plan
+from flower_split.adapters import (
+    AdapterPlan,
+    initial_adapter,
+    method_problems,
+    resolve_plan,
+)
+from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
@@ -72,6 +78,7 @@ class TrunkHost:
 
     def __enter__(self) -> Self:
         config = self.config
+        raise_problems(method_problems(config), "the adapters' method")
         limits = SessionLimits(
             max_in_flight=config.trunk.max_in_flight,
             max_message_tokens=config.trunk.max_message_tokens,

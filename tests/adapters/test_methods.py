@@ -5,7 +5,13 @@ import torch
 from pairs import tiny_llama
 from peft import get_peft_model, get_peft_model_state_dict
 
-from flower_split.adapters import initial_adapter, method_problems, resolve_plan, wrap
+from flower_split.adapters import (
+    TrunkAdapters,
+    initial_adapter,
+    method_problems,
+    resolve_plan,
+    wrap,
+)
 from flower_split.adapters.methods import REFUSED, method_config, method_names, working_methods
 from flower_split.adapters.plan import plan_from_fields, plan_to_fields
 from flower_split.config.run_config import read_run_config
@@ -97,6 +103,7 @@ def test_values_get_the_types_of_pefts_config():
         (settings("LN_TUNING", target_modules="nothing"), "'nothing'"),
         (settings("BOFT", boft_block_size=7, **TWO), "does not fit this llama model"),
         (settings(rank_pattern='{"w_proj": 2}'), "w_proj"),
+        (settings("TRAINABLE_TOKENS", token_indices="5, 1000"), "does not fit this llama model"),
     ],
 )
 def test_what_does_not_fit_the_model_is_told(chosen, said):
@@ -163,3 +170,19 @@ def test_a_party_whose_projections_differ_is_refused():
     wrap(client, plan)
     with pytest.raises(AdapterError, match="whose largest sizes are the same on both sides"):
         wrap(trunk.model, plan, "master")
+
+
+def test_pissa_is_refused_where_two_modules_have_one_weight():
+    model = tiny_llama(3)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    lora = LoraSettings(target_modules=("q_proj", "lm_head"))
+    with pytest.raises(AdapterError, match=r"lm_head, which is also that of model\.embed_tokens"):
+        resolve_plan(model, lora, settings(init_lora_weights="pissa"))
+
+
+def test_a_trunk_with_sessions_does_not_train_biases():
+    model = tiny_llama(3)
+    plan = resolve_plan(model, LORA, settings(bias="lora_only"))
+    _, trunk = split_model(model, 1, 1)
+    with pytest.raises(AdapterError, match=r"trunk\.adapters to 'frozen'"):
+        TrunkAdapters(trunk, plan)

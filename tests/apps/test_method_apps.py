@@ -116,3 +116,9 @@ def test_flowers_own_strategies_take_any_method(values, tmp_path, strategy):
     options = {"strategy.proximal-mu": 0.1} if strategy == "fedprox" else {}
     run(values("vera", tmp_path, **{"strategy.name": strategy, **options}))
     assert adapter(tmp_path / "adapter")
+
+
+def test_every_silo_alone_with_another_method(values, tmp_path):
+    run(values("dora", tmp_path, **{"baseline-alone": True}))
+    report = read_result(tmp_path / "result.json")
+    assert report.alone[-1].evaluate["0"]["eval-loss"] > 0

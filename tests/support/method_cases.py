@@ -85,6 +85,31 @@ CASES = {
     "DoRA, silos only": replace(
         listed(lora(use_dora=True), layers_to_transform=[0, 3]), frozen=True
     ),
+    "trainable tokens, tied": MethodCase(
+        family="gpt2",
+        keys=lora(trainable_token_indices="5, 7").keys | {"lora.target-modules": "c_attn"},
+        values=lora().values | {"target_modules": ["c_attn"], "trainable_token_indices": [5, 7]},
+    ),
+    "modules to save, tied": MethodCase(
+        family="gpt2",
+        keys=lora(modules_to_save="wte").keys | {"lora.target-modules": "c_attn"},
+        values=lora().values | {"target_modules": ["c_attn"], "modules_to_save": ["wte"]},
+    ),
+    "IA3, Conv1D": MethodCase(
+        method="IA3",
+        family="gpt2",
+        keys={
+            "peft.target-modules": "c_attn, mlp.c_proj",
+            "peft.feedforward-modules": "mlp.c_proj",
+        },
+        values={"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]},
+    ),
+    "VERA, Conv1D": MethodCase(
+        method="VERA",
+        family="gpt2",
+        keys={"peft.r": 8, "peft.target-modules": "c_attn"},
+        values={"r": 8, "target_modules": ["c_attn"], **SEEDED},
+    ),
     "DoRA, Conv1D": MethodCase(
         family="gpt2",
         keys=lora(use_dora=True).keys | {"lora.target-modules": "c_attn, c_fc"},
