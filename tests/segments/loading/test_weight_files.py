@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 
 from flower_split.errors import CheckpointError
 from flower_split.segments import load_client_model, load_trunk, resolve_source
