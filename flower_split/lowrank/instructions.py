@@ -8,7 +8,7 @@ from typing import Any
 from flower_split.errors import AdapterError
 from flower_split.lowrank.scaling import Scaling
 
-RECORD = "lora"
+LORA_RECORD = "lora"
 """Name of the ConfigRecord in which a reply says how its adapter is scaled."""
 
 CONTROL = "control:"

@@ -99,11 +99,3 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that is not representable."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -6,11 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flower_split.optimization.loss import IGNORED
+
 Batch = Mapping[str, Tensor]
 """Keyword arguments of a stock causal language model, with `labels` (B, T), -100 for no loss."""
-
-IGNORED = -100
-"""Label without loss, as `torch.nn.functional.cross_entropy` and stock models have it."""
 
 
 class Batches(Protocol):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from flower_split.errors import DataError, DivergenceError
-from flower_split.training.batch import IGNORED, Batch, device_of, to_device
+from flower_split.optimization.loss import IGNORED
+from flower_split.training.batch import Batch, device_of, to_device
 from flower_split.training.metrics import EvalMetrics
 from flower_split.training.pipeline import flow
 from flower_split.training.stages import Passage, Stages, WholeModel, mode

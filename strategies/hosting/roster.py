@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from flower_split.config.silo_order import silo_order
 from flower_split.strategies.hosting.exchange import exchange
-from flower_split.transport.invitation import QUESTION, RECORD, read_name
+from flower_split.transport.invitation import QUESTION, SPLIT_RECORD, read_name
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,13 @@ class Roster:
         if not unknown:
             return
         self._asked.update(unknown)
-        content = RecordDict({RECORD: ConfigRecord({QUESTION: True})})
+        content = RecordDict({SPLIT_RECORD: ConfigRecord({QUESTION: True})})
         messages = [
             Message(content=content, dst_node_id=node, message_type="query") for node in unknown
         ]
         for reply in exchange(grid, messages, min(timeout, SECONDS)):
             if not reply.has_error():
-                fields = reply.content.config_records.get(RECORD, ConfigRecord())
+                fields = reply.content.config_records.get(SPLIT_RECORD, ConfigRecord())
                 self.note(reply.metadata.src_node_id, read_name(fields))
         nameless = len([node for node in unknown if node not in self._names])
         if nameless:

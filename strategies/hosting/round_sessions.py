@@ -18,7 +18,6 @@ from flower_split.strategies.history import NodeRecord
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
 from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
 from flower_split.strategies.hosting.replies import (
-    STATISTICS,
     Asked,
     completed,
     outvoted,
@@ -27,6 +26,7 @@ from flower_split.strategies.hosting.replies import (
     readable,
 )
 from flower_split.strategies.inner_message import adapter_and_config
+from flower_split.transport.invitation import SPLIT_RECORD
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ class RoundSessions:
             except AdapterError as error:
                 return str(error)
         reply.content = complete
-        statistics = content.config_records[STATISTICS]
+        statistics = content.config_records[SPLIT_RECORD]
         if invited.silo.invitation.sample:
             self.sample = self.sample or str(statistics.get("sample", ""))[:LONGEST_SAMPLE]
         (metrics,) = content.metric_records.values()

@@ -46,8 +46,12 @@ def scaling_of(lora: LoraSettings) -> Scaling:
     return Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
 
 
+_RENAMED = {"kept_parts": "personal_parts", "orders": "instructions"}
+"""Methods that strategies used to override, and what they are called now."""
+
+
 class LoraStrategy(FedAvg):
-    """Base class; a strategy overrides `aggregate_module`, and says what silos train and keep.
+    """Base class; a strategy overrides `aggregate_module`, and says what is trained and personal.
 
     Args:
         lora: Rank, alpha and scaling of the global adapter, and so of `initial_arrays`.
@@ -66,6 +70,20 @@ class LoraStrategy(FedAvg):
     """Whether it folds something into the model."""
     embeddings: ClassVar[bool] = True
     """Whether it can aggregate the adapters of embeddings, whose A is zero at the start, not B."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse a method by an old name, which nothing would call.
+
+        Raises:
+            ConfigError: the class has one.
+        """
+        super().__init_subclass__(**arguments)
+        for old, new in _RENAMED.items():
+            if hasattr(cls, old):
+                raise ConfigError(
+                    f"{cls.__name__} overrides {old}, which is called {new} now, and nothing calls "
+                    f"it by the old name: rename it to {new}"
+                )
 
     def __init__(
         self, *, lora: LoraSettings | None = None, proximal_mu: float = 0.0, **flower: Any

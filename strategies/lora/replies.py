@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from flower_split.errors import AdapterError
-from flower_split.lowrank import MOST_ALPHA, RECORD, Scaling, at_rank, scaling_from_fields
+from flower_split.lowrank import LORA_RECORD, MOST_ALPHA, Scaling, at_rank, scaling_from_fields
 from flower_split.strategies.hosting.adapter_parts import check_range, first_of
 from flower_split.strategies.hosting.replies import outvoted, own_problem
 
@@ -87,7 +87,7 @@ def _read(
     message: Message, shapes: Shapes, weight_key: str, default: Scaling, max_r: int
 ) -> SiloReply:
     content = message.content
-    told = content.config_records.get(RECORD)
+    told = content.config_records.get(LORA_RECORD)
     scaling = default if told is None else scaling_from_fields(dict(told.items()))
     if scaling.r > max_r or scaling.alpha > max(MOST_ALPHA, default.alpha):
         raise AdapterError(
@@ -115,6 +115,6 @@ def _check(arrays: ArrayRecord, shapes: Shapes) -> None:
             raise AdapterError(
                 f"{name} is {array.dtype} of shape {tuple(array.shape)}, expected float32 of "
                 f"shape {shape}: a reply of another rank or alpha must say so in its ConfigRecord "
-                f"{RECORD!r}"
+                f"{LORA_RECORD!r}"
             )
         check_range(name, array.numpy())

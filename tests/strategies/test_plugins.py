@@ -71,6 +71,18 @@ def test_a_broken_plugin_is_named(tmp_path, monkeypatch, name, value, said):
         build_inner(StrategyConfig(name=name))
 
 
+def test_a_plugin_that_overrides_a_method_by_its_old_name_is_refused(tmp_path, monkeypatch):
+    source = "def kept_parts(self):\n        return frozenset('B')"
+    (tmp_path / "old_fashioned.py").write_text(
+        "from flower_split.strategies import FedAvgLoRA\n\n\n"
+        f"class Mine(FedAvgLoRA):\n    {source}\n"
+    )
+    register(tmp_path, "mine", "old_fashioned:Mine")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (problem,) = inner_problems(StrategyConfig(name="mine"))
+    assert "Mine overrides kept_parts" in problem and "rename it to personal_parts" in problem
+
+
 def test_two_packages_with_one_name_are_refused(tmp_path, monkeypatch):
     register(tmp_path, "twice", "builtins:dict", "first_plugin")
     register(tmp_path, "twice", "builtins:dict", "second_plugin")

@@ -7,8 +7,7 @@ here it is given the tensors that a party holds and the stock class with holes.
 import logging
 import re
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from flower_split.errors import CheckpointError, FlowerSplitError
+from flower_split.segments.loading.experts import unlike_expert
 
 _progress: Any = transformers_logging
 
@@ -70,7 +70,7 @@ def load_stock(
         except FlowerSplitError:
             raise  # from `punch`
         except (RuntimeError, ValueError, OSError, SafetensorError) as exc:
-            reason = odd_expert(_shapes(tensors)) or _reason(reports) or str(exc)
+            reason = unlike_expert(_shapes(tensors)) or _reason(reports) or str(exc)
             raise CheckpointError(
                 f"the tensors of {path} do not make a {config.model_type} model: {reason}"
             ) from exc
@@ -105,7 +105,7 @@ def _punched_class(
 
 
 def _check(info: dict[str, Any], tensors: dict[str, Any], path: Path) -> None:
-    if info["mismatched_keys"] and (reason := odd_expert(_shapes(tensors))):
+    if info["mismatched_keys"] and (reason := unlike_expert(_shapes(tensors))):
         raise CheckpointError(f"{path} does not fit together: {reason}")
     for name, found, expected in sorted(info["mismatched_keys"], key=lambda entry: str(entry[0])):
         raise CheckpointError(
@@ -154,34 +154,3 @@ def _kept_reports() -> Iterator[list[str]]:
         if progress_bar:
             _progress.enable_progress_bar()
         logger.removeFilter(keep)
-
-
-_EXPERT = re.compile(r"(?P<layer>.*\.experts)\.(?P<number>\d+)\.(?P<rest>.+)")
-
-Shape = tuple[int, ...]
-
-
-def odd_expert(shapes: Mapping[str, Shape]) -> str | None:
-    """What is wrong with the first expert that is unlike its neighbours; None if all are alike.
-
-    Args:
-        shapes: Checkpoint names with their shapes.
-    """
-    groups: dict[tuple[str, str], dict[int, Shape]] = defaultdict(dict)
-    numbers: dict[str, set[int]] = defaultdict(set)
-    for name, shape in shapes.items():
-        if match := _EXPERT.fullmatch(name):
-            number = int(match["number"])
-            groups[match["layer"], match["rest"]][number] = shape
-            numbers[match["layer"]].add(number)
-    for (layer, rest), experts in sorted(groups.items()):
-        if absent := numbers[layer] - experts.keys():
-            return f"the tensor '{layer}.{min(absent)}.{rest}' is missing"
-        usual, _ = Counter(experts.values()).most_common(1)[0]
-        for number, shape in sorted(experts.items()):
-            if shape != usual:
-                return (
-                    f"the tensor '{layer}.{number}.{rest}' has the shape {shape}, expected "
-                    f"{usual} like the other experts"
-                )
-    return None
