@@ -52,7 +52,7 @@ class Instructions:
         return self.trains == PARTS and not self.has_personal
 
     def to_fields(self) -> dict[str, Value]:
-        """Fields of a message's ConfigRecord."""
+        """The instructions as fields of a message's ConfigRecord."""
         fields: dict[str, Value] = {_TRAINS: ",".join(sorted(self.trains))}
         if self.personal:
             fields[_PERSONAL] = sorted(self.personal)

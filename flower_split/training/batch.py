@@ -16,7 +16,7 @@ class Batches(Protocol):
     """A pass over the data at every iteration, such as a `DataLoader` or a list of batches."""
 
     def __len__(self) -> int:
-        """Batches in a pass."""
+        """Number of batches in a pass."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -27,7 +27,7 @@ def count_targets(batch: Batch) -> int:
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device."""
+    """Copy of the batch with every tensor on `device`; tensors that are there are not copied."""
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

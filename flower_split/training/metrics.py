@@ -7,7 +7,7 @@ from flower_split.optimization.loss import perplexity
 
 @dataclass(frozen=True, kw_only=True)
 class TrainMetrics:
-    """What one silo did in one round."""
+    """What one silo trained in one round, and how well."""
 
     loss: float
     """Mean cross-entropy in nats over all target tokens, each before the step that learnt it."""

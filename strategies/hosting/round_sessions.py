@@ -37,11 +37,12 @@ LONGEST_SAMPLE = 4096
 """Characters of a generated sample that are kept."""
 
 REPLY_SECONDS = 15.0
-"""Within which a silo that broke off its session must have said why. One whose process was killed
-says nothing, and Flower itself notices only after a minute."""
+"""Seconds within which a silo that broke off its session must have said why. One whose process was
+killed says nothing, and Flower itself notices only after a minute."""
 
 FINISHED_REPLY_SECONDS = 60.0
-"""Within which the reply of a silo that finished its session must be announced to the SuperLink.
+"""Seconds within which a silo that finished its session must have its reply announced to the
+SuperLink.
 
 By then the silo has written what it keeps, handed the reply to its SuperNode on the same machine
 (2 s for 200 MB), and the SuperNode, which looks every half second, has announced it. How long its

@@ -20,6 +20,7 @@ from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError, RoundError
 from flower_split.lowrank import (
     CONTROL,
+    Allowance,
     Factors,
     Instructions,
     Pair,
@@ -42,7 +43,7 @@ MIXED_ALPHAS = "every strategy for LoRA but 'scaffoldlora' brings alphas to one 
 
 
 def scaling_of(lora: LoraSettings) -> Scaling:
-    """Of the adapter that a run's settings describe."""
+    """Rank, alpha and factor of the adapter that a run's settings describe."""
     return Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
 
 
@@ -61,7 +62,7 @@ class LoraStrategy(FedAvg):
     """
 
     name: ClassVar[str] = ""
-    """By which a run config asks for it, as `strategy.name`."""
+    """Value of `strategy.name` by which a run config chooses it."""
     mixed_ranks: ClassVar[bool] = False
     """Whether silos may have different ranks."""
     mixed_alphas: ClassVar[bool] = True
@@ -100,7 +101,7 @@ class LoraStrategy(FedAvg):
 
     @property
     def scaling(self) -> Scaling:
-        """Of the global adapter at the start; its factor stays the same for the run."""
+        """Scaling of the global adapter at the start; its factor stays the same for the run."""
         return scaling_of(self.lora)
 
     def trained_parts(self, server_round: int) -> frozenset[str]:
@@ -148,7 +149,7 @@ class LoraStrategy(FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """As `configure_train`."""
+        """Messages tailored as in `configure_train`."""
         self._begin(arrays)
         messages = super().configure_evaluate(server_round, arrays, config, grid)
         return self._all_tailored(messages, server_round)
@@ -175,8 +176,7 @@ class LoraStrategy(FedAvg):
             valid,
             shapes,
             weight_key=self.weighted_by_key,
-            default=self.scaling,
-            max_r=max(self.lora.max_r, self.lora.r),
+            allowance=Allowance(scaling=self.scaling, max_r=self.lora.max_r),
         )
         if not self.silos and (problem := self.misfit({reply.scaling for reply in counted})):
             raise ConfigError(problem)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from flower_split.errors import CheckpointError, FlowerSplitError
+from flower_split.errors import FlowerSplitError, WeightsError
 from flower_split.segments.loading.experts import unlike_expert
 
 _progress: Any = transformers_logging
@@ -52,7 +52,7 @@ def load_stock(
         path: Where the tensors are from, for errors.
 
     Raises:
-        CheckpointError: a tensor is missing or has the wrong shape.
+        WeightsError: a tensor is missing or has the wrong shape.
     """
     with STOCK_LOCK, _kept_reports() as reports:
         try:
@@ -71,7 +71,7 @@ def load_stock(
             raise  # from `punch`
         except (RuntimeError, ValueError, OSError, SafetensorError) as exc:
             reason = unlike_expert(_shapes(tensors)) or _reason(reports) or str(exc)
-            raise CheckpointError(
+            raise WeightsError(
                 f"the tensors of {path} do not make a {config.model_type} model: {reason}"
             ) from exc
     _check(info, tensors, path)
@@ -106,9 +106,9 @@ def _punched_class(
 
 def _check(info: dict[str, Any], tensors: dict[str, Any], path: Path) -> None:
     if info["mismatched_keys"] and (reason := unlike_expert(_shapes(tensors))):
-        raise CheckpointError(f"{path} does not fit together: {reason}")
+        raise WeightsError(f"{path} does not fit together: {reason}")
     for name, found, expected in sorted(info["mismatched_keys"], key=lambda entry: str(entry[0])):
-        raise CheckpointError(
+        raise WeightsError(
             f"the tensor {name!r} in {path} has the shape {tuple(found)}, but the model's "
             f"config.json makes it {tuple(expected)}; weights and configuration are not of the "
             "same model"
@@ -116,7 +116,7 @@ def _check(info: dict[str, Any], tensors: dict[str, Any], path: Path) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} lacks the tensor {missing[0]!r}{more}; expected a checkpoint of the whole "
             "model"
         )
