@@ -9,6 +9,9 @@ BENCH ?= outputs/bench-throughput
 STRATEGIES ?= outputs/bench-strategies
 PROTOS := $(wildcard protos/*.proto)
 
+# Without compiled files each test process would compile the package and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)

@@ -46,8 +46,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what the quick suite leaves out, and begin with the longest of the slow files."""
+    sampled = set()
     for item in items:
-        if isinstance(item, pytest.Function) and takes_long(item):
+        if not isinstance(item, pytest.Function):
+            continue
+        again = item.get_closest_marker("sampled") is not None and item.function in sampled
+        sampled.add(item.function)
+        if again or takes_long(item):
             item.add_marker("medium")
     if config.option.markexpr == "slow":
         items.sort(key=lambda item: item.path.parent.name not in {"deployment", "quickstart"})

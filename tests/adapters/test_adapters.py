@@ -54,6 +54,7 @@ TARGETS = {
 CASES = [(kind, targets) for kind, choices in TARGETS.items() for targets in choices]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "targets"), CASES)
 @pytest.mark.parametrize("cuts", [(1, 1), (0, 2), (0, 0)])
 def test_the_parts_names_and_shapes_are_the_wholes(

@@ -22,6 +22,7 @@ def apps(monkeypatch):
     ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["flora", "fedexlora"])
 def test_it_trains_and_saves_a_standard_adapter(apps, run_config, tmp_path, monkeypatch, name):
     server_app, client_app = apps

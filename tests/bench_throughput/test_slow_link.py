@@ -89,6 +89,7 @@ def test_the_rate_is_a_direction_s_own() -> None:
     assert 0.5 <= arrived[0] - began < SECONDS
 
 
+@pytest.mark.medium
 def test_a_long_line_is_no_narrower() -> None:
     """With a window of 64 KiB a round trip, this would take more than a minute."""
     size = 4 << 20

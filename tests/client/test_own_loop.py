@@ -66,6 +66,7 @@ def test_microbatches_of_a_step_are_in_flight_together(invite, context, in_fligh
         assert sorted(session.transport.asked) == ["backward"] * 3 + ["forward"] * 3
 
 
+@pytest.mark.medium
 def test_it_trains_as_the_ready_made_loop_does(in_flight, invite, context):
     """In a later round."""
     changes = {"train.in-flight": in_flight, "train.local-epochs": 2}

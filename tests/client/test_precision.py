@@ -38,6 +38,7 @@ def test_a_round_trains_evaluates_and_generates(host, invite, context):
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
+@pytest.mark.medium
 def test_an_evaluation_goes_by_the_silos_autocast(invite, context):
     found = []
     for _ in range(2):

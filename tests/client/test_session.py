@@ -159,6 +159,7 @@ def test_a_session_ends_when_its_round_is_over(host, invite, context):
             train_a_step(session)
 
 
+@pytest.mark.medium
 def test_a_silo_notices_at_once_that_the_trunk_is_gone(host, invite, context):
     message, _ = invite()
     with SplitSession(message, context()) as session:
@@ -170,6 +171,7 @@ def test_a_silo_notices_at_once_that_the_trunk_is_gone(host, invite, context):
         assert time.monotonic() - start < 5
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

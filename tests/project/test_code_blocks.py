@@ -58,6 +58,7 @@ def name_of(thing: Block | Path | str) -> str:
     return thing.relative_to(ROOT).as_posix() if isinstance(thing, Path) else thing
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "path", [page for page in PAGES if in_language([page], "python")], ids=name_of
 )

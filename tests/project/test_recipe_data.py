@@ -41,6 +41,7 @@ def fail(content: bytes, path: Path) -> Iterator[str]:
 """
 
 
+@pytest.mark.medium
 def test_a_reader_of_another_package_reads_a_silos_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ HOW: dict[str, dict[str, Any]] = {
 CASES = [*((how, (1, 2)) for how in HOW), ("beams", (0, 0)), ("greedy", (0, 1)), ("beams", (2, 0))]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("how", "cuts"), CASES)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
 def test_tokens_equal_the_uncut_models(kind: str, how: str, cuts: tuple[int, int]) -> None:
@@ -60,6 +61,7 @@ def test_tokens_equal_the_uncut_models(kind: str, how: str, cuts: tuple[int, int
     assert torch.equal(made[0], made[1])
 
 
+@pytest.mark.medium
 def test_a_cache_that_is_gone_is_freed_at_the_trunk() -> None:
     pair = make_pair()
     pair.client.eval()

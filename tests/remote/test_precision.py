@@ -98,6 +98,7 @@ def test_adapters_gradients_and_optimizers_are_float32_beside_bfloat16_weights()
     assert {p.dtype for p in weights} == {NARROW}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("weights", [torch.float32, NARROW], ids=["float32", "bfloat16"])
 def test_autocast_on_both_sides_equals_the_uncut_model_to_the_bit(weights: torch.dtype) -> None:
     pair = make_pair(tiny_llama().to(weights), optimizer=CLIPPED)
@@ -131,6 +132,7 @@ def test_every_family_under_autocast_equals_the_uncut_model_to_the_bit(case: Cas
         assert torch.equal(parameter.grad, whole[name]), name
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("silo", "trunk", "silo_casts", "trunk_casts"),
     [
@@ -160,6 +162,7 @@ def test_precisions_of_either_side_work_together(
     assert float(torch.cosine_similarity(moved, expected, dim=0)) > 0.9
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize(("silo", "trunk"), [(NARROW, torch.float32), (torch.float32, NARROW)])
 def test_each_side_gets_its_own_dtype(
@@ -223,6 +226,7 @@ def test_a_trunk_computes_on_its_device_wherever_requests_come_from() -> None:
         assert (reply.device.type, reply.dtype) == ("meta", torch.float32)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_a_silo_computes_on_its_device_wherever_replies_come_from(pipelined: bool) -> None:
     pair = make_pair(on_meta(), trunk_of=tiny_llama())

@@ -88,6 +88,7 @@ def config_with(**options: Any) -> TrainConfig:
     return TrainConfig(**{"learning_rate": 0.01, "max_grad_norm": 0.05, **options})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_round_equals_the_uncut_model_to_the_bit(depth: int, max_grad_norm: float) -> None:
@@ -164,6 +165,7 @@ def test_dropout_is_there_and_follows_the_seed() -> None:
     assert len(losses) == 3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
     # PEFT has no LoRA for the experts of a mixture, which are no linear layers.
@@ -189,6 +191,7 @@ def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
         assert gradient is not None and torch.equal(gradient, found[name]), name
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("depth", [1, 3, 0])
 def test_an_evaluation_in_flight_equals_one_at_a_time(depth: int) -> None:
     pair = make_pair()
@@ -245,6 +248,7 @@ class _Watching:
         return passage
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("depth", [1, 3])
 def test_the_silo_holds_the_activations_of_depth_microbatches(depth: int) -> None:
     pair = make_pair()
@@ -258,6 +262,7 @@ def test_the_silo_holds_the_activations_of_depth_microbatches(depth: int) -> Non
     assert not watching._alive
 
 
+@pytest.mark.medium
 def test_the_other_ways_to_call_the_model_stay_as_they_are() -> None:
     pair = make_pair()
     stages = SplitStages(pair.client)
@@ -286,6 +291,7 @@ class _Broken(LateTransport):
         return super()._later(answer)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "at"), [("forward", 3), ("backward", 1), ("step", 0)])
 def test_a_trunk_that_goes_leaves_no_half_step(kind: str, at: int) -> None:
     pair = make_pair()
@@ -304,6 +310,7 @@ def test_a_trunk_that_goes_leaves_no_half_step(kind: str, at: int) -> None:
     assert_same(read_state(pair.client), pair.client_state)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DivergenceError])
 def test_an_interruption_frees_both_parties(error: type[BaseException]) -> None:
     pair = make_pair()

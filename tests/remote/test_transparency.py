@@ -59,6 +59,7 @@ def _trunk_after(pair: Any) -> dict[str, Tensor]:
     return outcome
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("cuts", [(1, 2), (0, 0), (0, 1), (2, 0)])
 @pytest.mark.parametrize("settings", [OptimizerSettings(), CLIPPED], ids=["free", "clipped"])
 def test_training_equals_the_uncut_model_to_the_bit(
@@ -89,6 +90,7 @@ def test_a_frozen_trunk_equals_the_uncut_model_without_adapters_there() -> None:
         assert torch.equal(tensor, read_state(pair.whole)[name]), name
 
 
+@pytest.mark.medium
 def test_a_shared_trunk_with_one_silo_equals_a_federated_one() -> None:
     shared = make_pair(mode="shared", optimizer=CLIPPED)
     federated = make_pair(mode="federated", optimizer=CLIPPED)

@@ -21,6 +21,7 @@ FIRST_THREE = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
 FOURTH = (214, 39, 40)
 
 
+@pytest.mark.medium
 def test_every_silo_is_drawn_in_its_colour(result: RunResult, tmp_path: Path) -> None:
     path = tmp_path / "new" / "losses.png"
     plot_losses(result, path)
@@ -37,6 +38,7 @@ def test_a_run_without_losses_still_has_a_plot(empty: RunResult, tmp_path: Path)
     assert not FIRST_THREE & colours(tmp_path / "losses.png")
 
 
+@pytest.mark.medium
 def test_threads_draw_at_once(result: RunResult, tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     threads = [threading.Thread(target=plot_losses, args=(result, path)) for path in paths]

@@ -270,6 +270,7 @@ def test_a_learning_rate_out_of_bounds_is_refused(rate: float) -> None:
         session.step(StepRequest(step=0, learning_rate=rate))
 
 
+@pytest.mark.medium
 def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
     engine = make_engine(limits=SessionLimits(max_in_flight=2))
     session = opened(engine, engine.describe(), None)

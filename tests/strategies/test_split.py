@@ -469,6 +469,7 @@ def test_a_reply_that_is_lost_after_its_session_was_finished_is_not_waited_for(t
     assert [r.node_id for r in ran.result.of("train", 1) if not r.failure] == [100, 101]
 
 
+@pytest.mark.medium
 def test_a_finished_silo_has_a_while_for_its_reply(toy):
     """Its time is not over when the round's is, and it is the round's that ends the exchange."""
 

@@ -44,6 +44,26 @@ def tiny_llama(layers: int = 5) -> LlamaForCausalLM:
     )
 
 
+_RESOLVED: dict[object, tuple[AdapterPlan, dict[str, Tensor]]] = {}
+
+
+def _plan_and_state(
+    model: PreTrainedModel, lora: LoraSettings
+) -> tuple[AdapterPlan, dict[str, Tensor]]:
+    """The plan, and an adapter none of whose values is at its start, once a shape of model."""
+    shapes = tuple((name, tuple(p.shape)) for name, p in model.named_parameters())
+    key = (type(model), shapes, lora)
+    if key not in _RESOLVED:
+        noise = torch.Generator().manual_seed(2)
+        state = {
+            name: tensor + 0.02 * torch.randn(tensor.shape, generator=noise)
+            for name, tensor in initial_state(model, lora, seed=1).items()
+        }
+        _RESOLVED[key] = resolve_lora(model, lora), state
+    plan, state = _RESOLVED[key]
+    return plan, {name: tensor.clone() for name, tensor in state.items()}
+
+
 @dataclass
 class Pair:
     """The same model twice: uncut with PEFT, and cut with a trunk behind a transport."""
@@ -83,12 +103,7 @@ def make_pair(
     `trunk_of` is the model that the trunk is cut from, where it is not `model`.
     """
     model = model or tiny_llama()
-    plan = resolve_lora(model, lora)
-    noise = torch.Generator().manual_seed(2)
-    state = {
-        name: tensor + 0.02 * torch.randn(tensor.shape, generator=noise)
-        for name, tensor in initial_state(model, lora, seed=1).items()
-    }
+    plan, state = _plan_and_state(model, lora)
     client, trunk = split_model(model, *cuts)
     if trunk_of is not None:
         _, trunk = split_model(trunk_of, *cuts)

@@ -84,6 +84,7 @@ def together_and_alone(
     return max(map(furthest, *made)), beside
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", MIXING, ids=lambda case: case.name)
 def test_every_family_computes_mixed_rows_as_if_alone(case: Case) -> None:
     apart, beside = together_and_alone(case, "eager", [(2, 7), (1, 9), (3, 8)], "left", 4, 3)
@@ -99,6 +100,7 @@ def test_families_whose_rows_are_not_computed_each_for_itself_are_not_mixed(name
     assert beside == [0, 0]
 
 
+@pytest.mark.medium
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(["gpt2", "llama", "gemma3_text", "bloom", "falcon-alibi", "opt"]),

@@ -78,6 +78,7 @@ def forward_together(sessions: list[Asking]) -> list[Tensor]:
     return complete(submitted(sessions, [ask(seed) for seed in range(len(sessions))]))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [0], [2, 3]])
 def test_late_silos_have_their_rows_computed_anew(order: list[int]) -> None:
     sessions = silos(AT_ONCE, 4)
@@ -278,6 +279,7 @@ def test_more_in_flight_than_there_is_room_for_ends_well() -> None:
         assert_close(got, 3 * wanted)
 
 
+@pytest.mark.medium
 def test_silos_over_grpc_share_batches() -> None:
     def train(settings: BatchSettings | None) -> list[int]:
         engine = make_trunk(tiny_llama(3), settings)

@@ -269,6 +269,7 @@ def slow(pack: Pack, tls: ServerTls, book: TicketBook) -> Iterator[TrunkServer]:
         yield server
 
 
+@pytest.mark.medium
 def test_a_delivery_ends_when_its_round_does(
     slow: TrunkServer, tls: ServerTls, pack: Pack, book: TicketBook, ticket: Issuer
 ) -> None:
@@ -286,6 +287,7 @@ def test_a_delivery_ends_when_its_round_does(
     assert eventually(lambda: slow.num_deliveries == 0)
 
 
+@pytest.mark.medium
 def test_a_silo_that_comes_again_takes_the_place_of_its_lost_stream(
     slow: TrunkServer, tls: ServerTls, pack: Pack, ticket: Issuer
 ) -> None:
@@ -299,6 +301,7 @@ def test_a_silo_that_comes_again_takes_the_place_of_its_lost_stream(
     assert eventually(lambda: slow.num_deliveries == 0)
 
 
+@pytest.mark.medium
 def test_deliveries_are_bounded_and_take_no_sessions_place(
     slow: TrunkServer, tls: ServerTls, pack: Pack, book: TicketBook, ticket: Issuer
 ) -> None:
@@ -333,6 +336,7 @@ def test_a_silo_that_does_not_read_is_let_go(
         stream.close()
 
 
+@pytest.mark.medium
 def test_stopping_ends_a_delivery_in_its_midst(
     pack: Pack, tls: ServerTls, book: TicketBook, ticket: Issuer
 ) -> None:

@@ -255,6 +255,7 @@ def test_a_token_opens_one_session_and_no_other(backend: AffineBackend) -> None:
         assert backend.tickets[-2:] == [good, again]
 
 
+@pytest.mark.medium
 def test_revoking_a_ticket_ends_its_session_within_a_second(backend: AffineBackend) -> None:
     book = TicketBook()
     idle, busy = book.issue(1, 2, 3, "train"), book.issue(1, 3, 3, "train")
@@ -291,6 +292,7 @@ def test_more_streams_than_the_trunk_takes(server: TrunkServer) -> None:
     assert eventually(lambda: _opens(server))
 
 
+@pytest.mark.medium
 def test_streams_that_say_nothing_make_room_in_time(
     backend: AffineBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,6 +289,7 @@ def test_a_session_that_waits_for_the_trunk_is_not_idle() -> None:
         assert transport.forward(forward(0)).result(20).shape == (2, 4, 8)
 
 
+@pytest.mark.medium
 def test_a_silo_that_does_not_read_is_closed_as_idle(backend: AffineBackend) -> None:
     """Replies pile up until flow control stops the trunk's writer; the session must not stay."""
     with (

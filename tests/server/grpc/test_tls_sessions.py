@@ -151,6 +151,7 @@ def test_a_full_trunk_tells_strangers_nothing_and_burns_no_token(
     trunk.connect(waiting).close()
 
 
+@pytest.mark.medium
 def test_a_silo_waits_until_a_full_trunk_has_room(trunk: Trunk, ticket: Ticket) -> None:
     first = trunk.connect(ticket)
     leaving = threading.Timer(1.0, first.close)
@@ -182,6 +183,7 @@ def ended(peer: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.medium
 def test_strangers_that_say_nothing_or_nonsense_are_shut_out_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -73,6 +73,7 @@ def folders(output):
     return sorted(p.name for p in (output / "checkpoints").iterdir() if p.name != ".lock")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("purpose", ["train", "evaluate"])
 @pytest.mark.parametrize("server_round", [1, 3, 4])
 def test_a_resumed_run_equals_the_uninterrupted_one(toy, tmp_path, server_round, purpose, caplog):
@@ -91,6 +92,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(toy, tmp_path, server_round,
     assert "the run goes on after round" in caplog.text
 
 
+@pytest.mark.medium
 def test_a_run_that_ended_is_complete_when_it_is_resumed_and_may_be_made_longer(toy, tmp_path):
     wanted = toy(FedAvg(), config=config(tmp_path)).result
     again = toy(FedAvg(), config=config(tmp_path, resume=True))

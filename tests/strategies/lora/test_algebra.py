@@ -150,6 +150,7 @@ def test_fedavg_lora_averages_the_factors_at_one_scale(data):
         )
 
 
+@pytest.mark.sampled
 @exactly
 @given(st.data())
 @pytest.mark.parametrize("kind", [FFALoRA, RoLoRA])
@@ -182,6 +183,7 @@ def test_fedsa_lora_averages_a_and_never_sees_b(data):
         assert all("lora_B" not in name for name in arrays) == (number == 2)
 
 
+@pytest.mark.sampled
 @exactly
 @given(st.data())
 @pytest.mark.parametrize("kind", [FLoRA, FlexLoRA, HetLoRA])

@@ -132,6 +132,7 @@ def listener(greeting: bytes = b"") -> Iterator[str]:
         yield f"127.0.0.1:{silent.getsockname()[1]}"
 
 
+@pytest.mark.medium
 def test_a_tls_silo_at_something_that_says_nothing(tls: ServerTls) -> None:
     with listener() as address:
         error = failure(address, ClientTls(ca=tls.ca), seconds=4.0)
@@ -152,6 +153,7 @@ def test_a_name_that_cannot_be_resolved(tls: ServerTls) -> None:
     assert re.search("cannot be resolved|not resolved in time", str(error))
 
 
+@pytest.mark.medium
 def test_an_address_that_does_not_answer(tls: ServerTls) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))

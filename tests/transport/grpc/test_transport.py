@@ -208,6 +208,7 @@ def test_the_trunk_s_limits_are_known(backend: AffineBackend) -> None:
         assert transport.limits == limits
 
 
+@pytest.mark.medium
 def test_a_forgotten_transport_ends_its_session(
     server: TrunkServer, backend: AffineBackend
 ) -> None:
@@ -321,6 +322,7 @@ def odd_trunk() -> Iterator[Callable[[list[pb.ServerFrame]], str]]:
 WELCOME = welcome_frame(SessionLimits())
 
 
+@pytest.mark.medium
 def test_a_trunk_that_stops_answering(odd_trunk: Callable[..., str]) -> None:
     address = odd_trunk([WELCOME])
     with nothing_left(), GrpcTransport(address, spec(), timeout=0.6) as transport:
