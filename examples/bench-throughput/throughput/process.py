@@ -8,6 +8,13 @@ import torch
 
 from flower_split.devices import keep_freed_memory
 
+# Python 3.11 looks for them where packages are installed, and not beside the script.
+IMPORTS = (
+    "flower_split.client",
+    "flower_split.server.engine",
+    "transformers.models.gpt2.modeling_gpt2",
+)
+
 
 def processes() -> ForkServerContext:
     """For processes that have the same imports, and nothing else of this one or of each other.
@@ -15,7 +22,7 @@ def processes() -> ForkServerContext:
     They are forked from one that has done nothing but these imports, which take seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["throughput.crowd"])
+    context.set_forkserver_preload([*IMPORTS])
     return context
 
 
