@@ -1,5 +1,7 @@
 """Any method of PEFT: a split run equals plain Flower and PEFT on the uncut model."""
 
+from functools import partial
+
 import pytest
 import torch
 from flwr.app import ArrayRecord
@@ -8,17 +10,11 @@ from in_process_grid import InProcessGrid
 from method_cases import CASES
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from plain_flower import plain_client_app, run_plain, uncut_model
-from split_flower import (
-    RUN_CONFIG,
-    TOLERANCE,
-    TRAIN,
-    largest_difference,
-    run_split,
-    steps_of,
-)
+from split_run import TOLERANCE, largest_difference, run_split
+from steps import KEEPING, run_config
 from tiny_checkpoint import save_texts, save_tiny_model
-from transformers import AutoModelForCausalLM
+from uncut_model import base_model, logits, peft_model
+from uncut_run import run_uncut, uncut_app
 
 from flower_split.adapters import method_problems, save_learned
 from flower_split.adapters.methods import working_methods
@@ -42,15 +38,41 @@ def fedavg():
     return FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS, min_available_nodes=SILOS)
 
 
-def changes_of(case):
-    return {
-        "lora.r": 8,
-        "lora.alpha": 16,
-        "peft.type": case.method,
-        "num-server-rounds": ROUNDS,
-        "trunk.adapters": "frozen" if case.frozen else "federated",
-        **case.keys,
-    }
+class OfCase:
+    """One case on one model: the run config, and the uncut model and its run."""
+
+    def __init__(self, folders, name, **changes):
+        case = CASES[name]
+        self.folder = folders[case.family]
+        self.values = run_config(
+            self.folder,
+            **{
+                **KEEPING,
+                "lora.r": 8,
+                "lora.alpha": 16,
+                "lora.target-modules": "all-linear",
+                "strategy.min-nodes": SILOS,
+                "num-server-rounds": ROUNDS,
+                "peft.type": case.method,
+                "trunk.adapters": "frozen" if case.frozen else "federated",
+                **case.keys,
+                **changes,
+            },
+        )
+        self.config = read_run_config(self.values, check_method=method_problems)
+        self._lora = {"config": partial(KINDS[case.method], task_type="CAUSAL_LM", **case.values)}
+
+    def model(self):
+        return peft_model(self.folder, **self._lora)
+
+    def start(self):
+        """PEFT's own."""
+        return ArrayRecord(get_peft_model_state_dict(self.model(), save_embedding_layers=False))
+
+    def uncut(self, initial, **options):
+        app = uncut_app(self.folder, config=self.values, loras=self._lora, **options)
+        result, _ = run_uncut(fedavg(), app, initial, silos=SILOS, rounds=ROUNDS)
+        return result.arrays.to_torch_state_dict()
 
 
 def test_every_working_method_has_a_case():
@@ -59,63 +81,42 @@ def test_every_working_method_has_a_case():
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
-    case = CASES[name]
-    folder, kind = folders[case.family], KINDS[case.method]
-    config = read_run_config(
-        {**RUN_CONFIG, "model.name": str(folder), **changes_of(case)}, check_method=method_problems
-    )
-    with TrunkHost(config) as host:
-        initial = host.begin(None)
-        ours = run_split(
-            folder, fedavg(), None, silos=SILOS, changes=changes_of(case), host=host
-        ).adapter
-        save_learned(ours, host.plan, tmp_path, base_model=str(folder))
-    whole = uncut_model(folder, case.values, kind)
-    if not case.frozen:
-        initial = ArrayRecord(get_peft_model_state_dict(whole, save_embedding_layers=False))
-    app = plain_client_app(folder, case.values, steps_of, kind=kind, **TRAIN)
-    theirs = run_plain(
-        app, fedavg(), initial, num_nodes=SILOS, num_rounds=ROUNDS
-    ).to_torch_state_dict()
+    case = OfCase(folders, name)
+    with TrunkHost(case.config) as host:
+        # Where the trunk is frozen, the silos' layers begin as they do in the whole adapter.
+        initial = host.begin(None) if CASES[name].frozen else case.start()
+        result, _ = run_split(case.values, fedavg(), silos=SILOS, host=host)
+        ours = result.adapter
+        save_learned(ours, host.plan, tmp_path, base_model=str(case.folder))
+    theirs = case.uncut(initial)
     assert set(ours) == set(theirs)
     assert any(not torch.equal(theirs[k], v) for k, v in initial.to_torch_state_dict().items())
     assert largest_difference(ours, theirs) <= TOLERANCE
 
+    whole = case.model()
     set_peft_model_state_dict(whole, theirs)
-    loaded = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path
-    )
-    ids = torch.randint(4, 15, (2, 9), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        wanted = whole.eval()(ids).logits
-        assert (loaded.eval()(ids).logits - wanted).abs().max() <= 1e-5
+    loaded = PeftModel.from_pretrained(base_model(case.folder), tmp_path)
+    assert (logits(loaded) - logits(whole)).abs().max() <= 1e-5
+    assert not torch.equal(logits(loaded), logits(base_model(case.folder)))
 
 
 @pytest.mark.parametrize("name", ["modules to save", "trainable tokens", "DoRA, Conv1D", "VERA"])
 def test_the_ready_made_loop_equals_the_uncut_run(folders, tmp_path, name):
-    case = CASES[name]
-    folder, kind = folders[case.family], KINDS[case.method]
-    values = {
-        **RUN_CONFIG,
-        **changes_of(case),
-        "model.name": str(folder),
+    data = {
         "data.path": str(save_texts(tmp_path / "texts.jsonl")),
         "data.prompt": "prompt",
         "train.batch-size": 2,
         "train.accumulation": 2,
     }
-    config = read_run_config(values, check_method=method_problems)
+    case = OfCase(folders, name, **data)
 
     def silo_steps(partition, server_round):
         node = NodeConfig(partition_id=partition, num_partitions=SILOS)
-        silo = silo_batches(config, node)
+        silo = silo_batches(case.config, node)
         batches = [dict(batch) for batch in silo.train(server_round)]
         return [batches[i : i + 2] for i in range(0, len(batches), 2)], silo.num_train
 
-    whole = uncut_model(folder, case.values, kind)
-    initial = ArrayRecord(get_peft_model_state_dict(whole, save_embedding_layers=False))
-    app = plain_client_app(folder, case.values, silo_steps, kind=kind, by_tokens=True, **TRAIN)
-    theirs = run_plain(app, fedavg(), initial, num_nodes=SILOS, num_rounds=ROUNDS)
-    grid = InProcessGrid(ready_made, SILOS, run_config=values, threads=SILOS)
-    ours = SplitStrategy(config, fedavg()).start(grid).adapter
-    assert largest_difference(ours, theirs.to_torch_state_dict()) <= TOLERANCE
+    theirs = case.uncut(case.start(), steps=silo_steps, by_tokens=True)
+    grid = InProcessGrid(ready_made, SILOS, run_config=case.values, threads=SILOS)
+    ours = SplitStrategy(case.config, fedavg()).start(grid).adapter
+    assert largest_difference(ours, theirs) <= TOLERANCE
