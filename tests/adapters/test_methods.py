@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pairs import tiny_llama
 from peft import get_peft_model, get_peft_model_state_dict
+from tiny_models import tiny_model
 
 from flower_split.adapters import (
     TrunkAdapters,
@@ -71,7 +71,7 @@ def test_an_unknown_method_is_named_with_those_that_work():
 def test_what_a_method_does_not_take_is_told_at_once(keys, said):
     if keys == {"peft__type": "VERA", "peft__r": -1}:
         with pytest.raises((ConfigError, AdapterError), match="VERA"):
-            resolve_plan(tiny_llama(3), LORA, settings("VERA", r=-1, **TWO))
+            resolve_plan(tiny_model(layers=3), LORA, settings("VERA", r=-1, **TWO))
         return
     assert said in problems(**keys)
 
@@ -108,7 +108,7 @@ def test_values_get_the_types_of_pefts_config():
 )
 def test_what_does_not_fit_the_model_is_told(chosen, said):
     with pytest.raises(AdapterError, match=said):
-        resolve_plan(tiny_llama(3), LORA, chosen)
+        resolve_plan(tiny_model(layers=3), LORA, chosen)
 
 
 @pytest.mark.parametrize("method", ["LILY", "UNILORA", "SHIRA", "FROD"])
@@ -119,11 +119,11 @@ def test_the_reason_of_a_refusal_is_what_resolving_finds(monkeypatch, method):
     )
     small = {"r": 4} if method == "SHIRA" else {}
     with pytest.raises(AdapterError):
-        resolve_plan(tiny_llama(3), LORA, settings(method, **TWO, **small))
+        resolve_plan(tiny_model(layers=3), LORA, settings(method, **TWO, **small))
 
 
 def test_a_plan_is_the_same_from_its_fields_and_on_both_sides():
-    model = tiny_llama(4)
+    model = tiny_model(layers=4)
     plan = resolve_plan(model, LORA, settings("VERA", r=8, **TWO))
     again = plan_from_fields(plan_to_fields(plan))
     assert again.shapes == plan.shapes and again.peft_config() == plan.peft_config()
@@ -133,13 +133,13 @@ def test_a_plan_is_the_same_from_its_fields_and_on_both_sides():
 
 
 def test_the_start_is_pefts_own_and_the_random_state_is_kept():
-    model = tiny_llama(3)
+    model = tiny_model(layers=3)
     plan = resolve_plan(model, LORA, settings("LOKR", r=4, **TWO))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     state = initial_adapter(model, plan, LORA, [model], seed=7)
     assert torch.equal(torch.get_rng_state(), before)
-    model = tiny_llama(3)
+    model = tiny_model(layers=3)
     torch.manual_seed(7)
     wanted = get_peft_model_state_dict(get_peft_model(model, plan.peft_config()))
     assert list(state) == list(wanted)
@@ -148,7 +148,7 @@ def test_the_start_is_pefts_own_and_the_random_state_is_kept():
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_client_with_weights_of_its_own_leaves_those_of_others_as_they_are(init):
-    model = tiny_llama(3)
+    model = tiny_model(layers=3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     plan = resolve_plan(model, LORA, settings(init_lora_weights=init))
     client, trunk = split_model(model, 1, 1)
@@ -163,7 +163,7 @@ def test_a_client_with_weights_of_its_own_leaves_those_of_others_as_they_are(ini
 
 
 def test_a_party_whose_projections_differ_is_refused():
-    model = tiny_llama(4)
+    model = tiny_model(layers=4)
     chosen = settings("VERA", r=8, target_modules="q_proj, lm_head")
     plan = resolve_plan(model, LORA, chosen)
     client, trunk = split_model(model, 1, 1)
@@ -173,7 +173,7 @@ def test_a_party_whose_projections_differ_is_refused():
 
 
 def test_pissa_is_refused_where_two_modules_have_one_weight():
-    model = tiny_llama(3)
+    model = tiny_model(layers=3)
     model.lm_head.weight = model.model.embed_tokens.weight
     lora = LoraSettings(target_modules=("q_proj", "lm_head"))
     with pytest.raises(AdapterError, match=r"lm_head, which is also that of model\.embed_tokens"):
@@ -181,7 +181,7 @@ def test_pissa_is_refused_where_two_modules_have_one_weight():
 
 
 def test_a_trunk_with_sessions_does_not_train_biases():
-    model = tiny_llama(3)
+    model = tiny_model(layers=3)
     plan = resolve_plan(model, LORA, settings(bias="lora_only"))
     _, trunk = split_model(model, 1, 1)
     with pytest.raises(AdapterError, match=r"trunk\.adapters to 'frozen'"):

@@ -17,6 +17,7 @@ from flower_split.config.run_config import run_keys
 from flower_split.config.sections import (
     CheckpointConfig,
     EarlyStopConfig,
+    PeftSettings,
     StrategyConfig,
     TrainConfig,
 )
@@ -166,8 +167,13 @@ def test_what_may_change_takes_effect(toy, tmp_path):
 
 def test_every_key_that_may_change_is_a_key():
     assert set(MAY_CHANGE) <= run_keys().keys()
-    assert settings(toy_config()).keys() >= run_keys().keys()
+    other = toy_config(peft=PeftSettings(type="vera", options={"r": 8}))
+    assert settings(other).keys() == run_keys().keys() | {"peft.r"}
+    # Plain LoRA is written as it was before there was another method.
+    assert settings(toy_config()).keys() == run_keys().keys() - {"peft.type"}
     assert differences(settings(toy_config()), settings(toy_config())) == []
+    assert differences({}, {"peft.type": "LORA"}) == []
+    assert len(differences(settings(toy_config()), settings(other))) == 2
     assert differences({}, {"seed": 0, "lora.target-modules": "all-linear"}) == []
 
 
