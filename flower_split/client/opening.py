@@ -9,7 +9,13 @@ import torch
 from flwr.app import Message
 from torch import Tensor, nn
 
-from flower_split.adapters import AdapterRound, fold, own_scaling, train_parts
+from flower_split.adapters import (
+    AdapterRound,
+    adapter_parameters,
+    fold,
+    own_scaling,
+    train_parts,
+)
 from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig
@@ -161,7 +167,8 @@ def open_session(
             )
             fold(model, adapter.load(opening.adapter, resuming.personal))
             train_parts(model, instructions.trains)
-            attach_trunk(model, transport)
+            trained = {name for name, part in adapter_parameters(model) if part.requires_grad}
+            attach_trunk(model, transport, trained=trained)
             yield OpenSession(
                 model=model,
                 transport=transport,

@@ -28,6 +28,7 @@ from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import FlowerSplitError, SequenceError, SiloError
 from flower_split.lowrank import RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, SplitStages
+from flower_split.remote.trunk import find_remote
 from flower_split.segments import random_numbers
 from flower_split.training import (
     Accumulator,
@@ -250,7 +251,7 @@ class SplitSession:
             steps = steps_in_round(train, len(self.data.train(self.server_round)))
             self._gradients = Accumulator(
                 self.model,
-                stages=SplitStages(self.model, autocast=self._autocast),
+                stages=SplitStages(self.model, autocast=self._autocast, measures=True),
                 in_flight=train.in_flight,
                 seed=self.seed,
                 first_step=steps * (self.server_round - 1),
@@ -322,7 +323,7 @@ class SplitSession:
         if num_examples is None:
             num_examples = self.data.num_train if trained else self.data.num_held_out
         session = self._session
-        summary = session.transport.finish()
+        summary = find_remote(session.model).finish()
         session.resuming.end(self._optimizer, summary.steps, session.adapter)
         content = RecordDict()
         if trained:

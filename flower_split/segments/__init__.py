@@ -7,7 +7,7 @@ from flower_split.segments.families import FAMILIES, Family, family_of, register
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.halves import Halves, Pause
 from flower_split.segments.joining import join
-from flower_split.segments.layers import held_by_trunk, layer_index, layers_path
+from flower_split.segments.layers import find_layers, held_by_trunk, layer_index, layers_path
 from flower_split.segments.loading.load_plan import load_client_model, load_trunk
 from flower_split.segments.loading.share import SiloShare, silo_share
 from flower_split.segments.loading.skeleton import load_skeleton, load_tokenizer
@@ -33,6 +33,7 @@ __all__ = [
     "check_exact",
     "check_exact_cuts",
     "family_of",
+    "find_layers",
     "fingerprint",
     "held_by_trunk",
     "join",

@@ -26,12 +26,29 @@ class PassThrough(nn.Module):
 
     def __init__(self, layer: nn.Module, *, returns_tuple: bool | None = None) -> None:
         super().__init__()
+        self._given: dict[str, Tensor] = {}
         for name, value in vars(layer).items():
             if not name.startswith("_") and name != "training" and isinstance(value, _PLAIN):
                 setattr(self, name, value)
         if returns_tuple is not None:
             self.returns_tuple = returns_tuple
         self.train(layer.training)
+
+    def take_given(self) -> dict[str, Tensor]:
+        """The tensors that were loaded under this layer's name since the last call, by their names
+        in the layer: they are the other party's."""
+        given, self._given = self._given, {}
+        return given
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Set aside what is for the layer of the other party, for whoever can give it to them."""
+        own = {name for name, _ in self.named_parameters()}
+        for name, tensor in state_dict.items():
+            inner = name.removeprefix(prefix)
+            if name.startswith(prefix) and inner not in own:
+                self._given[inner] = tensor.detach().clone()
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The hidden states (B, T, H), in the shape in which the family's layers return them."""

@@ -32,6 +32,7 @@ class Trunk(Segment):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        autocast: torch.dtype | None = None,
     ) -> Tensor:
         """h2 for h1, both (B, T, H) of the model's dtype.
 
@@ -40,11 +41,12 @@ class Trunk(Segment):
             attention_mask: (B, S) as the uncut model would be given it.
             position_ids: (B, T) or (1, T) as the uncut model would be given them.
             past_key_values: Key-value cache that the pass extends.
+            autocast: Dtype of matrix products, where the trunk has none of its own.
 
         Raises:
             ModelError: the stock model did not run the trunk's layers.
         """
-        with autocasting(hidden.device, self.autocast):
+        with autocasting(hidden.device, self.autocast or autocast):
             output = self._through(
                 hidden,
                 inputs_embeds=hidden.detach(),

@@ -86,7 +86,7 @@ def test_adapters_gradients_and_optimizers_are_float32_beside_bfloat16_weights()
     assert own
     assert {p.dtype for p in own.values()} == {torch.float32}
     assert {p.grad.dtype for p in own.values() if p.grad is not None} == {torch.float32}
-    assert {p.dtype for p in slot.activate()} == {torch.float32}
+    assert {p.dtype for p in slot.trainable()} == {torch.float32}
     assert {g.dtype for g in slot._gradients if g is not None} == {torch.float32}
     optimizer.step()
     assert {t.dtype for t in slot.moments().values()} == {torch.float32}

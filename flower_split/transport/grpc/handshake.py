@@ -207,6 +207,7 @@ def welcome_frame(limits: SessionLimits, resumed: str = "") -> pb.ServerFrame:
         max_message_tokens=limits.max_message_tokens,
         max_cached_tokens=limits.max_cached_tokens,
         resumed=resumed,
+        max_adapter_elements=limits.max_adapter_elements,
     )
     return pb.ServerFrame(welcome=welcome)
 
@@ -217,4 +218,5 @@ def read_welcome(welcome: pb.Welcome) -> SessionLimits:
         max_in_flight=welcome.max_in_flight,
         max_message_tokens=welcome.max_message_tokens,
         max_cached_tokens=welcome.max_cached_tokens,
+        max_adapter_elements=welcome.max_adapter_elements,
     )
