@@ -60,10 +60,19 @@ class Exchange(torch.autograd.Function):
         wanted = ctx.trains and any(map(_is_reached, ctx.leaves))
         parameters = ctx.needs_input_grad[5:]
         kept: AdapterGrad = "drop"
+        mirrored: Tensor | None
+        own: tuple[Tensor | None, ...]
         if wanted:
             kept = "return" if parameters else "measure"
         if kept == "measure":
             remote.follow_gradient()
+        if not bool(torch.isfinite(grad).all()):
+            # As a gradient scaler finds out that the scale was too large, and skips the step.
+            ctx.transport.release(ctx.context.microbatch)
+            gone = grad.new_full(grad.shape, torch.nan) if ctx.needs_input_grad[1] else None
+            mirrored = remote.told_gradient(torch.nan, torch.nan) if kept == "measure" else None
+            own = tuple(torch.full_like(p, torch.nan) for p in remote.own_parameters(kept))
+            return mirrored, gone, None, None, None, *(own or (None for _ in parameters))
         answer = ctx.transport.backward(
             BackwardRequest(
                 step=ctx.context.step,
@@ -75,8 +84,8 @@ class Exchange(torch.autograd.Function):
         )
         with ctx.transport.waits.waiting():
             reply = answer.result()
-        mirrored: Tensor | None = None
-        own: tuple[Tensor | None, ...] = tuple(None for _ in parameters)
+        mirrored = None
+        own = tuple(None for _ in parameters)
         gradient = reply
         if isinstance(reply, BackwardReply):
             gradient = reply.grad

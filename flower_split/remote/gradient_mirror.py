@@ -61,7 +61,9 @@ class GradientMirror:
 
     def told(self, norm: float, largest: float) -> Tensor:
         """The trunk's gradient of the step so far has these measures; as a tensor like them."""
-        rest = math.sqrt(max(norm * norm - largest * largest, 0.0))
+        rest = math.nan
+        if not math.isnan(norm):
+            rest = math.sqrt(max(norm * norm - largest * largest, 0.0))
         self._told = self.parameter.detach().new_tensor([largest, 0.6 * rest, 0.8 * rest])
         self.is_there = True
         return self._told

@@ -22,7 +22,7 @@ from flower_split.remote.trunk_parameters import TrunkParameters
 from flower_split.segments import Cuts, PassThrough, TrunkSlot, find_layers
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
-from flower_split.transport.messages import CacheUse, ForwardRequest, SessionSummary
+from flower_split.transport.messages import AdapterGrad, CacheUse, ForwardRequest, SessionSummary
 
 
 class RemoteTrunk(AdapterStandIn):
@@ -282,6 +282,10 @@ class RemoteTrunk(AdapterStandIn):
         if grad is not None and self._mirror.is_measured:
             self._mirror.take(grad)
         self.adapter.note_step()
+
+    def own_parameters(self, kept: AdapterGrad) -> Sequence[Tensor]:
+        """The adapter's parameters that are given their gradients here."""
+        return self.own.parameters if self.own is not None and kept == "return" else ()
 
     def own_gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """The adapter's gradients for autograd, where its tensors are parameters here."""
