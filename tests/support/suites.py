@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from flwr.serverapp import ServerApp
 
-RUNS = frozenset(
-    {"federation", "killable_run", "plain_flower", "split_flower", "split_lora", "unsplit_app"}
-)
+RUNS = frozenset({"federation", "killable_run", "split_run", "uncut_run"})
 """Modules beside this one that run whole rounds of real models."""
 FAMILIES = frozenset({"llama", "gpt2"})
 """Model types that the quick suite is content with."""
