@@ -1,6 +1,7 @@
 """What a loop does to the silo's gradients and optimizer the trunk does too, or it is refused."""
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from pairs import Pair, make_batch, make_pair
+from tiny_models import tiny_model
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from flower_split import GrpcTransport, SplitAdamW, TrunkServer, attach_trunk
+from flower_split import GrpcTransport, SplitAdamW, TrunkServer, attach_trunk, split_model
 from flower_split.errors import AdapterError, TrunkError
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.snapshots import SnapshotStore
@@ -112,8 +114,6 @@ def only_the_model_rolled_back(model: Any, optimizer: Any) -> list[float]:
 
 
 def saved_and_loaded(model: Any, optimizer: Any) -> list[float]:
-    import tempfile
-
     losses = train(model, optimizer)
     folder = tempfile.mkdtemp()
     model.save_pretrained(folder)
@@ -170,9 +170,8 @@ def over_grpc(pair: Pair, **engine: Any) -> Iterator[Pair]:
     """The same pair with a trunk behind a server; further arguments are the engine's."""
     spec = pair.transport.spec
     pair.transport.close()
-    hosted = TrunkEngine(
-        pair.engine.trunk.__class__(*cut_anew()), plan=pair.plan, initial=pair.trunk_state, **engine
-    )
+    _, trunk = split_model(tiny_model(), 1, 2)
+    hosted = TrunkEngine(trunk, plan=pair.plan, initial=pair.trunk_state, **engine)
     with TrunkServer(hosted) as server:
         transport = GrpcTransport(server.address, spec)
         try:
@@ -180,15 +179,6 @@ def over_grpc(pair: Pair, **engine: Any) -> Iterator[Pair]:
             yield pair
         finally:
             transport.close()
-
-
-def cut_anew() -> tuple[Any, ...]:
-    from pairs import tiny_llama
-
-    from flower_split import split_model
-
-    _, trunk = split_model(tiny_llama(), 1, 2)
-    return trunk.model, trunk.cuts, trunk.fingerprint
 
 
 @pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)

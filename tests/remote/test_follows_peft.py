@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import make_batch, make_pair, tiny_llama
+from pairs import make_batch, make_pair
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
+from tiny_models import tiny_model
 
 from flower_split import LocalTransport, SplitAdamW, attach_trunk, split_model
 from flower_split.errors import AdapterError, ModelError
@@ -243,7 +244,7 @@ def test_a_client_of_another_plan_is_refused_when_it_is_attached() -> None:
         (LoraConfig(r=4, lora_alpha=9, target_modules=list(pair.plan.targets)), "of alpha 9"),
         (LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"]), "first difference"),
     ):
-        client, _ = split_model(tiny_llama(), 1, 2)
+        client, _ = split_model(tiny_model(), 1, 2)
         wrapped = get_peft_model(client, settings)
         with pytest.raises(AdapterError, match=words):
             attach_trunk(wrapped, LocalTransport(pair.engine, spec))
@@ -251,7 +252,7 @@ def test_a_client_of_another_plan_is_refused_when_it_is_attached() -> None:
 
 def test_a_client_without_an_adapter_does_not_train_one_at_the_trunk() -> None:
     pair = make_pair()
-    client, _ = split_model(tiny_llama(), 1, 2)
+    client, _ = split_model(tiny_model(), 1, 2)
     spec = session_spec(client, plan=pair.plan, trunk_adapters="federated")
     attach_trunk(client, LocalTransport(pair.engine, spec))
     with pytest.raises(AdapterError, match="not wrapped yet"):
@@ -263,7 +264,7 @@ def test_a_trained_adapter_is_not_loaded_by_half() -> None:
     pair = make_pair()
     folder = tempfile.mkdtemp()
     pair.whole.save_pretrained(folder)
-    client, trunk = split_model(tiny_llama(), 1, 2)
+    client, trunk = split_model(tiny_model(), 1, 2)
     attach_trunk(client, LocalTransport(TrunkEngine(trunk)))
     loaded = PeftModel.from_pretrained(client, folder)
     with pytest.raises(AdapterError, match=re.escape("28 tensors of the trunk's layers")):
@@ -271,8 +272,8 @@ def test_a_trained_adapter_is_not_loaded_by_half() -> None:
 
 
 def test_a_whole_models_weights_are_not_loaded_into_a_part() -> None:
-    client, trunk = split_model(tiny_llama(), 1, 2)
+    client, trunk = split_model(tiny_model(), 1, 2)
     attach_trunk(client, LocalTransport(TrunkEngine(trunk)))
-    client.load_state_dict(tiny_llama().state_dict())
+    client.load_state_dict(tiny_model().state_dict())
     with pytest.raises(AdapterError, match="would be lost"):
         client(**make_batch())

@@ -150,8 +150,9 @@ def check_reply(
         if len(tensor.name) > _LONGEST_TENSOR_NAME or len(tensor.shape) > 8:
             raise WireError("an adapter tensor's name or shape is too long")
     announced = _announced(reply.tensors, ADAPTER_DOWN, limits)
-    expected = [_matrix_shape(tensor.shape) for tensor in reply.held]
-    if call.action == "read" and [one.shape for one in announced] != expected:
+    read = reply.held if call.action == "read" else ()
+    expected = [_matrix_shape(tensor.shape) for tensor in read]
+    if [one.shape for one in announced] != expected:
         raise WireError("an adapter's tensors differ in shape from what was announced")
     return announced
 
