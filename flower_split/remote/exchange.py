@@ -1,13 +1,17 @@
 """The autograd function behind the remote trunk: forward sends h1, backward sends g2."""
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flower_split.remote.border import SiloBorder
+from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.transforms import TransformContext
+from flower_split.transport.base import Transport
 from flower_split.transport.messages import (
     AdapterGrad,
     BackwardReply,
@@ -15,8 +19,29 @@ from flower_split.transport.messages import (
     ForwardRequest,
 )
 
-if TYPE_CHECKING:
-    from flower_split.remote.trunk import RemoteTrunk
+
+class SessionEnd(Protocol):
+    """The silo's end of a session, as an exchange needs it."""
+
+    transport: Transport
+    border: SiloBorder
+    adapter: TrunkAdapter
+
+    def follow_gradient(self) -> None:
+        """Have the trunk's gradient follow what was done to the silo's since the last pass."""
+        ...
+
+    def told_gradient(self, norm: float, largest: float) -> Tensor:
+        """What autograd has to add to the mirror for the trunk's gradient of these measures."""
+        ...
+
+    def own_parameters(self, kept: AdapterGrad) -> Sequence[Tensor]:
+        """The adapter's parameters that are given their gradients here."""
+        ...
+
+    def own_gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """The adapter's gradients for autograd, where its tensors are parameters here."""
+        ...
 
 
 class Exchange(torch.autograd.Function):
@@ -32,7 +57,7 @@ class Exchange(torch.autograd.Function):
         ctx: Any,
         mirror: Tensor,
         hidden: Tensor,
-        remote: "RemoteTrunk",
+        remote: SessionEnd,
         request: ForwardRequest,
         context: TransformContext,
         *parameters: Tensor,
@@ -55,7 +80,7 @@ class Exchange(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """g1, (B, T, H), where the bottom needs it."""
         ctx.release.detach()
-        remote: RemoteTrunk = ctx.remote
+        remote: SessionEnd = ctx.remote
         # Not so in autograd.grad for other tensors, nor in backward(inputs=...) without them.
         wanted = ctx.trains and any(map(_is_reached, ctx.leaves))
         parameters = ctx.needs_input_grad[5:]
@@ -66,7 +91,7 @@ class Exchange(torch.autograd.Function):
             kept = "return" if parameters else "measure"
         if kept == "measure":
             remote.follow_gradient()
-        if not bool(torch.isfinite(grad).all()):
+        if not (grad.is_meta or bool(torch.isfinite(grad).all())):
             # As a gradient scaler finds out that the scale was too large, and skips the step.
             ctx.transport.release(ctx.context.microbatch)
             gone = grad.new_full(grad.shape, torch.nan) if ctx.needs_input_grad[1] else None

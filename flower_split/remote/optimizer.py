@@ -54,7 +54,7 @@ class SplitAdamW(torch.optim.AdamW):
             )
         self._before, self._after = _around(model, self._remote)
         self.grad_norm = 0.0
-        self._mirror = self._remote.gradient
+        self._mirror = self._remote.trunk_gradient
         self._versions: dict[nn.Parameter, int | None] = {}
         watched = weakref.ref(self)
         for parameter in (*self._before, *self._after):
@@ -211,7 +211,7 @@ def _around(model: nn.Module, remote: RemoteTrunk) -> tuple[list[nn.Parameter], 
     for module in model.modules():
         if module is remote:
             side = 1
-            seen.add(remote.gradient)
+            seen.add(remote.trunk_gradient)
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)

@@ -43,12 +43,12 @@ class RemoteTrunk(AdapterStandIn):
         super().__init__(slot)
         self.cuts: Cuts = slot.cuts
         self.fingerprint: str = slot.fingerprint
-        self.gradient = nn.Parameter(torch.zeros(3))
+        self.trunk_gradient = nn.Parameter(torch.zeros(3))
         """Its own gradient stands for that of the trunk's adapter; see `GradientMirror`."""
         self.own: TrunkParameters | None = None
         """The trunk's adapter as parameters of the client model, where that was asked for."""
-        self._mirror = GradientMirror(self.gradient, self._discard)
-        self.gradient.requires_grad_(False)
+        self._mirror = GradientMirror(self.trunk_gradient, self._discard)
+        self.trunk_gradient.requires_grad_(False)
         self._mask: Tensor | None = None
         self._positions: Tensor | None = None
 
@@ -78,7 +78,7 @@ class RemoteTrunk(AdapterStandIn):
         self.steps = self._microbatches = self._backwards = 0
         self._caches = CacheLedger(self.cuts.trunk_range)
         self._mirror.forget()
-        self.gradient.grad = None
+        self.trunk_gradient.grad = None
         self._path, layers = find_layers(model)
         self._stand_ins: dict[int, AdapterStandIn] = {}
         for index in self.cuts.trunk_range:
@@ -136,9 +136,9 @@ class RemoteTrunk(AdapterStandIn):
         request, context = self.next_request(hidden_states, keep_graph=keep_graph, cache=use)
         if keep_graph:
             own = () if self.own is None else self.own.parameters
-            self.gradient.requires_grad_(self.adapter.is_there and not own)
+            self.trunk_gradient.requires_grad_(self.adapter.is_there and not own)
             output: Tensor = Exchange.apply(  # type: ignore[no-untyped-call]
-                self.gradient, hidden_states, self, request, context, *own
+                self.trunk_gradient, hidden_states, self, request, context, *own
             )
         else:
             answer = self.transport.forward(request)
@@ -248,13 +248,13 @@ class RemoteTrunk(AdapterStandIn):
         """What autograd has to add to the mirror for the trunk's gradient of these measures."""
         told = self._mirror.told(norm, largest)
         self._backwards += 1
-        before = self.gradient.grad
+        before = self.trunk_gradient.grad
         return told.clone() if before is None else told - before
 
     def measure_gradient(self, norm: float, largest: float) -> None:
         """The same outside of autograd's own passes."""
         self._backwards += 1
-        self.gradient.grad = self._mirror.told(norm, largest).clone()
+        self.trunk_gradient.grad = self._mirror.told(norm, largest).clone()
         self._mirror.note()
 
     def added_gradient(self) -> None:
@@ -278,7 +278,7 @@ class RemoteTrunk(AdapterStandIn):
     def stepped(self) -> None:
         """Both sides have taken a step; the trunk keeps its gradient as the silo does."""
         self.steps += 1
-        grad = self.gradient.grad
+        grad = self.trunk_gradient.grad
         if grad is not None and self._mirror.is_measured:
             self._mirror.take(grad)
         self.adapter.note_step()
@@ -324,7 +324,7 @@ class RemoteTrunk(AdapterStandIn):
         return next(
             p.dtype
             for n, p in self.adapter.model.named_parameters()
-            if "lora_" not in n and p is not self.gradient and p.is_floating_point()
+            if "lora_" not in n and p is not self.trunk_gradient and p.is_floating_point()
         )
 
     def keeps_graph(self, hidden: Tensor) -> bool:
