@@ -7,6 +7,7 @@ would have done to the trunk's, and it is read off it before the trunk is asked 
 """
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,7 +43,14 @@ class GradientMirror:
         self._version = 0
         self.is_there = False
         """Whether the trunk has a gradient of the step."""
-        parameter.register_post_accumulate_grad_hook(lambda _: self.note())
+        watching = weakref.ref(self)  # a forgotten client model is freed at once, without cycles
+
+        def note(_: object) -> None:
+            mirror = watching()
+            if mirror is not None:
+                mirror.note()
+
+        parameter.register_post_accumulate_grad_hook(note)
 
     @property
     def is_measured(self) -> bool:

@@ -1,6 +1,7 @@
 """The remote trunk: the layer of the client model that stands for all the trunk's layers."""
 
-from collections.abc import Collection, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -47,7 +48,7 @@ class RemoteTrunk(AdapterStandIn):
         """Its own gradient stands for that of the trunk's adapter; see `GradientMirror`."""
         self.own: TrunkParameters | None = None
         """The trunk's adapter as parameters of the client model, where that was asked for."""
-        self._mirror = GradientMirror(self.trunk_gradient, self._discard)
+        self._mirror = GradientMirror(self.trunk_gradient, _weakly(self._discard))
         self.trunk_gradient.requires_grad_(False)
         self._mask: Tensor | None = None
         self._positions: Tensor | None = None
@@ -80,7 +81,7 @@ class RemoteTrunk(AdapterStandIn):
         self._mirror.forget()
         self.trunk_gradient.grad = None
         self._path, layers = find_layers(model)
-        self._stand_ins: dict[int, AdapterStandIn] = {}
+        self._others: dict[int, AdapterStandIn] = {}
         for index in self.cuts.trunk_range:
             layer = cast("PassThrough", layers[index])
             if index == self.cuts.bottom_layers:
@@ -88,7 +89,8 @@ class RemoteTrunk(AdapterStandIn):
             elif not isinstance(layer, AdapterStandIn):
                 layer = layers[index] = AdapterStandIn(layer)
             layer.take_given()
-            self._stand_ins[index] = layer
+            if layer is not self:
+                self._others[index] = layer
             inside = f"{self._path}.{index}."
             modules = self.adapter.modules
             layer.lay_out(m.removeprefix(inside) for m in modules if m.startswith(inside))
@@ -298,7 +300,7 @@ class RemoteTrunk(AdapterStandIn):
             AdapterError: it cannot take it.
         """
         given: dict[str, Tensor] = {}
-        for index, layer in self._stand_ins.items():
+        for index, layer in {self.cuts.bottom_layers: self, **self._others}.items():
             for name, tensor in layer.take_given().items():
                 given[f"{PEFT_PREFIX}{self._path}.{index}.{without_adapter(name)}"] = tensor
         if given and self.own is not None:
@@ -344,6 +346,18 @@ class RemoteTrunk(AdapterStandIn):
                 "training session"
             )
         return False
+
+
+def _weakly(method: Callable[[bool], None]) -> Callable[[bool], None]:
+    """`method` without keeping its object alive."""
+    held = weakref.WeakMethod(method)
+
+    def call(value: bool) -> None:
+        alive = held()
+        if alive is not None:
+            alive(value)
+
+    return call
 
 
 def find_remote(model: torch.nn.Module) -> RemoteTrunk:
