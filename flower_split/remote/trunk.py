@@ -44,6 +44,7 @@ class RemoteTrunk(AdapterStandIn):
         super().__init__(slot)
         self.cuts: Cuts = slot.cuts
         self.fingerprint: str = slot.fingerprint
+        self.loaded_adapter: str = slot.loaded_adapter
         self.trunk_gradient = nn.Parameter(torch.zeros(3))
         """Its own gradient stands for that of the trunk's adapter; see `GradientMirror`."""
         self.own: TrunkParameters | None = None

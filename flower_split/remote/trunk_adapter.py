@@ -99,9 +99,11 @@ class TrunkAdapter:
         Raises:
             AdapterError: the client model computes in a way that the trunk cannot follow.
         """
+        model = self.model
+        if self._transport.spec.loaded_adapter:
+            return self._use_of_loaded()
         if not self.is_there:
             return AdapterUse()
-        model = self.model
         if not tuner_layers(model):
             if self._begun or self._expects_layers():
                 raise AdapterError(
@@ -119,6 +121,25 @@ class TrunkAdapter:
         if traces.active == self._active or traces.active == (ADAPTER,) == self._active[:1]:
             return AdapterUse(scale=traces.scale)
         return AdapterUse(copy=self._copy_of(traces.active))
+
+    def _use_of_loaded(self) -> AdapterUse:
+        """The same for a trained adapter that both ends have loaded."""
+        if not tuner_layers(self.model):  # prompts alone, which are the silo's
+            return AdapterUse()
+        if not self._begun:
+            self._active = read_traces(self.model, {}).active
+            self._scalings = read_scalings(self.model, *self._active[:1])
+            self._begun = True
+        now = read_traces(self.model, {}).active
+        if not now:
+            return AdapterUse(disabled=True)
+        same = read_scalings(self.model, *self._active[:1]) == self._scalings
+        if now != self._active or not same:
+            raise AdapterError(
+                f"the adapter {', '.join(now)} is active, with another scale or other than the one "
+                "that both ends have loaded: load it with flower_split.load_adapter on both"
+            )
+        return AdapterUse()
 
     def trains(self) -> bool:
         """Whether a backward pass now trains the adapter.
@@ -160,8 +181,8 @@ class TrunkAdapter:
             raise AdapterError(
                 f"{len(given)} tensors of the trunk's layers (first: {min(given)}) were loaded "
                 "into the client model, and the session's trunk has no adapter: they would be "
-                "lost. Load an adapter with flower_split.load_adapter on the silo's side and "
-                "TrunkEngine.of_adapter on the trunk's"
+                "lost. Load a trained adapter with flower_split.load_adapter, on both ends, and a "
+                "whole model's weights before it is cut"
             )
         names = {name for name, _ in self.held}
         foreign = sorted(given.keys() - names)

@@ -71,6 +71,8 @@ class TrunkSlot(PassThrough):
         super().__init__(layer, returns_tuple=returns_tuple)
         self.cuts = cuts
         self.fingerprint = fingerprint
+        self.loaded_adapter = ""
+        """SHA-256 of the trained adapter that the client model has loaded; empty for none."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Refused: without the trunk the answer would be wrong."""

@@ -1,5 +1,8 @@
 """The trunk: the stock model with only its middle layers."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,6 +27,10 @@ class Trunk(Segment):
         super().__init__(model, cuts, fingerprint, enters=held.start, leaves=held.stop - 1)
         self.autocast: torch.dtype | None = None
         """Dtype of matrix products, whatever the weights' is and whatever the caller's autocast."""
+        self.loaded_adapter = ""
+        """SHA-256 of a trained adapter that is part of it, hexadecimal; empty for none."""
+        self.without_adapter: Callable[[], AbstractContextManager[object]] = nullcontext
+        """A context in which it computes without that one."""
 
     def forward(
         self,

@@ -79,6 +79,10 @@ class TrunkEngine:
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
+        if self.mode != "frozen" and trunk.loaded_adapter:
+            raise ConfigError(
+                "a trunk with a loaded adapter is frozen: to train on, give its tensors as initial="
+            )
         if self.mode != "frozen" and plan is None:
             raise ConfigError(f"trunk.adapters {self.mode!r} needs an adapter plan; pass plan=")
         self.trunk = trunk
@@ -124,6 +128,7 @@ class TrunkEngine:
             wire=self._wire or WireConfig(),
             optimizer=self._optimizer or OptimizerSettings(),
             pack=self._pack,
+            loaded_adapter=self.trunk.loaded_adapter,
         )
 
     def open(self, spec: SessionSpec, ticket: Ticket | None) -> Future[BackendSession]:

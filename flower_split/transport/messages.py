@@ -71,6 +71,8 @@ class SessionSpec:
     """Tags of the optimizer states that the silo can resume from; see `transport.state_tags`."""
     pack: str = ""
     """SHA-256 by which the silo's weights were delivered, hexadecimal; empty for its own."""
+    loaded_adapter: str = ""
+    """SHA-256 of the trained adapter that both have loaded, hexadecimal; empty for none."""
     protocol_version: int = PROTOCOL_VERSION
 
 

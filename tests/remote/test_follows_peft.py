@@ -277,3 +277,27 @@ def test_a_whole_models_weights_are_not_loaded_into_a_part() -> None:
     client.load_state_dict(tiny_model().state_dict())
     with pytest.raises(AdapterError, match="would be lost"):
         client(**make_batch())
+
+
+def test_a_part_is_not_saved_as_the_whole(tmp_path: Any) -> None:
+    pair = make_pair()
+    client, _ = split_model(tiny_model(), 1, 2)
+    for model in (client, pair.client.get_base_model()):
+        with pytest.raises(ModelError, match="not saved as if it were the whole"):
+            model.save_pretrained(tmp_path)
+    pair.client.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        PeftModel.from_pretrained(tiny_model(), tmp_path)
+
+
+def test_a_trunk_that_shares_its_adapter_gives_the_whole_of_it(tmp_path: Any) -> None:
+    pair = make_pair()
+    _, trunk = split_model(tiny_model(), 1, 2)
+    engine = TrunkEngine(trunk, plan=pair.plan, initial=pair.trunk_state, shares_adapter=True)
+    attach_trunk(pair.client, LocalTransport(engine, pair.transport.spec))
+    train(pair.client, SplitAdamW(pair.client, lr=1e-2))
+    whole = [p for p in pair.whole.parameters() if p.requires_grad]
+    train(pair.whole, torch.optim.AdamW(whole, lr=1e-2, weight_decay=0.0))
+    pair.client.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
+    assert loss_of(loaded) == loss_of(pair.whole) == loss_of(pair.client)

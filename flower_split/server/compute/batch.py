@@ -260,6 +260,8 @@ class TrunkComputer:
         with ExitStack() as stack:
             slots = [m.session.slot for m in microbatches if m.session.slot is not None]
             if len(microbatches) == 1:
+                if not slots and first.request.adapter.disabled:
+                    stack.enter_context(self._trunk.without_adapter())
                 for slot in slots:
                     stack.enter_context(slot.computing(first.request.adapter))
             elif slots:
