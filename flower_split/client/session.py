@@ -24,6 +24,7 @@ from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
+from flower_split.data import encode_prompt
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import FlowerSplitError, SequenceError, SiloError
 from flower_split.lowrank import RECORD, scaling_fields
@@ -363,9 +364,12 @@ def _continued(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int
 ) -> str:
     """`prompt` with its most likely continuation."""
-    encoded = tokenizer(prompt, return_tensors="pt").to(device_of(model))
+    encoded = torch.tensor([encode_prompt(tokenizer, prompt)], device=device_of(model))
     with mode(model, training=False), torch.no_grad():
         ids = model.generate(  # type: ignore[operator]
-            **encoded, max_new_tokens=max_new_tokens, do_sample=False
+            encoded,
+            attention_mask=torch.ones_like(encoded),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
         )
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))

@@ -37,6 +37,7 @@ def load_silo(
     max_length: int,
     seed: int,
     source: str | Rows | None = None,
+    table_size: int | None = None,
 ) -> SiloData:
     """One silo's data, tokenised.
 
@@ -51,9 +52,11 @@ def load_silo(
         max_length: Tokens at which a sequence is cut off.
         seed: The run's seed, the same in every silo.
         source: A `datasets.Dataset` or a list of dicts to use in place of `config.path`.
+        table_size: Rows of the model's embedding table; None does not check against it.
 
     Raises:
-        DataError: data is missing, empty or broken, or the silo would have none.
+        DataError: data is missing, empty or broken, the silo would have none, or a text has a
+            token that the model's table does not.
     """
     train, held = silo_examples(
         config,
@@ -65,7 +68,12 @@ def load_silo(
 
     def tokenized(examples: Examples) -> TokenizedDataset:
         return tokenize(
-            examples, tokenizer, text=config.text, prompt=config.prompt, max_length=max_length
+            examples,
+            tokenizer,
+            text=config.text,
+            prompt=config.prompt,
+            max_length=max_length,
+            table_size=table_size,
         )
 
     return SiloData(train=tokenized(train), held_out=tokenized(held))

@@ -1,7 +1,8 @@
 """Tokenising, once: examples become sequences of tokens, and only target tokens get a loss.
 
 A sequence is `BOS prompt separator target EOS`, or `BOS text EOS` without a prompt. BOS is there
-if the tokenizer adds one by itself, EOS if it has one. Prompt and target are encoded apart, so
+if the tokenizer adds one by itself, EOS if it has one; a text that carries them, such as a rendered
+chat template, gets no second ones. Prompt and target are encoded apart, so
 that no token straddles them and generating from `prompt + separator` starts with the tokens that
 were trained.
 """
@@ -15,14 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from flower_split.data.examples import Examples
+from flower_split.data.special_tokens import SpecialTokens, encode
 from flower_split.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 PROMPT_SEPARATOR = "\n"
 """What stands between prompt and target; it belongs to the prompt and gets no loss."""
-
-_PROBE = "a"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +60,7 @@ def tokenize(
     prompt: str = "",
     max_length: int,
     separator: str = PROMPT_SEPARATOR,
+    table_size: int | None = None,
 ) -> TokenizedDataset:
     """Tokenise all examples; those that are too long lose their end.
 
@@ -71,19 +72,23 @@ def tokenize(
         max_length: Tokens at which a sequence is cut off. An example whose prompt alone takes
             them up is dropped.
         separator: Put between prompt and target.
+        table_size: Rows of the model's embedding table; None does not check against it.
 
     Raises:
-        DataError: a field is missing or no text, or every example was dropped.
+        DataError: a field is missing or no text, every example was dropped, or one has a token
+            that the model's table does not.
     """
     targets = [examples.text(index, text) for index in range(len(examples))]
     prompts = [examples.text(i, prompt) + separator for i in range(len(examples))] if prompt else []
-    bos = _leading_special_tokens(tokenizer)
-    eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    heads = [bos + ids for ids in _encode(tokenizer, prompts)] if prompt else [bos] * len(targets)
-    sequences, lengths = list[Tensor](), list[int]()
-    truncated = 0
-    for head, target in zip(heads, _encode(tokenizer, targets), strict=True):
-        whole = head + target + eos
+    special = SpecialTokens(tokenizer)
+    asked = encode(tokenizer, prompts) or [special.leading] * len(targets)
+    sequences, lengths, kept = list[Tensor](), list[int](), list[int]()
+    truncated = carried = 0
+    for index, (ask, target) in enumerate(zip(asked, encode(tokenizer, targets), strict=True)):
+        head = special.leading + special.without_leading(ask)
+        whole = head + special.with_trailing(special.without_leading(target))
+        added = len(special.trailing) + (len(special.leading) if prompt else 0)
+        carried += len(whole) < len(ask) + len(target) + added
         ids = whole[:max_length]
         # A causal model predicts each token from those before it, so never the first one.
         if len(ids) <= max(1, len(head)):
@@ -91,54 +96,54 @@ def tokenize(
         truncated += len(ids) < len(whole)
         sequences.append(torch.tensor(ids, dtype=torch.int64))
         lengths.append(len(head))
+        kept.append(index)
+    if table_size is not None:
+        _check_ids(examples, sequences, kept, tokenizer, table_size)
     dropped = len(examples) - len(sequences)
     if examples and not sequences:
         raise DataError(
             f"{examples.origin}: none of {len(examples)} examples has a target token within "
             f"train.max-length {max_length}: raise it, or use shorter prompts or longer texts"
         )
-    _log(examples, truncated=truncated, dropped=dropped, max_length=max_length)
+    _log(examples, truncated=truncated, dropped=dropped, carried=carried, max_length=max_length)
     return TokenizedDataset(
         sequences=tuple(sequences),
         prompt_lengths=tuple(lengths),
-        pad_id=_pad_id(tokenizer),
+        pad_id=special.pad_id(table_size),
         truncated=truncated,
         dropped=dropped,
     )
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = False
-) -> list[list[int]]:
-    if not texts:
-        return []
-    # Not verbose: the tokenizer would warn of texts that are cut off afterwards.
-    encoded = tokenizer(
-        list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False
-    )
-    return [list(ids) for ids in encoded["input_ids"]]
+def _check_ids(
+    examples: Examples,
+    sequences: Sequence[Tensor],
+    kept: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    table_size: int,
+) -> None:
+    """Raise `DataError` if a sequence has an id that the model's embedding table does not."""
+    for ids, index in zip(sequences, kept, strict=True):
+        if (largest := int(ids.max())) >= table_size:
+            raise DataError(
+                f"{examples.where(index)}: the token id {largest} is beyond the model's embedding "
+                f"table, which has {table_size} rows; the tokenizer has {len(tokenizer)} tokens. "
+                "Take the model's own tokenizer, or a model whose table was resized for the added "
+                "tokens (resize_token_embeddings) and saved with it"
+            )
 
 
-def _leading_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    (plain,) = _encode(tokenizer, [_PROBE])
-    (special,) = _encode(tokenizer, [_PROBE], special=True)
-    for start in range(len(special) - len(plain) + 1):
-        if special[start : start + len(plain)] == plain:
-            return special[:start]
-    raise DataError(
-        f"the tokenizer {type(tokenizer).__name__} puts special tokens inside a text; expected "
-        "them before and after it only"
-    )
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
-
-
-def _log(examples: Examples, *, truncated: int, dropped: int, max_length: int) -> None:
+def _log(
+    examples: Examples, *, truncated: int, dropped: int, carried: int, max_length: int
+) -> None:
+    if carried:
+        logger.info(
+            "%s: %d of %d examples carry the tokenizer's special tokens already, which are not "
+            "added again",
+            examples.origin,
+            carried,
+            len(examples),
+        )
     if truncated:
         logger.info(
             "%s: %d of %d examples were cut off at %d tokens",

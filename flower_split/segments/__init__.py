@@ -10,7 +10,11 @@ from flower_split.segments.joining import join
 from flower_split.segments.layers import held_by_trunk, layer_index, layers_path
 from flower_split.segments.loading.load_plan import load_client_model, load_trunk
 from flower_split.segments.loading.share import SiloShare, silo_share
-from flower_split.segments.loading.skeleton import load_skeleton, load_tokenizer
+from flower_split.segments.loading.skeleton import (
+    load_skeleton,
+    load_tokenizer,
+    vocabulary_size,
+)
 from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.pass_through import PassThrough, TrunkSlot, watch_calls
 from flower_split.segments.randomness import random_numbers
@@ -48,5 +52,6 @@ __all__ = [
     "silo_share",
     "split_model",
     "split_segments",
+    "vocabulary_size",
     "watch_calls",
 ]
