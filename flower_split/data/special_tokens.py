@@ -73,7 +73,7 @@ class SpecialTokens:
                 return int(token_id)
         return 0
 
-    def _blank(self, ids: Sequence[int]) -> bool:
+    def _blank(self, ids: list[int]) -> bool:
         return not ids or not str(self._tokenizer.decode(ids)).strip()
 
 

@@ -11,7 +11,7 @@ from flower_split.errors import ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
-from flower_split.segments import Cuts, PassThrough, TrunkSlot
+from flower_split.segments import Cuts, PassThrough, TrunkSlot, refuse_copy
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import CacheUse, ForwardRequest, SessionSummary
@@ -50,6 +50,10 @@ class RemoteTrunk(PassThrough):
         self.steps = self._microbatches = 0
         self._caches = CacheLedger(self.cuts.trunk_range)
 
+    __deepcopy__ = refuse_copy
+    __reduce_ex__ = refuse_copy
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def called_with(self, attention_mask: Any, position_ids: Any) -> None:
         """Note what the stock model was called with, for the requests of this pass.
 
@@ -70,6 +74,8 @@ class RemoteTrunk(PassThrough):
         if position_ids is not None:
             self._positions = mark_ready(position_ids.detach().long())
 
+    # It talks to the trunk, of which nothing can be compiled.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """h2 for h1, both (B, T, H), as the stock model's loop expects a layer's answer.
 

@@ -16,7 +16,7 @@ from flower_split.segments.loading.skeleton import (
     vocabulary_size,
 )
 from flower_split.segments.loading.source import Source, resolve_source
-from flower_split.segments.pass_through import PassThrough, TrunkSlot, watch_calls
+from flower_split.segments.pass_through import PassThrough, TrunkSlot, refuse_copy, watch_calls
 from flower_split.segments.randomness import random_numbers
 from flower_split.segments.splitting import split_model, split_segments
 from flower_split.segments.trunk import Trunk
@@ -47,6 +47,7 @@ __all__ = [
     "load_tokenizer",
     "load_trunk",
     "random_numbers",
+    "refuse_copy",
     "register_family",
     "resolve_source",
     "silo_share",
