@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from flower_split.adapters.plan import PEFT_PREFIX, without_peft_notices
 from flower_split.adapters.reading import read_adapter_folder
-from flower_split.errors import AdapterError, CheckpointError, FlowerSplitError, ModelError
+from flower_split.errors import AdapterError, FlowerSplitError, ModelError, WeightsError
 from flower_split.lowrank import pair_up
 from flower_split.segments import load_tokenizer, resolve_source
 from flower_split.segments.loading.skeleton import read_config
@@ -72,7 +72,7 @@ def save_merged(adapter: Path, model: str, folder: Path) -> None:
     _check_written(folder, written, model)
     try:
         load_tokenizer(model).save_pretrained(folder)
-    except CheckpointError as error:  # a model without a tokenizer is complete without one
+    except WeightsError as error:  # a model without a tokenizer is complete without one
         logger.warning("the merged model has no tokenizer: %s", error)
 
 

@@ -2,9 +2,8 @@
 
 A sequence is `BOS prompt separator target EOS`, or `BOS text EOS` without a prompt. BOS is there
 if the tokenizer adds one by itself, EOS if it has one; a text that carries them, such as a rendered
-chat template, gets no second ones. Prompt and target are encoded apart, so
-that no token straddles them and generating from `prompt + separator` starts with the tokens that
-were trained.
+chat template, gets no second ones. Prompt and target are encoded apart, so that no token straddles
+them and generating from `prompt + PROMPT_SEPARATOR` starts with the tokens that were trained.
 """
 
 import logging
@@ -59,7 +58,6 @@ def tokenize(
     text: str,
     prompt: str = "",
     max_length: int,
-    separator: str = PROMPT_SEPARATOR,
     table_size: int | None = None,
 ) -> TokenizedDataset:
     """Tokenise all examples; those that are too long lose their end.
@@ -71,7 +69,6 @@ def tokenize(
         prompt: Field with the prompt; empty for plain language modelling.
         max_length: Tokens at which a sequence is cut off. An example whose prompt alone takes
             them up is dropped.
-        separator: Put between prompt and target.
         table_size: Rows of the model's embedding table; None does not check against it.
 
     Raises:
@@ -79,7 +76,11 @@ def tokenize(
             that the model's table does not.
     """
     targets = [examples.text(index, text) for index in range(len(examples))]
-    prompts = [examples.text(i, prompt) + separator for i in range(len(examples))] if prompt else []
+    prompts = (
+        [examples.text(index, prompt) + PROMPT_SEPARATOR for index in range(len(examples))]
+        if prompt
+        else []
+    )
     special = SpecialTokens(tokenizer)
     asked = encode(tokenizer, prompts) or [special.leading] * len(targets)
     sequences, lengths, kept = list[Tensor](), list[int](), list[int]()

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments.loading.source import Source
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -18,10 +18,10 @@ def refuse_adapter_beside(source: Source) -> None:
     code loads from the same folder, and its own adapter would not hold what that one adds.
 
     Raises:
-        CheckpointError: one does.
+        WeightsError: one does.
     """
     if (source.folder / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(
+        raise WeightsError(
             f"{source.name} has a PEFT adapter ({ADAPTER_CONFIG}) beside the model's weights, "
             "which transformers would apply and a run would not. Move the adapter's files to a "
             "folder of their own to train the model without it. To go on from the adapter, write "

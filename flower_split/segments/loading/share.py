@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments.layers import layer_index, layers_path
 from flower_split.segments.loading.extents import Extent
 from flower_split.segments.loading.load_plan import LoadPlan
@@ -48,7 +48,7 @@ def silo_share(
     """
     plan = LoadPlan(source, revision, bottom_layers, top_layers, "float32", "auto")
     if named := getattr(plan.config, "transformers_weights", None):
-        raise CheckpointError(
+        raise WeightsError(
             f"config.json of {plan.source.name} names {named!r} as transformers_weights, which "
             "cannot be delivered: write the model with save_pretrained(folder) and give that"
         )

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from flower_split.errors import CheckpointError, UnsupportedFamilyError
+from flower_split.errors import UnsupportedFamilyError, WeightsError
 from flower_split.segments.loading.model_folder import refuse_adapter_beside, without_config
 from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.loading.stock_loader import STOCK_LOCK
@@ -34,7 +34,7 @@ def load_skeleton(source: str | Path | PreTrainedConfig, revision: str = "") -> 
         revision: Commit, tag or branch on the hub; empty for the default branch.
 
     Raises:
-        CheckpointError: there is no such model, or its configuration cannot be read.
+        WeightsError: there is no such model, or its configuration cannot be read.
         UnsupportedFamilyError: it is no causal language model of transformers.
     """
     if isinstance(source, PreTrainedConfig):
@@ -50,12 +50,12 @@ def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenize
         revision: Commit, tag or branch on the hub; empty for the default branch.
 
     Raises:
-        CheckpointError: there is no such model, or it has no tokenizer that can be read.
+        WeightsError: there is no such model, or it has no tokenizer that can be read.
     """
     resolved = resolve_source(source, revision)
     # Without its files, transformers makes an empty tokenizer for some families.
     if not any(True for pattern in _TOKENIZER_FILES for _ in resolved.folder.glob(pattern)):
-        raise CheckpointError(
+        raise WeightsError(
             f"{resolved.name!r} has no tokenizer: expected tokenizer.json in {resolved.folder}; "
             "write it there with the tokenizer's save_pretrained(folder)"
         )
@@ -64,7 +64,7 @@ def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenize
             str(resolved.folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as exc:  # the tokenizers library raises bare Exception for a broken file
-        raise CheckpointError(
+        raise WeightsError(
             f"the tokenizer in {resolved.folder} cannot be read: {type(exc).__name__}: {exc}"
         ) from exc
     return cast(PreTrainedTokenizerBase, tokenizer)
@@ -78,7 +78,7 @@ def vocabulary_size(source: str | Path, revision: str = "") -> int:
         revision: Commit, tag or branch on the hub; empty for the default branch.
 
     Raises:
-        CheckpointError: there is no such model, or its configuration cannot be read.
+        WeightsError: there is no such model, or its configuration cannot be read.
         UnsupportedFamilyError: transformers does not know the model's family.
     """
     return int(
@@ -92,20 +92,20 @@ def read_config(source: Source) -> PreTrainedConfig:
     What it says of kernels is left out: whoever makes a model of it chooses them.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or an adapter lies beside it.
+        WeightsError: there is none, it cannot be read, or an adapter lies beside it.
         UnsupportedFamilyError: transformers does not know the model's family.
     """
     path = source.find("config.json")
     if path is None:
-        raise CheckpointError(without_config(source))
+        raise WeightsError(without_config(source))
     refuse_adapter_beside(source)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} cannot be read: {exc}") from exc
+        raise WeightsError(f"{path} cannot be read: {exc}") from exc
     family = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(family, str):
-        raise CheckpointError(f"{path} names no model_type; expected a transformers model's")
+        raise WeightsError(f"{path} names no model_type; expected a transformers model's")
     try:
         config = AutoConfig.from_pretrained(
             str(source.folder), local_files_only=True, trust_remote_code=False
@@ -116,13 +116,13 @@ def read_config(source: Source) -> PreTrainedConfig:
                 f"model family {family!r} of {source.name!r} is not one of transformers; models "
                 "with code of their own cannot be cut"
             ) from exc
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is no valid configuration of {family!r}: {type(exc).__name__}: {exc}"
         ) from exc
     config._attn_implementation = None
     experts = config._experts_implementation
     if experts not in (None, *_EXPERTS):
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} sets experts_implementation to {experts!r}, expected one of "
             f"{', '.join(_EXPERTS)}, which need no further package; change it, or delete the entry"
         )
@@ -148,7 +148,7 @@ def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The whole uncut model of `config` on the meta device.
 
     Raises:
-        CheckpointError: transformers makes no model of it here.
+        WeightsError: transformers makes no model of it here.
         UnsupportedFamilyError: it is no causal language model of transformers.
     """
     stock_class(config)
@@ -157,7 +157,7 @@ def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         with STOCK_LOCK, torch.device("meta"):
             return cast(PreTrainedModel, auto.from_config(copy.deepcopy(config)))
     except (ImportError, ValueError, RuntimeError) as exc:
-        raise CheckpointError(
+        raise WeightsError(
             f"no {config.model_type} model can be made of the config.json of "
             f"{config.name_or_path!r} here: {type(exc).__name__}: {exc}"
         ) from exc

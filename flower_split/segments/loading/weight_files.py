@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments.loading.extents import Extent, tensor_extents
 from flower_split.segments.loading.source import Source
 
@@ -36,7 +36,7 @@ class WeightFiles:
             for `model.safetensors`, or else `model.safetensors.index.json`.
 
     Raises:
-        CheckpointError: there are no safetensors weights, or their index is broken.
+        WeightsError: there are no safetensors weights, or their index is broken.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class WeightFiles:
         Only the shards that hold one of them are kept open, or downloaded.
 
         Raises:
-            CheckpointError: a file is missing or broken, or a shard lacks a tensor.
+            WeightsError: a file is missing or broken, or a shard lacks a tensor.
         """
         with ExitStack() as stack:
             places = self._places(wanted)
@@ -65,7 +65,7 @@ class WeightFiles:
         """Where the tensors lie whose name is `wanted`.
 
         Raises:
-            CheckpointError: as for `open`.
+            WeightsError: as for `open`.
         """
         places = self._places(wanted)
         found = {path: tensor_extents(path) for path in set(places.values())}
@@ -95,7 +95,7 @@ class WeightFiles:
             )
         if lost := index.keys() - places.keys():
             name = min(lost)
-            raise CheckpointError(
+            raise WeightsError(
                 f"{self.path.parent / index[name]} lacks the tensor {name!r} that "
                 f"{self.path.name} says it holds; index and shards are not of the same checkpoint"
             )
@@ -112,11 +112,11 @@ class WeightFiles:
             path = self._source.folder / shard
             try:
                 return dict.fromkeys(_names(path), path) if path.is_file() else {}
-            except CheckpointError:
+            except WeightsError:
                 return {}
         found = self._source.find(shard)
         if found is None:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{self.path} names the shard {shard!r}, which is not there; it holds "
                 f"{needed!r}. Copy or download the whole checkpoint again"
             )
@@ -129,13 +129,13 @@ def _stock_file(source: Source) -> Path:
     index = source.folder / INDEX_FILE
     single = source.find(SINGLE_FILE, offline_is_absent=index.is_file())
     if next(source.folder.glob(_DISTRIBUTED), None) is not None:
-        raise CheckpointError(
+        raise WeightsError(
             f"{source.folder} holds a distributed checkpoint ({_DISTRIBUTED}), which transformers "
             "would load; load it with AutoModelForCausalLM.from_pretrained and write it as one "
             "model with save_pretrained(folder)"
         )
     if single is None and not index.is_file():
-        raise CheckpointError(_without_weights(source))
+        raise WeightsError(_without_weights(source))
     taken = single or index
     for left in (INDEX_FILE, *_PICKLES):
         if left != taken.name and (source.folder / left).is_file():
@@ -151,13 +151,13 @@ def _named_file(source: Source, named: str) -> Path:
     """The file that the configuration names as `transformers_weights`."""
     inside = isinstance(named, str) and named.endswith(_SUFFIXES) and "\\" not in named
     if not inside or PurePosixPath(named).is_absolute() or ".." in PurePosixPath(named).parts:
-        raise CheckpointError(
+        raise WeightsError(
             f"config.json of {source.name} names {named!r} as transformers_weights; expected a "
             f"file of the model's folder that ends in {' or '.join(_SUFFIXES)}"
         )
     path = source.find(named)
     if path is None:
-        raise CheckpointError(
+        raise WeightsError(
             f"config.json of {source.name} names {named!r} as transformers_weights, which is not "
             "there; copy or download the whole checkpoint again, or delete the entry"
         )
@@ -190,14 +190,14 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise CheckpointError(f"the index {path} cannot be read: {exc}") from exc
+        raise WeightsError(f"the index {path} cannot be read: {exc}") from exc
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards:
-        raise CheckpointError(f"the index {path} has no weight_map from tensors to shards")
+        raise WeightsError(f"the index {path} has no weight_map from tensors to shards")
     for name, shard in shards.items():
         plain = isinstance(shard, str) and "/" not in shard and "\\" not in shard
         if not plain or not shard.endswith(".safetensors"):
-            raise CheckpointError(
+            raise WeightsError(
                 f"the index {path} names {shard!r} as the shard of {name!r}; expected the plain "
                 "name of a .safetensors file beside it"
             )
@@ -217,7 +217,7 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, framework="pt", backend="pread")
     except (SafetensorError, OSError) as exc:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is not a readable safetensors file: {exc}. It may be truncated, or the "
             "pointer of a Git LFS file; copy or download it again"
         ) from exc

@@ -9,7 +9,7 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from tiny_families import CASE_BY_NAME
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments import (
     fingerprint,
     join,
@@ -40,7 +40,7 @@ def test_adapter_in_the_models_folder_is_refused(tmp_path: Path, adapter: Any) -
     model.save_pretrained(tmp_path)
     get_peft_model(model, adapter).save_pretrained(tmp_path)
     for load in loading(tmp_path):
-        with pytest.raises(CheckpointError, match=r"has a PEFT adapter.*Move the adapter's files"):
+        with pytest.raises(WeightsError, match=r"has a PEFT adapter.*Move the adapter's files"):
             load()
     for file in tmp_path.glob("adapter_*"):
         file.unlink()
@@ -53,20 +53,20 @@ def test_adapter_in_place_of_a_model_is_called_one(tmp_path: Path) -> None:
     wrapped.peft_config["default"].base_model_name_or_path = "someone/base"
     wrapped.save_pretrained(tmp_path)
     for load in loading(tmp_path):
-        with pytest.raises(CheckpointError, match="a PEFT adapter of 'someone/base', not a model"):
+        with pytest.raises(WeightsError, match="a PEFT adapter of 'someone/base', not a model"):
             load()
     (tmp_path / "adapter_config.json").write_text("[")
-    with pytest.raises(CheckpointError, match="is a PEFT adapter, not a model: give its base"):
+    with pytest.raises(WeightsError, match="is a PEFT adapter, not a model: give its base"):
         load_skeleton(tmp_path)
 
 
 def test_folder_around_models_names_them(tmp_path: Path) -> None:
     CASE_BY_NAME["llama"].model().save_pretrained(tmp_path / "checkpoint-30")
-    with pytest.raises(CheckpointError, match=r"There are models in it: checkpoint-30$"):
+    with pytest.raises(WeightsError, match=r"There are models in it: checkpoint-30$"):
         load_skeleton(tmp_path)
     cached = tmp_path / "models--someone--tiny-llama"
     cached.mkdir()
-    with pytest.raises(CheckpointError, match="cache of 'someone/tiny-llama': give that name"):
+    with pytest.raises(WeightsError, match="cache of 'someone/tiny-llama': give that name"):
         load_skeleton(cached)
 
 
@@ -102,7 +102,7 @@ def test_experts_that_need_another_package_are_refused(tmp_path: Path, kernel: s
     values = {**json.loads(path.read_text()), "experts_implementation": kernel}
     path.write_text(json.dumps(values), encoding="utf-8")
     for load in loading(tmp_path):
-        with pytest.raises(CheckpointError, match="expected one of eager, grouped_mm, batched_mm"):
+        with pytest.raises(WeightsError, match="expected one of eager, grouped_mm, batched_mm"):
             load()
 
 

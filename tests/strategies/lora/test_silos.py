@@ -14,7 +14,7 @@ from flower_split.adapters import AdapterRound
 from flower_split.apps import server_run
 from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError, RoundError
-from flower_split.lowrank import RECORD, is_folded, part_of
+from flower_split.lowrank import LORA_RECORD, is_folded, part_of
 from flower_split.strategies import Alone, FLoRA, TrunkHost
 
 MIXED = [{"r": 2, "alpha": 4.0}, {"r": 4, "alpha": 16.0}, {"r": 6, "alpha": 6.0}]
@@ -130,11 +130,11 @@ def lies(partition, change):
 
 
 def tells_another_alpha(content):
-    content[RECORD] = ConfigRecord({**dict(content[RECORD].items()), "alpha": 4000.0})
+    content[LORA_RECORD] = ConfigRecord({**dict(content[LORA_RECORD].items()), "alpha": 4000.0})
 
 
 def sends_another_rank(content):
-    content[RECORD] = ConfigRecord({**dict(content[RECORD].items()), "r": 3})
+    content[LORA_RECORD] = ConfigRecord({**dict(content[LORA_RECORD].items()), "r": 3})
     content["arrays"] = ArrayRecord(
         {
             n: Array(a.numpy()[:3].copy() if part_of(n) == "A" else a.numpy()[:, :3].copy())
