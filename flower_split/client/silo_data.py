@@ -9,7 +9,7 @@ from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig, Partition
 from flower_split.config.sections import DataConfig, SplitConfig
 from flower_split.data import SiloData, eval_batches, load_silo, train_batches
-from flower_split.segments import load_tokenizer, vocabulary_size
+from flower_split.segments import load_tokenizer, table_sizes
 from flower_split.training import Batches
 
 MOST_SILOS = 16
@@ -92,6 +92,6 @@ def _load(
         partition_id=number,
         num_partitions=of,
         seed=seed,
-        table_size=vocabulary_size(source.name, revision=source.revision),
+        tables=table_sizes(source.name, revision=source.revision),
     )
     return tokenizer, silo

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from flower_split.data.examples import Examples
 from flower_split.data.special_tokens import SpecialTokens, encode
 from flower_split.errors import DataError
+from flower_split.segments import TableSizes
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def tokenize(
     text: str,
     prompt: str = "",
     max_length: int,
-    table_size: int | None = None,
+    tables: TableSizes | None = None,
 ) -> TokenizedDataset:
     """Tokenise all examples; those that are too long lose their end.
 
@@ -69,11 +70,11 @@ def tokenize(
         prompt: Field with the prompt; empty for plain language modelling.
         max_length: Tokens at which a sequence is cut off. An example whose prompt alone takes
             them up is dropped.
-        table_size: Rows of the model's embedding table; None does not check against it.
+        tables: What the model knows; None does not check against it.
 
     Raises:
         DataError: a field is missing or no text, every example was dropped, or one has a token
-            that the model's table does not.
+            or a length that the model does not know.
     """
     targets = [examples.text(index, text) for index in range(len(examples))]
     prompts = (
@@ -98,8 +99,8 @@ def tokenize(
         sequences.append(torch.tensor(ids, dtype=torch.int64))
         lengths.append(len(head))
         kept.append(index)
-    if table_size is not None:
-        _check_ids(examples, sequences, kept, tokenizer, table_size)
+    if tables is not None:
+        _check_known(examples, sequences, kept, tokenizer, tables)
     dropped = len(examples) - len(sequences)
     if examples and not sequences:
         raise DataError(
@@ -110,27 +111,32 @@ def tokenize(
     return TokenizedDataset(
         sequences=tuple(sequences),
         prompt_lengths=tuple(lengths),
-        pad_id=special.pad_id(table_size),
+        pad_id=special.pad_id(None if tables is None else tables.tokens),
         truncated=truncated,
         dropped=dropped,
     )
 
 
-def _check_ids(
+def _check_known(
     examples: Examples,
     sequences: Sequence[Tensor],
     kept: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
-    table_size: int,
+    tables: TableSizes,
 ) -> None:
-    """Raise `DataError` if a sequence has an id that the model's embedding table does not."""
+    """Raise `DataError` if a sequence has a token or a position that the model does not know."""
     for ids, index in zip(sequences, kept, strict=True):
-        if (largest := int(ids.max())) >= table_size:
+        if (largest := int(ids.max())) >= tables.tokens:
             raise DataError(
                 f"{examples.where(index)}: the token id {largest} is beyond the model's embedding "
-                f"table, which has {table_size} rows; the tokenizer has {len(tokenizer)} tokens. "
-                "Take the model's own tokenizer, or a model whose table was resized for the added "
-                "tokens (resize_token_embeddings) and saved with it"
+                f"table, which has {tables.tokens} rows; the tokenizer has {len(tokenizer)} "
+                "tokens. Take the model's own tokenizer, or a model whose table was resized for "
+                "the added tokens (resize_token_embeddings) and saved with it"
+            )
+        if tables.positions is not None and len(ids) > tables.positions:
+            raise DataError(
+                f"{examples.where(index)} has {len(ids)} tokens, and the model {tables.positions} "
+                f"positions: set train.max-length to {tables.positions} or less"
             )
 
 

@@ -13,9 +13,9 @@ from flower_split.segments.loading.share import SiloShare, silo_share
 from flower_split.segments.loading.skeleton import (
     load_skeleton,
     load_tokenizer,
-    vocabulary_size,
 )
 from flower_split.segments.loading.source import Source, resolve_source
+from flower_split.segments.loading.tables import TableSizes, table_sizes
 from flower_split.segments.pass_through import PassThrough, TrunkSlot, refuse_copy, watch_calls
 from flower_split.segments.randomness import random_numbers
 from flower_split.segments.splitting import split_model, split_segments
@@ -31,6 +31,7 @@ __all__ = [
     "Pause",
     "SiloShare",
     "Source",
+    "TableSizes",
     "Top",
     "Trunk",
     "TrunkSlot",
@@ -53,6 +54,6 @@ __all__ = [
     "silo_share",
     "split_model",
     "split_segments",
-    "vocabulary_size",
+    "table_sizes",
     "watch_calls",
 ]

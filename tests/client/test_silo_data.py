@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from tiny_checkpoint import save_tiny_model
 
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
@@ -78,3 +79,15 @@ def test_tokens_that_the_model_does_not_have_are_refused_when_the_data_is_loaded
     config = added({"eos_token": "<more>"}, tmp_path, run_config)
     with pytest.raises(DataError, match=r"the token id 15 is beyond .* has 15 rows; .* 16 tokens"):
         silo_batches(config, node(0))
+
+
+def test_rows_that_are_longer_than_the_models_positions_are_refused(run_config, tmp_path):
+    folder = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps({"text": "the sum " * n}) + "\n" for n in (2, 200)))
+    values = {"model.name": str(folder), "data.path": str(data), "train.max-length": 300}
+    config = read_run_config({**run_config, **values, "data.eval-fraction": 0.0})
+    with pytest.raises(DataError, match=r"the model 256 positions: set train\.max-length to 256"):
+        silo_batches(config, NodeConfig())
+    config = read_run_config({**run_config, **values, "train.max-length": 256})
+    assert silo_batches(config, NodeConfig()).num_train

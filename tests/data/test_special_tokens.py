@@ -9,9 +9,14 @@ from transformers import PreTrainedTokenizerFast
 from flower_split.data import Examples, encode_prompt, tokenize
 from flower_split.data.batching import collate
 from flower_split.errors import DataError
+from flower_split.segments import TableSizes
 
 PAD, BOS, EOS = 0, 1, 2
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m['content'] + '</s>' }}{{ '\n' }}{% endfor %}"
+
+
+def known(tokens: int, positions: int | None = None) -> TableSizes:
+    return TableSizes(tokens=tokens, positions=positions)
 
 
 def sequence(tokenizer: PreTrainedTokenizerFast, text: str, ask: str = "") -> list[int]:
@@ -97,7 +102,7 @@ def test_padding_beyond_the_table_is_put_into_masked_places_by_another_id(
     tokenizer.add_special_tokens({"pad_token": "<added>"})
     assert tokenizer.pad_token_id == size
     rows = Examples.all_of([{"text": "a"}, {"text": "a longer text"}], origin="here")
-    dataset = tokenize(rows, tokenizer, text="text", max_length=64, table_size=size)
+    dataset = tokenize(rows, tokenizer, text="text", max_length=64, tables=known(size))
     batch = collate(dataset, [0, 1])
     assert int(batch["input_ids"].max()) < size
     assert (batch["attention_mask"] == 0).any()
@@ -115,10 +120,10 @@ def test_other_ids_beyond_the_table_are_refused_with_both_sizes(
     for rows in ([fine], [fine, bad]):
         examples = Examples.all_of(rows, origin="here")
         if bad not in rows:
-            tokenize(examples, tokenizer, text="text", max_length=64, table_size=size)
+            tokenize(examples, tokenizer, text="text", max_length=64, tables=known(size))
             continue
         with pytest.raises(DataError) as caught:
-            tokenize(examples, tokenizer, text="text", max_length=64, table_size=size)
+            tokenize(examples, tokenizer, text="text", max_length=64, tables=known(size))
         said = str(caught.value)
         assert said.startswith(f"here, example 2: the token id {size} is beyond the model's")
         assert f"has {size} rows; the tokenizer has {size + 1} tokens" in said
@@ -135,4 +140,15 @@ def test_an_added_end_beyond_the_table_is_refused(
     text = "<new> a" if role == "bos_token" else "a"
     rows = Examples.all_of([{"text": text}], origin="here")
     with pytest.raises(DataError, match=f"the token id {size} is beyond"):
-        tokenize(rows, tokenizer, text="text", max_length=64, table_size=size)
+        tokenize(rows, tokenizer, text="text", max_length=64, tables=known(size))
+
+
+def test_a_row_that_is_longer_than_the_models_positions_is_refused(
+    bos_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    rows = Examples.all_of([{"text": "a"}, {"text": "x" * 30}], origin="here")
+    size = len(bos_tokenizer)
+    with pytest.raises(DataError, match=r"example 2 has 32 tokens.*set train\.max-length to 16"):
+        tokenize(rows, bos_tokenizer, text="text", max_length=64, tables=known(size, 16))
+    cut = tokenize(rows, bos_tokenizer, text="text", max_length=16, tables=known(size, 16))
+    assert len(cut) == 2

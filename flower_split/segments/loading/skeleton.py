@@ -70,22 +70,6 @@ def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenize
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def vocabulary_size(source: str | Path, revision: str = "") -> int:
-    """Rows of the model's embedding table, which may be fewer or more than the tokenizer's tokens.
-
-    Args:
-        source: As for `resolve_source`.
-        revision: Commit, tag or branch on the hub; empty for the default branch.
-
-    Raises:
-        WeightsError: there is no such model, or its configuration cannot be read.
-        UnsupportedFamilyError: transformers does not know the model's family.
-    """
-    return int(
-        read_config(resolve_source(source, revision)).get_text_config(decoder=True).vocab_size
-    )
-
-
 def read_config(source: Source) -> PreTrainedConfig:
     """The configuration of a model.
 
