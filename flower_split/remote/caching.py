@@ -134,8 +134,10 @@ class CacheLedger:
         stand_ins = place_stand_ins(cache, self._layers)
         first = stand_ins[0]
         view = first.on_edit
-        fresh = first.get_seq_length() == 0
-        if not isinstance(view, _View) or (fresh and view.keys.ledger() is not self):
+        known = isinstance(view, _View) and view.keys.ledger() is self
+        if not isinstance(view, _View) or (
+            first.get_seq_length() == 0 and not (known and view.length == view.keys.length)
+        ):
             view = self._begin()
             first.report_to(view)
         return view, stand_ins

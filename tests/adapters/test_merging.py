@@ -105,6 +105,14 @@ def test_every_dtype_passes_the_comparison(
     assert float(error) < (1e-5 if dtype == torch.float32 else 0.15)
 
 
+def test_weights_that_only_the_configuration_ties_stay_apart(tmp_path: Path) -> None:
+    base, adapter = save_pair(tmp_path, "llama", ["q_proj", "lm_head"])
+    change(base / "config.json", tie_word_embeddings=True)
+    save_merged(adapter, str(base), tmp_path / "merged")
+    expected = logits(PeftModel.from_pretrained(load(base), adapter))
+    assert torch.allclose(logits(load(tmp_path / "merged")), expected, atol=1e-4)
+
+
 def test_it_is_said_that_weights_are_no_longer_tied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,7 +33,7 @@ def pair(case: str = "llama", purpose: Any = "evaluate") -> tuple[Any, Any]:
 
 
 def compiled(model: Any) -> Any:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     return torch.compile(model, backend="eager")
 
 
@@ -198,6 +198,18 @@ def test_a_copy_of_a_full_window_says_why_it_is_of_no_use() -> None:
     client(ENDINGS[0], past_key_values=copy.deepcopy(prompt))
     with pytest.raises(ModelError, match=r"with a sliding window or linear attention do not go"):
         client(ENDINGS[0], past_key_values=prompt)
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral"])
+@torch.no_grad()
+def test_a_copy_that_starts_anew_is_a_cache_of_its_own(case: str) -> None:
+    whole, client = pair(case)
+    prompt = client(IDS).past_key_values
+    one, two = copy.deepcopy(prompt), copy.deepcopy(prompt)
+    client(ENDINGS[0], past_key_values=one)
+    two.reset()
+    expected = whole(IDS[:, :4]).logits
+    assert torch.allclose(client(IDS[:, :4], past_key_values=two).logits, expected, atol=1e-5)
 
 
 @torch.no_grad()

@@ -178,6 +178,16 @@ def test_sharded_hub_model_is_loaded_without_a_network(
     load_trunk("someone/tiny", bottom_layers=1, top_layers=2)
 
 
+def test_hub_adapter_is_called_one(hub: FakeHub) -> None:
+    (hub.files / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+    with pytest.raises(WeightsError, match="someone/tiny has a PEFT adapter"):
+        load_trunk("someone/tiny", bottom_layers=1, top_layers=1)
+    (hub.files / "config.json").unlink()
+    (hub.snapshot / "config.json").unlink()
+    with pytest.raises(WeightsError, match="someone/tiny is a PEFT adapter of 'someone/base'"):
+        load_trunk("someone/tiny", bottom_layers=1, top_layers=1)
+
+
 def test_hub_model_without_safetensors(hub: FakeHub) -> None:
     for file in hub.files.glob("*.safetensors*"):
         file.unlink()

@@ -214,6 +214,20 @@ def test_old_shards_and_index_beside_a_newer_file(tmp_path: Path) -> None:
     assert_loads_like_transformers(tmp_path)
 
 
+@pytest.mark.parametrize("left_out", ["", "lm_head.weight", "model.embed_tokens.weight"])
+def test_weights_that_the_configuration_ties_and_the_folder_does_not(
+    left_out: str, tmp_path: Path
+) -> None:
+    model = CASE_BY_NAME["llama"].model()
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / SINGLE_FILE)
+    tensors.pop(left_out, None)
+    save_file(tensors, tmp_path / SINGLE_FILE, {"format": "pt"})
+    change_config(tmp_path, tie_word_embeddings=True)
+    assert_loads_like_transformers(tmp_path)
+
+
 def test_old_single_file_beside_newer_shards(tmp_path: Path) -> None:
     shifted("llama").save_pretrained(tmp_path / "new", max_shard_size="20KB")
     CASE_BY_NAME["llama"].model().save_pretrained(tmp_path)
