@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from flower_split.adapters import merging

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from peft import IA3Config, LoraConfig, get_peft_model
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 
 from flower_split.adapters import read_adapter_folder
 from flower_split.errors import AdapterError

@@ -9,7 +9,7 @@ import torch
 from delivering import unpacked
 from safetensors.torch import load_file
 from tiny_checkpoint import save_tiny_model
-from tiny_families import CASE_BY_NAME, CASES, Case, attentions
+from tiny_models import CASE_BY_NAME, CASES, Case, attentions
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

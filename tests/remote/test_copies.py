@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 
 from flower_split.adapters import resolve_lora, wrap
 from flower_split.config.sections import LoraSettings

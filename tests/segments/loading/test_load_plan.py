@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME, CASES, LAYERS, Case, attentions
+from tiny_models import CASE_BY_NAME, CASES, LAYERS, Case, attentions
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 
 from flower_split.errors import WeightsError
 from flower_split.segments import (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME, CASES, Case
+from tiny_models import CASE_BY_NAME, CASES, Case
 
 from flower_split.errors import CutError, WeightsError
 from flower_split.segments import load_client_model, silo_share

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_checkpoint import WORDS, save_tiny_model
-from tiny_families import CASE_BY_NAME, CASES, Case
+from tiny_models import CASE_BY_NAME, CASES, Case
 
 from flower_split.errors import UnsupportedFamilyError, WeightsError
 from flower_split.segments import fingerprint, load_skeleton, load_tokenizer

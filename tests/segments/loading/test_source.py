@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import safe_open
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 
 from flower_split.errors import WeightsError
 from flower_split.segments import load_trunk, resolve_source

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_families import CASE_BY_NAME, CASES, Case
+from tiny_models import CASE_BY_NAME, CASES, Case
 
 from flower_split.segments import table_sizes
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flower_split.errors import WeightsError

@@ -6,8 +6,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from in_process_grid import FIRST_NODE
-from split_flower import losing_replies
-from split_lora import run_split_lora, split_config
+from split_run import losing_replies, run_split
+from steps import run_config
 from tiny_checkpoint import save_tiny_model
 
 from flower_split.adapters import AdapterRound
@@ -31,8 +31,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def run(folder, state_home):
     def run_one(name, *, mode="federated", changes=None, **options):
-        values = split_config(folder, **{"strategy.name": name, "trunk.adapters": mode})
-        return run_split_lora({**values, **(changes or {})}, **options)
+        values = run_config(folder, **{"strategy.name": name, "trunk.adapters": mode})
+        return run_split({**values, **(changes or {})}, **options)
 
     return run_one
 
