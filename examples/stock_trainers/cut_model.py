@@ -1,13 +1,12 @@
 """A client model with a LoRA adapter, and its trunk in the same process for a first look."""
 
-from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from flower_split import LocalTransport, attach_trunk, load_client_model, load_tokenizer, load_trunk
-from flower_split.adapters import resolve_lora
+from flower_split.adapters import initial_state, load_state, resolve_lora, split_state, wrap
 from flower_split.config.sections import LoraSettings
 from flower_split.remote import session_spec
-from flower_split.segments import load_skeleton
+from flower_split.segments import layers_path, load_skeleton
 from flower_split.server.engine import TrunkEngine
 
 BASE = "flower_split.quickstart:base"
@@ -22,14 +21,13 @@ def cut_model(*, trunk_parameters: bool = False):
         trunk_parameters: Whether any optimizer shall train the trunk's adapter, and not
             `SplitAdamW` alone.
     """
-    plan = resolve_lora(load_skeleton(BASE), LORA)
-    engine = TrunkEngine(load_trunk(BASE, **CUTS), plan=plan, shares_adapter=trunk_parameters)
-    client = load_client_model(BASE, **CUTS)
-    targets = [name for name in plan.modules if name in dict(client.named_modules())]
-    settings = LoraConfig(
-        task_type="CAUSAL_LM", r=LORA.r, lora_alpha=LORA.alpha, target_modules=targets
-    )
-    client = get_peft_model(client, settings)
+    skeleton, trunk = load_skeleton(BASE), load_trunk(BASE, **CUTS)
+    plan = resolve_lora(skeleton, LORA)
+    start = initial_state(skeleton, LORA, seed=0)
+    own, trunks = split_state(start, layers_path(skeleton), trunk.cuts)
+    engine = TrunkEngine(trunk, plan=plan, initial=trunks, shares_adapter=trunk_parameters)
+    client = wrap(load_client_model(BASE, **CUTS), plan)  # PEFT's LoRA on the silo's layers
+    load_state(client, own)
     spec = session_spec(client, plan=plan, trunk_adapters="federated")
     attach_trunk(client, LocalTransport(engine, spec), trunk_parameters=trunk_parameters)
     return client

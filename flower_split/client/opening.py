@@ -101,6 +101,7 @@ def open_session(
     tls: ClientTls | None,
     connect: Connect,
     cost: SessionCost,
+    trunk_parameters: bool = False,
 ) -> Iterator[OpenSession]:
     """A session, closed again on leaving, whether it was complete or not.
 
@@ -115,6 +116,7 @@ def open_session(
         tls: For the trunk's channel; None for none, which is allowed by now.
         connect: Opens the session at the trunk.
         cost: The session's; gets its share of the model, and when it was loaded and connected.
+        trunk_parameters: Whether the trunk's adapter becomes parameters of the model.
 
     Raises:
         ModelError, AdapterError: the model cannot be loaded, or the adapter does not fit it.
@@ -168,7 +170,12 @@ def open_session(
             fold(model, adapter.load(opening.adapter, resuming.personal))
             train_parts(model, instructions.trains)
             trained = {name for name, part in adapter_parameters(model) if part.requires_grad}
-            attach_trunk(model, transport, trained=trained)
+            attach_trunk(
+                model,
+                transport,
+                trained=trained,
+                trunk_parameters=trunk_parameters and invitation.purpose == "train",
+            )
             yield OpenSession(
                 model=model,
                 transport=transport,

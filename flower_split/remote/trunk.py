@@ -20,7 +20,7 @@ from flower_split.remote.exchange import Exchange
 from flower_split.remote.gradient_mirror import GradientChange, GradientMirror
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
-from flower_split.segments import Cuts, PassThrough, TrunkSlot, find_layers
+from flower_split.segments import Cuts, PassThrough, TrunkSlot, find_layers, refuse_copy
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import AdapterGrad, CacheUse, ForwardRequest, SessionSummary
@@ -101,6 +101,10 @@ class RemoteTrunk(AdapterStandIn):
         if trunk_parameters:
             self.own = TrunkParameters(self.adapter, self)
 
+    __deepcopy__ = refuse_copy
+    __reduce_ex__ = refuse_copy
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def called_with(self, attention_mask: Any, position_ids: Any) -> None:
         """Note what the stock model was called with, for the requests of this pass.
 
@@ -121,6 +125,8 @@ class RemoteTrunk(AdapterStandIn):
         if position_ids is not None:
             self._positions = mark_ready(position_ids.detach().long())
 
+    # It talks to the trunk, of which nothing can be compiled.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """h2 for h1, both (B, T, H), as the stock model's loop expects a layer's answer.
 
