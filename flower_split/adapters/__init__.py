@@ -3,13 +3,10 @@
 from flower_split.adapters.export import save_adapter, save_learned, save_whole
 from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
+from flower_split.adapters.loading import load_adapter
 from flower_split.adapters.methods import method_problems
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
-from flower_split.adapters.reading import (
-    AdapterFolder,
-    copy_adapter_folder,
-    read_adapter_folder,
-)
+from flower_split.adapters.reading import AdapterFolder, read_adapter_folder
 from flower_split.adapters.resolving import initial_adapter, resolve_plan
 from flower_split.adapters.rounds import AdapterRound
 from flower_split.adapters.session_state import PersonalTensors, SessionState
@@ -25,11 +22,11 @@ __all__ = [
     "SessionState",
     "TrunkAdapters",
     "adapter_parameters",
-    "copy_adapter_folder",
     "fitted",
     "fold",
     "initial_adapter",
     "initial_state",
+    "load_adapter",
     "load_state",
     "method_problems",
     "own_scaling",

@@ -148,6 +148,10 @@ def method_problems(config: SplitConfig) -> list[str]:
         made = method_config(config.lora, config.peft)
     except ConfigError as error:
         return str(error).splitlines()
+    if config.trunk.shares_adapter and not config.peft.is_plain:
+        return [
+            f"trunk.shares-adapter is for plain LoRA, and the run has {config.peft}: turn it off"
+        ]
     bias = getattr(made, "bias", "none")
     if bias != "none" and config.trunk.adapters != "frozen":
         return [

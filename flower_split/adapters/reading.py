@@ -1,63 +1,79 @@
 """Reading a standard PEFT folder back, with the scale of every module put into its tensors."""
 
 import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from flower_split.adapters.plan import PEFT_PREFIX
-from flower_split.adapters.state import is_general
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Factors, Scaling, pair_up
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_OF_PLAIN_LORA = frozenset(
+    {
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "peft_type",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
+)
+_INITS = (True, "gaussian", "orthogonal", "eva")  # that leave the base weights as they are
 
-_HARMLESS = (True, False, "gaussian", "orthogonal")
-"""Initialisations after which the factors' product is the whole update of the model."""
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFolder:
-    """What is in a PEFT folder."""
+    """What is in a PEFT folder with a LoRA adapter."""
 
     state: dict[str, Tensor]
-    """Named as PEFT names them; of LoRA factors and nothing else, the plain product of a module's
-    two is its whole update."""
+    """Named as PEFT names them; the plain product of a module's two is its whole update."""
     base_model: str
     fan_in_fan_out: bool
-    plain: bool = True
-    """Whether these are LoRA factors and nothing else."""
 
 
 def read_adapter_folder(folder: Path) -> AdapterFolder:
     """The adapter in `folder`, as `save_adapter`, `save_whole` or PEFT itself wrote it.
 
     Raises:
-        AdapterError: there is none, or none of its method's tensors in safetensors.
+        AdapterError: there is none, or none of LoRA factors in safetensors alone.
     """
     try:
         values: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
-        method = values.get("peft_type")
-        if method != "LORA":
-            return _of_another_method(folder, str(method))
+        if values.get("peft_type") != "LORA":
+            raise AdapterError(
+                f"{folder} holds a {values.get('peft_type')}, expected a LORA: use it with PEFT, "
+                "or merge it there"
+            )
+        _refuse_unknown(values, folder)
         config = LoraConfig.from_pretrained(str(folder))
         state = load_file(folder / TENSORS)
-        # Another one may have taken what the adapter begins with out of the model's weights.
-        plain = not is_general(config) and config.init_lora_weights in _HARMLESS
         return AdapterFolder(
-            state=_at_scale_one(state, config) if plain else state,
+            state=_at_scale_one(state, config),
             base_model=config.base_model_name_or_path or "",
             fan_in_fan_out=config.fan_in_fan_out,
-            plain=plain,
         )
     except AdapterError:
         raise
@@ -69,34 +85,33 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
         raise AdapterError(f"{folder} holds no adapter that can be read: {error}") from error
 
 
-def copy_adapter_folder(folder: Path, out: Path) -> None:
-    """Copy the adapter in `folder` as it is.
+def _refuse_unknown(values: Mapping[str, Any], folder: Path) -> None:
+    """Check that the adapter is its factors and nothing else.
 
     Raises:
-        OSError: it cannot be read or written.
+        AdapterError: it has an option by which it computes something else, or changes the base.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, TENSORS):
-        shutil.copyfile(folder / name, out / name)
-
-
-def _of_another_method(folder: Path, method: str) -> AdapterFolder:
-    known = {kind.value: prefix for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items()}
-    state = load_file(folder / TENSORS) if method in known else {}
-    if not any(known[method] in name for name in state):
+    plain = asdict(LoraConfig())
+    for name, value in values.items():
+        if name in _OF_PLAIN_LORA or not value or value == plain.get(name):
+            continue
+        if name == "init_lora_weights" and value in _INITS:
+            continue
         raise AdapterError(
-            f"{folder} holds a {method}, expected a LORA or tensors of another method of PEFT's"
+            f"{folder} has {name} = {value!r} in its {CONFIG}, which makes it more than LoRA "
+            "factors on the base model as it is. Load it with PEFT and merge it there, or convert "
+            "it to a plain LoRA (for PiSSA and OLoRA: save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
         )
-    config = PeftConfig.from_pretrained(str(folder))
-    return AdapterFolder(
-        state=state,
-        base_model=config.base_model_name_or_path or "",
-        fan_in_fan_out=bool(getattr(config, "fan_in_fan_out", False)),
-        plain=False,
-    )
 
 
 def _at_scale_one(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    if others := sorted(name for name in state if ".lora_" not in name):
+        raise AdapterError(
+            f"it has {len(others)} tensors that are no LoRA factors (first: {others[0]}); save it "
+            "with save_pretrained(folder, save_embedding_layers=False) if they are the base "
+            "model's own embeddings, or else merge it with PEFT"
+        )
     whole = dict[str, Tensor]()
     for pair in pair_up(state):
         scaling = _scaling(config, pair.module.removeprefix(PEFT_PREFIX))

@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from flower_split.adapters import methods
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
 from flower_split.errors import AdapterError
-from flower_split.segments import Cuts, layer_index
+from flower_split.segments import Cuts, PassThrough, layer_index
 
 
 def adapter_parameters(
@@ -41,10 +42,12 @@ def adapter_tensors(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tenso
     """
     if not _has_general(model, adapter):
         return dict(adapter_parameters(model, adapter))
-    places = {id(tensor): place for place, tensor in enumerate(_in_order(model))}
+    held = dict(_held(model))
+    inner = not isinstance(model, PeftModel)  # the stock model, with PEFT's layers in it
+    places = {id(tensor): place for place, tensor in enumerate(held.values())}
     saved: dict[str, Tensor] = get_peft_model_state_dict(
         model,
-        state_dict=model.state_dict(keep_vars=True),  # the tensors themselves, and not copies
+        state_dict=held,
         adapter_name=adapter,
         save_embedding_layers=False,
     )
@@ -53,17 +56,32 @@ def adapter_tensors(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tenso
         raise AdapterError(
             f"PEFT computes {made[0]} as it saves an adapter, and holds no such tensor to train"
         )
-    return dict(sorted(saved.items(), key=lambda item: places[id(item[1])]))
+    return {
+        (PEFT_PREFIX + name if inner else name): tensor
+        for name, tensor in sorted(saved.items(), key=lambda item: places[id(item[1])])
+    }
 
 
-def _in_order(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint of `model` by its name, itself and no copy.
+
+    Not by `state_dict`, for which a client model asks its trunk.
+    """
+    passed = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, PassThrough))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not name.startswith(passed):
+            yield name, parameter
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and not path.startswith(passed):
+                yield f"{path}.{name}", buffer
 
 
 def _has_general(model: nn.Module, adapter: str) -> bool:
     config = getattr(model, "peft_config", {}).get(adapter)
-    return isinstance(model, PeftModel) and config is not None and is_general(config)
+    if config is None or config.peft_type.value in methods.REFUSED:
+        return False
+    return is_general(config)
 
 
 def is_general(config: PeftConfig) -> bool:
@@ -74,6 +92,18 @@ def is_general(config: PeftConfig) -> bool:
         and not (config.use_dora or config.lora_bias)
         and not (config.modules_to_save or config.trainable_token_indices)
     )
+
+
+def with_adapter(name: str, adapter: str = ADAPTER) -> str:
+    """The name of an adapter tensor in a model, for its name in the adapter's file."""
+    head, weight = name.removesuffix(".weight"), name.endswith(".weight")
+    return f"{head}.{adapter}" + (".weight" if weight else "")
+
+
+def without_adapter(name: str, adapter: str = ADAPTER) -> str:
+    """The name of an adapter tensor in the adapter's file, for its name in a model."""
+    head, found, tail = name.rpartition(f".{adapter}")
+    return head + tail if found and tail in ("", ".weight") else name
 
 
 def read_state(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """The trunk's adapters: one set of trunk weights, and an adapter for every open session."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -76,7 +77,8 @@ class TrunkAdapters:
         """The master's; None where the method is not plain LoRA."""
         self._frozen: dict[str, list[nn.Parameter]] = {}
         self._beneath: dict[str, _Beneath] = {}
-        self.mixer = RowMixer([m for m in self._layers if isinstance(m, LoraLayer)], plan.is_plain)
+        self._scaled_layers = [m for m in self._layers if isinstance(m, LoraLayer)]
+        self.mixer = RowMixer(self._scaled_layers, plan.is_plain)
         """Computes the rows of one batch with several adapters."""
         self._active = ""
         self.activate(MASTER)
@@ -167,6 +169,47 @@ class TrunkAdapters:
             delete_adapter(self._model, beneath.name)
         delete_adapter(self._model, name)
 
+    def copy(self, name: str, copied: str) -> None:
+        """Make the adapter `copied`, frozen, with the values and the scaling of `name`."""
+        config = self._neutral(self._model.peft_config[name])
+        self._active = ""
+        with torch.random.fork_rng(devices=[]), without_peft_notices():
+            self._model.add_adapter(copied, config)
+        self._trunk.train(self._trunk.training)
+        for layer in self._scaled_layers:
+            if name in layer.scaling:
+                layer.scaling[copied] = layer.scaling[name]
+        load_state(self._model, self.state(name), copied)
+        self.freeze_parts(copied, frozenset())
+
+    def deactivate(self) -> None:
+        """Compute without any adapter from now on."""
+        for layer in self._layers:
+            layer.set_adapter([])
+        self._active = ""
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """Compute with `factor` times the scaling of what is active meanwhile."""
+        if factor == 1.0:
+            yield
+            return
+        held = [(layer, dict(layer.scaling)) for layer in self._scaled_layers]
+        for layer in self._scaled_layers:
+            for name in layer.active_adapters:
+                if name in layer.scaling:
+                    layer.scaling[name] *= factor
+        try:
+            yield
+        finally:
+            for layer, scaling in held:
+                layer.scaling.update(scaling)
+
+    @property
+    def master(self) -> str:
+        """Name of the master adapter."""
+        return MASTER
+
     def activate(self, name: str) -> None:
         """Compute with the adapter `name` from now on, with gradients for what it trains only."""
         if name == self._active:
@@ -196,15 +239,22 @@ class TrunkAdapters:
         self._active = ""  # PEFT activates an adapter of its own choice as it adds one
         config = self._model.peft_config[MASTER]
         if self.scaling is None:
-            config = copy.deepcopy(config)
-            if isinstance(config, LoraConfig):
-                config.init_lora_weights = True  # its tensors come; the weights stay as they are
+            config = self._neutral(config)
         elif scaling is not None and scaling != self.scaling:
             config = replace(config, r=scaling.r, lora_alpha=scaling.alpha)  # type: ignore[call-arg]
         with torch.random.fork_rng(devices=[]), without_peft_notices():
             self._model.add_adapter(name, config)
         # New dropout modules train, whatever the trunk does.
         self._trunk.train(self._trunk.training)
+
+    def _neutral(self, config: PeftConfig) -> PeftConfig:
+        """A config by which PEFT adds an adapter and leaves the weights as they are."""
+        if self.scaling is not None:
+            return config
+        own = copy.deepcopy(config)
+        if isinstance(own, LoraConfig):
+            own.init_lora_weights = True  # its tensors are overwritten
+        return own
 
     def trained(self, name: str) -> list[nn.Parameter]:
         """The tensors of the adapter `name` that gradients flow to, in model order."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from flower_split.adapters import (
-    copy_adapter_folder,
     read_adapter_folder,
     save_learned,
     save_whole,
@@ -96,17 +95,13 @@ def from_adapter(source: Path) -> Source:
         fan_in_fan_out=found.fan_in_fan_out,
         card=told.read_text(encoding="utf-8") if told.is_file() else bare_card(found.base_model),
         private=not source.stat().st_mode & 0o077,
-        whole=lambda: found.state if found.plain else _no_factors(str(source)),
-        write=lambda folder: (
-            save_whole(
-                found.state,
-                folder,
-                scale=1.0,
-                base_model=found.base_model,
-                fan_in_fan_out=found.fan_in_fan_out,
-            )
-            if found.plain
-            else copy_adapter_folder(source, folder)
+        whole=lambda: found.state,
+        write=lambda folder: save_whole(
+            found.state,
+            folder,
+            scale=1.0,
+            base_model=found.base_model,
+            fan_in_fan_out=found.fan_in_fan_out,
         ),
     )
 

@@ -75,6 +75,23 @@ class StandIn(DynamicLayer):
         self.cumulative_length = 0
         self._edited("reset", ())
 
+    @property
+    def on_edit(self) -> OnEdit | None:
+        """Who is told of changes."""
+        return self._on_edit
+
+    def report_to(self, on_edit: OnEdit) -> None:
+        """Tell `on_edit` of every change from now on."""
+        self._on_edit = on_edit
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StandIn":
+        """The stand-in in a copy of the cache; who is told of its changes has a say in that."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        copied = getattr(self._on_edit, "copied", None)
+        made._on_edit = None if copied is None else copied()
+        return made
+
     def _edited(self, kind: EditKind, values: tuple[int, ...]) -> None:
         if self._on_edit is not None:
             self._on_edit(kind, values)

@@ -70,7 +70,7 @@ class Halves:
         hull = _hull(stock)
         self._hulls = [*zip(_hull(self._first), hull, strict=True)]
         self._hulls += zip(_hull(self._second), hull, strict=True)
-        _check_trained(client_model, self._first, self._second)
+        _check_trained(client_model, slot, self._first, self._second)
 
     def first(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Pause:
         """Embeddings and bottom.
@@ -194,9 +194,12 @@ def _hull(stock: PreTrainedModel) -> list[nn.Module]:
     ]
 
 
-def _check_trained(client_model: nn.Module, *halves: nn.Module) -> None:
+def _check_trained(client_model: nn.Module, slot: nn.Module, *halves: nn.Module) -> None:
     first, second = (set(half.parameters()) for half in halves)
+    aside = set(slot.parameters(recurse=False))
     for name, parameter in client_model.named_parameters():
+        if parameter in aside:
+            continue
         if parameter.requires_grad and (parameter in first) == (parameter in second):
             owners = "both halves" if parameter in first else "neither half"
             raise ModelError(

@@ -1,9 +1,11 @@
 """Cutting a stock model in memory."""
 
 import copy
+from typing import Any
 
 from transformers import PreTrainedModel
 
+from flower_split.errors import ModelError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.families import Family, family_of
@@ -87,6 +89,8 @@ def punch_client(model: PreTrainedModel, cuts: Cuts, family: Family | None = Non
     family = family or family_of(model.config)
     _, layers = find_layers(model)
     mark = fingerprint(model.config)
+    for method in ("save_pretrained", "push_to_hub"):
+        setattr(model, method, _refuse_saving)
     for index in cuts.trunk_range:
         layers[index] = (
             TrunkSlot(
@@ -95,6 +99,14 @@ def punch_client(model: PreTrainedModel, cuts: Cuts, family: Family | None = Non
             if index == cuts.bottom_layers
             else PassThrough(layers[index], returns_tuple=family.returns_tuple)
         )
+
+
+def _refuse_saving(*args: Any, **kwargs: Any) -> None:
+    """In place of a client model's `save_pretrained`: a part must not be taken for the whole."""
+    raise ModelError(
+        "a client model is a part of the model and is not saved as if it were the whole. Save the "
+        "adapter: save_pretrained of the PeftModel around it, or flower-split export"
+    )
 
 
 def punch_trunk(model: PreTrainedModel, cuts: Cuts, family: Family | None = None) -> None:
