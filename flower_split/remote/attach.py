@@ -42,7 +42,7 @@ def attach_trunk(client_model: nn.Module, transport: Transport) -> RemoteTrunk:
     remote = RemoteTrunk(slot, transport)
     remote.train(slot.training)
     setattr(owner, name, remote)
-    watch_calls(client_model, owner, remote.called_with)
+    watch_calls(client_model, slot.family, remote.called_with)
     return remote
 
 

@@ -11,13 +11,13 @@ from flower_split.errors import ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
-from flower_split.segments import Cuts, PassThrough, TrunkSlot
+from flower_split.segments import TrunkPlace, TrunkSlot
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import CacheUse, ForwardRequest, SessionSummary
 
 
-class RemoteTrunk(PassThrough):
+class RemoteTrunk(TrunkPlace):
     """Sends what the bottom computed to the trunk and returns what the trunk answered.
 
     Made by `attach_trunk`. Requests carry the 2-D attention mask and the position ids with which
@@ -32,9 +32,7 @@ class RemoteTrunk(PassThrough):
     """
 
     def __init__(self, slot: "TrunkSlot | RemoteTrunk", transport: Transport) -> None:
-        super().__init__(slot)
-        self.cuts: Cuts = slot.cuts
-        self.fingerprint: str = slot.fingerprint
+        super().__init__(slot, family=slot.family, cuts=slot.cuts, fingerprint=slot.fingerprint)
         self.transport = transport
         self.border = SiloBorder(transport.spec)
         self.steps = 0

@@ -3,7 +3,7 @@
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.exactness import check_exact, check_exact_cuts
-from flower_split.segments.families import FAMILIES, Family, family_of, register_family
+from flower_split.segments.families import FAMILIES, Family, register_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.halves import Halves, Pause
 from flower_split.segments.joining import join
@@ -12,7 +12,8 @@ from flower_split.segments.loading.load_plan import load_client_model, load_trun
 from flower_split.segments.loading.share import SiloShare, silo_share
 from flower_split.segments.loading.skeleton import load_skeleton, load_tokenizer
 from flower_split.segments.loading.source import Source, resolve_source
-from flower_split.segments.pass_through import PassThrough, TrunkSlot, watch_calls
+from flower_split.segments.pass_through import PassThrough, TrunkPlace, TrunkSlot, watch_calls
+from flower_split.segments.proving import family_of
 from flower_split.segments.randomness import random_numbers
 from flower_split.segments.splitting import split_model, split_segments
 from flower_split.segments.trunk import Trunk
@@ -29,6 +30,7 @@ __all__ = [
     "Source",
     "Top",
     "Trunk",
+    "TrunkPlace",
     "TrunkSlot",
     "check_exact",
     "check_exact_cuts",

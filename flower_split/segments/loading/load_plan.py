@@ -13,7 +13,7 @@ from flower_split.config.sections import ATTENTION, DTYPES
 from flower_split.devices import resolve_device
 from flower_split.errors import CheckpointError, ModelError
 from flower_split.segments.cuts import Cuts
-from flower_split.segments.families import family_of
+from flower_split.segments.families import Family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import layer_index, layers_path
 from flower_split.segments.loading.skeleton import make_skeleton, read_config, stock_class
@@ -21,11 +21,12 @@ from flower_split.segments.loading.source import resolve_source
 from flower_split.segments.loading.stock_loader import load_stock
 from flower_split.segments.loading.weight_files import WeightFiles
 from flower_split.segments.pass_through import Stub
+from flower_split.segments.proving import family_of
 from flower_split.segments.refusals import refuse_config
 from flower_split.segments.splitting import punch_client, punch_trunk
 from flower_split.segments.trunk import Trunk
 
-Punch = Callable[[PreTrainedModel, Cuts], None]
+Punch = Callable[[PreTrainedModel, Cuts, Family], None]
 Held = Callable[[int | None], bool]
 """Whether a party holds a layer; None stands for what is outside the layers."""
 
@@ -108,7 +109,7 @@ class LoadPlan:
         self.device = resolve_device(device)
         self.source = resolve_source(source, revision)
         self.config = read_config(self.source)
-        family_of(self.config)
+        self.family = family_of(self.config)
         refuse_config(self.config)
         self.cuts = Cuts(
             bottom_layers=bottom_layers,
@@ -158,7 +159,7 @@ class LoadPlan:
             stock_class(self.config),
             self.config,
             tensors,
-            punch=lambda model: punch(model, self.cuts),
+            punch=lambda model: punch(model, self.cuts, self.family),
             dtype=self.dtype,
             device=self.device,
             attention=self.attention,
