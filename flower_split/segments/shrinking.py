@@ -20,7 +20,7 @@ POSITIONS = 64
 WINDOW = 6
 """Shorter than the texts of the proof."""
 EXPERTS = 4
-LEAST_LAYERS, MOST_LAYERS = 4, 10
+LEAST_LAYERS, MOST_LAYERS = 4, 24
 
 _NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "model_type", "transformers_version")
 
@@ -32,7 +32,7 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     Its dropout rates are 0, because two parties cannot draw the same numbers.
 
     Raises:
-        Exception: of the stock configuration, which checks itself.
+        Exception: of the stock configuration, which checks itself; or there are too many kinds.
     """
     settings = copy.deepcopy(config.to_dict())
     for key in _NO_SETTINGS:
@@ -54,8 +54,10 @@ def _kept_layers(settings: Mapping[str, Any], layers: int) -> list[int]:
         (*(repr(values[i]) for values in lists), *(i in member for member in members))
         for i in range(layers)
     ]
-    kept = {kinds.index(kind) for kind in [*dict.fromkeys(kinds)][: MOST_LAYERS // 2]}
-    wanted = max(LEAST_LAYERS, 2 * len(kept))
+    kept = {kinds.index(kind) for kind in kinds}
+    if len(kept) > MOST_LAYERS:
+        raise ValueError(f"its layers are of {len(kept)} kinds, at most {MOST_LAYERS} are tried")
+    wanted = max(LEAST_LAYERS, min(2 * len(kept), MOST_LAYERS))
     # The last of every kind too, so that more than one party has it.
     for kind in [kinds[i] for i in sorted(kept)]:
         if len(kept) < wanted:

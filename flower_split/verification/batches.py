@@ -21,9 +21,14 @@ class Batch:
     """Whether it also passes stage by stage."""
 
 
-def batches(vocabulary: int, seed: int = 0) -> Iterator[Batch]:
-    """Batches of 3 rows and 14 tokens: whole, padded on either side, packed."""
-    generator = torch.Generator().manual_seed(seed)
+def batches(vocabulary: int, typed: bool = False) -> Iterator[Batch]:
+    """Batches of 3 rows and 14 tokens: whole, padded on either side, packed.
+
+    Args:
+        vocabulary: Token ids are below it.
+        typed: Whether one is given types of tokens too.
+    """
+    generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (_ROWS, _TOKENS), generator=generator)
     lengths = torch.tensor([_TOKENS, _TOKENS - 3, _TOKENS - 6])
     columns = torch.arange(_TOKENS)
@@ -40,3 +45,6 @@ def batches(vocabulary: int, seed: int = 0) -> Iterator[Batch]:
     yield Batch(title="explicit positions", inputs=positions, cached=False)
     packed = (columns % (_TOKENS - 6))[None].expand(_ROWS, -1)
     yield Batch(title="packed documents", inputs={**plain, "position_ids": packed}, staged=True)
+    if typed:
+        types = {**plain, "token_type_ids": (columns >= lengths[:, None]).long()}
+        yield Batch(title="two types of tokens", inputs=types, cached=False)
