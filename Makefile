@@ -9,6 +9,9 @@ BENCH ?= outputs/bench-throughput
 STRATEGIES ?= outputs/bench-strategies
 PROTOS := $(wildcard protos/*.proto)
 
+# Tests start hundreds of processes; each would compile the whole package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Without compiled files each test process would compile the package and the tests anew.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -7,7 +7,7 @@
     ├── ModelError               a model cannot be cut, loaded or recognised
     │   ├── CutError             the cut points do not fit the model
     │   ├── UnsupportedFamilyError  the family is not known to be exact when cut
-    │   └── CheckpointError      a checkpoint lacks what a party needs
+    │   └── WeightsError         a model's weights lack what a party needs
     ├── AdapterError             a LoRA setting or an adapter tensor does not fit the model
     ├── DataError                a data set is missing, empty or broken
     ├── DivergenceError          a loss or a gradient is no longer a finite number
@@ -52,8 +52,8 @@ class UnsupportedFamilyError(ModelError):
     """The model's family is not known to be exact when it is cut."""
 
 
-class CheckpointError(ModelError):
-    """A checkpoint is missing, unreadable, or lacks what a party needs."""
+class WeightsError(ModelError):
+    """A model's weights are missing, unreadable, or lack what a party needs."""
 
 
 class AdapterError(FlowerSplitError, ValueError):

@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import (
 )
 
 from flower_split.config import sections
+from flower_split.reporting import result
 from flower_split.strategies import inner
 from flower_split.strategies.alone import Alone
 from flower_split.strategies.history import NodeRecord, SplitResult
@@ -34,11 +35,11 @@ from flower_split.strategies.lora.global_adapter import ModuleResult, ModuleRoun
 from flower_split.strategies.lora.het import HetLoRA
 from flower_split.strategies.lora.ro import RoLoRA
 from flower_split.strategies.lora.scaffold import ScaffoldLoRA
-from flower_split.strategies.personal import PersonalParts
-from flower_split.strategies.plugins import WithPlugins
+from flower_split.strategies.personal_parts import PersonalParts
 from flower_split.strategies.split import SplitStrategy
+from flower_split.strategies.table import StrategyTable
 
-INNER_STRATEGIES: inner.StrategyTable = {
+INNER_STRATEGIES: inner.NamedStrategies = {
     "bulyan": Bulyan,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
@@ -57,7 +58,7 @@ INNER_STRATEGIES: inner.StrategyTable = {
     "hetlora": HetLoRA,
     "krum": Krum,
     "multikrum": MultiKrum,
-    "qfedavg": partial(QFedAvg, train_loss_key="train-loss"),
+    "qfedavg": partial(QFedAvg, train_loss_key=result.TRAIN_LOSS),
     "rolora": RoLoRA,
     "scaffoldlora": ScaffoldLoRA,
 }
@@ -76,12 +77,12 @@ def build_inner(
     Raises:
         ConfigError: with everything that is wrong with its name and options.
     """
-    return inner.make_inner(settings, WithPlugins(INNER_STRATEGIES), lora)
+    return inner.make_inner(settings, StrategyTable(INNER_STRATEGIES), lora)
 
 
 def inner_problems(settings: sections.StrategyConfig) -> list[str]:
     """What is wrong with the strategy's name and options, for `read_run_config`."""
-    return inner.inner_problems(settings, WithPlugins(INNER_STRATEGIES))
+    return inner.inner_problems(settings, StrategyTable(INNER_STRATEGIES))
 
 
 __all__ = [
@@ -103,8 +104,8 @@ __all__ = [
     "ScaffoldLoRA",
     "SplitResult",
     "SplitStrategy",
+    "StrategyTable",
     "TrunkHost",
-    "WithPlugins",
     "build_inner",
     "inner_problems",
 ]

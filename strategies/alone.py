@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from flower_split.config.model import LoraSettings
-from flower_split.lowrank import RECORD, Instructions, Scaling, scaling_from_fields
+from flower_split.lowrank import LORA_RECORD, Instructions, Scaling, scaling_from_fields
 from flower_split.strategies.lora.base import scaling_of
 
 
@@ -59,7 +59,7 @@ class Alone(FedAvg):
         for reply in valid:
             node = reply.metadata.src_node_id
             self.arrays_by_node[node] = next(iter(reply.content.array_records.values()))
-            if (told := reply.content.config_records.get(RECORD)) is not None:
+            if (told := reply.content.config_records.get(LORA_RECORD)) is not None:
                 self._scaling_by_node[node] = scaling_from_fields(dict(told.items()))
         contents = [reply.content for reply in valid]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None

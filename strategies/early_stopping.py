@@ -42,7 +42,7 @@ def rounds_without_progress(config: SplitConfig, evaluations: Evaluations) -> in
     return waited
 
 
-def is_enough(config: SplitConfig, evaluations: Evaluations, server_round: int) -> bool:
+def stops_early(config: SplitConfig, evaluations: Evaluations, server_round: int) -> bool:
     """Whether `early-stop.patience` ends the run before `server_round`; says so in the log.
 
     Raises:

@@ -34,6 +34,7 @@ class SplitResult(Result):
     """Flower's `Result`, with what every silo reported and the adapter of the uncut model."""
 
     history: list[NodeRecord] = field(default_factory=list)
+    """Every record of the run, round by round."""
     adapter: dict[str, Tensor] = field(default_factory=dict)
     """Every tensor of the adapter, float32, named and ordered as in the uncut model; with a
     `shared` trunk including the trunk's part, which `arrays` does not have."""

@@ -12,10 +12,10 @@ from flower_split.config.sections import SplitConfig, StrategyConfig
 from flower_split.errors import ConfigError
 from flower_split.lowrank import Allowance
 from flower_split.strategies.lora.base import MIXED, MIXED_ALPHAS, LoraStrategy, scaling_of
-from flower_split.strategies.personal import PersonalParts
+from flower_split.strategies.personal_parts import PersonalParts
 from flower_split.transport.messages import Purpose
 
-StrategyTable = Mapping[str, Callable[..., Strategy]]
+NamedStrategies = Mapping[str, Callable[..., Strategy]]
 
 _SET_BY_FIELDS = frozenset(
     {
@@ -37,7 +37,7 @@ def strategy_options(make: Callable[..., Strategy]) -> dict[str, inspect.Paramet
     }
 
 
-def inner_problems(settings: StrategyConfig, table: StrategyTable) -> list[str]:
+def inner_problems(settings: StrategyConfig, table: NamedStrategies) -> list[str]:
     """What is wrong with the strategy's name and options; nothing when it can be made."""
     if settings.name not in table:
         return [f"strategy.name {settings.name!r} is not known{nearest(settings.name, table)}"]
@@ -69,7 +69,7 @@ def inner_problems(settings: StrategyConfig, table: StrategyTable) -> list[str]:
 
 
 def make_inner(
-    settings: StrategyConfig, table: StrategyTable, lora: LoraSettings | None = None
+    settings: StrategyConfig, table: NamedStrategies, lora: LoraSettings | None = None
 ) -> Strategy:
     """The strategy that `settings` describe, for adapters as `lora` describes them.
 
@@ -80,7 +80,7 @@ def make_inner(
     return _make(settings, table, lora or LoraSettings())
 
 
-def check_exact(inner: Strategy, lora: LoraSettings) -> None:
+def check_inner(inner: Strategy, lora: LoraSettings) -> None:
     """Raise `ConfigError` when `inner` cannot aggregate adapters as `lora` describes them.
 
     What is wrong is known before any model is loaded.
@@ -173,7 +173,7 @@ def nested(inner: Any) -> Iterator[Any]:
 _FIELDS = ("fraction_train", "fraction_evaluate", "min_nodes", "min_replies", "personal")
 
 
-def _make(settings: StrategyConfig, table: StrategyTable, lora: LoraSettings) -> Strategy:
+def _make(settings: StrategyConfig, table: NamedStrategies, lora: LoraSettings) -> Strategy:
     arguments: dict[str, Any] = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": settings.fraction_evaluate,

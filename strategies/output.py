@@ -7,9 +7,9 @@ from flower_split.config.sections import SplitConfig
 from flower_split.errors import ConfigError
 
 CHECKPOINTS = "checkpoints"
-"""Name of the checkpoints' folder in it."""
+"""Name of the checkpoints' folder in the output folder."""
 TENSORBOARD = "tensorboard"
-"""Name of the folder of TensorBoard's event files in it."""
+"""Name of the folder of TensorBoard's event files in the output folder."""
 
 
 def output_folder(config: SplitConfig) -> Path | None:

@@ -13,13 +13,13 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import RoundError
 from flower_split.strategies.checkpoints.run_checkpoints import RunCheckpoints
-from flower_split.strategies.early_stopping import is_enough
+from flower_split.strategies.early_stopping import stops_early
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.exchange import exchange
 from flower_split.strategies.hosting.host import TrunkHost
 from flower_split.strategies.hosting.invited_silo import RoundTerms
 from flower_split.strategies.hosting.round_sessions import RoundSessions
-from flower_split.strategies.inner import allowance_of, check_exact, weight_key
+from flower_split.strategies.inner import allowance_of, check_inner, weight_key
 from flower_split.strategies.output import checkpoint_folder
 from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
 from flower_split.transport.messages import Purpose
@@ -55,7 +55,7 @@ class SplitStrategy(Strategy):
         checkpoints: Path | None = None,
         on_round: Callable[[SplitResult, int], None] | None = None,
     ) -> None:
-        check_exact(inner, config.lora)
+        check_inner(inner, config.lora)
         self.config = config
         self.inner = inner
         self.result = SplitResult()
@@ -197,7 +197,7 @@ class SplitStrategy(Strategy):
             stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
             for server_round in range(reached.next_round, run.num_rounds + 1):
                 evaluations = self.result.evaluate_metrics_clientapp
-                if stopped or is_enough(self.config, evaluations, server_round):
+                if stopped or stops_early(self.config, evaluations, server_round):
                     break
                 self._run_round(run, server_round, trained=server_round == reached.server_round)
                 stopped = self._is_stopped(server_round, should_stop)

@@ -20,7 +20,7 @@ if "FLOWER_SPLIT_CACHE" not in os.environ:
 import pytest
 import torch
 from hypothesis import settings
-from suites import takes_long
+from suites import longest_first, slow_group, takes_long
 
 from flower_split.devices import choice
 
@@ -37,7 +37,7 @@ MOST_PROCESSES = 4
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run a whole suite in a process for each core, and tests that are named in this one.
 
-    In the slow suite a file's tests stay together, because they share what is costly to start.
+    In the slow suite those stay together that share what is costly to start.
     Elsewhere a process takes neighbours too, and what is left of another's when its own are done.
     `-n` decides otherwise, and without pytest-xdist there is one process.
     """
@@ -46,13 +46,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
         slow = config.option.markexpr == "slow"
         config.option.numprocesses = min(MOST_PROCESSES, os.cpu_count() or 1)
-        config.option.dist = "loadfile" if slow else "worksteal"
+        config.option.dist = "loadgroup" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what the quick suite leaves out, and begin with the longest of the slow files."""
+    """Mark what the quick suite leaves out, and begin with the longest of the slow groups."""
     sampled = set()
     for item in items:
         if not isinstance(item, pytest.Function):
@@ -62,7 +62,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if again or takes_long(item):
             item.add_marker("medium")
     if config.option.markexpr == "slow":
-        items.sort(key=lambda item: item.path.parent.name not in {"deployment", "quickstart"})
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(slow_group(item)))
+        items.sort(key=lambda item: longest_first(slow_group(item)))
 
 
 @pytest.fixture(autouse=True)

@@ -108,47 +108,51 @@ def in_deployment(shape: Shape, checkpoint: Path) -> HalfSteps:
 
 def measure(*, toy: bool, deployment: bool) -> Report:
     """A row for every way."""
-    shape = shape_of(toy=toy)
+    with open_bench(shape_of(toy=toy)) as bench:
+        return compare(bench, toy=toy, deployment=deployment)
+
+
+def compare(bench: Bench, *, toy: bool, deployment: bool) -> Report:
+    """As `measure`, with parties that run already."""
+    shape, checkpoint = bench.shape, bench.checkpoint
     turns, steps = (1, 1) if toy else (2, 2)
-    with open_bench(shape) as bench:
-        checkpoint = bench.checkpoint
-        save_file({"ids": random_ids(shape)}, checkpoint / "ids.safetensors")
-        bench.unsplit()
-        bench.split(DEPTH)
-        carried = -bench.silo.call("wire_bytes")["bytes"]
-        whole, split, messages = [], [], []
-        for _ in range(turns):
-            whole.append(bench.unsplit(steps).seconds)
-            split.append(bench.split(DEPTH, steps).seconds)
-            messages.append(in_simulation(shape, checkpoint, steps + 1))
-        carried += bench.silo.call("wire_bytes")["bytes"]
-        rows = {
-            SPLIT: row(bench, "silo", statistics.median(split), carried // (turns * steps)),
-            MESSAGES: {
-                **row(bench, "silo", statistics.median(one.seconds for one in messages), 0),
-                "silo_peak_bytes": max(one.silo_peak for one in messages),
-                "step_bytes": messages[0].payload_bytes,
-            },
-            WHOLE: row(bench, "whole", statistics.median(whole), 0),
+    save_file({"ids": random_ids(shape)}, checkpoint / "ids.safetensors")
+    bench.unsplit()
+    bench.split(DEPTH)
+    carried = -bench.silo.call("wire_bytes")["bytes"]
+    whole, split, messages = [], [], []
+    for _ in range(turns):
+        whole.append(bench.unsplit(steps).seconds)
+        split.append(bench.split(DEPTH, steps).seconds)
+        messages.append(in_simulation(shape, checkpoint, steps + 1))
+    carried += bench.silo.call("wire_bytes")["bytes"]
+    rows = {
+        SPLIT: row(bench, "silo", statistics.median(split), carried // (turns * steps)),
+        MESSAGES: {
+            **row(bench, "silo", statistics.median(one.seconds for one in messages), 0),
+            "silo_peak_bytes": max(one.silo_peak for one in messages),
+            "step_bytes": messages[0].payload_bytes,
+        },
+        WHOLE: row(bench, "whole", statistics.median(whole), 0),
+    }
+    of_messages = statistics.median(one.seconds_of_messages for one in messages)
+    computing = rows[MESSAGES]["seconds"] - of_messages
+    figures: dict[str, Any] = {
+        "ways": rows,
+        "messages_in_a_step": messages[0].messages,
+        "seconds_a_message": of_messages / messages[0].messages,
+        "loss_of_the_first_step": messages[0].loss,
+    }
+    if deployment:
+        save_file({"ids": random_ids(shape)[:1].contiguous()}, checkpoint / "ids.safetensors")
+        one = in_deployment(shape, checkpoint)
+        a_message = one.seconds_of_messages / one.messages
+        figures["seconds_a_message_deployed"] = a_message
+        rows[DEPLOYED] = {
+            **rows[MESSAGES],
+            "seconds": computing + a_message * messages[0].messages,
+            "silo_peak_bytes": one.silo_peak,
         }
-        of_messages = statistics.median(one.seconds_of_messages for one in messages)
-        computing = rows[MESSAGES]["seconds"] - of_messages
-        figures: dict[str, Any] = {
-            "ways": rows,
-            "messages_in_a_step": messages[0].messages,
-            "seconds_a_message": of_messages / messages[0].messages,
-            "loss_of_the_first_step": messages[0].loss,
-        }
-        if deployment:
-            save_file({"ids": random_ids(shape)[:1].contiguous()}, checkpoint / "ids.safetensors")
-            one = in_deployment(shape, checkpoint)
-            a_message = one.seconds_of_messages / one.messages
-            figures["seconds_a_message_deployed"] = a_message
-            rows[DEPLOYED] = {
-                **rows[MESSAGES],
-                "seconds": computing + a_message * messages[0].messages,
-                "silo_peak_bytes": one.silo_peak,
-            }
     for way in rows.values():
         way["seconds_over_flower_split"] = way["seconds"] / rows[SPLIT]["seconds"]
     return Report(

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from flower_split.optimization.loss import perplexity
 from flower_split.reporting import RoundResult, RunResult, installed_versions
-from flower_split.reporting.result import EVAL_LOSS, perplexity
+from flower_split.reporting.result import EVAL_LOSS
 from flower_split.strategies import NodeRecord, SplitResult
 from flower_split.transport.messages import WireBytes
 

@@ -24,7 +24,7 @@ from flower_split.strategies import (
     build_inner,
     inner_problems,
 )
-from flower_split.strategies.inner import check_exact
+from flower_split.strategies.inner import check_inner
 from flower_split.strategies.output import TENSORBOARD, checkpoint_folder, output_folder
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     config = read_run_config(values, check_strategy=inner_problems)
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
     inner = build_inner(config.strategy, config.lora)
-    check_exact(inner, config.lora)  # before the model is loaded
+    check_inner(inner, config.lora)  # before the model is loaded
     with ExitStack() as stack:
         scalars = None
         if folder is not None and config.tensorboard:

@@ -18,6 +18,7 @@ _MODULES = {
     "flower_split.strategies.lora.replies": "flower_split.strategies.lora_replies",
     "flower_split.strategies.lora.ro": "flower_split.strategies.ro_lora",
     "flower_split.strategies.lora.scaffold": "flower_split.strategies.scaffold_lora",
+    "flower_split.strategies.personal_parts": "flower_split.strategies.personal",
 }
 """Module now, and the module under which checkpoints know what it holds."""
 

@@ -23,7 +23,7 @@ from flower_split.client.state.silo_adapter import SiloAdapter
 from flower_split.client.state.state_file import round_tag
 from flower_split.client.state.store import StateStore
 from flower_split.errors import AdapterError
-from flower_split.lowrank import RECORD, Instructions, Scaling, scaling_fields
+from flower_split.lowrank import LORA_RECORD, Instructions, Scaling, scaling_fields
 from flower_split.transport.records import miscounted
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class AdapterExchange:
         return RecordDict(
             {
                 self._array_key: ArrayRecord(self._adapter.sent()),
-                RECORD: ConfigRecord(dict(scaling_fields(self._scaling).items())),
+                LORA_RECORD: ConfigRecord(dict(scaling_fields(self._scaling).items())),
             }
         )
 

@@ -4,7 +4,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from flower_split.client.node_config import NodeConfig
 from flower_split.errors import WireError
-from flower_split.transport.invitation import ANSWER, QUESTION, RECORD
+from flower_split.transport.invitation import ANSWER, QUESTION, SPLIT_RECORD
 
 
 def answer_name_query(message: Message, context: Context) -> Message:
@@ -14,10 +14,10 @@ def answer_name_query(message: Message, context: Context) -> Message:
         WireError: the message asks for something else.
         ConfigError: the node config is not valid.
     """
-    asked = message.content.config_records.get(RECORD, ConfigRecord())
+    asked = message.content.config_records.get(SPLIT_RECORD, ConfigRecord())
     if asked.get(QUESTION) is not True:
         raise WireError(
             "the message does not ask for the silo's name, the only query that is answered"
         )
     name = NodeConfig.read(context.node_config).name(context.node_id)
-    return Message(RecordDict({RECORD: ConfigRecord({ANSWER: name})}), reply_to=message)
+    return Message(RecordDict({SPLIT_RECORD: ConfigRecord({ANSWER: name})}), reply_to=message)

@@ -26,7 +26,7 @@ from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import FlowerSplitError, SequenceError, SiloError
-from flower_split.lowrank import RECORD, scaling_fields
+from flower_split.lowrank import LORA_RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.segments import random_numbers
 from flower_split.training import (
@@ -46,7 +46,7 @@ from flower_split.training.stages import mode
 from flower_split.transport.base import Connect, Transport
 from flower_split.transport.grpc.delivery import GrpcDelivery
 from flower_split.transport.grpc.transport import GrpcTransport
-from flower_split.transport.invitation import PROOF
+from flower_split.transport.invitation import PROOF, SPLIT_RECORD
 
 logger = logging.getLogger(__name__)
 
@@ -327,9 +327,9 @@ class SplitSession:
         content = RecordDict()
         if trained:
             content[self._opening.array_key] = ArrayRecord(session.adapter.sent())
-            content[RECORD] = ConfigRecord(dict(scaling_fields(session.scaling).items()))
+            content[LORA_RECORD] = ConfigRecord(dict(scaling_fields(session.scaling).items()))
         content["metrics"] = MetricRecord({"num-examples": num_examples, **(metrics or {})})
-        content["split"] = ConfigRecord(
+        content[SPLIT_RECORD] = ConfigRecord(
             {
                 PROOF: self.invitation.proof(),
                 **self._source.statistics,

@@ -25,7 +25,7 @@ class CodecTable(PluginTable[Codec]):
         self._by_number = {codec.wire: codec for codec in own.values()}
 
     def checked(self, name: str, loaded: Any, packages: str) -> Codec:
-        """An instance of the codec's class."""
+        """An instance of the class that the package registered."""
         what = f"wire codec {name!r} of {packages}"
         if not (inspect.isclass(loaded) and issubclass(loaded, Codec)):
             raise ConfigError(f"{what} is {loaded!r}, expected a class of flower_split's Codec")

@@ -9,9 +9,7 @@ from torch import Tensor
 from flower_split.config.seeds import derive_seed
 from flower_split.data.tokenizing import TokenizedDataset
 from flower_split.errors import DataError
-
-IGNORED = -100
-"""Label of a token that gets no loss."""
+from flower_split.optimization.loss import IGNORED
 
 OnePass = Callable[[int], Iterator[dict[str, Tensor]]]
 """The batches of a pass, by the number of the pass from 0."""

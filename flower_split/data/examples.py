@@ -47,7 +47,7 @@ class Examples:
         return self.rows[self.picked[index]]
 
     def select(self, indices: Sequence[int]) -> "Examples":
-        """The examples at `indices` of these."""
+        """Those of the examples that are at `indices`, in the order of `indices`."""
         return Examples(
             origin=self.origin,
             rows=self.rows,

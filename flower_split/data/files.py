@@ -117,11 +117,11 @@ _JSON_KINDS = {list: "an array", str: "a string", bool: "a boolean", type(None):
 READERS: Mapping[str, Reader] = MappingProxyType(
     {"jsonl": json_lines, "ndjson": json_lines, "txt": paragraphs}
 )
-"""flower_split's own readers by the file name's ending; plug-ins' come on top."""
+"""flower_split's own readers by the file name's ending; those of plug-ins come after them."""
 
 
 class _Readers(PluginTable[Reader]):
-    """`READERS`, and those of other packages."""
+    """The table of readers: `READERS` and, after them, those that other packages registered."""
 
     def __init__(self) -> None:
         super().__init__(GROUP, READERS, key="file ending", noun="reader")

@@ -2,8 +2,8 @@
 
 A sequence is `BOS prompt separator target EOS`, or `BOS text EOS` without a prompt. BOS is there
 if the tokenizer adds one by itself, EOS if it has one. Prompt and target are encoded apart, so
-that no token straddles them and generating from `prompt + separator` starts with the tokens that
-were trained.
+that no token straddles them and generating from `prompt + PROMPT_SEPARATOR` starts with the tokens
+that were trained.
 """
 
 import logging
@@ -59,7 +59,6 @@ def tokenize(
     text: str,
     prompt: str = "",
     max_length: int,
-    separator: str = PROMPT_SEPARATOR,
 ) -> TokenizedDataset:
     """Tokenise all examples; those that are too long lose their end.
 
@@ -70,13 +69,16 @@ def tokenize(
         prompt: Field with the prompt; empty for plain language modelling.
         max_length: Tokens at which a sequence is cut off. An example whose prompt alone takes
             them up is dropped.
-        separator: Put between prompt and target.
 
     Raises:
         DataError: a field is missing or no text, or every example was dropped.
     """
     targets = [examples.text(index, text) for index in range(len(examples))]
-    prompts = [examples.text(i, prompt) + separator for i in range(len(examples))] if prompt else []
+    prompts = (
+        [examples.text(index, prompt) + PROMPT_SEPARATOR for index in range(len(examples))]
+        if prompt
+        else []
+    )
     bos = _leading_special_tokens(tokenizer)
     eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     heads = [bos + ids for ids in _encode(tokenizer, prompts)] if prompt else [bos] * len(targets)

@@ -79,9 +79,9 @@ def fetch_pack(
         DeliveryError: the pack is above the limit, or the disk is full or not writable.
     """
     started = time.monotonic()
-    lines = _Lines(tickets, open_stream, started + patience)
+    streams = _Streams(tickets, open_stream, started + patience)
     try:
-        manifest = _manifest(digest, cache, lines)
+        manifest = _manifest(digest, cache, streams)
         missing = [item for item in manifest.items.values() if not cache.holds(item)]
         if manifest.total > limit:
             raise DeliveryError(
@@ -91,16 +91,16 @@ def fetch_pack(
             )
         if missing:
             cache.check_room(sum(item.size for item in missing))
-            progress = _Progress(sum(item.size for item in missing), lines)
+            progress = _Progress(sum(item.size for item in missing), streams)
             for item in missing:
-                _fetch(item, cache, lines, progress)
+                _fetch(item, cache, streams, progress)
     finally:
-        lines.close()
+        streams.close()
     folder = model_folder(cache, digest, manifest)
-    return Fetched(folder=folder, num_bytes=lines.num_bytes, seconds=time.monotonic() - started)
+    return Fetched(folder=folder, num_bytes=streams.num_bytes, seconds=time.monotonic() - started)
 
 
-class _Lines:
+class _Streams:
     """Streams, one after the other: a broken one is replaced, as long as that leads on."""
 
     def __init__(
@@ -146,12 +146,12 @@ class _Lines:
             stream.close()
 
 
-def _manifest(digest: str, cache: PartCache, lines: _Lines) -> Manifest:
+def _manifest(digest: str, cache: PartCache, streams: _Streams) -> Manifest:
     content = cache.read(digest, MAX_MANIFEST_BYTES)
     if content is not None:
         return Manifest.from_bytes(content)
     received = bytearray()
-    for data in lines.read(digest, 0):
+    for data in streams.read(digest, 0):
         received += data
         if len(received) > MAX_MANIFEST_BYTES:
             raise WireError(
@@ -169,11 +169,11 @@ def _manifest(digest: str, cache: PartCache, lines: _Lines) -> Manifest:
     return manifest
 
 
-def _fetch(item: Item, cache: PartCache, lines: _Lines, progress: "_Progress") -> None:
+def _fetch(item: Item, cache: PartCache, streams: _Streams, progress: "_Progress") -> None:
     with cache.incoming(item) as part:
         while part is not None:
             progress.skip(part.received)
-            for data in lines.read(item.digest, part.received):
+            for data in streams.read(item.digest, part.received):
                 part.add(data)
                 progress.show()
             if part.complete():
@@ -184,10 +184,10 @@ def _fetch(item: Item, cache: PartCache, lines: _Lines, progress: "_Progress") -
 class _Progress:
     """Lines in the log while a large download runs."""
 
-    def __init__(self, total: int, lines: _Lines) -> None:
+    def __init__(self, total: int, streams: _Streams) -> None:
         self._total = total
-        self._lines = lines
-        self._first = lines.num_bytes
+        self._streams = streams
+        self._first = streams.num_bytes
         self._skipped = 0
         self._shown = time.monotonic()
         if total >= _NOTICE_BYTES:
@@ -202,7 +202,7 @@ class _Progress:
         now = time.monotonic()
         if now - self._shown >= _NOTICE_SECONDS:
             self._shown = now
-            done = self._lines.num_bytes - self._first + self._skipped
+            done = self._streams.num_bytes - self._first + self._skipped
             logger.info(
                 "fetched %d of %d MiB of the model (%d %%)",
                 done >> 20,

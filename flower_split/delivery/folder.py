@@ -1,4 +1,4 @@
-"""The model's folder of a pack: links into the cache, which every loader takes for a checkpoint."""
+"""The model's folder of a pack: links into the cache, which every loader can read."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ _ATTEMPTS = 5
 
 
 def model_folder(cache: PartCache, digest: str, manifest: Manifest) -> Path:
-    """A folder of a checkpoint that consists of the pack's parts, which the cache holds.
+    """A folder of weights and small files: the pack's parts, which the cache holds.
 
     It lies in the cache under the pack's digest. One that is not as it must be is made anew.
 

@@ -76,7 +76,7 @@ class Incoming:
                 "part of the model; nothing of it was kept"
             )
         view = memoryview(data)
-        with self._none_on_a_full_disk():
+        with self._drop_on_full_disk():
             while view:
                 written = os.pwrite(self._descriptor, view, self.received)
                 self._digest.update(view[:written])
@@ -93,7 +93,7 @@ class Incoming:
         """
         announced = self._item.size, self._item.digest
         if (self.received, self._digest.hexdigest()) == announced:
-            with self._none_on_a_full_disk():
+            with self._drop_on_full_disk():
                 os.fsync(self._descriptor)
                 os.replace(self._path, self._target)
                 self.placed = True
@@ -106,12 +106,12 @@ class Incoming:
             return False
         raise WireError(
             "the server sent other bytes than it announced of a part of the model; nothing of it "
-            "was kept. Its checkpoint may have changed since the run began"
+            "was kept. Its weights may have changed since the run began"
         )
 
     @contextmanager
-    def _none_on_a_full_disk(self) -> Iterator[None]:
-        """Make room again: a full disk harms all who use it, and the part cannot be completed."""
+    def _drop_on_full_disk(self) -> Iterator[None]:
+        """Drop the part where the disk is full: others use the disk, and it cannot be completed."""
         try:
             yield
         except OSError as exc:

@@ -44,7 +44,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One part of a pack."""
+    """One part of a pack, as the manifest lists it."""
 
     digest: str
     """SHA-256, hexadecimal."""

@@ -1,6 +1,6 @@
-"""The pack: a silo's share of a checkpoint, read where it lies and never copied.
+"""The pack: a silo's share of a model's weights, read where it lies and never copied.
 
-A part is one safetensors file that exists nowhere: a header, and stretches of the checkpoint's
+A part is one safetensors file that exists nowhere: a header, and stretches of the weights'
 own files. So the server needs neither disk nor memory for it, and leaves nothing behind. Only
 parts of the pack can be read through it; the files that it holds open are nobody else's.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from flower_split.delivery.manifest import MAX_SMALL_BYTES, SMALL_FILES, Item, Manifest
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments.loading.extents import Extent, file_header
 from flower_split.segments.loading.share import SiloShare, silo_share
 
@@ -49,7 +49,7 @@ class Part:
         """Up to `length` bytes from `offset`; fewer at the end only.
 
         Raises:
-            CheckpointError: a file of the checkpoint has been cut off meanwhile.
+            WeightsError: a file of the weights has been cut off meanwhile.
         """
         found = bytearray()
         for piece in self._pieces:
@@ -64,11 +64,11 @@ class Part:
 class Pack:
     """What a silo at certain cuts needs of a model; a context manager that closes its files.
 
-    Making it reads the share once, to know its digests. A checkpoint that changes afterwards
-    is noticed by the silo, which keeps nothing of it.
+    Making it reads the share once, to know its digests. Weights that change afterwards
+    are noticed by the silo, which keeps nothing of them.
 
     Args:
-        source: The checkpoint, as for `load_client_model`.
+        source: The model, as for `load_client_model`.
         bottom_layers: Layers the silo holds after the embeddings.
         top_layers: Layers the silo holds before the head.
         revision: Commit, tag or branch on the hub; empty for the default branch.
@@ -122,7 +122,7 @@ class Pack:
         return self._parts.get(digest)
 
     def close(self) -> None:
-        """Close the checkpoint's files. Can be called twice."""
+        """Close the files of the weights. Can be called twice."""
         self._parts.clear()
         self._stack.close()
 
@@ -152,7 +152,7 @@ class Pack:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as exc:
-                raise CheckpointError(f"{path} cannot be read: {exc.strerror}") from exc
+                raise WeightsError(f"{path} cannot be read: {exc.strerror}") from exc
             self._stack.callback(os.close, descriptor)
             self._descriptors[path] = descriptor
         return self._descriptors[path]
@@ -192,5 +192,5 @@ def _read(piece: bytes | Span, offset: int, length: int) -> bytes:
         return piece[offset : offset + length]
     found = os.pread(piece.descriptor, length, piece.offset + offset)
     if len(found) != length:
-        raise CheckpointError("a file of the checkpoint was cut off while silos fetched it")
+        raise WeightsError("a file of the weights was cut off while silos fetched it")
     return found

@@ -13,7 +13,7 @@ from flower_split.lowrank.combining import (
 from flower_split.lowrank.factors import Factors
 from flower_split.lowrank.instructions import (
     CONTROL,
-    RECORD,
+    LORA_RECORD,
     Instructions,
     scaling_fields,
     scaling_from_fields,
@@ -36,8 +36,8 @@ from flower_split.lowrank.stacking import recompressed, stacked
 __all__ = [
     "CONTROL",
     "FOLDED",
+    "LORA_RECORD",
     "MOST_ALPHA",
-    "RECORD",
     "Allowance",
     "Factors",
     "Instructions",

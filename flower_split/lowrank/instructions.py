@@ -8,7 +8,7 @@ from typing import Any
 from flower_split.errors import AdapterError
 from flower_split.lowrank.scaling import Scaling
 
-RECORD = "lora"
+LORA_RECORD = "lora"
 """Name of the ConfigRecord in which a reply says how its adapter is scaled."""
 
 CONTROL = "control:"
@@ -52,7 +52,7 @@ class Instructions:
         return self.trains == PARTS and not self.has_personal
 
     def to_fields(self) -> dict[str, Value]:
-        """Fields of a message's ConfigRecord."""
+        """The instructions as fields of a message's ConfigRecord."""
         fields: dict[str, Value] = {_TRAINS: ",".join(sorted(self.trains))}
         if self.personal:
             fields[_PERSONAL] = sorted(self.personal)

@@ -44,13 +44,13 @@ def leading(update: Factors, rank: int, *, negligible: float = 0.0) -> Factors:
     rotation = rotation[:, : min(rank, found.full_rank, rotation.shape[1])]
     values = image @ rotation
     sizes = values.norm(dim=0)
-    keep = sizes > negligible * sizes.max()
-    keep[0] = True
-    return Factors(a=(basis @ rotation[:, keep]).T.contiguous(), b=values[:, keep].contiguous())
+    large = sizes > negligible * sizes.max()
+    large[0] = True
+    return Factors(a=(basis @ rotation[:, large]).T.contiguous(), b=values[:, large].contiguous())
 
 
 def _eigenvectors(symmetric: Tensor) -> Tensor:
-    """By descending eigenvalue, one a column."""
+    """Eigenvectors by descending eigenvalue, one a column."""
     vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors
     return vectors.flip(1)
 

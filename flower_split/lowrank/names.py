@@ -34,11 +34,6 @@ class Pair:
     """Whether PEFT starts with a zero A and a random B; of a linear module B is zero."""
     folded: bool
 
-    @property
-    def key(self) -> tuple[str, bool]:
-        """What tells pairs apart."""
-        return self.module, self.folded
-
 
 def part_of(name: str) -> str:
     """`A` or `B`: the factor that the tensor `name` is.
@@ -61,7 +56,7 @@ def folded_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """`folded_name` undone."""
+    """Name that `folded_name` made `name` of; `name` itself where it is no folded one."""
     found = _parsed(name)
     return found["module"] + _tail(found, folded=False)
 

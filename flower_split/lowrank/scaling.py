@@ -45,7 +45,7 @@ class Allowance:
     """What the adapter of a silo may differ in from the run's."""
 
     scaling: Scaling
-    """The run's."""
+    """That of the run's adapter."""
     ranks: bool = False
     """Whether the rank may differ."""
     alphas: bool = False
@@ -59,6 +59,16 @@ class Allowance:
     takes_alphas: str = ""
     """Which strategies take mixed alphas, for errors."""
 
+    @property
+    def largest_r(self) -> int:
+        """Largest rank of a silo where ranks may differ."""
+        return max(self.max_r, self.scaling.r)
+
+    @property
+    def largest_alpha(self) -> float:
+        """Largest alpha of a silo where alphas may differ."""
+        return max(MOST_ALPHA, self.scaling.alpha)
+
     def problem(self, silo: Scaling) -> str:
         """Why a silo cannot take part with its scaling; empty when it can."""
         run = self.scaling
@@ -66,16 +76,16 @@ class Allowance:
             return f"the silo has lora.rslora {silo.rslora}, the run {run.rslora}"
         if silo.r != run.r and not self.ranks:
             return self._refused("r", f"{silo.r}", f"{run.r}", self.takes_ranks)
-        if silo.r > max(self.max_r, run.r):
+        if silo.r > self.largest_r:
             return (
                 f"the silo has lora.r {silo.r}, and silos of this run may have "
-                f"{max(self.max_r, run.r)} at most: lower lora-r in its node config, or raise "
+                f"{self.largest_r} at most: lower lora-r in its node config, or raise "
                 "lora.max-r in the run config"
             )
         if silo.alpha != run.alpha and not self.alphas:
             return self._refused("alpha", f"{silo.alpha:g}", f"{run.alpha:g}", self.takes_alphas)
-        if silo.alpha > max(MOST_ALPHA, run.alpha):
-            return f"the silo has lora.alpha {silo.alpha:g}, more than {MOST_ALPHA:g}"
+        if silo.alpha > self.largest_alpha:
+            return f"the silo has lora.alpha {silo.alpha:g}, more than {self.largest_alpha:g}"
         return ""
 
     def _refused(self, key: str, silo: str, run: str, others: str) -> str:

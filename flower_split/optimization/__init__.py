@@ -1,1 +1,1 @@
-"""What both sides of the cut compute alike: AdamW, learning rates, global-norm clipping."""
+"""What several packages compute alike: AdamW, learning rates, clipping, perplexity."""

@@ -37,16 +37,11 @@ def docstrings_of(path: Path) -> list[str]:
     return [text for node in nodes if (text := ast.get_docstring(node))]
 
 
-def collect(paths: Iterable[Path], *, min_chars: int, limit: int | None = None) -> list[str]:
-    """Distinct docstrings of at least `min_chars` characters, in the order of `paths`.
-
-    Reads no further file once `limit` docstrings have been found.
-    """
+def collect(paths: Iterable[Path], *, min_chars: int) -> list[str]:
+    """Distinct docstrings of at least `min_chars` characters, in the order of `paths`."""
     found: dict[str, None] = {}
     for path in paths:
         for text in docstrings_of(path):
             if len(text) >= min_chars:
                 found.setdefault(text)
-        if limit is not None and len(found) >= limit:
-            break
-    return list(found)[:limit]
+    return list(found)

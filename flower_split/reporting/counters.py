@@ -15,12 +15,15 @@ MOST = 2**53
 
 @dataclass(frozen=True, kw_only=True)
 class Counter:
-    """One counter of a session."""
+    """What a counter of a session means, in which unit, and what values it may have."""
 
     meaning: str
     unit: str
+    """Empty for a plain number."""
     whole: bool = False
+    """Whether values are whole numbers."""
     most: float = MOST
+    """Largest value; the least is 0."""
 
 
 def _bytes(meaning: str) -> Counter:

@@ -10,7 +10,7 @@ from flower_split.reporting.result import installed_versions
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory, accelerator and versions."""
+    """This machine's processor, cores, memory in GiB and GPU, and the installed versions."""
     import torch  # late: who only reads a result should not wait for it
 
     found: dict[str, Any] = {

@@ -39,7 +39,7 @@ class ModelCard:
     examples: Mapping[str, int] = field(default_factory=dict)
     """Training examples by silo, as the silos reported them."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of the exported round, averaged over the silos."""
+    """Metrics of the exported round, averaged over the silos."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def render(self) -> str:

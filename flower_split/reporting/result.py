@@ -15,7 +15,7 @@ Counters = Mapping[str, int | float]
 TRAIN_LOSS = "train-loss"
 """Metric of a training reply: mean cross-entropy of a target token, in nats."""
 EVAL_LOSS = "eval-loss"
-"""The same of an evaluation reply, over held-out text."""
+"""Metric of an evaluation reply: the same mean over held-out text."""
 
 _REPORTED = ("flower-split", "flwr", "torch", "transformers", "peft", "grpcio", "numpy")
 
@@ -43,7 +43,7 @@ class RoundResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A whole run."""
+    """Everything that is reported of one run."""
 
     rounds: Sequence[RoundResult]
     alone: Sequence[RoundResult] = ()
@@ -60,7 +60,7 @@ class RunResult:
     config: Mapping[str, object] = field(default_factory=dict)
     """The run config, key by key."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of everything that computed; see `installed_versions`."""
+    """Version by package or platform, see `installed_versions`."""
     seconds: float = 0.0
     """Wall-clock time of the run."""
     failure: str = ""
@@ -99,11 +99,3 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that is not representable."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -5,7 +5,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from flower_split.reporting.result import RunResult, perplexity
+from flower_split.optimization.loss import perplexity
+from flower_split.reporting.result import RunResult
 
 NONE = "-"
 

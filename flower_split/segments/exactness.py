@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flower_split.errors import ModelError, UnsupportedFamilyError
+from flower_split.optimization.loss import IGNORED
 from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.families import Family, known_family
 from flower_split.segments.joining import join
@@ -110,7 +111,7 @@ def _batches(model: PreTrainedModel, seed: int) -> Iterator[_Batch]:
     plain = {"input_ids": ids, "labels": ids}
     yield _Batch(title="without mask", inputs=plain)
     for side, mask in (("right", right), ("left", left)):
-        padded = {**plain, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, -100)}
+        padded = {**plain, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, IGNORED)}
         yield _Batch(title=f"{side} padding", inputs=padded)
     shifted = (left.long().cumsum(1) + 1).masked_fill(~left, 1)
     yield _Batch(

@@ -18,7 +18,7 @@ from flower_split.config.seeds import derive_seed
 from flower_split.errors import DataError, DivergenceError
 from flower_split.training.batch import Batch, count_targets, device_of, to_device
 from flower_split.training.depth import Depth
-from flower_split.training.pipeline import flow
+from flower_split.training.pipeline import run_pipeline
 from flower_split.training.stages import Passage, Stages, WholeModel
 
 
@@ -142,7 +142,7 @@ def accumulate(
         losses.append(value)
 
     numbers = [number for number, count in enumerate(counts) if count]
-    waited = flow(numbers, min(depth, stages.max_in_flight), start, turn)
+    waited = run_pipeline(numbers, min(depth, stages.max_in_flight), start, turn)
     stages.note_waited(waited)
     return StepLoss(loss=sum(losses), tokens=total, waited=waited)
 

@@ -6,18 +6,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flower_split.optimization.loss import IGNORED
+
 Batch = Mapping[str, Tensor]
 """Keyword arguments of a stock causal language model, with `labels` (B, T), -100 for no loss."""
-
-IGNORED = -100
-"""Label without loss, as `torch.nn.functional.cross_entropy` and stock models have it."""
 
 
 class Batches(Protocol):
     """A pass over the data at every iteration, such as a `DataLoader` or a list of batches."""
 
     def __len__(self) -> int:
-        """Batches in a pass."""
+        """Number of batches in a pass."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -28,7 +27,7 @@ def count_targets(batch: Batch) -> int:
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device."""
+    """Copy of the batch with every tensor on `device`; tensors that are there are not copied."""
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

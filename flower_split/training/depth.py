@@ -32,12 +32,12 @@ class Depth:
         self._warm = False
 
     def observe(self, *, tokens: int, seconds: float, waited: float) -> None:
-        """Note how the step at the present depth went; a first one at all is not counted.
+        """Note how the step at the present depth went; the very first step is not counted.
 
         Args:
             tokens: Positions of the step, padding included.
-            seconds: It took.
-            waited: Of these, spent waiting for the trunk.
+            seconds: Time that the step took.
+            waited: Seconds of it that the silo waited for the trunk.
         """
         if self.settled:
             return

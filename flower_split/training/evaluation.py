@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from flower_split.errors import DataError, DivergenceError
-from flower_split.training.batch import IGNORED, Batch, device_of, to_device
+from flower_split.optimization.loss import IGNORED
+from flower_split.training.batch import Batch, device_of, to_device
 from flower_split.training.metrics import EvalMetrics
-from flower_split.training.pipeline import flow
+from flower_split.training.pipeline import run_pipeline
 from flower_split.training.stages import Passage, Stages, WholeModel, mode
 
 
@@ -57,7 +58,7 @@ def evaluate(
 
     limit = stages.max_in_flight
     with mode(model, training=False):
-        stages.note_waited(flow(batches, min(depth or limit, limit), start, turn))
+        stages.note_waited(run_pipeline(batches, min(depth or limit, limit), start, turn))
     if tokens == 0:
         raise DataError("there is no target token to evaluate on")
     if not math.isfinite(loss_sum):

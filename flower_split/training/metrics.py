@@ -1,18 +1,13 @@
 """Metrics of a round of training and of an evaluation."""
 
-import math
 from dataclasses import asdict, dataclass
 
-MAX_LOG_PERPLEXITY = 80.0
-"""Loss from which on perplexity is reported as e^80 (about 5.5e34).
-
-Metrics are averaged over silos, weighted by counts, and must be finite for that, in float32 too.
-"""
+from flower_split.optimization.loss import perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainMetrics:
-    """What one silo did in one round."""
+    """What one silo trained in one round, and how well."""
 
     loss: float
     """Mean cross-entropy in nats over all target tokens, each before the step that learnt it."""
@@ -51,14 +46,9 @@ class EvalMetrics:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss, at most e^`MAX_LOG_PERPLEXITY`."""
+        """e to the loss, see `flower_split.optimization.loss`."""
         return perplexity(self.loss)
 
     def as_dict(self) -> dict[str, float | int]:
         """All metrics by name, perplexity among them."""
         return {**asdict(self), "perplexity": self.perplexity}
-
-
-def perplexity(loss: float) -> float:
-    """Perplexity of a mean cross-entropy in nats; finite also where e^loss would not be."""
-    return math.exp(min(loss, MAX_LOG_PERPLEXITY))

@@ -24,7 +24,7 @@ from flower_split.training.stages import Passage
 Item = TypeVar("Item")
 
 
-def flow(
+def run_pipeline(
     items: Iterable[Item],
     depth: int,
     start: Callable[[Item], Passage],

@@ -31,7 +31,7 @@ class Passage(Protocol):
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """From the loss back to where another party goes on."""
+        """Backward pass from `loss` to the cut behind which another party goes on."""
         ...
 
     def finish(self) -> None:
@@ -80,7 +80,7 @@ class WholeModel:
         self._autocast = autocast
 
     def note_waited(self, seconds: float) -> None:
-        """Nothing is waited for."""
+        """Does nothing: a whole model waits for no other party."""
 
     def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Passage:
         """Keep the inputs: everything is computed by `output`."""

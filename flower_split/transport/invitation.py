@@ -200,11 +200,12 @@ def _check_ca(ca: str) -> None:
         raise WireError(str(error)) from error
 
 
-RECORD = "split"
-"""Name of the ConfigRecord in question and answer."""
+SPLIT_RECORD = "split"
+"""Name of the ConfigRecord of flower_split's own: in a reply it has the proof and the session's
+statistics, in a query the question for the silo's name, and in the reply to it the answer."""
 
 QUESTION, ANSWER = "tell-silo", "silo"
-"""Fields of it."""
+"""Fields of it in a query and in the reply to it."""
 
 
 def read_name(fields: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ a Flower strategy keeps is numbers, arrays, records and containers of them, and 
 new instance has too. Anything else would be lost, which is said before the first round.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -105,7 +105,7 @@ class InnerState:
                     yield one, name
 
 
-def lines(lost: Any) -> str:
+def lines(lost: Iterable[Lost]) -> str:
     """What is lost, a line for each: attribute, class and reason."""
     return "".join(f"\n- {_attribute(one)} is a {one.kind}: {one.reason}" for one in lost)
 

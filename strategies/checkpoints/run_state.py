@@ -41,7 +41,7 @@ class RunState:
     settings: Mapping[str, Any]
     """Every run-config key, see `flower_split.config.resuming`."""
     plan: Mapping[str, Any]
-    """Of the adapter, see `flower_split.adapters.plan`."""
+    """Plan of the adapter, see `flower_split.adapters.plan`."""
     versions: Mapping[str, str]
     inner: Any
     """Encoded, see `flower_split.strategies.checkpoints.inner_state`."""
@@ -75,7 +75,7 @@ class WrittenSessionState:
 
     @classmethod
     def of(cls, one: SiloState) -> Self:
-        """As it is written."""
+        """`one` as a checkpoint has it."""
         return cls(
             silo=one.silo,
             server_round=one.server_round,
@@ -86,7 +86,7 @@ class WrittenSessionState:
         )
 
     def read(self) -> SiloState:
-        """As the trunk's optimizers take it."""
+        """The session state as the trunk resumes from it."""
         state = SessionState(moments=self.tensors, personal=self.kept, scaling=self.scaling)
         return SiloState(silo=self.silo, server_round=self.server_round, tag=self.tag, state=state)
 
@@ -186,6 +186,6 @@ def read_session_states(checkpoint: Checkpoint) -> list[SiloState]:
 
 
 def read_randomness(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `restore_global_randomness` takes."""
+    """States of the global generators, for `restore_global_randomness`."""
     states: dict[str, Any] = decode(checkpoint.state["random"], checkpoint.arrays)
     return states

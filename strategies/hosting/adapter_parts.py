@@ -199,17 +199,20 @@ def decode(
         if dtype is not None and array.dtype != dtype:
             raise AdapterError(f"{name} is {array.dtype}, expected {dtype}")
         values[name] = np.array(array.numpy(), dtype=np.float32, order="C")
-        if not np.isfinite(values[name]).all():
-            raise AdapterError(f"{name} has values that are not finite: the training diverged")
+        _check_finite(name, values[name])
     return values
 
 
 def check_range(name: str, values: NDArray[np.float32]) -> None:
     """Raise `AdapterError` where a tensor of a reply has a value that cannot be aggregated."""
-    if not np.isfinite(values).all():
-        raise AdapterError(f"{name} has values that are not finite: the training diverged")
+    _check_finite(name, values)
     if values.size and np.abs(values).max() > LARGEST:
         raise AdapterError(f"{name} has values beyond {LARGEST:g}: the training diverged")
+
+
+def _check_finite(name: str, values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise AdapterError(f"{name} has values that are not finite: the training diverged")
 
 
 def first_of(names: Iterable[str]) -> str:

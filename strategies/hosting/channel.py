@@ -1,10 +1,7 @@
 """The trunk's channel as the run config wants it: where it listens, and its certificate."""
 
-from transformers import PreTrainedModel
-
 from flower_split.config.address import Address, bare_host, is_any
 from flower_split.config.sections import SplitConfig
-from flower_split.errors import ConfigError
 from flower_split.tls import ServerTls
 from flower_split.tls.pem import read_pem
 
@@ -39,14 +36,3 @@ def server_tls(config: SplitConfig) -> ServerTls | None:
         hosts.append(bare_host(trunk.host))
     client_ca = read_pem(tls.client_ca, "tls.client-ca") if tls.client_ca else b""
     return ServerTls.ephemeral(*hosts, client_ca=client_ca)
-
-
-def check_length(model: PreTrainedModel, max_length: int) -> None:
-    """Raise `ConfigError` when sequences may be longer than the model was made for."""
-    settings = model.config.get_text_config(decoder=True)
-    context = getattr(settings, "max_position_embeddings", None)
-    if isinstance(context, int) and max_length > context:
-        raise ConfigError(
-            f"train.max-length {max_length} is more than the {context} tokens of the model's "
-            f"context: set it to at most {context}"
-        )

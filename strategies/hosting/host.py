@@ -10,11 +10,13 @@ from typing import Self
 from flwr.app import ArrayRecord
 from flwr.supercore.exit import add_exit_handler
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from flower_split.adapters import AdapterPlan, initial_state, resolve_lora
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
+from flower_split.errors import ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk, layer_index, layers_path, load_skeleton, load_trunk
 from flower_split.server.compute.queue import BatchSettings
@@ -25,12 +27,7 @@ from flower_split.server.session_states import SiloState
 from flower_split.server.ticket_record import TrunkStart
 from flower_split.server.tickets import TicketBook
 from flower_split.strategies.hosting.adapter_parts import AdapterParts, to_arrays, to_tensors
-from flower_split.strategies.hosting.channel import (
-    advertised_address,
-    bind_address,
-    check_length,
-    server_tls,
-)
+from flower_split.strategies.hosting.channel import advertised_address, bind_address, server_tls
 from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
 from flower_split.transport.invitation import MAX_STREAMS, DeliveryOffer, Invitation
 from flower_split.transport.messages import SessionLimits
@@ -254,7 +251,7 @@ class TrunkHost:
         """Load the trunk, and find out which adapter tensors there are and who holds them."""
         config, model = self.config, self.config.model
         skeleton = load_skeleton(model.name, revision=model.revision)
-        check_length(skeleton, config.train.max_length)
+        _check_length(skeleton, config.train.max_length)
         trunk = load_trunk(
             model.name,
             bottom_layers=config.split.bottom_layers,
@@ -288,6 +285,17 @@ class TrunkHost:
             else AdapterParts(silo_shapes, ())
         )
         return trunk
+
+
+def _check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Raise `ConfigError` when sequences may be longer than the model was made for."""
+    settings = model.config.get_text_config(decoder=True)
+    context = getattr(settings, "max_position_embeddings", None)
+    if isinstance(context, int) and max_length > context:
+        raise ConfigError(
+            f"train.max-length {max_length} is more than the {context} tokens of the model's "
+            f"context: set it to at most {context}"
+        )
 
 
 def _close_all() -> None:

@@ -18,7 +18,7 @@ class RoundTerms:
     num_rounds: int
     """Rounds of the run."""
     seconds: float
-    """After which the exchange ends."""
+    """Seconds after which the exchange ends."""
     last_training: bool = False
     """Whether silos may drop what they keep from round to round."""
 
@@ -28,9 +28,9 @@ class InvitedSilo:
 
     Args:
         invitation: As the silo gets it.
-        record: Of the invitation's ticket.
-        engine: Made `record`.
-        tickets: Issued the invitation's tickets.
+        record: State of the invitation's ticket at the trunk.
+        engine: The trunk's engine, which made `record`.
+        tickets: What issued the invitation's tickets.
     """
 
     def __init__(

@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from flower_split.errors import AdapterError
-from flower_split.lowrank import RECORD, Allowance, Instructions, scaling_from_fields
+from flower_split.lowrank import LORA_RECORD, Allowance, Instructions, scaling_from_fields
 from flower_split.server.ticket_record import SessionOutcome
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
-from flower_split.transport.invitation import PROOF, Invitation
+from flower_split.transport.invitation import PROOF, SPLIT_RECORD, Invitation
 from flower_split.transport.records import miscounted
-
-STATISTICS = "split"
-"""Name of the ConfigRecord in which a reply carries its proof and the session's statistics."""
 
 # What of a reply goes into the history, and is written to result.json, is bounded.
 MOST_METRICS, LONGEST_NAME, MOST_VALUES = 128, 128, 4096
@@ -32,7 +29,7 @@ MOST_WEIGHT = 1e15
 
 def proves(reply: Message, invitation: Invitation) -> bool:
     """Whether the invited node sent `reply`, by its token."""
-    statistics = reply.content.config_records.get(STATISTICS)
+    statistics = reply.content.config_records.get(SPLIT_RECORD)
     return (
         statistics is not None
         and reply.metadata.src_node_id == invitation.ticket.node_id
@@ -137,7 +134,7 @@ def completed(
         AdapterError: the reply is not what was asked for, or of another rank or alpha than the
             silo told in its handshake, or may have.
     """
-    told = content.config_records.get(RECORD)
+    told = content.config_records.get(LORA_RECORD)
     scaling = allowance.scaling if told is None else scaling_from_fields(dict(told.items()))
     if outcome.scaling is not None and scaling != outcome.scaling:
         raise AdapterError(

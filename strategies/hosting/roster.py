@@ -15,12 +15,12 @@ from flwr.serverapp import Grid
 
 from flower_split.config.silo_order import silo_order
 from flower_split.strategies.hosting.exchange import exchange
-from flower_split.transport.invitation import QUESTION, RECORD, read_name
+from flower_split.transport.invitation import QUESTION, SPLIT_RECORD, read_name
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 60.0
-"""After which a node that has not told its name is not waited for any more."""
+"""Seconds after which a node that has not told its name is not waited for any more."""
 
 
 class Roster:
@@ -41,7 +41,7 @@ class Roster:
         return {name: node for node, name in self._names.items() if held.count(name) == 1}
 
     def note(self, node_id: int, name: str) -> None:
-        """What a node's reply says its name is."""
+        """Note the name that a node's reply gives; an empty one is none."""
         if name:
             self._names[node_id] = name
 
@@ -54,13 +54,13 @@ class Roster:
         if not unknown:
             return
         self._asked.update(unknown)
-        content = RecordDict({RECORD: ConfigRecord({QUESTION: True})})
+        content = RecordDict({SPLIT_RECORD: ConfigRecord({QUESTION: True})})
         messages = [
             Message(content=content, dst_node_id=node, message_type="query") for node in unknown
         ]
         for reply in exchange(grid, messages, min(timeout, SECONDS)):
             if not reply.has_error():
-                fields = reply.content.config_records.get(RECORD, ConfigRecord())
+                fields = reply.content.config_records.get(SPLIT_RECORD, ConfigRecord())
                 self.note(reply.metadata.src_node_id, read_name(fields))
         nameless = len([node for node in unknown if node not in self._names])
         if nameless:
@@ -84,7 +84,7 @@ class OrderedGrid(Grid):
         self._names = names
 
     def get_node_ids(self) -> Iterable[int]:
-        """Named ones first, in the order of `silo_order`."""
+        """Node ids, those with a name first and in the order of `silo_order`."""
         return sorted(self._grid.get_node_ids(), key=self._rank)
 
     def _rank(self, node_id: int) -> tuple[bool, tuple[bool, int, str], int]:
@@ -105,11 +105,11 @@ class OrderedGrid(Grid):
         return self._grid.create_message(*arguments, **named)
 
     def get_nodes(self) -> Any:
-        """What is known of the nodes."""
+        """The other grid's records of the nodes."""
         return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; their ids."""
+        """Send messages through the other grid; returns their ids."""
         return self._grid.push_messages(messages)
 
     def pull_messages(self, *arguments: Any, **named: Any) -> Iterable[Message]:
@@ -119,7 +119,7 @@ class OrderedGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, and wait for the replies."""
+        """Send messages through the other grid and wait for the replies."""
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 

@@ -18,7 +18,6 @@ from flower_split.strategies.history import NodeRecord
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
 from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
 from flower_split.strategies.hosting.replies import (
-    STATISTICS,
     Asked,
     completed,
     outvoted,
@@ -27,6 +26,7 @@ from flower_split.strategies.hosting.replies import (
     readable,
 )
 from flower_split.strategies.inner_message import adapter_and_config
+from flower_split.transport.invitation import SPLIT_RECORD
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,12 @@ LONGEST_SAMPLE = 4096
 """Characters of a generated sample that are kept."""
 
 REPLY_SECONDS = 15.0
-"""Within which a silo that broke off its session must have said why. One whose process was killed
-says nothing, and Flower itself notices only after a minute."""
+"""Seconds within which a silo that broke off its session must have said why. One whose process was
+killed says nothing, and Flower itself notices only after a minute."""
 
 FINISHED_REPLY_SECONDS = 60.0
-"""Within which the reply of a silo that finished its session must be announced to the SuperLink.
+"""Seconds within which a silo that finished its session must have its reply announced to the
+SuperLink.
 
 By then the silo has written what it keeps, handed the reply to its SuperNode on the same machine
 (2 s for 200 MB), and the SuperNode, which looks every half second, has announced it. How long its
@@ -281,7 +282,7 @@ class RoundSessions:
             except AdapterError as error:
                 return str(error)
         reply.content = complete
-        statistics = content.config_records[STATISTICS]
+        statistics = content.config_records[SPLIT_RECORD]
         if invited.silo.invitation.sample:
             self.sample = self.sample or str(statistics.get("sample", ""))[:LONGEST_SAMPLE]
         (metrics,) = content.metric_records.values()

@@ -20,6 +20,7 @@ from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError, RoundError
 from flower_split.lowrank import (
     CONTROL,
+    Allowance,
     Factors,
     Instructions,
     Pair,
@@ -42,12 +43,16 @@ MIXED_ALPHAS = "every strategy for LoRA but 'scaffoldlora' brings alphas to one 
 
 
 def scaling_of(lora: LoraSettings) -> Scaling:
-    """Of the adapter that a run's settings describe."""
+    """Rank, alpha and factor of the adapter that a run's settings describe."""
     return Scaling(r=lora.r, alpha=lora.alpha, rslora=lora.rslora)
 
 
+_RENAMED = {"kept_parts": "personal_parts", "orders": "instructions"}
+"""Methods that strategies used to override, and what they are called now."""
+
+
 class LoraStrategy(FedAvg):
-    """Base class; a strategy overrides `aggregate_module`, and says what silos train and keep.
+    """Base class; a strategy overrides `aggregate_module`, and says what is trained and personal.
 
     Args:
         lora: Rank, alpha and scaling of the global adapter, and so of `initial_arrays`.
@@ -57,7 +62,7 @@ class LoraStrategy(FedAvg):
     """
 
     name: ClassVar[str] = ""
-    """By which a run config asks for it, as `strategy.name`."""
+    """Value of `strategy.name` by which a run config chooses it."""
     mixed_ranks: ClassVar[bool] = False
     """Whether silos may have different ranks."""
     mixed_alphas: ClassVar[bool] = True
@@ -66,6 +71,20 @@ class LoraStrategy(FedAvg):
     """Whether it folds something into the model."""
     embeddings: ClassVar[bool] = True
     """Whether it can aggregate the adapters of embeddings, whose A is zero at the start, not B."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse a method by an old name, which nothing would call.
+
+        Raises:
+            ConfigError: the class has one.
+        """
+        super().__init_subclass__(**arguments)
+        for old, new in _RENAMED.items():
+            if hasattr(cls, old):
+                raise ConfigError(
+                    f"{cls.__name__} overrides {old}, which is called {new} now, and nothing calls "
+                    f"it by the old name: rename it to {new}"
+                )
 
     def __init__(
         self, *, lora: LoraSettings | None = None, proximal_mu: float = 0.0, **flower: Any
@@ -82,7 +101,7 @@ class LoraStrategy(FedAvg):
 
     @property
     def scaling(self) -> Scaling:
-        """Of the global adapter at the start; its factor stays the same for the run."""
+        """Scaling of the global adapter at the start; its factor stays the same for the run."""
         return scaling_of(self.lora)
 
     def trained_parts(self, server_round: int) -> frozenset[str]:
@@ -130,7 +149,7 @@ class LoraStrategy(FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """As `configure_train`."""
+        """Messages tailored as in `configure_train`."""
         self._begin(arrays)
         messages = super().configure_evaluate(server_round, arrays, config, grid)
         return self._all_tailored(messages, server_round)
@@ -157,8 +176,7 @@ class LoraStrategy(FedAvg):
             valid,
             shapes,
             weight_key=self.weighted_by_key,
-            default=self.scaling,
-            max_r=max(self.lora.max_r, self.lora.r),
+            allowance=Allowance(scaling=self.scaling, max_r=self.lora.max_r),
         )
         if not self.silos and (problem := self.misfit({reply.scaling for reply in counted})):
             raise ConfigError(problem)

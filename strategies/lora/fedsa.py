@@ -1,4 +1,4 @@
-"""`FedSALoRA`: A is averaged, and every silo keeps a B of its own.
+"""`FedSALoRA`: A is averaged, and every silo has a B of its own.
 
 Guo et al. 2024, "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
 arXiv:2410.01463.
@@ -18,5 +18,5 @@ class FedSALoRA(FedAvgLoRA):
     embeddings = False
 
     def personal_parts(self) -> frozenset[str]:
-        """B, which every silo keeps; A is sent."""
+        """B, which is every silo's own; A is sent."""
         return frozenset("B")

@@ -16,5 +16,5 @@ class FFALoRA(FedAvgLoRA):
     embeddings = False
 
     def trained_parts(self, server_round: int) -> frozenset[str]:
-        """B; A stays as it was drawn."""
+        """Only B is trained; A stays as it was drawn."""
         return frozenset("B")

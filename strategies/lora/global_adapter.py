@@ -67,14 +67,14 @@ class ModuleRound:
     updates: list[Factors]
     """The silos' adapters, in the order of their replies."""
     weights: list[float]
-    """Of the silos; they sum to 1."""
+    """Weights of the silos in averages; they sum to 1."""
     rank: int
-    """Of the global adapter after the round: the largest of all silos known, and of the start."""
+    """Rank of the global adapter after the round: the largest of all known silos' and its first."""
     server_round: int
 
     @property
     def weighted(self) -> list[tuple[float, Factors]]:
-        """Weight and adapter of every silo."""
+        """Weight and adapter of every silo, in the order of their replies."""
         return list(zip(self.weights, self.updates, strict=True))
 
 

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from flower_split.errors import AdapterError
-from flower_split.lowrank import MOST_ALPHA, RECORD, Scaling, at_rank, scaling_from_fields
+from flower_split.lowrank import LORA_RECORD, Allowance, Scaling, at_rank, scaling_from_fields
 from flower_split.strategies.hosting.adapter_parts import check_range, first_of
 from flower_split.strategies.hosting.replies import outvoted, own_problem
 
@@ -25,7 +25,7 @@ class SiloReply:
     message: Message
     scaling: Scaling
     weight: float
-    """Of the silo in averages, as it told; weights of a round do not sum to 1."""
+    """Weight of the silo in averages, as it told; weights of a round do not sum to 1."""
     arrays: ArrayRecord
 
     @property
@@ -39,7 +39,7 @@ class SiloReply:
 
 
 def admitted(
-    messages: Sequence[Message], shapes: Shapes, *, weight_key: str, default: Scaling, max_r: int
+    messages: Sequence[Message], shapes: Shapes, *, weight_key: str, allowance: Allowance
 ) -> tuple[list[SiloReply], dict[int, str]]:
     """The replies that count, and for every other node why its reply does not.
 
@@ -47,8 +47,7 @@ def admitted(
         messages: Without errors.
         shapes: Name and shape of every tensor that a reply must have, at any rank.
         weight_key: Metric by which replies are weighed.
-        default: The scaling of a silo that does not tell its own.
-        max_r: Largest rank of a silo.
+        allowance: The scaling of a silo that does not tell its own, and the bounds of others.
     """
     counted, refused = dict[int, SiloReply](), dict[int, str]()
     for message in messages:
@@ -56,14 +55,13 @@ def admitted(
         problem = own_problem(message.content, weight_key, trained=True)
         if not problem:
             try:
-                counted[node] = _read(message, shapes, weight_key, default, max_r)
+                counted[node] = _read(message, shapes, weight_key, allowance)
             except AdapterError as error:
                 problem = str(error)
         if problem:
             refused[node] = problem
     refused |= outvoted({node: reply.message.content for node, reply in counted.items()})
-    for node, problem in refused.items():
-        logger.warning("node %d does not count: %s", node, problem)
+    _log(refused)
     return [reply for node, reply in counted.items() if node not in refused], refused
 
 
@@ -78,21 +76,23 @@ def fitting(
     """
     unfit = {reply.node_id: misfit({reply.scaling}) for reply in counted}
     refused = {node: problem for node, problem in unfit.items() if problem}
-    for node, problem in refused.items():
-        logger.warning("node %d does not count: %s", node, problem)
+    _log(refused)
     return [reply for reply in counted if reply.node_id not in refused], refused
 
 
-def _read(
-    message: Message, shapes: Shapes, weight_key: str, default: Scaling, max_r: int
-) -> SiloReply:
+def _log(refused: Mapping[int, str]) -> None:
+    for node, problem in refused.items():
+        logger.warning("node %d does not count: %s", node, problem)
+
+
+def _read(message: Message, shapes: Shapes, weight_key: str, allowance: Allowance) -> SiloReply:
     content = message.content
-    told = content.config_records.get(RECORD)
-    scaling = default if told is None else scaling_from_fields(dict(told.items()))
-    if scaling.r > max_r or scaling.alpha > max(MOST_ALPHA, default.alpha):
+    told = content.config_records.get(LORA_RECORD)
+    scaling = allowance.scaling if told is None else scaling_from_fields(dict(told.items()))
+    if scaling.r > allowance.largest_r or scaling.alpha > allowance.largest_alpha:
         raise AdapterError(
-            f"the silo has {scaling}, and silos of this run may have rank {max_r} and alpha "
-            f"{MOST_ALPHA:g} at most: raise lora.max-r, or lower the silo's"
+            f"the silo has {scaling}, and silos of this run may have rank {allowance.largest_r} "
+            f"and alpha {allowance.largest_alpha:g} at most: raise lora.max-r, or lower the silo's"
         )
     (arrays,) = content.array_records.values()
     _check(arrays, {name: at_rank(name, shape, scaling.r) for name, shape in shapes.items()})
@@ -115,6 +115,6 @@ def _check(arrays: ArrayRecord, shapes: Shapes) -> None:
             raise AdapterError(
                 f"{name} is {array.dtype} of shape {tuple(array.shape)}, expected float32 of "
                 f"shape {shape}: a reply of another rank or alpha must say so in its ConfigRecord "
-                f"{RECORD!r}"
+                f"{LORA_RECORD!r}"
             )
         check_range(name, array.numpy())

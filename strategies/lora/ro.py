@@ -17,5 +17,5 @@ class RoLoRA(FedAvgLoRA):
     embeddings = False
 
     def trained_parts(self, server_round: int) -> frozenset[str]:
-        """B in odd rounds, A in even ones."""
+        """Only B is trained in odd rounds, and only A in even ones."""
         return frozenset("B" if server_round % 2 else "A")

@@ -46,11 +46,11 @@ class ScaffoldLoRA(FedAvgLoRA):
 
     @property
     def returns_what_it_sends(self) -> bool:
-        """Not even the control variates: silos send their change."""
+        """False, as silos send the change of their control variates."""
         return False
 
     def instructions(self, server_round: int, node: Scaling | None) -> Instructions:
-        """As the base class, with control variates."""
+        """What the base class tells a silo, and that control variates come and are sent back."""
         return replace(super().instructions(server_round, node), controlled=True)
 
     def misfit(self, silos: Collection[Scaling]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tiny_models import tiny_model
 
 from flower_split.adapters import (
     TrunkAdapters,
@@ -24,29 +24,6 @@ from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
 from flower_split.segments import layers_path, split_model
 
-
-def llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=31,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
-    )
-
-
-def gpt2() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=31, n_embd=16, n_layer=4, n_head=2, n_positions=64)
-    )
-
-
-MODELS = {"llama": llama, "gpt2": gpt2}
 TARGETS = {
     "llama": [("all-linear",), ("q_proj", "v_proj"), ("embed_tokens", "down_proj")],
     "gpt2": [("all-linear",), ("c_attn",), ("wte", "c_fc")],
@@ -60,7 +37,7 @@ CASES = [(kind, targets) for kind, choices in TARGETS.items() for targets in cho
 def test_the_parts_names_and_shapes_are_the_wholes(
     kind: str, targets: tuple[str, ...], cuts: tuple[int, int]
 ) -> None:
-    model = MODELS[kind]()
+    model = tiny_model(kind, layers=4)
     lora = LoraSettings(r=3, target_modules=targets)
     plan = resolve_lora(model, lora)
     whole = get_peft_model(copy.deepcopy(model), plan.peft_config())
@@ -81,7 +58,7 @@ def test_the_parts_names_and_shapes_are_the_wholes(
 
 
 def test_the_initialisation_is_pefts_and_a_function_of_the_seed() -> None:
-    model, lora = llama(), LoraSettings(r=3)
+    model, lora = tiny_model(layers=4), LoraSettings(r=3)
     first, again, other = (initial_state(model, lora, seed=s) for s in (1, 1, 2))
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
@@ -95,7 +72,7 @@ def test_the_initialisation_is_pefts_and_a_function_of_the_seed() -> None:
 
 
 def test_the_initialisation_keeps_the_callers_random_numbers() -> None:
-    model = llama()
+    model = tiny_model(layers=4)
     before = torch.get_rng_state()
     initial_state(model, LoraSettings(), seed=1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -103,17 +80,17 @@ def test_the_initialisation_keeps_the_callers_random_numbers() -> None:
 
 def test_unknown_targets_are_named_with_those_that_exist() -> None:
     with pytest.raises(AdapterError, match=r"'qproj'.*q_proj"):
-        resolve_lora(llama(), LoraSettings(target_modules=("q_proj", "qproj")))
+        resolve_lora(tiny_model(layers=4), LoraSettings(target_modules=("q_proj", "qproj")))
     with pytest.raises(AdapterError, match="cannot carry"):
-        resolve_lora(llama(), LoraSettings(target_modules=("input_layernorm",)))
+        resolve_lora(tiny_model(layers=4), LoraSettings(target_modules=("input_layernorm",)))
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_exported_adapter_loads_into_the_uncut_model_with_equal_logits(
     kind: str, rslora: bool, tmp_path: Path
 ) -> None:
-    model = MODELS[kind]()
+    model = tiny_model(kind, layers=4)
     lora = LoraSettings(r=3, alpha=5.0, rslora=rslora)
     plan = resolve_lora(model, lora)
     state = {n: torch.randn_like(t) * 0.1 for n, t in initial_state(model, lora, seed=0).items()}
@@ -135,7 +112,7 @@ def test_an_exported_adapter_loads_into_the_uncut_model_with_equal_logits(
 
 
 def test_a_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
-    model = llama()
+    model = tiny_model(layers=4)
     plan = resolve_lora(model, LoraSettings(r=2))
     state = initial_state(model, LoraSettings(r=2), seed=0)
     whole = get_peft_model(model, plan.peft_config())
@@ -157,7 +134,7 @@ def test_a_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_trunk_without_targets_is_refused() -> None:
-    model = llama()
+    model = tiny_model(layers=4)
     plan = resolve_lora(model, LoraSettings(target_modules=("embed_tokens",)))
     _, trunk = split_model(model, 1, 1)
     with pytest.raises(AdapterError, match="frozen"):

@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import partial
 
 import pytest
 from killable_run import Runner, after
@@ -24,9 +25,9 @@ CASES = {
 }
 
 
-@pytest.fixture
-def runner(tmp_path):
-    with Runner(tmp_path / "state") as started:
+@pytest.fixture(scope="module")
+def runner():
+    with Runner() as started:
         yield started
 
 
@@ -35,18 +36,19 @@ def values(run_config, output, **changes):
         **run_config,
         "num-server-rounds": ROUNDS,
         "output-dir": str(output),
+        "round-timeout": 600.0,  # for a busy machine, on which a round takes minutes
         "checkpoint.keep-best": True,
         "sample-prompt": "the sum of",
         **changes,
     }
 
 
-def interrupted(runner, given, draw, seconds, kills):
+def interrupted(run, given, draw, seconds, kills):
     """Run with up to so many kills at random times, then to the end; how often it was killed."""
     killed = 0
     for _ in range(kills):
-        killed += not runner.run(given, kill_when=after(draw.uniform(0, seconds)))
-    while not runner.run(given):
+        killed += not run(given, kill_when=after(draw.uniform(0, seconds)))
+    while not run(given):
         raise AssertionError("nobody killed this run")
     return killed
 
@@ -56,25 +58,25 @@ def interrupted(runner, given, draw, seconds, kills):
 @pytest.mark.parametrize(
     ("case", "seeds", "kills"),
     [
-        ("federated", 1, 4),
-        pytest.param("federated", 3, 6, marks=pytest.mark.slow),
-        pytest.param("shared", 2, 5, marks=pytest.mark.slow),
-        pytest.param("partial", 2, 5, marks=pytest.mark.slow),
-        pytest.param("personal", 2, 5, marks=pytest.mark.slow),
-        pytest.param("alone", 2, 6, marks=pytest.mark.slow),
+        ("federated", 3, 6),
+        ("shared", 2, 5),
+        ("partial", 2, 5),
+        ("personal", 2, 5),
+        ("alone", 2, 6),
     ],
 )
 def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(
     runner, run_config, tmp_path, case, seeds, kills
 ):
+    run = partial(runner.run, state_home=tmp_path / "state")
     started = time.monotonic()
-    assert runner.run(values(run_config, tmp_path / "whole", **CASES[case]))
+    assert run(values(run_config, tmp_path / "whole", **CASES[case]))
     seconds = time.monotonic() - started
     wanted = outcome(tmp_path / "whole")
     for seed in range(seeds):
         output = tmp_path / str(seed)
         given = values(run_config, output, resume=True, **CASES[case])
-        killed = interrupted(runner, given, random.Random(seed), seconds, kills)
+        killed = interrupted(run, given, random.Random(seed), seconds, kills)
         adapter, report = outcome(output)
         assert report == wanted[1], (seed, killed)
         assert adapter == wanted[0], (seed, killed)

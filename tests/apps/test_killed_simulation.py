@@ -29,7 +29,7 @@ def simulated(tiny, tmp_path_factory):
             "num-server-rounds": ROUNDS,
             "strategy.name": "fedadam",
             "lora.dropout": 0.1,
-            "train.local-steps": 80,
+            "train.local-steps": 40,
             "round-timeout": 600.0,
         },
     )

@@ -9,9 +9,11 @@ from exporting import flower_split, logits_with
 from in_process_grid import RUN_ID
 from tiny_checkpoint import save_tiny_model
 from transformers import AutoModelForCausalLM
-from unsplit_app import initial_arrays, logits, peft_model, run_unsplit, unsplit_app
+from uncut_model import initial_arrays, logits, peft_model
+from uncut_run import run_uncut, uncut_app
 
 from flower_split.adapters import save_whole
+from flower_split.client import AdapterExchange
 from flower_split.config.sections import LoraSettings
 from flower_split.strategies import FedAvgLoRA, FedExLoRA, FedSALoRA, FLoRA, PersonalParts
 
@@ -36,8 +38,8 @@ def ran(folder, state_home, tmp_path):
 
     def run(name):
         seen = {}
-        app = unsplit_app(folder, None, seen=seen)
-        result, _ = run_unsplit(STRATEGIES[name](), app, initial_arrays(folder), rounds=ROUNDS)
+        app = uncut_app(folder, AdapterExchange, seen=seen)
+        result, _ = run_uncut(STRATEGIES[name](), app, initial_arrays(folder), rounds=ROUNDS)
         adapter = save_whole(
             result.arrays.to_torch_state_dict(),
             tmp_path / "adapter",

@@ -3,17 +3,13 @@
 import pytest
 import torch
 from exporting import flower_split, logits_with
-from flwr.clientapp import ClientApp
-from in_process_grid import InProcessGrid
-from split_lora import split_config
+from split_run import run_split
+from steps import run_config
 from tiny_checkpoint import save_tiny_model
 from transformers import AutoModelForCausalLM
-from unsplit_app import batches_of, logits
+from uncut_model import logits
 
 from flower_split.adapters.reading import read_adapter_folder
-from flower_split.client import SplitSession
-from flower_split.config.run_config import read_run_config
-from flower_split.strategies import SplitStrategy, build_inner
 
 ROUNDS, SILO = 2, 1
 
@@ -23,43 +19,16 @@ def folder(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model") / "llama")
 
 
-def app(seen):
-    """Trains, and puts what every silo's model computes in its evaluations into `seen`."""
-    made = ClientApp()
-
-    @made.train()
-    def train(message, context):
-        with SplitSession(message, context) as session:
-            batches, _ = batches_of(context.node_config["partition-id"], session.server_round)
-            session.model.train()
-            for batch in batches:
-                session.model(**batch).loss.backward()
-                session.optimizer.step()
-                session.optimizer.zero_grad()
-            return session.reply({"train-loss": 0.5}, num_examples=1)
-
-    @made.evaluate()
-    def evaluate(message, context):
-        with SplitSession(message, context) as session:
-            silo = context.node_config["partition-id"]
-            seen[session.server_round, silo] = logits(session.model)
-            return session.reply({"eval-loss": 0.5}, num_examples=1)
-
-    return made
-
-
 @pytest.fixture
 def ran(folder, state_home, tmp_path):
     """Runs a strategy: the run's output folder, and what the silos' models computed."""
 
     def run(**changes):
         output, seen = tmp_path / "output", {}
-        values = split_config(folder, **{"output-dir": str(output), **changes})
-        config = read_run_config(values)
-        strategy = SplitStrategy(config, build_inner(config.strategy, config.lora))
-        result = strategy.start(InProcessGrid(app(seen), 3, run_config=values))
+        values = run_config(folder, **{"output-dir": str(output), **changes})
+        result, _ = run_split(values, seen=seen)
         assert not any(record.failure for record in result.history)
-        return output, {silo: seen[ROUNDS, silo] for silo in range(3)}
+        return output, {silo: seen["evaluate", ROUNDS, silo] for silo in range(3)}
 
     return run
 

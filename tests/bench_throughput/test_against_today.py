@@ -1,5 +1,6 @@
 """The baseline of a Flower message a half-step trains as the uncut model does, and is measured."""
 
+import functools
 import json
 import sys
 
@@ -58,11 +59,18 @@ def test_its_losses_are_the_uncut_model_s(tmp_path, monkeypatch):
         assert step["payload_bytes"] == 4 * random_ids(TOY).numel() * TOY.hidden * 4
 
 
+@pytest.fixture(scope="module")
+def simulated():
+    """What a simulation with the same arguments has measured before."""
+    return functools.cache(against_today.in_simulation)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("deployment", [False, True])
-def test_it_measures_every_way(deployment, monkeypatch):
+def test_it_measures_every_way(deployment, bench, simulated, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    found = against_today.measure(toy=True, deployment=deployment).figures
+    monkeypatch.setattr(against_today, "in_simulation", simulated)
+    found = against_today.compare(bench, toy=True, deployment=deployment).figures
     assert len(found["ways"]) == 3 + deployment
     for way in found["ways"].values():
         assert way["seconds"] > 0

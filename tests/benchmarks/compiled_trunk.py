@@ -11,14 +11,18 @@ comes in beside those that are there, until torch compiles no more. Needs a C++ 
 
 import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import torch
 import typer
-from transformers import GPT2Config, GPT2LMHeadModel
+from tiny_models import tiny_model
 
 from flower_split.adapters import resolve_lora
 from flower_split.adapters.trunk_adapters import TrunkAdapters
@@ -68,9 +72,7 @@ def seconds(work: Callable[[], None]) -> float:
 def measure(layers: int, hidden: int, tokens: int, sessions: int, turns: int) -> dict[str, Any]:
     """The ratio for one session, and wall seconds of the first pass of each."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=layers, n_embd=hidden, vocab_size=97, n_positions=tokens)
-    model = GPT2LMHeadModel(config)
+    model = tiny_model("gpt2", layers, n_embd=hidden, n_head=12, n_positions=tokens)
     plan = resolve_lora(model, LoraSettings())
     _, trunk = split_model(model, 2, 2)
     held = Sessions(trunk.eval(), TrunkAdapters(trunk, plan), rows=2, tokens=tokens)

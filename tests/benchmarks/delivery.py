@@ -18,10 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM
 
 from flower_split import GrpcTransport, TrunkServer, load_client_model, session_spec, split_model
 from flower_split.delivery.cache import PartCache
@@ -55,21 +58,6 @@ def size_of(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
 
 
-def llama(layers: int, hidden: int, intermediate: int, vocabulary: int) -> LlamaForCausalLM:
-    """A random model."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-        )
-    )
-
-
 def use(model: torch.nn.Module) -> None:
     """Read every weight once: a loader may leave them in the file until then."""
     for parameter in model.parameters():
@@ -78,8 +66,14 @@ def use(model: torch.nn.Module) -> None:
 
 def make(folder: str, shape: dict[str, int]) -> dict[str, float]:
     """Role: write the checkpoint."""
-    names = ("layers", "hidden", "intermediate", "vocabulary")
-    llama(*(shape[name] for name in names)).save_pretrained(folder, max_shard_size="512MB")
+    model = tiny_model(
+        layers=shape["layers"],
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["intermediate"],
+        num_key_value_heads=4,
+    )
+    model.save_pretrained(folder, max_shard_size="512MB")
     return {}
 
 
@@ -152,7 +146,7 @@ def _measure(shape: Shape, folder: Path) -> dict[str, float]:
     tls, before, begin = ServerTls.ephemeral(), resident_bytes(), time.perf_counter()
     with Pack(model, bottom_layers=shape.bottom, top_layers=shape.top) as pack:
         pack_seconds, pack_peak = time.perf_counter() - begin, resident_bytes(peak=True) - before
-        client, trunk = split_model(llama(3, 64, 64, 50), 1, 1)
+        client, trunk = split_model(tiny_model(layers=3, hidden_size=64), 1, 1)
         with TrunkServer(trunk, pack=pack, tls=tls, health=False) as server:
             at = server.address, tls.ca.decode(), pack.digest
             first = finish(start("fetch", *at, str(folder / "cache"), fields))

@@ -16,11 +16,14 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import torch
 import typer
-from transformers import GPT2Config, GPT2LMHeadModel
+from tiny_models import tiny_model
 
 from flower_split.adapters import resolve_lora, wrap
 from flower_split.config.sections import LoraSettings
@@ -41,11 +44,10 @@ class Used:
 def train(keep: bool, layers: int, hidden: int, vocabulary: int, tokens: int) -> Used:
     """Forward and backward passes in this process."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     if keep and not keep_freed_memory():
         sys.exit("the allocator is not glibc's, or the environment sets it")
-    model = GPT2LMHeadModel(
-        GPT2Config(n_layer=layers, n_embd=hidden, vocab_size=vocabulary, n_positions=tokens)
+    model = tiny_model(
+        "gpt2", layers, n_embd=hidden, n_head=12, vocab_size=vocabulary, n_positions=tokens
     )
     wrapped = wrap(model, resolve_lora(model, LoraSettings()))
     ids = torch.randint(vocabulary, (2, tokens))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from federation import COMPLETED, Federation, Node, write_app
+from federation import COMPLETED, Federation, Node, Run, write_app
 from tiny_checkpoint import save_texts, save_tiny_model
 
 from flower_split.reporting import RoundResult, read_result
@@ -49,8 +49,12 @@ def table(rounds: Sequence[RoundResult]) -> str:
     return "\n".join(f"{name:12} {seconds:6.2f} s" for name, seconds in rows.items())
 
 
-def run(folder: Path, rounds: int) -> list[RoundResult]:
-    """The rounds of a run in a federation of its own, in an empty `folder`."""
+def run(federation: Federation, folder: Path, rounds: int) -> Run:
+    """A run whose model, text and `output` are in `folder`, empty before; it completed.
+
+    Raises:
+        RuntimeError: it did not; with the logs of the federation.
+    """
     config = {
         "model.name": str(save_tiny_model(folder / "model")),
         "data.path": str(save_texts(folder / "texts.jsonl")),
@@ -63,19 +67,22 @@ def run(folder: Path, rounds: int) -> list[RoundResult]:
         "strategy.fraction-evaluate": 0.0,
         "output-dir": str(folder / "output"),
     }
-    nodes = [Node(config={"partition-id": i, "num-partitions": 2}) for i in range(2)]
-    with Federation(folder / "federation", nodes, tls=True) as federation:
-        ended = federation.run(write_app(folder / "app", config))
-        if ended.status != COMPLETED:
-            raise RuntimeError(f"the run ended as {ended}:\n{federation.logs()}")
-    return list(read_result(folder / "output" / "result.json").rounds)
+    ended = federation.run(write_app(folder / "app", config))
+    if ended.status != COMPLETED:
+        raise RuntimeError(f"the run ended as {ended}:\n{federation.logs()}")
+    return ended
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    with tempfile.TemporaryDirectory() as folder:
-        print(table(run(Path(folder), parser.parse_args().rounds)))
+    rounds = parser.parse_args().rounds
+    nodes = [Node(config={"partition-id": i, "num-partitions": 2}) for i in range(2)]
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        with Federation(folder / "federation", nodes, tls=True) as federation:
+            run(federation, folder, rounds)
+        print(table(read_result(folder / "output" / "result.json").rounds))
 
 
 if __name__ == "__main__":

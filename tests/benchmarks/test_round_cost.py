@@ -1,6 +1,5 @@
 """The parts of a round make the whole of it."""
 
-import pytest
 from benchmark_scripts import load_benchmark
 
 from flower_split.reporting import RoundResult
@@ -17,11 +16,3 @@ def test_the_parts_of_the_slowest_silo_make_the_round():
     assert parts["starting"] == 3.0 and parts["session"] == 2.5 and parts["messages"] == 2.0
     assert sum(parts.values()) == 9.0
     assert "whole round    9.00 s" in round_cost.table([one])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_real_round_is_taken_apart(tmp_path):
-    rounds = round_cost.run(tmp_path, 1)
-    parts = round_cost.breakdown(rounds[-1])
-    assert set(parts) == set(round_cost.PARTS) and all(value >= 0 for value in parts.values())

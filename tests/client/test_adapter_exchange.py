@@ -9,7 +9,7 @@ from earlier_state import write_exchange
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from in_process_grid import RUN_ID, InProcessGrid
 from tiny_checkpoint import save_tiny_model
-from unsplit_app import peft_model
+from uncut_model import peft_model
 
 from flower_split.adapters import read_state
 from flower_split.client import AdapterExchange

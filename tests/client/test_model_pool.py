@@ -1,16 +1,11 @@
+import gc
+import weakref
+
 import pytest
 import torch
 
-from flower_split.client import model_pool
 from flower_split.client.model_pool import borrowed_model
 from flower_split.config.run_config import read_run_config
-
-
-@pytest.fixture(autouse=True)
-def _empty_pool():
-    model_pool._idle.clear()
-    yield
-    model_pool._idle.clear()
 
 
 @pytest.fixture
@@ -38,12 +33,16 @@ def test_a_model_whose_session_failed_is_not_used_again(config):
 
 
 def test_another_run_in_the_same_process_frees_the_first_ones_models(config, run_config):
-    with borrowed_model(config):
-        pass
+    with borrowed_model(config) as first:
+        freed = weakref.ref(first.model)
+    del first
     other = read_run_config({**run_config, "lora.r": 3})
-    with borrowed_model(other):
+    with borrowed_model(other) as second:
         pass
-    assert [key[2].r for key in model_pool._idle] == [3]
+    gc.collect()
+    assert freed() is None
+    with borrowed_model(other) as again:
+        assert again is second
 
 
 def test_settings_that_the_model_does_not_depend_on_share_it(config, run_config):

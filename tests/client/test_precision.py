@@ -6,6 +6,7 @@ import torch
 from flower_split.client import SplitSession
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import ConfigError, HandshakeError
+from flower_split.server.engine import TrunkEngine
 from flower_split.strategies import TrunkHost
 
 MIXED = {"trunk.dtype": "bfloat16", "trunk.autocast": "bfloat16", "train.autocast": "bfloat16"}
@@ -16,8 +17,22 @@ def run_config(run_config):
     return {**run_config, **MIXED}
 
 
-def test_a_round_trains_evaluates_and_generates(host, invite, context):
-    trunk = host._engine.trunk
+@pytest.fixture
+def trunks(monkeypatch):
+    """Those that hosts serve from now on."""
+    served = []
+
+    class Noting(TrunkEngine):
+        def __init__(self, trunk, **options):
+            served.append(trunk)
+            super().__init__(trunk, **options)
+
+    monkeypatch.setattr("flower_split.strategies.hosting.host.TrunkEngine", Noting)
+    return served
+
+
+def test_a_round_trains_evaluates_and_generates(trunks, host, invite, context):
+    (trunk,) = trunks
     assert (trunk.dtype, trunk.autocast) == (torch.bfloat16, torch.bfloat16)
     message, invited = invite()
     with SplitSession(message, context()) as session:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from delivering import left
+from delivering import as_in_another_process, left
 from hosting import eventually
 
 from flower_split.delivery import cache as cache_module
@@ -126,7 +126,7 @@ def test_a_broken_part_is_found_also_when_it_was_right_before(
     fill(cache)
     assert not known or cache.holds(ITEM)
     if not known:
-        cache_module._verified.clear()
+        as_in_another_process(cache)
     damage(cache.path(ITEM.digest))
     assert not cache.holds(ITEM)
     assert "is broken and is fetched again" in caplog.text
@@ -139,7 +139,7 @@ def test_a_part_is_hashed_once_in_a_process(
     cache: PartCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(cache)
-    cache_module._verified.clear()
+    as_in_another_process(cache)
     assert cache.holds(ITEM)
     monkeypatch.setattr(hashlib, "file_digest", None)
     assert cache.holds(ITEM)

@@ -9,13 +9,13 @@ import torch
 from delivering import unpacked
 from safetensors.torch import load_file
 from tiny_checkpoint import save_tiny_model
-from tiny_families import CASE_BY_NAME, CASES, Case, attentions
+from tiny_models import CASE_BY_NAME, CASES, Case, attentions
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from flower_split.delivery.manifest import SMALL_FILES
 from flower_split.delivery.pack import Pack
-from flower_split.errors import CheckpointError, CutError
+from flower_split.errors import CutError, WeightsError
 from flower_split.segments import join, load_client_model, load_tokenizer, load_trunk
 
 ONE_OF_EACH = list({case.model_type: case for case in CASES}.values())
@@ -156,7 +156,7 @@ def test_a_file_that_was_cut_off_is_said(tmp_path: Path) -> None:
     save_tiny_model(tmp_path)
     with pack_of(tmp_path) as pack:
         os.truncate(tmp_path / "model.safetensors", 100)
-        with pytest.raises(CheckpointError, match="cut off"):
+        with pytest.raises(WeightsError, match="cut off"):
             content(pack)
 
 
@@ -179,7 +179,7 @@ def test_files_are_closed_and_nothing_is_found_afterwards(tmp_path: Path) -> Non
     with pytest.raises(CutError):
         pack_of(tmp_path, (3, 1))
     (tmp_path / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(WeightsError):
         pack_of(tmp_path)
     assert open_files(tmp_path) == []
     assert set(os.listdir(tmp_path)) == files

@@ -28,6 +28,18 @@ def tiny(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def over_tls(tmp_path_factory):
+    """A federation over TLS of two silos, each with a `cache-dir` of its own."""
+    folder = tmp_path_factory.mktemp("over-tls")
+    nodes = [
+        Node(config={"partition-id": i, "num-partitions": 2, "cache-dir": f"{folder}/cache{i}"})
+        for i in range(2)
+    ]
+    with Federation(folder / "home", nodes, tls=True) as running:
+        yield running
+
+
 @pytest.fixture
 def start_federation(tmp_path):
     """Starts federations that end with the test."""

@@ -29,7 +29,7 @@ def test_a_killed_server_app_is_resumed_with_what_the_silos_kept(tiny, tmp_path)
         ended = federation.run(app, output_dir=str(whole))
         assert ended.status == COMPLETED, f"{ended}\n{federation.logs()}"
 
-        killed = federation.submit(app, output_dir=str(cut), resume=True)
+        federation.submit(app, output_dir=str(cut), resume=True)
         saved = cut / "checkpoints" / "round-00001"
         wait_for(saved.exists, "the first round is saved", logs=federation.logs)
         wait_for(lambda: federation.silos_at_trunk(own), "silos train", logs=federation.logs)
@@ -42,7 +42,6 @@ def test_a_killed_server_app_is_resumed_with_what_the_silos_kept(tiny, tmp_path)
         again = federation.run(app, output_dir=str(cut), resume=True)
         assert again.status == COMPLETED, f"{again}\n{federation.logs()}"
         assert "the run goes on after round 1" in federation.run_log(again.run_id)
-        assert federation.wait(killed).status == "finished:failed"
         federation.assert_idle(own)
         # What silos keep is by the run and those that resume it, and these are two.
         kept = federation.folder / "state" / "flower-split" / "optimizer"

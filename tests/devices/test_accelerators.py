@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from pairs import LORA, make_batch, make_pair, tiny_llama
+from pairs import LORA, make_batch, make_pair
 from peft import PeftModel
+from tiny_models import tiny_model
 
 from flower_split.adapters import read_state
 from flower_split.config.sections import TrainConfig
@@ -57,7 +58,7 @@ Sides = tuple[torch.nn.Module, PeftModel]
 @pytest.fixture
 def sides(device: torch.device, dtype: torch.dtype) -> Iterator[Sides]:
     """The cut model with its trunk behind a wire, and the uncut one, all on the device."""
-    pair = make_pair(tiny_llama().to(device, dtype), lora=LORA, optimizer=CLIPPED)
+    pair = make_pair(tiny_model().to(device, dtype), lora=LORA, optimizer=CLIPPED)
     with (
         TrunkServer(pair.engine, "127.0.0.1:0") as server,
         GrpcTransport(server.address, pair.transport.spec) as transport,

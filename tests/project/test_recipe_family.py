@@ -7,7 +7,7 @@ import pytest
 from in_process_grid import InProcessGrid
 from outside_package import install
 from tiny_checkpoint import WORDS, save_tiny_run, tiny_run_config
-from tiny_families import Case
+from tiny_models import Case
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from flower_split.apps.client_app import app as client_app

@@ -28,13 +28,13 @@ class LargestSilo(LoraStrategy):
 
     name = "largestsilo"
 
-    def __init__(self, *, keep: float = 1.0, **lora: Any) -> None:
+    def __init__(self, *, shrink: float = 1.0, **lora: Any) -> None:
         super().__init__(**lora)
-        self.keep = keep
+        self.shrink = shrink
 
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
         update = module.updates[max(range(len(module.updates)), key=module.weights.__getitem__)]
-        trained = Factors(a=update.a, b=self.keep * update.b, scale=module.before.scale)
+        trained = Factors(a=update.a, b=self.shrink * update.b, scale=module.before.scale)
         return ModuleResult(trained=trained)
 '''
 
@@ -58,7 +58,7 @@ def test_a_strategy_of_another_package_is_named_in_the_run_config(
         result = serve_run(InProcessGrid(client_app, 3, run_config=config), config)
         return dict(result.arrays.to_torch_state_dict())
 
-    whole, nothing = run(), run(**{"strategy.keep": 0.0})
+    whole, nothing = run(), run(**{"strategy.shrink": 0.0})
     trained = [name for name in whole if ".lora_B" in name]
     assert trained and all(whole[name].abs().sum() > 0 for name in trained)
     for name in whole:

@@ -100,7 +100,7 @@ EDITS: dict[str, dict[str, tuple[str, str]]] = {
             '        Family(model_type="mixtral"),\n',
             '        Family(model_type="mixtral"),\n        Family(model_type="olmo"),\n',
         ),
-        "tests/support/tiny_families.py": (
+        "tests/support/tiny_models.py": (
             '    _like_llama("mistral",',
             '    _like_llama("olmo", clip_qkv=0.5),\n    _like_llama("mistral",',
         ),

@@ -61,14 +61,10 @@ def test_files_are_sorted_and_skipped_by_name(tmp_path: Path) -> None:
     assert list(python_files(tmp_path / "b.py")) == [tmp_path / "b.py"]
 
 
-def test_collect_keeps_each_docstring_once_and_stops_at_the_limit(tmp_path: Path) -> None:
+def test_collect_takes_each_long_docstring_once(tmp_path: Path) -> None:
     first = write(tmp_path, "a.py", SOURCE)
     second = write(tmp_path, "b.py", '"""The second module."""\n')
     assert collect([first, second], min_chars=12) == [
         "The method.\n\nText:\n    Indented.",
         "The second module.",
-    ]
-    assert collect([first, tmp_path / "missing.py"], min_chars=1, limit=2) == [
-        "The module.",
-        "The class.",
     ]

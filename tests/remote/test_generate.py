@@ -6,36 +6,24 @@ from typing import Any
 import pytest
 import torch
 from pairs import make_pair
-from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from tiny_models import tiny_model
 
-from flower_split.errors import ModelError
+from flower_split.errors import ModelError, TrunkBusyError
+from flower_split.transport.messages import SessionLimits
 
 PROMPT = torch.tensor([[5, 6, 7, 8, 9], [0, 0, 11, 12, 13]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 
 
-def _sliding(kind: str) -> Any:
-    torch.manual_seed(0)
-    common: dict[str, Any] = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
+SLIDING: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 4},
+    "gemma2": {
         "sliding_window": 4,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-    }
-    if kind == "mistral":
-        return MistralForCausalLM(MistralConfig(**common))
-    return Gemma2ForCausalLM(
-        Gemma2Config(**common, head_dim=8, query_pre_attn_scalar=8, attn_logit_softcapping=5.0)
-    )
-
-
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 5.0,
+    },
+}
 HOW: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "beams": {"do_sample": False, "num_beams": 3},
@@ -50,7 +38,7 @@ CASES = [*((how, (1, 2)) for how in HOW), ("beams", (0, 0)), ("greedy", (0, 1)),
 @pytest.mark.parametrize(("how", "cuts"), CASES)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
 def test_tokens_equal_the_uncut_models(kind: str, how: str, cuts: tuple[int, int]) -> None:
-    pair = make_pair(None if kind == "llama" else _sliding(kind), cuts=cuts)
+    pair = make_pair(tiny_model(kind, **SLIDING.get(kind, {})), cuts=cuts)
     made = []
     for model in (pair.client, pair.whole):
         torch.manual_seed(3)
@@ -63,14 +51,28 @@ def test_tokens_equal_the_uncut_models(kind: str, how: str, cuts: tuple[int, int
 
 @pytest.mark.medium
 def test_a_cache_that_is_gone_is_freed_at_the_trunk() -> None:
-    pair = make_pair()
+    """There is room for one only: 2 rows of 5 tokens and of 3 that are fed back."""
+    pair = make_pair(limits=SessionLimits(max_cached_tokens=16))
     pair.client.eval()
+
+    def generated() -> Any:
+        return pair.client.generate(
+            input_ids=PROMPT,
+            attention_mask=MASK,
+            max_new_tokens=4,
+            return_dict_in_generate=True,
+        )
+
     for _ in range(3):
-        pair.client.generate(input_ids=PROMPT, attention_mask=MASK, max_new_tokens=4)
+        generated()
         gc.collect()
     with torch.no_grad():
         pair.client(input_ids=PROMPT)
-    assert len(pair.transport._session._caches._caches) <= 1
+    gc.collect()
+    kept = generated().past_key_values
+    assert kept.get_seq_length() == 8
+    with pytest.raises(TrunkBusyError, match="max-cached-tokens"):
+        generated()
 
 
 def test_a_static_cache_is_refused() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from asking import opened
 from late_transport import LateTransport
-from pairs import LORA, Pair, make_batch, make_pair, tiny_llama
-from tiny_families import CASES, Case
+from pairs import LORA, Pair, make_batch, make_pair
+from tiny_models import CASES, Case, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -53,8 +53,7 @@ def train_split(pair: Pair, autocast: torch.dtype | None = None) -> float:
 
 
 def adapter(pair: Pair) -> dict[str, Tensor]:
-    slot = pair.transport._session._slot
-    return read_state(pair.client) | ({} if slot is None else slot.state())
+    return read_state(pair.client) | pair.trained_trunk()
 
 
 def assert_same_adapters(pair: Pair) -> None:
@@ -68,7 +67,7 @@ def assert_same_adapters(pair: Pair) -> None:
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])
 def test_bfloat16_weights_on_both_sides_equal_the_uncut_model_to_the_bit(codec: str) -> None:
     pair = make_pair(
-        tiny_llama().to(NARROW),
+        tiny_model().to(NARROW),
         optimizer=CLIPPED,
         wire=WireConfig.uniform(codec),
     )
@@ -77,19 +76,24 @@ def test_bfloat16_weights_on_both_sides_equal_the_uncut_model_to_the_bit(codec: 
 
 
 def test_adapters_gradients_and_optimizers_are_float32_beside_bfloat16_weights() -> None:
-    pair = make_pair(tiny_llama().to(NARROW), optimizer=CLIPPED)
+    pair = make_pair(tiny_model().to(NARROW), optimizer=OptimizerSettings(beta1=0.0))
     optimizer = SplitAdamW(pair.client, lr=0.01)
-    pair.client(**make_batch()).loss.backward()
+    pair.client(**make_batch(), use_cache=False).loss.backward()
     own = dict(adapter_parameters(pair.client))
-    slot = pair.transport._session._slot
-    assert slot is not None
     assert own
     assert {p.dtype for p in own.values()} == {torch.float32}
     assert {p.grad.dtype for p in own.values() if p.grad is not None} == {torch.float32}
-    assert {p.dtype for p in slot.activate()} == {torch.float32}
-    assert {g.dtype for g in slot._gradients if g is not None} == {torch.float32}
+    at_trunk = [p for n, p in pair.engine.trunk.named_parameters() if "lora_" in n]
+    assert {p.dtype for p in at_trunk} == {torch.float32}
     optimizer.step()
-    assert {t.dtype for t in slot.moments().values()} == {torch.float32}
+    moments = pair.trunk_moments()
+    assert {t.dtype for t in moments.values()} == {torch.float32}
+    # Without beta1 the first moment is the gradient itself: float32, as the uncut model's is.
+    pair.whole(**make_batch(), use_cache=False).loss.backward()
+    for name, parameter in adapter_parameters(pair.whole):
+        if f"{name}/exp_avg" in moments:
+            assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+            assert torch.equal(moments[f"{name}/exp_avg"], parameter.grad), name
     assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {
         torch.float32
     }
@@ -101,12 +105,12 @@ def test_adapters_gradients_and_optimizers_are_float32_beside_bfloat16_weights()
 @pytest.mark.sampled
 @pytest.mark.parametrize("weights", [torch.float32, NARROW], ids=["float32", "bfloat16"])
 def test_autocast_on_both_sides_equals_the_uncut_model_to_the_bit(weights: torch.dtype) -> None:
-    pair = make_pair(tiny_llama().to(weights), optimizer=CLIPPED)
+    pair = make_pair(tiny_model().to(weights), optimizer=CLIPPED)
     pair.engine.trunk.autocast = NARROW
     split = train_split(pair, NARROW)
     assert split == train_whole(pair, NARROW)
     assert_same_adapters(pair)
-    exact = make_pair(tiny_llama().to(weights), optimizer=CLIPPED)
+    exact = make_pair(tiny_model().to(weights), optimizer=CLIPPED)
     assert train_split(exact) != split
 
 
@@ -151,7 +155,7 @@ def test_precisions_of_either_side_work_together(
     trunk_casts: torch.dtype | None,
 ) -> None:
     """Loss within 1 % of float32's, and adapters that moved the same way (cosine above 0.9)."""
-    pair = make_pair(tiny_llama().to(silo), trunk_of=tiny_llama().to(trunk), optimizer=CLIPPED)
+    pair = make_pair(tiny_model().to(silo), trunk_of=tiny_model().to(trunk), optimizer=CLIPPED)
     pair.engine.trunk.autocast = trunk_casts
     exact = make_pair(optimizer=CLIPPED)
     assert train_split(pair, silo_casts) == pytest.approx(train_split(exact), rel=0.01)
@@ -168,7 +172,7 @@ def test_precisions_of_either_side_work_together(
 def test_each_side_gets_its_own_dtype(
     silo: torch.dtype, trunk: torch.dtype, pipelined: bool
 ) -> None:
-    pair = make_pair(tiny_llama().to(silo), trunk_of=tiny_llama().to(trunk))
+    pair = make_pair(tiny_model().to(silo), trunk_of=tiny_model().to(trunk))
     at_silo, at_trunk = dtypes_seen_by(pair.client), dtypes_seen_by(pair.engine.trunk)
     if pipelined:
         passage = SplitStages(pair.client).start(make_batch())
@@ -199,7 +203,7 @@ def dtypes_seen_by(model: nn.Module) -> set[torch.dtype]:
 
 def on_meta() -> PreTrainedModel:
     """On `meta`, which like a GPU refuses to compute with tensors of the host."""
-    model = tiny_llama()
+    model = tiny_model()
     model.set_attn_implementation("eager")  # the other one looks into its mask
     return model.to("meta", NARROW)
 
@@ -229,7 +233,7 @@ def test_a_trunk_computes_on_its_device_wherever_requests_come_from() -> None:
 @pytest.mark.sampled
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_a_silo_computes_on_its_device_wherever_replies_come_from(pipelined: bool) -> None:
-    pair = make_pair(on_meta(), trunk_of=tiny_llama())
+    pair = make_pair(on_meta(), trunk_of=tiny_model())
     transport = HostTransport(pair.transport)
     attach_trunk(pair.client, transport)
     batch = {name: tensor.to("meta") for name, tensor in make_batch().items()}
@@ -282,7 +286,7 @@ def test_a_silos_autocast_is_not_the_trunks() -> None:
 
 
 def test_generation_under_autocast_gives_the_uncut_models_tokens() -> None:
-    pair = make_pair(tiny_llama().to(NARROW))
+    pair = make_pair(tiny_model().to(NARROW))
     pair.engine.trunk.autocast = NARROW
     prompt = torch.tensor([[5, 6, 7, 8, 9]])
     with autocasting(CPU, NARROW), torch.no_grad():
@@ -294,7 +298,7 @@ def test_generation_under_autocast_gives_the_uncut_models_tokens() -> None:
 
 
 def test_a_tensor_of_another_dtype_than_the_sessions_is_refused() -> None:
-    pair = make_pair(tiny_llama().to(NARROW), trunk_of=tiny_llama())
+    pair = make_pair(tiny_model().to(NARROW), trunk_of=tiny_model())
     session = opened(pair.engine, pair.transport.spec, None)
     hidden = torch.zeros(1, 2, 32)
     with pytest.raises(WireError, match=r"h1 is torch.float32, expected torch.bfloat16"):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from pairs import make_batch, make_pair, tiny_llama
+from pairs import make_batch, make_pair
+from tiny_models import tiny_model
 from transformers import LlamaForCausalLM
 
 from flower_split.config.sections import WireConfig
@@ -13,7 +14,7 @@ STEPS, RATE = 40, 5e-3
 
 def lively_llama() -> LlamaForCausalLM:
     """A model whose logits differ from token to token, so that LoRA has something to work with."""
-    model = tiny_llama()
+    model = tiny_model()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

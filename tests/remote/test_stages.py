@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from asking import AS_GRADIENTS
 from hosting import eventually, nothing_left
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from late_transport import LateTransport
-from pairs import LORA, Pair, make_batch, make_pair, tiny_llama
-from tiny_families import CASE_BY_NAME, CASES, Case, attentions
+from pairs import LORA, Pair, make_batch, make_pair
+from tiny_models import CASE_BY_NAME, CASES, Case, attentions, tiny_model
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from flower_split.adapters import read_state
+from flower_split.adapters import adapter_parameters, read_state
 from flower_split.config.sections import LoraSettings, TrainConfig
 from flower_split.errors import DivergenceError, ModelError, TrunkError, TrunkUnavailableError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import RemoteTrunk, SplitAdamW, SplitStages, attach_trunk
 from flower_split.remote.trunk import find_remote
-from flower_split.segments import Halves, held_by_trunk, layers_path
+from flower_split.segments import Halves
 from flower_split.training import evaluate, train_round
 from flower_split.training.accumulation import accumulate
 from flower_split.transport.messages import SessionLimits
@@ -50,11 +50,6 @@ def late(pair: Pair, seed: int = 0, **options: Any) -> LateTransport:
     return transport
 
 
-def trunk_state(pair: Pair) -> dict[str, Tensor]:
-    slot = pair.transport._session._slot
-    return {} if slot is None else slot.state()
-
-
 def train(
     pair: Pair, config: TrainConfig, count: int, *, seed: int | None, pipelined: bool = True
 ) -> tuple[Any, dict[str, Tensor]]:
@@ -72,9 +67,7 @@ def train(
     finally:
         if transport is not None:
             transport.close()
-    state = read_state(pair.client) | trunk_state(pair)
-    if pair.engine.mode == "shared":
-        state |= pair.engine.shared_state()
+    state = read_state(pair.client) | pair.trained_trunk()
     return (metrics.loss, metrics.grad_norm, metrics.tokens, metrics.steps), state
 
 
@@ -105,13 +98,6 @@ def test_a_round_equals_the_uncut_model_to_the_bit(depth: int, max_grad_norm: fl
     assert any(not torch.equal(state[name], pair.state[name]) for name in state)
 
 
-def gpt2() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=97, n_embd=32, n_head=4, n_layer=5, n_positions=64)
-    ).eval()
-
-
 @pytest.mark.medium
 @settings(max_examples=12, deadline=None)
 @given(
@@ -120,7 +106,7 @@ def gpt2() -> PreTrainedModel:
     count=st.integers(1, 9),
     mode=st.sampled_from(("federated", "shared", "frozen")),
     cuts=st.sampled_from(((1, 2), (0, 1), (2, 0), (0, 0))),
-    family=st.sampled_from((gpt2, tiny_llama)),
+    family=st.sampled_from(("gpt2", "llama")),
     seed=st.integers(0, 2**16),
 )
 def test_no_timing_changes_anything(
@@ -131,7 +117,7 @@ def test_no_timing_changes_anything(
 
     def pair() -> Pair:
         return make_pair(
-            family(),
+            tiny_model(family).eval(),
             cuts=cuts,
             mode=mode,
             lora=LoraSettings(r=4, alpha=8.0, dropout=0.2),
@@ -150,7 +136,7 @@ def test_no_timing_changes_anything(
 def test_dropout_is_there_and_follows_the_seed() -> None:
     losses = set()
     for seed in (1, 1, 2):
-        pair = make_pair(gpt2(), lora=LoraSettings(r=4, dropout=0.2))
+        pair = make_pair(tiny_model("gpt2").eval(), lora=LoraSettings(r=4, dropout=0.2))
         metrics = train_round(
             pair.client,
             SplitAdamW(pair.client, lr=0.0),
@@ -171,7 +157,8 @@ def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
     # PEFT has no LoRA for the experts of a mixture, which are no linear layers.
     experts = "num_experts_per_tok" in case.values
     lora = LoraSettings(target_modules=("q_proj", "o_proj")) if experts else LORA
-    pair = make_pair(case.model(attentions(case)[-1]), cuts=(1, 1), lora=lora)
+    model = case.model(attentions(case)[-1])
+    pair = make_pair(model, cuts=(1, 1), lora=lora, optimizer=AS_GRADIENTS)
     transport = late(pair, pause=0.0005)
     try:
         ours = accumulate(
@@ -181,11 +168,8 @@ def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
         transport.close()
     whole = accumulate(pair.whole, batches(4))
     assert (ours.loss, ours.tokens) == (whole.loss, whole.tokens)
-    expected = {n: p.grad for n, p in pair.whole.named_parameters() if p.requires_grad}
-    path = layers_path(pair.whole.get_base_model())
-    trunk = [n for n in expected if held_by_trunk(n, path, find_remote(pair.client).cuts)]
-    found = dict(zip(trunk, pair.transport._session._slot._gradients, strict=True))
-    found |= {n: p.grad for n, p in pair.client.named_parameters() if p.requires_grad}
+    expected = {n: p.grad for n, p in adapter_parameters(pair.whole)}
+    found = {n: p.grad for n, p in adapter_parameters(pair.client)} | pair.trunk_gradients()
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert gradient is not None and torch.equal(gradient, found[name]), name
@@ -221,45 +205,37 @@ def test_requests_run_ahead_by_the_depth_and_no_further() -> None:
 
 
 def test_the_trunks_limit_is_respected() -> None:
-    pair = make_pair()
-    pair.engine.limits = SessionLimits(max_in_flight=2)
-    pair.transport._session._limits = pair.transport.limits = pair.engine.limits
+    pair = make_pair(limits=SessionLimits(max_in_flight=2))
     stages = SplitStages(pair.client)
     assert stages.max_in_flight == 2
     accumulate(pair.client, batches(6), stages=stages, depth=8)
 
 
 class _Watching:
-    """Stages that count the activations of the bottom that are alive."""
+    """Counts what the bottom's layer has computed and is alive, whenever it computes."""
 
-    def __init__(self, stages: SplitStages) -> None:
-        self._stages = stages
-        self.max_in_flight = stages.max_in_flight
-        self._alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
         self.most = 0
+        layer.register_forward_hook(self._note)
 
-    def note_waited(self, seconds: float) -> None:
-        self._stages.note_waited(seconds)
-
-    def start(self, inputs: Any, seed: int | None = None) -> Any:
-        passage = self._stages.start(inputs, seed)
-        self._alive.add(passage._pause.hidden)
-        self.most = max(self.most, len(self._alive))
-        return passage
+    def _note(self, layer: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+        self.alive.add(output)
+        self.most = max(self.most, len(self.alive))
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("depth", [1, 3])
 def test_the_silo_holds_the_activations_of_depth_microbatches(depth: int) -> None:
     pair = make_pair()
-    watching = _Watching(SplitStages(pair.client))
+    watching = _Watching(pair.client.get_submodule("base_model.model.model.layers.0"))
     gc.disable()  # what is freed late is not held to be freed
     try:
-        accumulate(pair.client, batches(8), stages=watching, depth=depth)
+        accumulate(pair.client, batches(8), stages=SplitStages(pair.client), depth=depth)
     finally:
         gc.enable()
     assert watching.most == depth
-    assert not watching._alive
+    assert not watching.alive
 
 
 @pytest.mark.medium
@@ -336,9 +312,9 @@ def test_an_interruption_frees_both_parties(error: type[BaseException]) -> None:
             )
         transport.close()
     assert_same(read_state(pair.client), pair.client_state)
-    assert_same(trunk_state(pair), pair.trunk_state)
     assert eventually(lambda: pair.engine.queue.budget.kept == 0)
     assert transport.released
+    assert_same(pair.trained_trunk(), pair.trunk_state)
     handle.remove()
 
 
@@ -366,13 +342,13 @@ def test_a_tensor_of_both_halves_cannot_be_trained_in_stages() -> None:
 
 def test_a_model_without_trunk_has_no_stages() -> None:
     with pytest.raises(ModelError, match="no trunk is attached"):
-        SplitStages(tiny_llama())
+        SplitStages(tiny_model())
     with pytest.raises(ModelError, match="holds no stock model"):
         Halves(torch.nn.Linear(1, 1), find_remote(make_pair().client))
 
 
 def test_modes_are_followed() -> None:
-    pair = make_pair(gpt2(), lora=LoraSettings(r=4, dropout=0.5))
+    pair = make_pair(tiny_model("gpt2").eval(), lora=LoraSettings(r=4, dropout=0.5))
     stages = SplitStages(pair.client)
 
     def loss(training: bool) -> float:

@@ -55,7 +55,7 @@ def test_trainer_equals_the_uncut_trainer_to_the_bit(tmp_path: Path) -> None:
                 optimizers=(optimizer, get_linear_schedule_with_warmup(optimizer, 2, 6)),
             ).train()
     expected = read_state(pair.whole)
-    after = read_state(pair.client) | pair.transport._session._slot.state()
+    after = read_state(pair.client) | pair.trained_trunk()
     for name, tensor in expected.items():
         assert torch.equal(after[name], tensor), name
         assert not torch.equal(tensor, pair.state[name]), name

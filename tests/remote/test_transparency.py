@@ -6,7 +6,6 @@ import pytest
 import torch
 from hosting import eventually
 from pairs import make_batch, make_pair
-from torch import Tensor
 
 from flower_split.adapters import read_state
 from flower_split.config.sections import WireConfig
@@ -51,14 +50,6 @@ def _train_split(model: Any, steps: int) -> list[float]:
     return losses
 
 
-def _trunk_after(pair: Any) -> dict[str, Tensor]:
-    outcome: dict[str, Tensor] = {}
-    session = pair.transport._session
-    if session._slot is not None:
-        outcome = session._slot.state()
-    return outcome
-
-
 @pytest.mark.sampled
 @pytest.mark.parametrize("cuts", [(1, 2), (0, 0), (0, 1), (2, 0)])
 @pytest.mark.parametrize("settings", [OptimizerSettings(), CLIPPED], ids=["free", "clipped"])
@@ -71,7 +62,7 @@ def test_training_equals_the_uncut_model_to_the_bit(
 
     assert _train_split(pair.client, 3) == _train_whole(pair.whole, settings, 3)
 
-    after = read_state(pair.client) | _trunk_after(pair)
+    after = read_state(pair.client) | pair.trained_trunk()
     expected = read_state(pair.whole)
     assert after.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -95,7 +86,7 @@ def test_a_shared_trunk_with_one_silo_equals_a_federated_one() -> None:
     shared = make_pair(mode="shared", optimizer=CLIPPED)
     federated = make_pair(mode="federated", optimizer=CLIPPED)
     assert _train_split(shared.client, 3) == _train_split(federated.client, 3)
-    for name, tensor in _trunk_after(federated).items():
+    for name, tensor in federated.trained_trunk().items():
         assert torch.equal(shared.engine.shared_state()[name], tensor), name
 
 

@@ -6,7 +6,6 @@ from importlib.metadata import version
 import pytest
 
 from flower_split.reporting import RoundResult, RunResult, installed_versions
-from flower_split.reporting.result import perplexity
 
 
 def test_silos_are_sorted_by_number_then_by_name(result: RunResult) -> None:
@@ -29,11 +28,6 @@ def test_losses_of_one_silo(result: RunResult) -> None:
 def test_what_is_not_a_finite_loss_is_left_out(loss: float | str | list[float]) -> None:
     result = RunResult(rounds=[RoundResult(server_round=1, evaluate={"0": {"eval-loss": loss}})])
     assert result.losses("0") == []
-
-
-def test_perplexity_does_not_overflow() -> None:
-    assert perplexity(0.0) == 1.0
-    assert perplexity(1e6) == math.inf
 
 
 def test_installed_versions_name_what_computed() -> None:

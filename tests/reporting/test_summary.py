@@ -61,4 +61,4 @@ def test_a_loss_that_exploded_does_not_break_the_summary() -> None:
         RoundResult(server_round=number, evaluate={"0": {"eval-loss": loss}})
         for number, loss in enumerate((1.0, 5000.0))
     ]
-    assert row(printed(RunResult(rounds=rounds)), "0") == ["0", "2.72", "inf", "xinf"]
+    assert row(printed(RunResult(rounds=rounds)), "0") == ["0", "2.72", "5.54e+34", "x5.54e+34"]

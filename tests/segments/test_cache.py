@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from flower_split.errors import ModelError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_families import CASE_BY_NAME, CASES, Case, attentions
+from tiny_models import CASE_BY_NAME, CASES, Case, attentions
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_families import CASE_BY_NAME, CASES, Case
+from tiny_models import CASE_BY_NAME, CASES, Case
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flower_split.segments import fingerprint

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_families import CASES, Case
+from tiny_models import CASES, Case
 
 from flower_split.remote import attach_trunk
 from flower_split.segments import split_model

@@ -1,7 +1,7 @@
 """Which layer a tensor belongs to, whatever prefix its name has."""
 
 import pytest
-from tiny_families import CASES, Case
+from tiny_models import CASES, Case
 from torch import nn
 
 from flower_split.errors import UnsupportedFamilyError

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 from transformers import (
     BertConfig,
     BertLMHeadModel,

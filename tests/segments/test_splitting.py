@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from tiny_families import CASE_BY_NAME, CASES, Case
+from tiny_models import CASE_BY_NAME, CASES, Case
 from torch import Tensor, nn
 
 from flower_split.errors import CutError, ModelError, UnsupportedFamilyError

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from asking import Asking, opened
+from asking import SECONDS, Asking, opened
+from tiny_models import tiny_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from flower_split.adapters import initial_state, resolve_lora, split_state
 from flower_split.config.sections import LoraSettings, WireConfig
@@ -25,6 +25,7 @@ from flower_split.errors import (
 from flower_split.lowrank import Allowance, Instructions, Scaling, folded_name
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import layers_path, split_model
+from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.ticket_record import Stage, TrunkStart
 from flower_split.transport.messages import (
@@ -43,18 +44,7 @@ LORA = LoraSettings(r=2, alpha=4.0, dropout=0.0)
 
 
 def make_engine(mode: str = "federated", lora: LoraSettings = LORA, **options: Any) -> TrunkEngine:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=31,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-        )
-    )
+    model = tiny_model(layers=4, hidden_size=16)
     plan = None if mode == "frozen" else resolve_lora(model, lora)
     _, trunk = split_model(model, 1, 1)
     engine = TrunkEngine(trunk, plan=plan, mode=mode, **options)
@@ -80,25 +70,49 @@ def turn(session: Asking, step: int, microbatch: int, seed: int) -> Tensor:
     return grad
 
 
-def stepped(session: Asking, steps: range, seed: int) -> dict[str, Tensor]:
+def stepped(session: Asking, steps: range, seed: int) -> None:
     for step in steps:
         turn(session, step, step, seed + step)
         session.step(StepRequest(step=step, learning_rate=0.01))
-    assert session._slot is not None
-    return session._slot.state()
 
 
 def ticket(name: str) -> Ticket:
     return Ticket(run_id=1, node_id=2, server_round=3, token=name)
 
 
+def prepared(engine: TrunkEngine, name: str = "a") -> Asking:
+    """A session that starts from the master's adapter and leaves its own."""
+    start = TrunkStart(tensors=engine.shared_state())
+    record = engine.prepare(ticket(name), start)
+    return opened(engine, engine.describe(), ticket(name), record)
+
+
+def trained_adapter(session: Asking) -> dict[str, Tensor]:
+    """What the session, which it ends, has made of its adapter or of the one that all share."""
+    session.finish()
+    if session.engine.mode == "shared":
+        return session.engine.shared_state()
+    assert session.record is not None
+    outcome = session.record.collect()
+    assert outcome is not None
+    return dict(outcome.tensors)
+
+
+def adapters_at(engine: TrunkEngine) -> set[str]:
+    """Names of the adapters that the trunk's layers hold."""
+    names = (name for name, _ in engine.trunk.named_parameters())
+    return {name.partition(".lora_A.")[2].partition(".")[0] for name in names if ".lora_A." in name}
+
+
 def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
     alone = []
     for seed in (10, 20):
         engine = make_engine()
-        alone.append(stepped(opened(engine, engine.describe(), None), range(3), seed))
+        session = prepared(engine)
+        stepped(session, range(3), seed)
+        alone.append(trained_adapter(session))
     engine = make_engine()
-    sessions = [opened(engine, engine.describe(), None) for _ in range(2)]
+    sessions = [prepared(engine, name) for name in "ab"]
     for step in range(3):
         for session, seed in zip(sessions, (10, 20), strict=True):
             session.forward(
@@ -112,8 +126,9 @@ def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
             )
             session.step(StepRequest(step=step, learning_rate=0.01))
     for session, expected in zip(sessions, alone, strict=True):
-        assert session._slot is not None
-        for name, tensor in session._slot.state().items():
+        found = trained_adapter(session)
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
             assert torch.equal(tensor, expected[name]), name
     assert not torch.equal(*(next(iter(state.values())) for state in alone))
 
@@ -123,7 +138,7 @@ def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> 
     states = []
     for disturbed in (False, True):
         engine = make_engine(mode)
-        session = opened(engine, engine.describe(), None)
+        session = prepared(engine)
         turn(session, 0, 0, 0)
         for step in range(3):
             comes = opened(engine, engine.describe(), None) if disturbed else None
@@ -132,8 +147,8 @@ def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> 
                 comes.close()
             turn(session, step, 2 * step + 2, step + 10)
             session.step(StepRequest(step=step, learning_rate=0.01))
-        assert session._slot is not None
-        states.append(session._slot.state())
+        states.append(trained_adapter(session))
+    assert states[0]
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
 
@@ -151,8 +166,13 @@ def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
     for name in start:
         assert not torch.equal(start[name], middle[name])
         assert not torch.equal(middle[name], end[name])
-    assert second._slot is not None
-    assert all(torch.equal(second._slot.state()[n], end[n]) for n in end)
+    third = opened(engine, engine.describe(), None)
+    refreshed = second.forward(ForwardRequest(step=1, microbatch=1, hidden=hidden(3)))
+    assert torch.equal(
+        refreshed, third.forward(ForwardRequest(step=0, microbatch=0, hidden=hidden(3)))
+    )
+    stale = first.forward(ForwardRequest(step=1, microbatch=1, hidden=hidden(3)))
+    assert not torch.equal(refreshed, stale)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +195,7 @@ def test_a_handshake_names_the_field_that_differs(field: str, value: Any) -> Non
     engine = make_engine(wire=WireConfig(), dtype="float32")
     with pytest.raises(HandshakeError, match=rf"differ in {field}[:.]"):
         opened(engine, replace(engine.describe(), **{field.partition(".")[0]: value}), None)
-    assert "session0" not in engine._adapters._model.peft_config  # type: ignore[union-attr]
+    assert adapters_at(engine) == {"master"}
 
 
 def test_a_handshake_names_the_constant_that_differs() -> None:
@@ -199,24 +219,30 @@ def test_a_hostile_adapter_text_is_a_mismatch(text: str) -> None:
 
 
 def test_order_is_enforced_and_a_refused_call_changes_nothing() -> None:
-    engine = make_engine()
-    session = opened(engine, engine.describe(), None)
-    with pytest.raises(SequenceError, match="expected step 0, got step 1"):
-        session.forward(ForwardRequest(step=1, microbatch=0, hidden=hidden(0)))
-    turn(session, 0, 4, 0)
-    with pytest.raises(SequenceError, match="does not follow 4"):
-        session.forward(ForwardRequest(step=0, microbatch=4, hidden=hidden(0)))
-    with pytest.raises(SequenceError, match="no activations"):
-        session.backward(BackwardRequest(step=0, microbatch=4, grad=hidden(0)))
-    with pytest.raises(SequenceError, match="expected step 0"):
-        session.step(StepRequest(step=3, learning_rate=0.1))
-    before = session._slot.state()  # type: ignore[union-attr]
-    session.step(StepRequest(step=0, learning_rate=0.1))
-    after = session._slot.state()  # type: ignore[union-attr]
-    assert any(not torch.equal(before[n], after[n]) for n in before)
-    with pytest.raises(SequenceError, match="expected step 1, got step 0"):
+    found = []
+    for refused in (False, True):
+        session = prepared(make_engine())
+        start = session.engine.shared_state()
+        if refused:
+            with pytest.raises(SequenceError, match="expected step 0, got step 1"):
+                session.forward(ForwardRequest(step=1, microbatch=0, hidden=hidden(0)))
+        turn(session, 0, 4, 0)
+        if refused:
+            with pytest.raises(SequenceError, match="does not follow 4"):
+                session.forward(ForwardRequest(step=0, microbatch=4, hidden=hidden(0)))
+            with pytest.raises(SequenceError, match="no activations"):
+                session.backward(BackwardRequest(step=0, microbatch=4, grad=hidden(0)))
+            with pytest.raises(SequenceError, match="expected step 0"):
+                session.step(StepRequest(step=3, learning_rate=0.1))
         session.step(StepRequest(step=0, learning_rate=0.1))
-    assert all(torch.equal(after[n], t) for n, t in session._slot.state().items())  # type: ignore[union-attr]
+        if refused:
+            with pytest.raises(SequenceError, match="expected step 1, got step 0"):
+                session.step(StepRequest(step=0, learning_rate=0.1))
+        found.append(trained_adapter(session))
+        assert (session.summary.steps, session.summary.backwards) == (1, 1)
+        assert any(not torch.equal(found[-1][n], start[n]) for n in start)
+    plain, tried = found
+    assert all(torch.equal(tried[n], t) for n, t in plain.items())
 
 
 @pytest.mark.parametrize(
@@ -273,6 +299,8 @@ def test_a_learning_rate_out_of_bounds_is_refused(rate: float) -> None:
 @pytest.mark.medium
 def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
     engine = make_engine(limits=SessionLimits(max_in_flight=2))
+    kept: list[weakref.ref[Tensor]] = []
+    engine.trunk.register_forward_hook(lambda *made: kept.append(weakref.ref(made[-1])))
     session = opened(engine, engine.describe(), None)
     for microbatch in range(2):
         session.forward(
@@ -280,12 +308,13 @@ def test_activations_are_bounded_and_freed_however_the_session_ends() -> None:
         )
     with pytest.raises(TrunkBusyError, match=r"trunk\.max-in-flight"):
         session.forward(ForwardRequest(step=0, microbatch=2, hidden=hidden(0), keep_graph=True))
-    kept = [weakref.ref(held.graph.output) for held in session._pending.values() if held.graph]
+    assert len(kept) == 2
+    assert all(reference() is not None for reference in kept)
     session.close()
     session.close()
     gc.collect()
     assert all(reference() is None for reference in kept)
-    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
+    assert adapters_at(engine) == {"master"}
     with pytest.raises(SequenceError, match="ended"):
         session.finish()
 
@@ -423,7 +452,7 @@ def test_a_prepared_adapter_that_does_not_fit_opens_no_session() -> None:
     engine.prepare(ticket("a"), TrunkStart(tensors={"unknown": torch.zeros(1)}))
     with pytest.raises(AdapterError, match="do not fit"):
         opened(engine, engine.describe(), ticket("a"))
-    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
+    assert adapters_at(engine) == {"master"}
 
 
 def test_an_evaluation_session_trains_nothing() -> None:
@@ -620,7 +649,7 @@ def test_a_silo_cannot_have_the_trunk_make_whatever_adapter_it_wants(
     engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state(), allowance=allowance()))
     with pytest.raises(HandshakeError, match=said):
         opened(engine, told(engine, **changes), ticket("a"))
-    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
+    assert adapters_at(engine) == {"master"}
 
 
 def test_a_silo_of_another_rank_gets_an_adapter_of_its_own_rank() -> None:
@@ -643,30 +672,42 @@ def test_without_an_allowance_only_the_trunks_own_adapter_is_taken() -> None:
         opened(engine, told(engine, r=5), None)
 
 
-def test_a_session_with_folded_factors_leaves_nothing_and_is_not_mixed_with_others() -> None:
-    engine = make_engine()
+def with_folded_factors(engine: TrunkEngine) -> TrunkStart:
     state = engine.shared_state()
     folded = {folded_name(name): torch.ones_like(tensor) for name, tensor in state.items()}
     instructions = Instructions(scale=LORA.alpha / LORA.r)
-    engine.prepare(ticket("a"), TrunkStart(tensors={**state, **folded}, instructions=instructions))
+    return TrunkStart(tensors={**state, **folded}, instructions=instructions)
+
+
+def test_a_session_with_folded_factors_is_not_mixed_with_others() -> None:
+    engine = make_engine(batching=BatchSettings(batching=True, gather_ms=0.0))
+    engine.prepare(ticket("a"), with_folded_factors(engine))
+    plain = [opened(engine, engine.describe(), None) for _ in range(2)]
+    sessions = [opened(engine, engine.describe(), ticket("a")), *plain]
+    request = ForwardRequest(step=0, microbatch=0, hidden=hidden(0))
+    with engine.queue.exclusive():
+        futures = [session.submit(request) for session in sessions]
+    for future in futures:
+        future.result(SECONDS)
+    assert [session.finish().queue.rows_beside for session in sessions] == [0, 2, 2]
+
+
+def test_a_session_with_folded_factors_leaves_nothing_behind() -> None:
+    engine = make_engine()
+    engine.prepare(ticket("a"), with_folded_factors(engine))
     plain = opened(engine, engine.describe(), None)
     session = opened(engine, engine.describe(), ticket("a"))
-    assert plain._slot is not None
-    assert session._slot is not None
-    assert plain._slot.can_mix
-    assert not session._slot.can_mix
     request = ForwardRequest(step=0, microbatch=0, hidden=hidden(0))
     with_folded, without = session.forward(request), plain.forward(request)
     assert not torch.equal(with_folded, without)
     # A second session of the same folded factors costs no second copy of them.
-    engine.prepare(ticket("b"), TrunkStart(tensors={**state, **folded}, instructions=instructions))
+    engine.prepare(ticket("b"), with_folded_factors(engine))
     other = opened(engine, engine.describe(), ticket("b"))
-    adapters = engine._adapters._model.peft_config  # type: ignore[union-attr]
-    assert sum("folded" in name for name in adapters) == 1
+    assert sum("folded" in name for name in adapters_at(engine)) == 1
     session.close()
     again = replace(request, microbatch=1)
     assert torch.equal(other.forward(again), with_folded)
     assert torch.equal(plain.forward(again), without)
     other.close()
     plain.close()
-    assert list(engine._adapters._model.peft_config) == ["master"]  # type: ignore[union-attr]
+    assert adapters_at(engine) == {"master"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from asking import Asking
 from several_silos import make_trunk, open_silo
-from tiny_families import CASES
+from tiny_models import CASES
 from torch.profiler import ProfilerActivity, profile
 
 from flower_split.server.compute.queue import BatchSettings

@@ -1,13 +1,14 @@
 """Whole runs in which the silos have the model from the server, and none that they could load."""
 
 import hashlib
+import itertools
 import logging
 import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-from delivering import left
+from delivering import as_in_another_process, left
 from flwr.serverapp.strategy import FedAvg
 from hosting import is_free, nothing_left
 from in_process_grid import InProcessGrid
@@ -15,15 +16,14 @@ from tiny_checkpoint import save_texts, save_tiny_model
 
 from flower_split.apps.client_app import app
 from flower_split.apps.results import run_result
-from flower_split.client import model_pool, silo_data
 from flower_split.config.run_config import read_run_config
-from flower_split.delivery import cache as cache_module
 from flower_split.delivery.cache import PartCache
 from flower_split.errors import RoundError
 from flower_split.strategies import SplitStrategy
 from flower_split.transport.grpc.delivery import GrpcDelivery
 
-UNKNOWN = "nobody/has-such-a-model"
+NUMBERS = itertools.count()
+"""Of models; what a process keeps loaded, it finds by their names."""
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +34,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def forget():
-    """What another process would know: nothing."""
-    model_pool._idle.clear()
-    silo_data._load.cache_clear()
-    cache_module._verified.clear()
-
-
 @pytest.fixture
 def run(folder, tmp_path, monkeypatch):
     """Runs a federation; `streams` counts the streams that silos opened to fetch the model."""
-    streams = []
+    streams, names = [], []
     make = GrpcDelivery.__init__
 
     def counting(self, *arguments, **options):
@@ -53,7 +46,13 @@ def run(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(GrpcDelivery, "__init__", counting)
 
-    def start(delivery="server", *, name=UNKNOWN, silo=None, node=None, grid=None, **changes):
+    def forget():
+        """Know no more than another process would: nothing loaded, nothing verified."""
+        names.append(f"nobody/has-such-a-model-{next(NUMBERS)}")
+        if (tmp_path / "cache").exists():
+            as_in_another_process(PartCache(tmp_path / "cache"))
+
+    def start(delivery="server", *, name=None, silo=None, node=None, grid=None, **changes):
         streams.clear()
         values = {
             "model.delivery": delivery,
@@ -72,7 +71,7 @@ def run(folder, tmp_path, monkeypatch):
             "state-dir": str(tmp_path / "state"),
             **(node or {}),
         }
-        run_config = {**values, "model.name": name, **(silo or {})}
+        run_config = {**values, "model.name": name or names[-1], **(silo or {})}
         in_process = InProcessGrid(
             app, 3, run_config=run_config, node_config=node_config, **(grid or {})
         )
@@ -91,8 +90,8 @@ def run(folder, tmp_path, monkeypatch):
         return SimpleNamespace(result=strategy.result, streams=list(streams), sent=in_process.sent)
 
     forget()
-    yield start
-    forget()
+    start.forget = forget
+    return start
 
 
 @pytest.mark.medium
@@ -100,7 +99,7 @@ def test_it_learns_what_a_run_with_local_models_learns(run, folder, tmp_path, ca
     open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     local = run("local", name=str(folder / "model"))
     assert not local.streams and not (tmp_path / "cache").exists()
-    forget()
+    run.forget()
     with caplog.at_level(logging.DEBUG):
         delivered = run("server")
     assert delivered.result.adapter.keys() == local.result.adapter.keys()
@@ -140,11 +139,11 @@ def test_it_learns_what_a_run_with_local_models_learns(run, folder, tmp_path, ca
 @pytest.mark.medium
 def test_another_process_finds_the_model_on_its_disk(run, tmp_path):
     run(**{"num-server-rounds": 1})
-    forget()
+    run.forget()
     again = run(**{"num-server-rounds": 1})
     assert again.streams == []
     assert all(r.statistics["delivery-bytes"] == 0 for r in again.result.history)
-    forget()
+    run.forget()
     cache = PartCache(tmp_path / "cache")
     largest = max(cache.parts.iterdir(), key=lambda path: path.stat().st_size)
     largest.write_bytes(b"broken")

@@ -9,7 +9,7 @@ from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import StrategyConfig
 from flower_split.errors import ConfigError
 from flower_split.strategies import INNER_STRATEGIES, build_inner, inner_problems
-from flower_split.strategies.inner import allowance_of, check_exact, least_nodes, weight_key
+from flower_split.strategies.inner import allowance_of, check_inner, least_nodes, weight_key
 
 NEEDED = {"qfedavg": {"client_learning_rate": 0.1}}
 
@@ -22,7 +22,7 @@ def test_every_named_strategy_is_made(name):
     made = build_inner(settings)
     assert made.fraction_train == 0.5
     assert made.min_train_nodes == made.min_evaluate_nodes == made.min_available_nodes == 4
-    check_exact(made, LoraSettings())
+    check_inner(made, LoraSettings())
 
 
 def test_options_reach_the_strategy():
@@ -78,9 +78,9 @@ def test_a_wrapper_that_compares_tensors_takes_no_strategy_that_changes_them(nam
     inner = build_inner(StrategyConfig(name=name), lora)
     wrapper = DifferentialPrivacyServerSideFixedClipping(inner, 0.1, 0.1, 2)
     with pytest.raises(ConfigError, match=r"FixedClipping compares .*'fedavglora'"):
-        check_exact(wrapper, lora)
+        check_inner(wrapper, lora)
     average = build_inner(StrategyConfig(name="fedavglora"), lora)
-    check_exact(DifferentialPrivacyServerSideFixedClipping(average, 0.1, 0.1, 2), lora)
+    check_inner(DifferentialPrivacyServerSideFixedClipping(average, 0.1, 0.1, 2), lora)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_ranks_of_simulated_silos_that_cannot_be_aggregated_are_refused_at_start
 ):
     lora = LoraSettings(**settings)
     with pytest.raises(ConfigError, match=said):
-        check_exact(build_inner(StrategyConfig(name=name), lora), lora)
-    check_exact(build_inner(StrategyConfig(name="flora"), lora), lora)
+        check_inner(build_inner(StrategyConfig(name=name), lora), lora)
+    check_inner(build_inner(StrategyConfig(name="flora"), lora), lora)
     equal = LoraSettings(ranks=(8, 8), alphas=(16.0,))
-    check_exact(build_inner(StrategyConfig(name=name), equal), equal)
+    check_inner(build_inner(StrategyConfig(name=name), equal), equal)

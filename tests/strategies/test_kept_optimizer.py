@@ -6,31 +6,26 @@ import shutil
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg
-from in_process_grid import InProcessGrid
-from plain_flower import plain_client_app, run_plain
-from split_flower import (
-    LORA,
-    ROUNDS,
-    RUN_CONFIG,
-    SILOS,
-    STEPS,
+from split_run import (
     TOLERANCE,
-    TRAIN,
-    initial_arrays,
+    failed_rounds,
     largest_difference,
     losing_replies,
     run_split,
-    split_client_app,
-    steps_of,
 )
+from steps import KEEPING, SILOS, STEPS, run_config, steps_of
 from tiny_checkpoint import save_tiny_model
+from uncut_model import initial_arrays
+from uncut_run import run_uncut, uncut_app
 
 from flower_split.client.state.state_file import StateFile
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import RoundError, StateError
-from flower_split.strategies import SplitStrategy, TrunkHost
+from flower_split.strategies import TrunkHost
 from flower_split.strategies.hosting.adapter_parts import to_arrays
 
+ROUNDS = KEEPING["num-server-rounds"]
+LORA = {"targets": KEEPING["lora.target-modules"]}
 KEEPING_NOTHING = {"train.keep-optimizer": False}
 INNER = {
     "fedavg": lambda nodes=SILOS: FedAvg(
@@ -45,20 +40,29 @@ def folder(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model"), "llama")
 
 
-def plain(folder, name="fedavg", *, losing=frozenset(), **kept):
-    app = plain_client_app(folder, LORA, steps_of, losing=losing, **kept, **TRAIN)
-    return run_plain(
-        app,
-        INNER[name](),
-        initial_arrays(folder),
-        num_nodes=SILOS,
-        num_rounds=ROUNDS,
-        tamper=losing_replies(losing),
-    ).to_torch_state_dict()
+def config_of(folder, **changes):
+    return run_config(folder, **{**KEEPING, **changes})
+
+
+def uncut(folder, name="fedavg", *, losing=frozenset(), changes=None, **options):
+    config = config_of(folder, **(changes or {}))
+    app = uncut_app(folder, config=config, loras=LORA, losing=losing, **options)
+    initial, tamper = initial_arrays(folder, **LORA), losing_replies(losing)
+    result, _ = run_uncut(INNER[name](), app, initial, rounds=ROUNDS, tamper=tamper)
+    return result.arrays.to_torch_state_dict()
+
+
+def ran(folder, inner, initial=None, *, losing=frozenset(), changes=None, **options):
+    """The result of a split run in which the replies in `losing`, and no others, are missing."""
+    if losing:
+        options |= {"tamper": losing_replies(losing), "timeout": 0.3}
+    result, _ = run_split(config_of(folder, **(changes or {})), inner, initial, **options)
+    assert failed_rounds(result) == set(losing)
+    return result
 
 
 def split(folder, name="fedavg", **options):
-    result = run_split(folder, INNER[name](), initial_arrays(folder), **options)
+    result = ran(folder, INNER[name](), initial_arrays(folder, **LORA), **options)
     return result.arrays.to_torch_state_dict()
 
 
@@ -74,8 +78,8 @@ def files(state_home):
 
 def test_without_keeping_every_round_starts_afresh(folder, state_home):
     ours = split(folder, changes=KEEPING_NOTHING)
-    assert largest_difference(ours, plain(folder, keep=False)) <= TOLERANCE
-    assert largest_difference(ours, plain(folder)) > 100 * TOLERANCE
+    assert largest_difference(ours, uncut(folder, changes=KEEPING_NOTHING)) <= TOLERANCE
+    assert largest_difference(ours, uncut(folder)) > 100 * TOLERANCE
     assert not state_home.exists()
 
 
@@ -83,7 +87,7 @@ def test_without_keeping_every_round_starts_afresh(folder, state_home):
 def test_a_round_that_did_not_count_is_never_gone_on_from(folder, name):
     losing = {(1, 1), (0, 2)}
     ours = split(folder, name, losing=losing)
-    assert largest_difference(ours, plain(folder, name, losing=losing)) <= TOLERANCE
+    assert largest_difference(ours, uncut(folder, name, losing=losing)) <= TOLERANCE
 
 
 def test_a_silo_that_lost_its_file_and_its_trunk_start_afresh_together(folder, state_home):
@@ -96,7 +100,7 @@ def test_a_silo_that_lost_its_file_and_its_trunk_start_afresh_together(folder, s
             shutil.rmtree(own)
 
     ours = split(folder, before=lose)
-    assert largest_difference(ours, plain(folder, forgetting={(1, 3)})) <= TOLERANCE
+    assert largest_difference(ours, uncut(folder, forgetting={(1, 3)})) <= TOLERANCE
 
 
 def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog):
@@ -106,7 +110,7 @@ def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog)
     monkeypatch.setattr(StateFile, "write", full)
     ours = split(folder)
     assert "No space left on device" in caplog.text
-    assert largest_difference(ours, plain(folder, keep=False)) <= TOLERANCE
+    assert largest_difference(ours, uncut(folder, changes=KEEPING_NOTHING)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("mode", ["federated", "shared", "frozen"])
@@ -123,9 +127,7 @@ def test_two_rounds_are_one_of_twice_the_steps_to_the_bit(folder, mode):
             "num-server-rounds": rounds,
             "strategy.min-nodes": 1,
         }
-        return run_split(
-            folder, INNER["fedavg"](1), None, steps=steps, silos=1, changes=changes
-        ).adapter
+        return ran(folder, INNER["fedavg"](1), steps=steps, silos=1, changes=changes).adapter
 
     assert_equal(adapter(steps_of, 2), adapter(one_round, 1))
     assert STEPS > 1
@@ -150,8 +152,8 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
     # In a shared trunk the order of the silos matters, and Flower draws it.
     monkeypatch.setattr("random.sample", lambda population, k: sorted(population)[:k])
     changes = {"trunk.adapters": mode}
-    config = read_run_config({**RUN_CONFIG, **changes, "model.name": str(folder)})
-    uninterrupted = run_split(folder, INNER["fedavg"](), None, changes=changes).adapter
+    config = read_run_config(config_of(folder, **changes))
+    uninterrupted = ran(folder, INNER["fedavg"](), changes=changes).adapter
 
     def until_killed(partition, server_round):
         if server_round == ROUNDS:
@@ -170,7 +172,7 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
 
         inner.aggregate_train = remember
         with pytest.raises((KeyboardInterrupt, RoundError)):
-            run_split(folder, inner, None, steps=until_killed, host=host, changes=changes)
+            ran(folder, inner, steps=until_killed, host=host, changes=changes)
         states = host.session_states()
         learned = host.adapter(arrays[ROUNDS - 1])
     silos = {state.silo: state.server_round for state in states if state.silo}
@@ -180,7 +182,7 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
     monkeypatch.setattr("in_process_grid.FIRST_NODE", 200)
     start = to_arrays(learned)
     with Resumed(config, states) as host:
-        resumed = run_split(
+        resumed = ran(
             folder,
             INNER["fedavg"](),
             start,
@@ -193,12 +195,11 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
 
 
 def test_states_of_another_mode_are_refused(folder):
-    values = {**RUN_CONFIG, "model.name": str(folder)}
-    with TrunkHost(read_run_config(values)) as host:
-        run_split(folder, INNER["fedavg"](), None, host=host)
+    with TrunkHost(read_run_config(config_of(folder))) as host:
+        ran(folder, INNER["fedavg"](), host=host)
         states = host.session_states()
     with (
-        TrunkHost(read_run_config({**values, "trunk.adapters": "frozen"})) as host,
+        TrunkHost(read_run_config(config_of(folder, **{"trunk.adapters": "frozen"}))) as host,
         pytest.raises(StateError, match=r"another mode of trunk\.adapters"),
     ):
         host.load_session_states(states)
@@ -212,20 +213,17 @@ def test_nothing_is_left_of_a_run_that_ended(folder, state_home):
 
 
 def test_a_second_run_on_the_same_host_starts_afresh(folder):
-    config = read_run_config({**RUN_CONFIG, "model.name": str(folder)})
+    config = read_run_config(config_of(folder))
     with TrunkHost(config) as host:
-        once = run_split(folder, INNER["fedavg"](), None, host=host).adapter
-        again = run_split(folder, INNER["fedavg"](), None, host=host).adapter
+        once = ran(folder, INNER["fedavg"](), host=host).adapter
+        again = ran(folder, INNER["fedavg"](), host=host).adapter
     assert_equal(again, once)
 
 
 def test_two_silos_of_one_name_do_not_share_a_state(folder):
-    values = {**RUN_CONFIG, "model.name": str(folder)}
-    grid = InProcessGrid(
-        split_client_app(), SILOS, run_config=values, node_config={"silo": "north"}
-    )
     inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS)
-    result = SplitStrategy(read_run_config(values), inner).start(grid, None, num_rounds=2)
+    values = config_of(folder, **{"num-server-rounds": 2})
+    result, _ = run_split(values, inner, node_config={"silo": "north"})
     for server_round in (1, 2):
         records = result.of("train", server_round)
         assert [bool(record.failure) for record in records] == [False, True, True]

@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from flower_split.optimization.settings import OptimizerSettings
 from flower_split.server.engine import TrunkEngine
+from flower_split.server.ticket_record import TicketRecord
 from flower_split.transport.base import BackendSession
 from flower_split.transport.messages import (
     BackwardRequest,
@@ -21,14 +23,34 @@ from flower_split.transport.messages import (
 )
 
 SECONDS = 120.0
+AS_GRADIENTS = OptimizerSettings(beta1=0.0)
+"""AdamW whose first moment is the gradient of the last step, to the bit."""
 
 
 class Asking:
-    """A session of a backend, whose calls return when they are answered."""
+    """A session of a backend, whose calls return when they are answered.
 
-    def __init__(self, session: BackendSession, engine: TrunkEngine) -> None:
+    Args:
+        session: The session.
+        engine: Its backend.
+        spec: With which it was opened.
+        ticket: With which it was opened, where it was.
+        record: Of the ticket, where it was prepared.
+    """
+
+    def __init__(
+        self,
+        session: BackendSession,
+        engine: TrunkEngine,
+        spec: SessionSpec,
+        ticket: Ticket | None = None,
+        record: TicketRecord | None = None,
+    ) -> None:
         self.session = session
         self.engine = engine
+        self.spec, self.ticket, self.record = spec, ticket, record
+        self.summary = SessionSummary(steps=0, forwards=0, backwards=0, tokens=0)
+        """What `finish` said."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
@@ -54,6 +76,7 @@ class Asking:
     def finish(self) -> SessionSummary:
         answer = self.ask(Finish())
         assert isinstance(answer, SessionSummary)
+        self.summary = answer
         return answer
 
     def release(self, microbatch: int) -> None:
@@ -66,6 +89,11 @@ class Asking:
         self.session.close().result(SECONDS)
 
 
-def opened(engine: TrunkEngine, spec: SessionSpec, ticket: Ticket | None) -> Asking:
+def opened(
+    engine: TrunkEngine,
+    spec: SessionSpec,
+    ticket: Ticket | None,
+    record: TicketRecord | None = None,
+) -> Asking:
     """A session of `engine`, or the error with which it refused it."""
-    return Asking(engine.open(spec, ticket).result(SECONDS), engine)
+    return Asking(engine.open(spec, ticket).result(SECONDS), engine, spec, ticket, record)

@@ -1,6 +1,7 @@
 """Packs in tests: fetched without a wire, counted, interrupted, or told lies by."""
 
 import contextlib
+import os
 import queue
 import socket
 import threading
@@ -9,8 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import grpc
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_model
 
 from flower_split.delivery.cache import PartCache
 from flower_split.delivery.fetching import fetch_pack
@@ -61,6 +61,12 @@ def left(cache: PartCache) -> list[str]:
     return sorted(path.name for path in cache.parts.iterdir())
 
 
+def as_in_another_process(cache: PartCache) -> None:
+    """Let nothing be known of what is in `cache` but what its files hold."""
+    for path in cache.parts.iterdir():
+        os.utime(path)
+
+
 def unpacked(pack: Pack, folder: Path) -> Path:
     """The model's folder of `pack`, with a cache in `folder`."""
     fetched = fetch_pack(pack.digest, TICKETS, lambda _: DirectStream(pack), PartCache(folder))
@@ -69,16 +75,10 @@ def unpacked(pack: Pack, folder: Path) -> Path:
 
 def save_model_of_several_mib(folder: Path) -> Path:
     """A random model whose ends are several pieces long."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=3000,
-        hidden_size=256,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+    model = tiny_model(
+        layers=4, vocab_size=3000, hidden_size=256, intermediate_size=64, num_key_value_heads=4
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
-from unsplit_app import logits
+from uncut_model import base_model, logits
 
 from flower_split.apps.cli import cli
 
@@ -18,5 +17,4 @@ def flower_split(*arguments: object) -> Result:
 
 def logits_with(base: Path, adapter: Path) -> torch.Tensor:
     """Of the uncut model in `base` with the adapter, loaded by stock transformers and PEFT."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return logits(PeftModel.from_pretrained(model, adapter))
+    return logits(PeftModel.from_pretrained(base_model(base), adapter))

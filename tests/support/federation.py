@@ -28,6 +28,8 @@ CONNECTION = "test"
 COMPLETED = "finished:completed"
 SECONDS = 300.0
 """For every single wait: some fifty times what it takes on a quiet machine."""
+PAUSE = 2.0
+"""Seconds between two `flwr` commands that ask for the same: each costs a processor's second."""
 
 Found = TypeVar("Found")
 Prefix = Sequence[str]
@@ -44,7 +46,7 @@ def wait_for(
     end = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{logs()}"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return found
 
 
@@ -165,7 +167,7 @@ class Federation:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
         }
 
     def start_superlink(self) -> None:
@@ -194,14 +196,12 @@ class Federation:
         self._start(name, node.prefix, "flower-supernode", *trust, *arguments)
 
     def wait_for_nodes(self) -> None:
-        """Wait until every SuperNode is online."""
+        """Wait until every SuperNode has the id that the SuperLink gives to those it lets in."""
 
         def online() -> bool:
-            # The command itself costs seconds; a dead SuperNode is not worth waiting for.
             for name, process in self.processes.items():
                 assert process.poll() is None, f"{name} ended:\n{self.log(name)}"
-            listed = self.flwr("supernode", "list", CONNECTION)["nodes"]
-            return sum(node["status"] == "online" for node in listed) >= len(self.nodes)
+            return all("SuperNode ID: " in self.log(name) for name in self._names())
 
         wait_for(online, "all SuperNodes are online", logs=self.logs)
 
@@ -238,10 +238,15 @@ class Federation:
         return Run(run_id, str(listed["status"]), str(listed.get("status-details") or ""))
 
     def wait(self, run_id: str, seconds: float = SECONDS) -> Run:
-        """Wait for the end of a run."""
+        """Wait for the end of a run, and of the ServerApps that are running."""
+        asked = time.monotonic()
 
         def ended() -> Run | None:
+            nonlocal asked
+            if self.members("flwr-serverapp") or time.monotonic() < asked + PAUSE:
+                return None
             found = self.state(run_id)
+            asked = time.monotonic()
             return found if found.status.startswith("finished") else None
 
         return wait_for(ended, f"run {run_id} ends", seconds, self.logs)

@@ -1,8 +1,9 @@
 """Runs of the ready-made apps in processes of their own, which a test may kill at any moment.
 
-As a script it imports everything once, and forks a run for every line of standard input, a JSON
-run config: a killed run costs no imports. It answers with the run's process id, and with its exit
-status when it has ended. Run id, node ids and their order are new for every run, as Flower's are.
+As a script it imports everything once, and forks a run for every line of standard input, JSON of
+the silos' state folder and the run config: a killed run costs no imports. It answers with the run's
+process id, and with its exit status when it has ended. Run id, node ids and their order are new for
+every run, as Flower's are.
 """
 
 import json
@@ -30,9 +31,10 @@ def _serve():
 
     assert flower_split.apps.server_run and flower_split.client
     while line := sys.stdin.readline():
-        values = json.loads(line)
+        state_home, values = json.loads(line)
         child = os.fork()
         if child == 0:
+            os.environ["XDG_STATE_HOME"] = state_home
             torch.set_num_threads(1)
             in_process_grid.RUN_ID = secrets.randbits(62)
             ids = [(1 << 62) + secrets.randbits(61) for _ in range(SILOS)]
@@ -56,9 +58,6 @@ def _serve():
 class Runner:
     """A context manager that runs run configs, one after another."""
 
-    def __init__(self, state_home):
-        self._state_home = state_home
-
     def __enter__(self):
         self._process = subprocess.Popen(
             [sys.executable, __file__],
@@ -68,7 +67,6 @@ class Runner:
             env={
                 **os.environ,
                 "CUDA_VISIBLE_DEVICES": "",  # equality to the bit is the CPU's
-                "XDG_STATE_HOME": str(self._state_home),
                 "PYTHONPATH": str(Path(__file__).parent),
                 "GRPC_ENABLE_FORK_SUPPORT": "0",
             },
@@ -81,12 +79,12 @@ class Runner:
         self._process.terminate()
         self._process.wait()
 
-    def run(self, values, *, kill_when=None):
+    def run(self, values, *, state_home, kill_when=None):
         """Whether a run came to its end; otherwise it was killed as `kill_when()` became true.
 
-        A run that fails of itself is an error.
+        A run that fails of itself is an error. Silos keep their state below `state_home`.
         """
-        self._process.stdin.write(json.dumps(values) + "\n")
+        self._process.stdin.write(json.dumps([str(state_home), values]) + "\n")
         self._process.stdin.flush()
         child = int(self._process.stdout.readline())
         while kill_when is not None and not kill_when():

@@ -9,7 +9,7 @@ from in_process_grid import FIRST_NODE, InProcessGrid
 
 from flower_split.lowrank import (
     CONTROL,
-    RECORD,
+    LORA_RECORD,
     Factors,
     Instructions,
     Scaling,
@@ -106,7 +106,7 @@ class Federation:
                 }
             )
             if not silo.silent:
-                content[RECORD] = ConfigRecord(scaling_fields(silo.scaling))
+                content[LORA_RECORD] = ConfigRecord(scaling_fields(silo.scaling))
             if tamper is not None:
                 tamper(partition, content)
             return Message(content, reply_to=message)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel, get_peft_model
+from tiny_models import tiny_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from flower_split.adapters import (
     AdapterPlan,
@@ -21,27 +22,11 @@ from flower_split.remote import attach_trunk, session_spec
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.local import LocalTransport
+from flower_split.server.ticket_record import SessionOutcome, Stage, TicketRecord, TrunkStart
+from flower_split.transport.messages import SessionLimits, StepRequest, Ticket
 
 LORA = LoraSettings(r=4, alpha=8.0)
-
-
-def tiny_llama(layers: int = 5) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=97,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            attention_dropout=0.0,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=None,
-        )
-    )
+TICKET = Ticket(run_id=1, node_id=2, server_round=1, token="pair")
 
 
 _RESOLVED: dict[object, tuple[AdapterPlan, dict[str, Tensor]]] = {}
@@ -76,6 +61,40 @@ class Pair:
     client_state: dict[str, Tensor]
     trunk_state: dict[str, Tensor]
     transport: LocalTransport
+    record: TicketRecord
+    _left: SessionOutcome | None = None
+
+    def trained_trunk(self) -> dict[str, Tensor]:
+        """The trunk's part of the adapter. It ends the session of a `federated` trunk."""
+        if self.engine.mode == "shared":
+            return self.engine.shared_state()
+        if self.engine.mode == "frozen":
+            return {}
+        return dict(self._outcome().tensors)
+
+    def trunk_moments(self) -> dict[str, Tensor]:
+        """What AdamW keeps of every tensor of `trained_trunk`. It ends the session."""
+        self._outcome()
+        if self.record.stage is Stage.COLLECTED:
+            self.engine.accept(TICKET)
+        (left,) = self.engine.session_states()
+        return dict(left.state.moments)
+
+    def trunk_gradients(self) -> dict[str, Tensor]:
+        """Those of the first step so far, by tensor, where the optimizer is `AS_GRADIENTS`.
+
+        It makes the step and ends the session.
+        """
+        self.transport.step(StepRequest(step=0, learning_rate=0.0)).result()
+        moments = self.trunk_moments().items()
+        return {n.removesuffix("/exp_avg"): t for n, t in moments if n.endswith("/exp_avg")}
+
+    def _outcome(self) -> SessionOutcome:
+        if self._left is None:
+            self.transport.finish()
+            self._left = self.record.collect()
+        assert self._left is not None
+        return self._left
 
 
 def make_batch(rows: int = 3, tokens: int = 11, seed: int = 0) -> dict[str, Tensor]:
@@ -96,26 +115,42 @@ def make_pair(
     optimizer: OptimizerSettings | None = None,
     wire: WireConfig | None = None,
     seed: int = 0,
+    limits: SessionLimits | None = None,
     trunk_of: PreTrainedModel | None = None,
 ) -> Pair:
     """A pair whose client model is attached to a trunk in this process.
 
     `trunk_of` is the model that the trunk is cut from, where it is not `model`.
     """
-    model = model or tiny_llama()
+    model = model or tiny_model()
     plan, state = _plan_and_state(model, lora)
     client, trunk = split_model(model, *cuts)
     if trunk_of is not None:
         _, trunk = split_model(trunk_of, *cuts)
     client_state, trunk_state = split_state(state, layers_path(model), trunk.cuts)
-    engine = TrunkEngine(trunk, plan=None if mode == "frozen" else plan, mode=mode, wire=wire)
-    engine.load_shared_state(trunk_state)
+    engine = TrunkEngine(
+        trunk,
+        plan=None if mode == "frozen" else plan,
+        mode=mode,
+        initial=trunk_state,
+        wire=wire,
+        limits=limits,
+        keep_optimizer=True,
+    )
+    own = trunk_state if mode == "federated" else {}
+    record = engine.prepare(TICKET, TrunkStart(tensors=own))
     wrapped = wrap(client, plan)
     load_state(wrapped, client_state)
     spec = session_spec(
-        wrapped, plan=plan, trunk_adapters=mode, optimizer=optimizer, wire=wire, seed=seed
+        wrapped,
+        plan=plan,
+        trunk_adapters=mode,
+        optimizer=optimizer,
+        wire=wire,
+        seed=seed,
+        silo="silo",
     )
-    transport = LocalTransport(engine, spec)
+    transport = LocalTransport(engine, spec, TICKET)
     attach_trunk(wrapped, transport)
     whole = get_peft_model(model, plan.peft_config())
     load_state(whole, state)
@@ -128,4 +163,5 @@ def make_pair(
         client_state=client_state,
         trunk_state=trunk_state,
         transport=transport,
+        record=record,
     )

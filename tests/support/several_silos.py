@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from asking import SECONDS, Asking, opened
+from asking import AS_GRADIENTS, SECONDS, Asking, opened
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,7 +16,7 @@ from flower_split.segments import split_model
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.ticket_record import TrunkStart
-from flower_split.transport.messages import BackwardRequest, ForwardRequest, Ticket
+from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest, Ticket
 
 TOGETHER = BatchSettings(batching=True, gather_ms=60_000.0)
 
@@ -24,24 +24,26 @@ TOGETHER = BatchSettings(batching=True, gather_ms=60_000.0)
 def make_trunk(
     model: PreTrainedModel, batching: BatchSettings | None, **options: Any
 ) -> TrunkEngine:
-    """An engine on the middle layers of `model`, which is left as it is."""
+    """An engine on the middle layers of `model`, which is left as it is; silos keep their AdamW."""
     lora = options.pop("lora", LoraSettings(r=3, alpha=6.0, dropout=0.0))
     plan = resolve_lora(model, lora)
     _, trunk = split_model(model, 1, 1)
-    return TrunkEngine(trunk, plan=plan, batching=batching, **options)
+    return TrunkEngine(trunk, plan=plan, batching=batching, keep_optimizer=True, **options)
 
 
 def open_silo(engine: TrunkEngine, seed: int) -> Asking:
-    """A session with an adapter of its own, made from `seed`."""
-    ticket = Ticket(run_id=1, node_id=seed, server_round=1, token=f"silo-{seed}")
-    generator = torch.Generator().manual_seed(seed)
+    """A session with an adapter of its own, made from `seed`; see `gradients_of`."""
+    silo = f"silo-{seed}"
+    ticket = Ticket(run_id=1, node_id=seed, server_round=1, token=silo)
+    generator, record = torch.Generator().manual_seed(seed), None
     if engine.plan is not None:
         own = {
             name: 0.2 * torch.randn(tensor.shape, generator=generator)
             for name, tensor in engine.shared_state().items()
         }
-        engine.prepare(ticket, TrunkStart(tensors=own))
-    return opened(engine, replace(engine.describe(), seed=seed), ticket)
+        record = engine.prepare(ticket, TrunkStart(tensors=own))
+    spec = replace(engine.describe(), seed=seed, silo=silo, optimizer=AS_GRADIENTS)
+    return opened(engine, spec, ticket, record)
 
 
 def complete(futures: Sequence["Future[Any]"]) -> list[Any]:
@@ -85,9 +87,20 @@ def passes(
 
 
 def gradients_of(session: Asking) -> list[Tensor]:
-    """The gradients of the step so far, of every tensor of the silo's adapter."""
-    slot = session._slot
-    return [] if slot is None else [g for g in slot._gradients if g is not None]
+    """The gradients of the first step so far, of every tensor of the silo's adapter that has one.
+
+    It makes the step and ends the session.
+    """
+    if session.ticket is None or session.record is None:
+        return []
+    session.step(StepRequest(step=0, learning_rate=0.0))
+    session.finish()
+    assert session.record.collect() is not None
+    session.engine.accept(session.ticket)
+    for left in session.engine.session_states():
+        if left.silo == session.spec.silo:
+            return [t for n, t in left.state.moments.items() if n.endswith("/exp_avg")]
+    return []
 
 
 def furthest(one: Made, other: Made) -> float:

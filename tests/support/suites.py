@@ -1,4 +1,4 @@
-"""Which tests are left out of the quick suite, by what they do."""
+"""Which tests the quick suite leaves out, and which of the slow suite share a process."""
 
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType
@@ -7,12 +7,37 @@ from typing import Any
 import pytest
 from flwr.serverapp import ServerApp
 
-RUNS = frozenset(
-    {"federation", "killable_run", "plain_flower", "split_flower", "split_lora", "unsplit_app"}
-)
+RUNS = frozenset({"federation", "killable_run", "split_run", "uncut_run"})
 """Modules beside this one that run whole rounds of real models."""
 FAMILIES = frozenset({"llama", "gpt2"})
 """Model types that the quick suite is content with."""
+COSTLY = ("bench", "over_tls")
+"""Fixtures of several files that start processes: they are started once."""
+LONGEST = (
+    "deployment/test_endings",
+    "apps/test_killed_simulation",
+    "bench",
+    "deployment/test_example",
+    "deployment/test_namespaces",
+    "over_tls",
+    "apps/test_killed_runs",
+    "deployment/test_resume",
+    "apps/test_e2e_nlg",
+    "quickstart/test_demo",
+    "bench_throughput/test_many_silos",
+)
+"""Groups of the slow suite in the order in which they are begun, so that none is left for last."""
+
+
+def slow_group(item: pytest.Item) -> str:
+    """The tests of a file, or those with a costly fixture, by name."""
+    shared = [name for name in COSTLY if name in getattr(item, "fixturenames", ())]
+    return shared[0] if shared else f"{item.path.parent.name}/{item.path.stem}"
+
+
+def longest_first(group: str) -> int:
+    """A key to sort by: where a group is in `LONGEST`, and after those where it is not."""
+    return LONGEST.index(group) if group in LONGEST else len(LONGEST)
 
 
 def takes_long(item: pytest.Function) -> bool:

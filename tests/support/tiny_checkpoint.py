@@ -4,52 +4,29 @@ import json
 from pathlib import Path
 
 import torch
+from tiny_models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 WORDS = ("the", "a", "sum", "of", "array", "value", "returns", "number", "list", "axis", "given")
 SILOS = 3
 
+_LLAMA = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 256}
+_GPT2 = {
+    "n_embd": 16,
+    "n_positions": 256,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+}
+
 
 def save_tiny_model(folder: Path, family: str = "llama", layers: int = 4) -> Path:
     """A random model of `family` and a word tokenizer in `folder`."""
-    torch.manual_seed(0)
     vocabulary = {word: i for i, word in enumerate(("<pad>", "<s>", "</s>", "<unk>", *WORDS))}
+    own = _LLAMA if family == "llama" else _GPT2
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    model: torch.nn.Module
-    if family == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(vocabulary),
-                hidden_size=16,
-                intermediate_size=24,
-                num_hidden_layers=layers,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=256,
-                **ends,
-            )
-        )
-    else:
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(vocabulary),
-                n_embd=16,
-                n_layer=layers,
-                n_head=4,
-                n_positions=256,
-                attn_pdrop=0.0,
-                embd_pdrop=0.0,
-                resid_pdrop=0.0,
-                **ends,
-            )
-        )
+    model = tiny_model(family, layers, vocab_size=len(vocabulary), **own, **ends)
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

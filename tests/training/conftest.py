@@ -5,64 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import VOCABULARY, tiny_model
 from torch import Tensor
-from transformers import (
-    FalconConfig,
-    FalconForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from flower_split.config.sections import TrainConfig
 
-VOCABULARY = 41
-
-
-def llama() -> PreTrainedModel:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            pad_token_id=0,
-        )
-    )
-
-
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=32,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    )
-
-
-def falcon() -> PreTrainedModel:
-    return FalconForCausalLM(
-        FalconConfig(
-            vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
-        )
-    )
-
-
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": llama,
-    "gpt2": gpt2,
-    "falcon": falcon,
-}
+FAMILIES = ("falcon", "gpt2", "llama")
+_WITHOUT_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 @pytest.fixture
@@ -70,8 +20,8 @@ def make_model() -> Callable[..., PreTrainedModel]:
     """Makes the same model at every call."""
 
     def make(family: str = "llama") -> PreTrainedModel:
-        torch.manual_seed(0)
-        return FAMILIES[family]()
+        changes = _WITHOUT_DROPOUT if family == "gpt2" else {}
+        return tiny_model(family, layers=2, **changes)
 
     return make
 
@@ -99,7 +49,7 @@ def make_config() -> Callable[..., TrainConfig]:
     return make
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

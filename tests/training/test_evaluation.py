@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flower_split.errors import DataError, DivergenceError
+from flower_split.optimization.loss import MAX_LOG_PERPLEXITY
 from flower_split.training import EvalMetrics, evaluate
-from flower_split.training.metrics import MAX_LOG_PERPLEXITY
 
 
 def test_it_equals_arithmetic_made_by_hand(make_model, make_batch, family) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flower_split.training.pipeline import flow
+from flower_split.training.pipeline import run_pipeline
 
 
 class Script:
@@ -65,7 +65,7 @@ class Step:
 )
 def test_every_stage_takes_the_items_in_order(count: int, depth: int, choices: list[int]) -> None:
     script = Script(iter([1 + choice for choice in choices]))
-    assert flow(range(count), depth, script.start, script.turn) >= 0.0
+    assert run_pipeline(range(count), depth, script.start, script.turn) >= 0.0
     for stage in "FTB":
         assert [item for name, item in script.log if name == stage] == list(range(count))
     inside = 0
@@ -77,7 +77,7 @@ def test_every_stage_takes_the_items_in_order(count: int, depth: int, choices: l
 
 def test_a_quick_trunk_is_kept_busy() -> None:
     script = Script()
-    flow(range(3), 2, script.start, script.turn)
+    run_pipeline(range(3), 2, script.start, script.turn)
     assert [name + str(item) for name, item in script.log] == [
         *("F0", "F1", "T0", "B0", "F2", "T1", "T2", "B1", "B2")
     ]
@@ -85,7 +85,7 @@ def test_a_quick_trunk_is_kept_busy() -> None:
 
 def test_the_trunk_has_work_beside_the_last_backward_passes() -> None:
     script = Script()
-    flow(range(5), 3, script.start, script.turn)
+    run_pipeline(range(5), 3, script.start, script.turn)
     assert [name + str(item) for name, item in script.log] == [
         *("F0", "F1", "F2", "T0", "B0", "F3", "T1", "B1", "F4", "T2", "T3", "T4", "B2", "B3", "B4")
     ]
@@ -93,7 +93,7 @@ def test_the_trunk_has_work_beside_the_last_backward_passes() -> None:
 
 def test_without_a_number_of_items_room_comes_first_to_the_end() -> None:
     script = Script()
-    flow((item for item in range(3)), 3, script.start, script.turn)
+    run_pipeline((item for item in range(3)), 3, script.start, script.turn)
     assert [name for name, _ in script.log] == list("FFFTBTBTB")
 
 
@@ -107,7 +107,7 @@ def test_items_are_taken_one_by_one() -> None:
             taken.append(number)
             yield number
 
-    flow(items(), 2, script.start, script.turn)
+    run_pipeline(items(), 2, script.start, script.turn)
     assert taken == list(range(6))
 
 
@@ -129,7 +129,7 @@ def test_an_error_abandons_what_is_on_its_way(stage: str) -> None:
     step = type("Failing", (Step,), {"finish": failing("finish")})
     script.start = lambda item: step(script, item)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        flow(range(6), 3, failing("start"), failing("turn"))
+        run_pipeline(range(6), 3, failing("start"), failing("turn"))
     assert script.abandoned
     assert set(script.abandoned) <= set(range(6))
     assert len(script.abandoned) <= 3

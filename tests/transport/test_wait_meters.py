@@ -1,6 +1,7 @@
 """Waiting for the trunk is counted, however the trunk is called, and nothing else is."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -39,14 +40,17 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A client model whose trunk answers in this process, each answer a pause late."""
     pair = make_pair()
     transport = pair.transport
-    answer = transport._answer
 
-    def late(compute: Any) -> Future[Any]:
-        future = _Slow()
-        future.set_result(answer(compute).result())
-        return future
+    def late(ask: Callable[[Any], Future[Any]]) -> Callable[[Any], Future[Any]]:
+        def asked(request: Any) -> Future[Any]:
+            future = _Slow()
+            future.set_result(ask(request).result())
+            return future
 
-    monkeypatch.setattr(transport, "_answer", late)
+        return asked
+
+    for name in ("forward", "backward", "step"):
+        monkeypatch.setattr(transport, name, late(getattr(transport, name)))
     attach_trunk(pair.client, transport)
     return pair
 

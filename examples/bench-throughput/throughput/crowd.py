@@ -1,6 +1,5 @@
 """A crowd: several silos and their trunk, and the uncut model, as processes that train."""
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from flower_split import (
 )
 from flower_split.adapters import resolve_lora, wrap
 from flower_split.server.compute.queue import BatchSettings
-from throughput.process import cores, set_up
+from throughput.process import cores, processes, set_up
 from throughput.shapes import Shape, random_ids, random_model
 from throughput.trunk_alone import LORA, SECONDS
 
@@ -43,7 +42,7 @@ class Crowd:
         self._shape, self._silos, self._ways = shape, silos, ways
 
     def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")
+        context = processes()
         self._here, there = context.Pipe()
         with ExitStack() as stack:
             trunk = context.Process(
@@ -176,7 +175,7 @@ class Whole:
         self._shape, self._keep = shape, keep
 
     def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")
+        context = processes()
         self._pool = context.Pool(1, _start_whole, (self._shape, self._keep))
         return self
 

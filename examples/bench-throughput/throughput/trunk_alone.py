@@ -1,7 +1,6 @@
 """The trunk alone: what it does for many silos that are elsewhere, and what they cost it."""
 
 import ctypes
-import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from flower_split.config.sections import LoraSettings
 from flower_split.reporting.machine import resident_bytes
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
-from throughput.process import set_up
+from throughput.process import processes, set_up
 from throughput.shapes import Shape, random_model
 
 LORA = LoraSettings(r=8)
@@ -118,7 +117,7 @@ def frozen_batched_over_serial(shape: Shape, silos: int, turns: int) -> float:
 
 def trunk_memory(shape: Shape, silos: int) -> float:
     """Bytes of a trunk that has served `silos`, without adapters, and with nothing in flight."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with processes().Pool(1) as pool:
         return float(pool.apply_async(_trunk_memory, (shape, silos)).get(SECONDS))
 
 

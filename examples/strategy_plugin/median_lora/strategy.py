@@ -12,18 +12,18 @@ class MedianLoRA(LoraStrategy):
     """A robust baseline: one silo of three cannot pull the aggregate away.
 
     Args:
-        keep: Factor of B, from 0 to 1.
+        shrink: Factor that B is multiplied with, from 0 to 1.
         **lora: Arguments of `LoraStrategy`.
     """
 
     name = "medianlora"
 
-    def __init__(self, *, keep: float = 1.0, **lora: Any) -> None:
+    def __init__(self, *, shrink: float = 1.0, **lora: Any) -> None:
         super().__init__(**lora)
-        self.keep = keep
+        self.shrink = shrink
 
     def aggregate_module(self, module: ModuleRound) -> ModuleResult:
         """The medians, at the scale that all updates have here."""
         a = torch.stack([update.a for update in module.updates]).median(dim=0).values
         b = torch.stack([update.b for update in module.updates]).median(dim=0).values
-        return ModuleResult(trained=Factors(a=a, b=self.keep * b, scale=module.before.scale))
+        return ModuleResult(trained=Factors(a=a, b=self.shrink * b, scale=module.before.scale))

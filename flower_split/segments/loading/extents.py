@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own bound
@@ -32,7 +32,7 @@ def tensor_extents(path: Path) -> dict[str, Extent]:
     (github.com/huggingface/safetensors, "Format").
 
     Raises:
-        CheckpointError: the header cannot be read.
+        WeightsError: the header cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -52,7 +52,7 @@ def tensor_extents(path: Path) -> dict[str, Extent]:
             if name != "__metadata__"
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is not a readable safetensors file: {exc}. Copy or download it again"
         ) from exc
 

@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from flower_split.config.checks import one_of
 from flower_split.config.sections import ATTENTION, DTYPES
 from flower_split.devices import resolve_device
-from flower_split.errors import CheckpointError, ModelError
+from flower_split.errors import ModelError, WeightsError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.families import Family
 from flower_split.segments.fingerprint import fingerprint
@@ -55,7 +55,7 @@ def load_client_model(
         device: As for `flower_split.devices.resolve_device`; each tensor goes there as it is read.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it lacks what the silo needs.
+        WeightsError: there is no such checkpoint, or it lacks what the silo needs.
         CutError: the cuts do not fit the model; no weight has been read.
         UnsupportedFamilyError: the family is not known to be exact when it is cut.
         ModelError: its configuration rules out cutting it, or it has no such attention.
@@ -174,4 +174,4 @@ def _generation_config(folder: Path) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, TypeError) as exc:
-        raise CheckpointError(f"{folder / GENERATION_CONFIG_NAME} cannot be read: {exc}") from exc
+        raise WeightsError(f"{folder / GENERATION_CONFIG_NAME} cannot be read: {exc}") from exc

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from flower_split.errors import CheckpointError, UnsupportedFamilyError
+from flower_split.errors import UnsupportedFamilyError, WeightsError
 from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.loading.stock_loader import STOCK_LOCK
 
@@ -32,7 +32,7 @@ def load_skeleton(source: str | Path | PreTrainedConfig, revision: str = "") -> 
         revision: Commit, tag or branch on the hub; empty for the default branch.
 
     Raises:
-        CheckpointError: there is no such model, or its configuration cannot be read.
+        WeightsError: there is no such model, or its configuration cannot be read.
         UnsupportedFamilyError: it is no causal language model of transformers.
     """
     if isinstance(source, PreTrainedConfig):
@@ -48,12 +48,12 @@ def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenize
         revision: Commit, tag or branch on the hub; empty for the default branch.
 
     Raises:
-        CheckpointError: there is no such model, or it has no tokenizer that can be read.
+        WeightsError: there is no such model, or it has no tokenizer that can be read.
     """
     resolved = resolve_source(source, revision)
     # Without its files, transformers makes an empty tokenizer for some families.
     if not any(True for pattern in _TOKENIZER_FILES for _ in resolved.folder.glob(pattern)):
-        raise CheckpointError(
+        raise WeightsError(
             f"{resolved.name!r} has no tokenizer: expected tokenizer.json in {resolved.folder}; "
             "write it there with the tokenizer's save_pretrained(folder)"
         )
@@ -62,7 +62,7 @@ def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenize
             str(resolved.folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as exc:  # the tokenizers library raises bare Exception for a broken file
-        raise CheckpointError(
+        raise WeightsError(
             f"the tokenizer in {resolved.folder} cannot be read: {type(exc).__name__}: {exc}"
         ) from exc
     return cast(PreTrainedTokenizerBase, tokenizer)
@@ -72,19 +72,19 @@ def read_config(source: Source) -> PreTrainedConfig:
     """The configuration of a model.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        WeightsError: there is none, or it cannot be read.
         UnsupportedFamilyError: transformers does not know the model's family.
     """
     path = source.find("config.json")
     if path is None:
-        raise CheckpointError(f"{source.folder} has no config.json; expected a model's folder")
+        raise WeightsError(f"{source.folder} has no config.json; expected a model's folder")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} cannot be read: {exc}") from exc
+        raise WeightsError(f"{path} cannot be read: {exc}") from exc
     family = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(family, str):
-        raise CheckpointError(f"{path} names no model_type; expected a transformers model's")
+        raise WeightsError(f"{path} names no model_type; expected a transformers model's")
     try:
         config = AutoConfig.from_pretrained(
             str(source.folder), local_files_only=True, trust_remote_code=False
@@ -95,7 +95,7 @@ def read_config(source: Source) -> PreTrainedConfig:
                 f"model family {family!r} of {source.name!r} is not one of transformers; models "
                 "with code of their own cannot be cut"
             ) from exc
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is no valid configuration of {family!r}: {type(exc).__name__}: {exc}"
         ) from exc
     return cast(PreTrainedConfig, config)

@@ -9,7 +9,7 @@ import httpx
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 
 # Everything but weights: configuration, tokenizer and the index of the shards.
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -37,7 +37,7 @@ class Source:
         """Path of a file of the checkpoint, downloaded if need be; None where there is none.
 
         Raises:
-            CheckpointError: the hub does not answer.
+            WeightsError: the hub does not answer.
         """
         path = self.folder / filename
         if path.is_file():
@@ -65,20 +65,20 @@ def resolve_source(source: str | Path, revision: str = "") -> Source:
         revision: Commit, tag or branch on the hub; empty for the default branch.
 
     Raises:
-        CheckpointError: there is no such folder, package or hub model.
+        WeightsError: there is no such folder, package or hub model.
     """
     name = str(source)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return Source(name=name, folder=folder)
     if folder.is_file():
-        raise CheckpointError(
+        raise WeightsError(
             f"{name!r} is a file, expected a model's folder; name the folder it lies in"
         )
     if match := _PACKAGE.fullmatch(name):
         return Source(name=name, folder=_package_folder(name, match[1], match[2]))
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise CheckpointError(
+        raise WeightsError(
             f"there is no folder {name!r}; expected a model's folder, `package:folder`, or a hub "
             "model such as 'Qwen/Qwen3-0.6B'"
         )
@@ -87,15 +87,15 @@ def resolve_source(source: str | Path, revision: str = "") -> Source:
 
 def _package_folder(name: str, package: str, inside: str) -> Path:
     if ".." in PurePosixPath(inside).parts:
-        raise CheckpointError(f"{name!r} leads out of its package; name a folder inside it")
+        raise WeightsError(f"{name!r} leads out of its package; name a folder inside it")
     try:
         folder = files(package).joinpath(inside)
     except (ImportError, TypeError) as exc:
-        raise CheckpointError(
+        raise WeightsError(
             f"{name!r} names no installed package: {exc}. Install {package}, or name a folder"
         ) from exc
     if not isinstance(folder, Path) or not folder.is_dir():
-        raise CheckpointError(f"the installed package {package} has no folder {inside!r} on disk")
+        raise WeightsError(f"the installed package {package} has no folder {inside!r} on disk")
     return folder
 
 
@@ -114,9 +114,9 @@ def _snapshot(repository: str, revision: str) -> Path:
         raise _hub_error(repository, what, exc) from exc
 
 
-def _hub_error(repository: str, what: str, exc: Exception) -> CheckpointError:
+def _hub_error(repository: str, what: str, exc: Exception) -> WeightsError:
     reason = str(exc).strip().splitlines()
-    return CheckpointError(
+    return WeightsError(
         f"{repository!r} is no local folder, and {what} could not be fetched from the hub: "
         f"{type(exc).__name__}{': ' + reason[0] if reason else ''}. {_OFFLINE}"
     )

@@ -7,8 +7,7 @@ here it is given the tensors that a party holds and the stock class with holes.
 import logging
 import re
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from flower_split.errors import CheckpointError, FlowerSplitError
+from flower_split.errors import FlowerSplitError, WeightsError
+from flower_split.segments.loading.experts import unlike_expert
 
 _progress: Any = transformers_logging
 
@@ -52,7 +52,7 @@ def load_stock(
         path: Where the tensors are from, for errors.
 
     Raises:
-        CheckpointError: a tensor is missing or has the wrong shape.
+        WeightsError: a tensor is missing or has the wrong shape.
     """
     with STOCK_LOCK, _kept_reports() as reports:
         try:
@@ -70,8 +70,8 @@ def load_stock(
         except FlowerSplitError:
             raise  # from `punch`
         except (RuntimeError, ValueError, OSError, SafetensorError) as exc:
-            reason = odd_expert(_shapes(tensors)) or _reason(reports) or str(exc)
-            raise CheckpointError(
+            reason = unlike_expert(_shapes(tensors)) or _reason(reports) or str(exc)
+            raise WeightsError(
                 f"the tensors of {path} do not make a {config.model_type} model: {reason}"
             ) from exc
     _check(info, tensors, path)
@@ -105,10 +105,10 @@ def _punched_class(
 
 
 def _check(info: dict[str, Any], tensors: dict[str, Any], path: Path) -> None:
-    if info["mismatched_keys"] and (reason := odd_expert(_shapes(tensors))):
-        raise CheckpointError(f"{path} does not fit together: {reason}")
+    if info["mismatched_keys"] and (reason := unlike_expert(_shapes(tensors))):
+        raise WeightsError(f"{path} does not fit together: {reason}")
     for name, found, expected in sorted(info["mismatched_keys"], key=lambda entry: str(entry[0])):
-        raise CheckpointError(
+        raise WeightsError(
             f"the tensor {name!r} in {path} has the shape {tuple(found)}, but the model's "
             f"config.json makes it {tuple(expected)}; weights and configuration are not of the "
             "same model"
@@ -116,7 +116,7 @@ def _check(info: dict[str, Any], tensors: dict[str, Any], path: Path) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} lacks the tensor {missing[0]!r}{more}; expected a checkpoint of the whole "
             "model"
         )
@@ -154,34 +154,3 @@ def _kept_reports() -> Iterator[list[str]]:
         if progress_bar:
             _progress.enable_progress_bar()
         logger.removeFilter(keep)
-
-
-_EXPERT = re.compile(r"(?P<layer>.*\.experts)\.(?P<number>\d+)\.(?P<rest>.+)")
-
-Shape = tuple[int, ...]
-
-
-def odd_expert(shapes: Mapping[str, Shape]) -> str | None:
-    """What is wrong with the first expert that is unlike its neighbours; None if all are alike.
-
-    Args:
-        shapes: Checkpoint names with their shapes.
-    """
-    groups: dict[tuple[str, str], dict[int, Shape]] = defaultdict(dict)
-    numbers: dict[str, set[int]] = defaultdict(set)
-    for name, shape in shapes.items():
-        if match := _EXPERT.fullmatch(name):
-            number = int(match["number"])
-            groups[match["layer"], match["rest"]][number] = shape
-            numbers[match["layer"]].add(number)
-    for (layer, rest), experts in sorted(groups.items()):
-        if absent := numbers[layer] - experts.keys():
-            return f"the tensor '{layer}.{min(absent)}.{rest}' is missing"
-        usual, _ = Counter(experts.values()).most_common(1)[0]
-        for number, shape in sorted(experts.items()):
-            if shape != usual:
-                return (
-                    f"the tensor '{layer}.{number}.{rest}' has the shape {shape}, expected "
-                    f"{usual} like the other experts"
-                )
-    return None

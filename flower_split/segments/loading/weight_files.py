@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments.loading.extents import Extent, tensor_extents
 from flower_split.segments.loading.source import Source
 
@@ -24,7 +24,7 @@ class WeightFiles:
         source: Where it lies.
 
     Raises:
-        CheckpointError: there are no safetensors weights, or their index is broken.
+        WeightsError: there are no safetensors weights, or their index is broken.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class WeightFiles:
         Only the shards that hold one of them are opened, or downloaded.
 
         Raises:
-            CheckpointError: a file is missing or broken, or a shard lacks a tensor.
+            WeightsError: a file is missing or broken, or a shard lacks a tensor.
         """
         with ExitStack() as stack:
             tensors: dict[str, Any] = {}
@@ -53,7 +53,7 @@ class WeightFiles:
                 held = dict.fromkeys(file.keys())
                 for name in held if names is None else names:
                     if name not in held:
-                        raise CheckpointError(
+                        raise WeightsError(
                             f"{path} lacks the tensor {name!r} that {self.path.name} says it "
                             "holds; index and shards are not of the same checkpoint"
                         )
@@ -65,7 +65,7 @@ class WeightFiles:
         """Where the tensors lie whose name is `wanted`.
 
         Raises:
-            CheckpointError: as for `open`.
+            WeightsError: as for `open`.
         """
         with self.open(wanted) as tensors:
             places: dict[str, Extent] = {}
@@ -86,7 +86,7 @@ class WeightFiles:
         for shard, names in files.items():
             path = self._source.find(shard)
             if path is None:
-                raise CheckpointError(
+                raise WeightsError(
                     f"{self.path} names the shard {shard!r}, which is not there; it holds "
                     f"{names[0]!r}. Copy or download the whole checkpoint again"
                 )
@@ -99,7 +99,7 @@ def _single_file(source: Source) -> Path:
     if path is not None:
         return path
     pickles = [name for name in _PICKLES if (source.folder / name).is_file()]
-    raise CheckpointError(
+    raise WeightsError(
         f"{source.name} has no weights that can be read: expected {SINGLE_FILE}, or {INDEX_FILE} "
         f"and its shards{', found ' + pickles[0] if pickles else ''}. Pickles (pytorch_model.bin) "
         "can run code when they are read and are refused; to convert one that you trust, load it "
@@ -112,14 +112,14 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise CheckpointError(f"the index {path} cannot be read: {exc}") from exc
+        raise WeightsError(f"the index {path} cannot be read: {exc}") from exc
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards:
-        raise CheckpointError(f"the index {path} has no weight_map from tensors to shards")
+        raise WeightsError(f"the index {path} has no weight_map from tensors to shards")
     for name, shard in shards.items():
         plain = isinstance(shard, str) and "/" not in shard and "\\" not in shard
         if not plain or not shard.endswith(".safetensors"):
-            raise CheckpointError(
+            raise WeightsError(
                 f"the index {path} names {shard!r} as the shard of {name!r}; expected the plain "
                 "name of a .safetensors file beside it"
             )
@@ -133,7 +133,7 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, framework="pt", backend="pread")
     except (SafetensorError, OSError) as exc:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is not a readable safetensors file: {exc}. It may be truncated, or the "
             "pointer of a Git LFS file; copy or download it again"
         ) from exc

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from flower_split.errors import (
-    CheckpointError,
     TokenError,
     TrunkBusyError,
     TrunkUnavailableError,
+    WeightsError,
     WireError,
 )
 from flower_split.proto import trunk_pb2 as pb
@@ -177,7 +177,7 @@ class DeliveryService:
             async with asyncio.timeout(self._idle_timeout):
                 try:
                     data = await loop.run_in_executor(self._reader, part.read, offset, CHUNK_BYTES)
-                except (CheckpointError, OSError) as exc:
+                except (WeightsError, OSError) as exc:
                     logger.error("the model's files cannot be read any more: %s", exc)
                     raise TrunkUnavailableError("the trunk failed; its log says why") from exc
                 offset += len(data)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME, CASES, LAYERS, Case, attentions
+from tiny_models import CASE_BY_NAME, CASES, LAYERS, Case, attentions
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from flower_split.errors import (
-    CheckpointError,
     ConfigError,
     CutError,
     ModelError,
     UnsupportedFamilyError,
+    WeightsError,
 )
 from flower_split.segments import (
     Cuts,
@@ -235,7 +235,7 @@ def test_generation_config_of_the_checkpoint(llama: Path) -> None:
     (llama / "generation_config.json").unlink()
     assert load_client_model(llama, **CUTS).generation_config.max_new_tokens is None
     (llama / "generation_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json cannot be read"):
+    with pytest.raises(WeightsError, match=r"generation_config\.json cannot be read"):
         load_client_model(llama, **CUTS)
 
 
@@ -249,7 +249,7 @@ def test_generation_config_of_the_checkpoint(llama: Path) -> None:
 )
 def test_missing_tensor(llama: Path, name: str, load: type, other: type) -> None:
     rewrite(llama, {name: None})
-    with pytest.raises(CheckpointError, match=rf"model\.safetensors lacks the tensor '{name}'"):
+    with pytest.raises(WeightsError, match=rf"model\.safetensors lacks the tensor '{name}'"):
         load(llama, **CUTS)
     other(llama, **CUTS)
 
@@ -265,7 +265,7 @@ def test_wrong_shape(llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     rewrite(llama, {name: torch.zeros(5, 7)})
     expected = rf"'{name}' in .*model\.safetensors has the shape \(5, 7\), .* \(48, 32\)"
-    with pytest.raises(CheckpointError, match=expected):
+    with pytest.raises(WeightsError, match=expected):
         load_client_model(llama, **CUTS)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
     load_trunk(llama, **CUTS)
@@ -278,10 +278,10 @@ def test_experts_that_do_not_fit_together(part: str, tmp_path: Path) -> None:
     shape = load_file(tmp_path / "model.safetensors")[name].shape
     rewrite(tmp_path, {name: torch.zeros(5, 7)})
     expected = f"{name}' has the shape (5, 7), expected {tuple(shape)}"
-    with pytest.raises(CheckpointError, match=re.escape(expected)):
+    with pytest.raises(WeightsError, match=re.escape(expected)):
         load_trunk(tmp_path, **CUTS)
     rewrite(tmp_path, {name: None})
-    with pytest.raises(CheckpointError, match=re.escape(f"{name}' is missing")):
+    with pytest.raises(WeightsError, match=re.escape(f"{name}' is missing")):
         load_trunk(tmp_path, **CUTS)
     load_client_model(tmp_path, **CUTS)
 

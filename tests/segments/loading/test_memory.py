@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 
@@ -62,16 +62,14 @@ class Measured(NamedTuple):
 
 def save_llama(folder: Path, layers: int, hidden: int, **save: Any) -> int:
     """A constant model in `folder`; returns its size in bytes."""
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = tiny_model(
+            layers=layers,
+            vocab_size=2048,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_key_value_heads=4,
+        )
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.fill_(0.25)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME, CASES, Case
+from tiny_models import CASE_BY_NAME, CASES, Case
 
-from flower_split.errors import CheckpointError, CutError
+from flower_split.errors import CutError, WeightsError
 from flower_split.segments import load_client_model, silo_share
 from flower_split.segments.loading.extents import Extent, file_header, tensor_extents
 from flower_split.segments.loading.weight_files import WeightFiles
@@ -110,7 +110,7 @@ def test_cuts_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CutError):
         silo_share(tmp_path, bottom_layers=3, top_layers=1)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(WeightsError):
         silo_share(tmp_path, bottom_layers=1, top_layers=1)
 
 
@@ -120,7 +120,7 @@ def test_cuts_are_checked_before_anything_is_read(tmp_path: Path) -> None:
 def test_a_broken_header_is_named(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
         tensor_extents(path)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from tiny_checkpoint import WORDS, save_tiny_model
-from tiny_families import CASE_BY_NAME, CASES, Case
+from tiny_models import CASE_BY_NAME, CASES, Case
 
-from flower_split.errors import CheckpointError, UnsupportedFamilyError
+from flower_split.errors import UnsupportedFamilyError, WeightsError
 from flower_split.segments import fingerprint, load_skeleton, load_tokenizer
 
 ONE_OF_EACH = {case.model_type: case for case in CASES} | {"open": CASE_BY_NAME["falcon-new"]}
@@ -30,7 +30,7 @@ def test_skeleton_is_the_whole_model_without_weights(case: Case, tmp_path: Path)
 
 
 def test_no_config(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+    with pytest.raises(WeightsError, match=r"has no config\.json"):
         load_skeleton(tmp_path)
 
 
@@ -46,7 +46,7 @@ def test_no_config(tmp_path: Path) -> None:
 )
 def test_broken_config(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         load_skeleton(tmp_path)
 
 
@@ -71,12 +71,12 @@ def test_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_no_tokenizer(family: str, tmp_path: Path) -> None:
     CASE_BY_NAME[family].model().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"has no tokenizer: expected tokenizer\.json"):
+    with pytest.raises(WeightsError, match=r"has no tokenizer: expected tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 
 def test_broken_tokenizer(tmp_path: Path) -> None:
     save_tiny_model(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         load_tokenizer(tmp_path)

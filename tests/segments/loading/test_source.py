@@ -13,9 +13,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import safe_open
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments import load_trunk, resolve_source
 from flower_split.segments.loading import source
 
@@ -95,33 +95,33 @@ def test_package_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     try:
         found = resolve_source("a_package_with_a_model:models/base")
         assert found.folder == package / "models" / "base"
-        with pytest.raises(CheckpointError, match="no folder 'models/big' on disk"):
+        with pytest.raises(WeightsError, match="no folder 'models/big' on disk"):
             resolve_source("a_package_with_a_model:models/big")
-        with pytest.raises(CheckpointError, match="leads out of its package"):
+        with pytest.raises(WeightsError, match="leads out of its package"):
             resolve_source("a_package_with_a_model:models/../..")
     finally:
         sys.modules.pop("a_package_with_a_model", None)
-    with pytest.raises(CheckpointError, match="names no installed package"):
+    with pytest.raises(WeightsError, match="names no installed package"):
         resolve_source("no_such_package:base")
 
 
 @pytest.mark.parametrize("name", ["", "/no/such/folder", "./model", "a/b/c", "~/no-such", "a b"])
 def test_no_such_folder(name: str) -> None:
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(WeightsError, match="there is no folder"):
         resolve_source(name)
 
 
 def test_path_object_is_never_a_hub_model(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(WeightsError, match="there is no folder"):
         resolve_source(tmp_path / "missing")
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(WeightsError, match="there is no folder"):
         resolve_source(Path("gpt2"))
 
 
 def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
-    with pytest.raises(CheckpointError, match="is a file, expected a model's folder"):
+    with pytest.raises(WeightsError, match="is a file, expected a model's folder"):
         resolve_source(file)
 
 
@@ -149,12 +149,12 @@ def test_hub_model_that_is_downloaded_is_not_asked_for_again(hub: FakeHub) -> No
 def test_hub_model_without_safetensors(hub: FakeHub) -> None:
     for file in hub.files.glob("*.safetensors*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match=r"someone/tiny has no weights.*pytorch_model\.bin"):
+    with pytest.raises(WeightsError, match=r"someone/tiny has no weights.*pytorch_model\.bin"):
         load_trunk("someone/tiny", bottom_layers=1, top_layers=1)
 
 
 def test_unknown_hub_model(hub: FakeHub) -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WeightsError) as caught:
         resolve_source("someone/other")
     text = str(caught.value)
     assert "'someone/other' is no local folder" in text
@@ -177,13 +177,13 @@ def test_hub_that_fails(hub: FakeHub, failure: Exception, monkeypatch: pytest.Mo
         raise failure
 
     monkeypatch.setattr(source, "hf_hub_download", fail)
-    with pytest.raises(CheckpointError, match="could not be fetched from the hub") as caught:
+    with pytest.raises(WeightsError, match="could not be fetched from the hub") as caught:
         load_trunk("someone/tiny", bottom_layers=1, top_layers=1)
     assert ".safetensors" in str(caught.value)
     assert "hf download" in str(caught.value)
     assert caught.value.__cause__ is failure
     monkeypatch.setattr(source, "snapshot_download", fail)
-    with pytest.raises(CheckpointError, match="revision 'v2' could not be fetched"):
+    with pytest.raises(WeightsError, match="revision 'v2' could not be fetched"):
         resolve_source("someone/tiny", "v2")
 
 
@@ -192,5 +192,5 @@ def test_offline_hub_that_has_nothing_cached(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="could not be fetched from the hub"):
+    with pytest.raises(WeightsError, match="could not be fetched from the hub"):
         resolve_source("someone/never-cached")

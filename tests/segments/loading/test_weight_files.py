@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import CASE_BY_NAME
+from tiny_models import CASE_BY_NAME
 
-from flower_split.errors import CheckpointError
+from flower_split.errors import WeightsError
 from flower_split.segments import load_client_model, load_trunk, resolve_source
 from flower_split.segments.loading.weight_files import INDEX_FILE, SINGLE_FILE, WeightFiles
 
@@ -63,13 +63,13 @@ def test_shard_that_is_not_needed_is_not_opened(sharded: Path) -> None:
 
 def test_shard_that_is_not_there(sharded: Path) -> None:
     (sharded / "second.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"'second\.safetensors', which is not there"):
+    with pytest.raises(WeightsError, match=r"'second\.safetensors', which is not there"):
         read(sharded, "b.weight")
 
 
 def test_shard_without_its_tensor(sharded: Path) -> None:
     save_file({"other": torch.ones(1)}, sharded / "second.safetensors")
-    with pytest.raises(CheckpointError, match=r"second\.safetensors lacks the tensor 'b\.weight'"):
+    with pytest.raises(WeightsError, match=r"second\.safetensors lacks the tensor 'b\.weight'"):
         read(sharded, "b.weight")
 
 
@@ -81,7 +81,7 @@ def test_shard_without_its_tensor(sharded: Path) -> None:
 def test_index_that_leads_elsewhere(sharded: Path, shard: object) -> None:
     (sharded.parent / "x.safetensors").write_bytes(b"secret")
     write_index(sharded, {"b.weight": shard})
-    with pytest.raises(CheckpointError, match=r"expected the plain name of a \.safetensors file"):
+    with pytest.raises(WeightsError, match=r"expected the plain name of a \.safetensors file"):
         read(sharded, "b.weight")
 
 
@@ -97,13 +97,13 @@ def test_index_that_leads_elsewhere(sharded: Path, shard: object) -> None:
 )
 def test_broken_index(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / INDEX_FILE).write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         WeightFiles(resolve_source(tmp_path))
 
 
 def test_index_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         WeightFiles(resolve_source(tmp_path))
 
 
@@ -111,26 +111,26 @@ def test_index_that_is_no_text(tmp_path: Path) -> None:
 def test_truncated_file(single: Path, kept: int) -> None:
     file = single / SINGLE_FILE
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a readable safetensors"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors is not a readable safetensors"):
         read(single, "a.bias")
 
 
 def test_git_lfs_pointer(single: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
     (single / SINGLE_FILE).write_text(pointer, encoding="utf-8")
-    with pytest.raises(CheckpointError, match="Git LFS"):
+    with pytest.raises(WeightsError, match="Git LFS"):
         read(single, "a.bias")
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has no weights that can be read: expected model"):
+    with pytest.raises(WeightsError, match="has no weights that can be read: expected model"):
         WeightFiles(resolve_source(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
 def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not even a pickle")
-    with pytest.raises(CheckpointError, match=rf"found {name}\. Pickles .* save_pretrained"):
+    with pytest.raises(WeightsError, match=rf"found {name}\. Pickles .* save_pretrained"):
         WeightFiles(resolve_source(tmp_path))
 
 
@@ -145,16 +145,16 @@ def test_the_loaders_report_it(load: Any, tmp_path: Path) -> None:
     file = tmp_path / SINGLE_FILE
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
-    with pytest.raises(CheckpointError, match="is not a readable safetensors file"):
+    with pytest.raises(WeightsError, match="is not a readable safetensors file"):
         load(tmp_path, **CUTS)
     file.unlink()
-    with pytest.raises(CheckpointError, match="has no weights"):
+    with pytest.raises(WeightsError, match="has no weights"):
         load(tmp_path, **CUTS)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+    with pytest.raises(WeightsError, match=r"has no config\.json"):
         load(tmp_path, **CUTS)
     shutil.rmtree(tmp_path)
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(WeightsError, match="there is no folder"):
         load(str(tmp_path), **CUTS)
 
 
@@ -164,5 +164,5 @@ def test_shards_of_another_model(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     shard = tmp_path / index[name]
     save_file({n: t for n, t in load_file(shard).items() if n != name}, shard, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"{shard.name} lacks the tensor '{name}'"):
+    with pytest.raises(WeightsError, match=f"{shard.name} lacks the tensor '{name}'"):
         load_trunk(tmp_path, **CUTS)

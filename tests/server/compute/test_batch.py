@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from several_silos import TOGETHER, furthest, make_trunk, open_silo, passes
-from tiny_families import CASES, Case
+from tiny_models import CASES, Case
 
 from flower_split.config.sections import LoraSettings
 from flower_split.segments.families import FAMILIES
@@ -77,7 +77,7 @@ def together_and_alone(
             if request.attention_mask is not None:
                 one.h2 = one.h2 * request.attention_mask[..., None]
         if batching is not None:
-            beside = [silo.finish().queue.rows_beside for silo in silos]
+            beside = [silo.summary.queue.rows_beside for silo in silos]
         for silo in silos:
             silo.close()
         assert engine.queue.budget.kept == 0

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +13,6 @@ import pytest
 import torch
 from asking import Asking
 from hosting import eventually, hosting
-from pairs import tiny_llama
 from several_silos import (
     TOGETHER,
     complete,
@@ -23,12 +23,14 @@ from several_silos import (
     passes,
     submitted,
 )
+from tiny_models import tiny_model
 from torch import Tensor
 
 from flower_split import GrpcTransport, LocalTransport
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import SequenceError, TrunkBusyError, WireError
 from flower_split.server.compute.queue import BatchSettings
+from flower_split.server.compute.scheduler import Scheduler
 from flower_split.transport.messages import BackwardRequest, ForwardRequest, StepRequest
 
 WIDTH = 32
@@ -51,14 +53,14 @@ def grad(seed: int, microbatch: int = 0, **changes: object) -> BackwardRequest:
 
 
 def silos(batching: BatchSettings | None, count: int) -> list[Asking]:
-    engine = make_trunk(tiny_llama(3), batching)
+    engine = make_trunk(tiny_model(layers=3), batching)
     return [open_silo(engine, seed) for seed in range(count)]
 
 
 @lru_cache
 def lonely(seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     """h2, g1 and gradients of a silo that has the trunk for itself."""
-    (silo,) = [open_silo(make_trunk(tiny_llama(3), None), seed)]
+    (silo,) = [open_silo(make_trunk(tiny_model(layers=3), None), seed)]
     (made,) = passes([silo], [ask(seed)], [normal(1000 + seed)])
     return made.h2, made.g1, made.gradients
 
@@ -115,7 +117,7 @@ def test_a_silo_sees_nothing_of_the_data_beside_its_own() -> None:
         back = submitted(sessions, [grad(0), grad(other)])
         g1 = complete(back)[0]
         results.append([h2, g1, *gradients_of(sessions[0])])
-        assert sessions[0].finish().queue.rows_beside == 2
+        assert sessions[0].summary.queue.rows_beside == 2
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
 
@@ -130,7 +132,7 @@ def test_values_that_are_not_finite_stay_with_the_silo_that_sent_them() -> None:
     for seed, g1 in enumerate(complete(back)):
         if seed != 1:
             assert_as_alone(sessions[seed], seed, g1)
-    assert sessions[0].finish().queue.rows_beside == 4
+    assert sessions[0].summary.queue.rows_beside == 4
 
 
 def test_a_refused_request_does_not_touch_the_batch() -> None:
@@ -194,15 +196,32 @@ def test_a_future_that_nobody_wants_any_more_is_not_computed() -> None:
 
 def test_activations_are_freed_with_the_last_of_their_rows() -> None:
     sessions = silos(TOGETHER, 2)
+    outputs: list[weakref.ref[Tensor]] = []
+    engine = sessions[0].engine
+    engine.trunk.register_forward_hook(lambda *made: outputs.append(weakref.ref(made[-1])))
     forward_together(sessions)
-    (held,) = sessions[0]._pending.values()
-    assert held.graph is not None
-    output = weakref.ref(held.graph.output)
-    del held
+    (output,) = outputs
+    assert output() is not None
     complete(submitted(sessions, [grad(seed) for seed in range(len(sessions))]))
     gc.collect()
     assert output() is None
-    assert sessions[0]._queue._scheduler._members == {}
+    assert engine.queue.budget.kept == 0
+
+
+def test_silos_are_expected_until_the_last_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: dict[Any, frozenset[int]] = {}
+    expect = Scheduler.expect
+
+    def noting(self: Scheduler, mix: Any, sessions: Iterable[int]) -> None:
+        expected[mix] = frozenset(sessions)
+        expect(self, mix, expected[mix])
+
+    monkeypatch.setattr(Scheduler, "expect", noting)
+    sessions = silos(TOGETHER, 2)
+    forward_together(sessions)
+    assert [len(waited_for) for waited_for in expected.values()] == [2]
+    complete(submitted(sessions, [grad(seed) for seed in range(len(sessions))]))
+    assert list(expected.values()) == [frozenset()]
 
 
 @pytest.mark.parametrize("batching", [False, True])
@@ -225,11 +244,13 @@ def test_recomputing_draws_the_same_dropout_again() -> None:
     made = []
     for recompute in (False, True):
         settings = replace(TOGETHER, recompute=recompute)
-        engine = make_trunk(tiny_llama(3), settings, lora=LoraSettings(r=3, alpha=6.0, dropout=0.5))
+        engine = make_trunk(
+            tiny_model(layers=3), settings, lora=LoraSettings(r=3, alpha=6.0, dropout=0.5)
+        )
         sessions = [open_silo(engine, seed) for seed in range(2)]
         requests = [ask(seed, dropout=True) for seed in range(2)]
         made.append(passes(sessions, requests, [normal(9), normal(10)]))
-        assert sessions[0].finish().queue.rows_beside == 0  # random numbers are a silo's own
+        assert sessions[0].summary.queue.rows_beside == 0  # random numbers are a silo's own
     assert max(map(furthest, *made)) == 0.0
 
 
@@ -282,7 +303,7 @@ def test_more_in_flight_than_there_is_room_for_ends_well() -> None:
 @pytest.mark.medium
 def test_silos_over_grpc_share_batches() -> None:
     def train(settings: BatchSettings | None) -> list[int]:
-        engine = make_trunk(tiny_llama(3), settings)
+        engine = make_trunk(tiny_model(layers=3), settings)
         start = threading.Barrier(4)
         with hosting(engine, health=False) as server, ThreadPoolExecutor(4) as pool:
 
@@ -330,7 +351,7 @@ def test_the_compute_thread_lives_as_long_as_a_session() -> None:
 
 def test_a_transport_that_is_forgotten_ends_its_session() -> None:
     before = len(compute_threads())
-    engine = make_trunk(tiny_llama(3), None)
+    engine = make_trunk(tiny_model(layers=3), None)
     transport = LocalTransport(engine)
     transport.forward(ask(0)).result()
     assert engine.queue.budget.kept == 6

@@ -15,7 +15,7 @@ from hosting import eventually, hosting
 from safetensors.torch import load_file
 
 from flower_split.delivery.pack import Pack, Part
-from flower_split.errors import CheckpointError, TokenError
+from flower_split.errors import TokenError, WeightsError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.segments.loading.extents import tensor_extents
 from flower_split.server.grpc.server import TrunkServer
@@ -355,7 +355,7 @@ class BrokenPack:
     def find(self, digest: str) -> Part | None:
         class Broken(Part):
             def read(self, offset: int, length: int) -> bytes:
-                raise CheckpointError("/secret/path was cut off")
+                raise WeightsError("/secret/path was cut off")
 
         return Broken([b"x"])
 

@@ -27,6 +27,14 @@ def test_every_class_knows_its_name():
     assert {name: kind.name for name, kind in KINDS.items()} == {name: name for name in KINDS}
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("kept_parts", "personal_parts"), ("orders", "instructions")]
+)
+def test_a_method_by_its_old_name_is_refused_naming_the_new_one(old, new):
+    with pytest.raises(ConfigError, match=f"MyLoRA overrides {old}, .* rename it to {new}"):
+        type("MyLoRA", (KINDS["fedavglora"],), {old: lambda self: frozenset("B")})
+
+
 @pytest.mark.parametrize("name", EQUAL_RANKS)
 def test_mixed_ranks_are_refused_at_the_first_reply_naming_strategies_that_take_them(name):
     federation = Federation([Silo(r=4), Silo(r=2)])

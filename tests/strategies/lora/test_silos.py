@@ -6,15 +6,15 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from in_process_grid import FIRST_NODE
-from split_flower import losing_replies
-from split_lora import run_split_lora, split_config
+from split_run import losing_replies, run_split
+from steps import run_config
 from tiny_checkpoint import save_tiny_model
 
 from flower_split.adapters import AdapterRound
 from flower_split.apps import server_run
 from flower_split.config.model import LoraSettings
 from flower_split.errors import ConfigError, RoundError
-from flower_split.lowrank import RECORD, is_folded, part_of
+from flower_split.lowrank import LORA_RECORD, is_folded, part_of
 from flower_split.strategies import Alone, FLoRA, TrunkHost
 
 MIXED = [{"r": 2, "alpha": 4.0}, {"r": 4, "alpha": 16.0}, {"r": 6, "alpha": 6.0}]
@@ -31,8 +31,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def run(folder, state_home):
     def run_one(name, *, mode="federated", changes=None, **options):
-        values = split_config(folder, **{"strategy.name": name, "trunk.adapters": mode})
-        return run_split_lora({**values, **(changes or {})}, **options)
+        values = run_config(folder, **{"strategy.name": name, "trunk.adapters": mode})
+        return run_split({**values, **(changes or {})}, **options)
 
     return run_one
 
@@ -130,11 +130,11 @@ def lies(partition, change):
 
 
 def tells_another_alpha(content):
-    content[RECORD] = ConfigRecord({**dict(content[RECORD].items()), "alpha": 4000.0})
+    content[LORA_RECORD] = ConfigRecord({**dict(content[LORA_RECORD].items()), "alpha": 4000.0})
 
 
 def sends_another_rank(content):
-    content[RECORD] = ConfigRecord({**dict(content[RECORD].items()), "r": 3})
+    content[LORA_RECORD] = ConfigRecord({**dict(content[LORA_RECORD].items()), "r": 3})
     content["arrays"] = ArrayRecord(
         {
             n: Array(a.numpy()[:3].copy() if part_of(n) == "A" else a.numpy()[:, :3].copy())

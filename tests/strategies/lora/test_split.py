@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from split_flower import TOLERANCE, largest_difference
-from split_lora import run_split_lora, split_config
+from split_run import TOLERANCE, largest_difference, run_split
+from steps import run_config
 from tiny_checkpoint import save_tiny_model
-from unsplit_app import initial_arrays, run_unsplit, unsplit_app
+from uncut_model import initial_arrays
+from uncut_run import exchange_in, run_uncut, uncut_app
 
 from flower_split.config.run_config import read_run_config
 from flower_split.strategies import INNER_STRATEGIES, LoraStrategy, build_inner
@@ -36,7 +37,7 @@ def folder(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("models") / "llama")
 
 
-def plain_loras(values, loras):
+def uncut_loras(values, loras):
     """Arguments of `peft_model` by partition."""
     config = read_run_config(values)
     run = {"r": config.lora.r, "alpha": config.lora.alpha, "rslora": config.lora.rslora}
@@ -47,17 +48,13 @@ def plain_loras(values, loras):
 def test_a_split_run_equals_the_unsplit_one(folder, tmp_path, state_home, name, loras, changes):
     if name == "fedprox":
         changes = {**changes, "strategy.proximal-mu": 0.5}
-    values = split_config(folder, **{"strategy.name": name}, **changes)
+    values = run_config(folder, **{"strategy.name": name}, **changes)
     config = read_run_config(values)
     initial = initial_arrays(folder, r=config.lora.r, alpha=config.lora.alpha)
-    ours, _ = run_split_lora(values, initial, loras=loras)
-    app = unsplit_app(
-        folder,
-        tmp_path / "state",
-        loras=plain_loras(values, loras),
-        clip=config.train.max_grad_norm or None,
-    )
-    theirs, _ = run_unsplit(build_inner(config.strategy, config.lora), app, initial, rounds=ROUNDS)
+    ours, _ = run_split(values, initial=initial, loras=loras)
+    exchange = exchange_in(tmp_path / "state")
+    app = uncut_app(folder, exchange, config=values, loras=uncut_loras(values, loras))
+    theirs, _ = run_uncut(build_inner(config.strategy, config.lora), app, initial, rounds=ROUNDS)
     assert not any(record.failure for record in ours.history)
     assert list(ours.arrays) == list(theirs.arrays)
     mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
@@ -86,7 +83,7 @@ def test_moments_wait_for_their_tensor_and_end_with_the_rank(
 ):
     """`train.keep-optimizer`, where not every tensor is trained in every round."""
     rounds = 4 if name == "rolora" else 3
-    values = split_config(folder, **{"strategy.name": name, "train.keep-optimizer": True})
+    values = run_config(folder, **{"strategy.name": name, "train.keep-optimizer": True})
     values |= {"num-server-rounds": rounds, "strategy.fraction-evaluate": 0.0}
     config = read_run_config(values)
     initial = initial_arrays(folder)
@@ -97,12 +94,10 @@ def test_moments_wait_for_their_tensor_and_end_with_the_rank(
             own = loras(partition, message.content["config"]["split.round"])
             context.node_config.update({"lora-r": own["r"], "lora-alpha": own["alpha"]})
 
-    ours, _ = run_split_lora(values, initial, before=before)
-    app = unsplit_app(
-        folder, tmp_path, loras=loras, clip=config.train.max_grad_norm, keep_moments=True
-    )
+    ours, _ = run_split(values, initial=initial, before=before)
+    app = uncut_app(folder, exchange_in(tmp_path), config=values, loras=loras)
     inner = build_inner(config.strategy, config.lora)
-    theirs, _ = run_unsplit(inner, app, initial, rounds=rounds)
+    theirs, _ = run_uncut(inner, app, initial, rounds=rounds)
     assert not any(record.failure for record in ours.history)
     mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
     assert largest_difference(mine, plain) <= TOLERANCE

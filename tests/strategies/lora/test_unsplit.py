@@ -4,14 +4,8 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_checkpoint import save_tiny_model
-from transformers import AutoModelForCausalLM
-from unsplit_app import (
-    dense_logits,
-    initial_arrays,
-    logits,
-    run_unsplit,
-    unsplit_app,
-)
+from uncut_model import base_model, dense_logits, initial_arrays, logits
+from uncut_run import exchange_in, run_uncut, uncut_app
 
 from flower_split.adapters import save_whole
 from flower_split.config.model import LoraSettings
@@ -53,10 +47,10 @@ def test_two_rounds_with_evaluation_train_and_export_as_one_standard_adapter(
 ):
     """The exported adapter, loaded by stock PEFT, computes what the dense updates do."""
     seen = {}
-    app = unsplit_app(folder, tmp_path / "state", loras=loras, seen=seen)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), loras=loras, seen=seen)
     initial = initial_arrays(folder)
     strategy = make(name)
-    result, grid = run_unsplit(strategy, app, initial)
+    result, grid = run_uncut(strategy, app, initial)
     assert set(result.evaluate_metrics_clientapp) == {1, 2}
     assert len(grid.sent) == 12
     state = result.arrays.to_torch_state_dict()
@@ -68,8 +62,7 @@ def test_two_rounds_with_evaluation_train_and_export_as_one_standard_adapter(
     )
     scale = strategy.scaling.factor
     save_whole(state, tmp_path / "adapter", scale=scale, base_model=str(folder))
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(base_model(folder), tmp_path / "adapter")
     dense = dense_logits(folder, updates_of(state, scale))
     torch.testing.assert_close(logits(loaded), dense, atol=1e-5, rtol=1e-5)
     if name != "fedsalora" and loras is None:
@@ -81,11 +74,11 @@ def test_two_rounds_with_evaluation_train_and_export_as_one_standard_adapter(
 def test_a_silo_computes_with_what_was_folded(folder, tmp_path, name):
     """Base, folded and own adapter together equal the dense sum, before the first step."""
     seen = {}
-    app = unsplit_app(folder, tmp_path / "state", seen=seen)
-    first, _ = run_unsplit(make(name), app, initial_arrays(folder), rounds=1)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), seen=seen)
+    first, _ = run_uncut(make(name), app, initial_arrays(folder), rounds=1)
     again = {}
-    app = unsplit_app(folder, tmp_path / "other", seen=again)
-    run_unsplit(make(name), app, initial_arrays(folder), rounds=2)
+    app = uncut_app(folder, exchange_in(tmp_path / "other"), seen=again)
+    run_uncut(make(name), app, initial_arrays(folder), rounds=2)
     arrays = again[2, 1].message.content["arrays"].to_torch_state_dict()
     _, folded = split_folded(arrays)
     assert folded
@@ -101,7 +94,7 @@ def test_a_silo_computes_with_what_was_folded(folder, tmp_path, name):
 @pytest.mark.parametrize(("name", "parts"), [("ffalora", ["B", "B"]), ("rolora", ["B", "A"])])
 def test_only_the_trained_factor_changes_and_travels(folder, tmp_path, name, parts):
     seen, replies = {}, []
-    app = unsplit_app(folder, tmp_path / "state", seen=seen)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), seen=seen)
     strategy = make(name, fraction_evaluate=0.0)
     aggregate = strategy.aggregate_train
 
@@ -111,7 +104,7 @@ def test_only_the_trained_factor_changes_and_travels(folder, tmp_path, name, par
         return aggregate(server_round, received)
 
     strategy.aggregate_train = spy
-    run_unsplit(strategy, app, initial_arrays(folder))
+    run_uncut(strategy, app, initial_arrays(folder))
     for number, part in enumerate(parts, start=1):
         for partition in range(3):
             one = seen[number, partition]
@@ -124,8 +117,8 @@ def test_only_the_trained_factor_changes_and_travels(folder, tmp_path, name, par
 
 def test_under_fedsa_every_silo_goes_on_from_its_own_b(folder, tmp_path):
     seen = {}
-    app = unsplit_app(folder, tmp_path / "state", seen=seen)
-    run_unsplit(make("fedsalora"), app, initial_arrays(folder), rounds=3)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), seen=seen)
+    run_uncut(make("fedsalora"), app, initial_arrays(folder), rounds=3)
     for number in (2, 3):
         for partition in range(3):
             last, now = seen[number - 1, partition], seen[number, partition]
@@ -143,8 +136,8 @@ def test_under_scaffold_a_single_silo_has_no_drift_to_correct(folder, tmp_path):
     ends = {}
     for name in ("fedavglora", "scaffoldlora"):
         strategy = build_inner(StrategyConfig(name=name, min_nodes=1), LORA)
-        app = unsplit_app(folder, tmp_path / name)
-        result, _ = run_unsplit(strategy, app, initial_arrays(folder), nodes=1, rounds=3)
+        app = uncut_app(folder, exchange_in(tmp_path / name))
+        result, _ = run_uncut(strategy, app, initial_arrays(folder), silos=1, rounds=3)
         ends[name] = result.arrays.to_torch_state_dict()
     for name, tensor in ends["fedavglora"].items():
         torch.testing.assert_close(ends["scaffoldlora"][name], tensor, msg=name)
@@ -153,8 +146,8 @@ def test_under_scaffold_a_single_silo_has_no_drift_to_correct(folder, tmp_path):
 def test_the_first_message_fits_silos_of_any_rank(folder, tmp_path):
     """B is zero at the start, so that every silo starts from the base model's output."""
     seen = {}
-    app = unsplit_app(folder, tmp_path / "state", loras=MIXED, seen=seen)
-    run_unsplit(make("flexlora"), app, initial_arrays(folder), rounds=1)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), loras=MIXED, seen=seen)
+    run_uncut(make("flexlora"), app, initial_arrays(folder), rounds=1)
     initial = initial_arrays(folder).to_torch_state_dict()
     for partition, lora in enumerate(MIXED):
         for name, tensor in seen[1, partition].before.items():

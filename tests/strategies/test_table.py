@@ -31,7 +31,7 @@ def installed(tmp_path_factory):
 
 def test_an_installed_strategy_is_chosen_by_name_with_its_options(installed, monkeypatch):
     monkeypatch.syspath_prepend(str(installed))
-    settings = StrategyConfig(name="medianlora", fraction_evaluate=0.0, options={"keep": 0.5})
+    settings = StrategyConfig(name="medianlora", fraction_evaluate=0.0, options={"shrink": 0.5})
     strategy = build_inner(settings, LoraSettings(r=4, alpha=8.0))
     assert type(strategy).__name__ == "MedianLoRA"
     assert strategy.lora.alpha == 8.0
@@ -41,8 +41,8 @@ def test_an_installed_strategy_is_chosen_by_name_with_its_options(installed, mon
         silos = torch.stack([own[name].double() for own in federation.own(1)])
         expected = silos.median(dim=0).values * (0.5 if ".lora_B" in name else 1.0)
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-6)
-    wrong = StrategyConfig(name="medianlora", options={"kept": 0.5})
-    assert "did you mean 'strategy.keep'?" in inner_problems(wrong)[0]
+    wrong = StrategyConfig(name="medianlora", options={"shrunk": 0.5})
+    assert "did you mean 'strategy.shrink'?" in inner_problems(wrong)[0]
 
 
 def register(folder, name, value, package="broken_plugin"):
@@ -69,6 +69,18 @@ def test_a_broken_plugin_is_named(tmp_path, monkeypatch, name, value, said):
     assert said in problems[0]
     with pytest.raises(ConfigError):
         build_inner(StrategyConfig(name=name))
+
+
+def test_a_plugin_that_overrides_a_method_by_its_old_name_is_refused(tmp_path, monkeypatch):
+    source = "def kept_parts(self):\n        return frozenset('B')"
+    (tmp_path / "old_fashioned.py").write_text(
+        "from flower_split.strategies import FedAvgLoRA\n\n\n"
+        f"class Mine(FedAvgLoRA):\n    {source}\n"
+    )
+    register(tmp_path, "mine", "old_fashioned:Mine")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (problem,) = inner_problems(StrategyConfig(name="mine"))
+    assert "Mine overrides kept_parts" in problem and "rename it to personal_parts" in problem
 
 
 def test_two_packages_with_one_name_are_refused(tmp_path, monkeypatch):

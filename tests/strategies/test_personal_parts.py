@@ -3,8 +3,10 @@
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAdam, FedProx, Krum
+from steps import steps_of
 from tiny_checkpoint import save_tiny_model
-from unsplit_app import batches_of, initial_arrays, peft_model, run_unsplit, unsplit_app
+from uncut_model import initial_arrays, peft_model
+from uncut_run import exchange_in, run_uncut, uncut_app
 
 from flower_split.config.model import LoraSettings
 from flower_split.config.sections import StrategyConfig
@@ -31,7 +33,7 @@ def is_personal(name):
 @pytest.mark.parametrize("name", ["flora", "fedexlora", "rolora", "fedsalora", "krum", "fedadam"])
 def test_personal_modules_never_leave_and_go_on_from_the_silos_own(folder, tmp_path, name):
     seen = {}
-    app = unsplit_app(folder, tmp_path / "state", seen=seen)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), seen=seen)
     strategy = make(name, personal=("layers.1",))
     assert isinstance(strategy, PersonalParts)
     received = []
@@ -44,7 +46,7 @@ def test_personal_modules_never_leave_and_go_on_from_the_silos_own(folder, tmp_p
 
     strategy.aggregate_train = spy
     initial = initial_arrays(folder)
-    result, _ = run_unsplit(strategy, app, initial)
+    result, _ = run_uncut(strategy, app, initial)
     assert len(received) == 6
     assert not any(is_personal(n) for names in received for n in names)
     for partition in range(3):
@@ -62,7 +64,7 @@ def test_personal_modules_never_leave_and_go_on_from_the_silos_own(folder, tmp_p
 def test_a_silo_that_lost_its_own_part_fails_once_and_starts_it_anew(folder, tmp_path):
     import shutil
 
-    app = unsplit_app(folder, tmp_path / "state")
+    app = uncut_app(folder, exchange_in(tmp_path / "state"))
     strategy = make("fedavglora", personal=("layers.1",))
     failures = []
     aggregate = strategy.aggregate_train
@@ -75,7 +77,7 @@ def test_a_silo_that_lost_its_own_part_fails_once_and_starts_it_anew(folder, tmp
         return aggregate(server_round, replies)
 
     strategy.aggregate_train = spy
-    run_unsplit(strategy, app, initial_arrays(folder), rounds=3)
+    run_uncut(strategy, app, initial_arrays(folder), rounds=3)
     assert [len(found) for found in failures] == [0, 1, 0]
     assert "personal tensors of this silo" in failures[1][0]
 
@@ -87,7 +89,7 @@ def by_hand(folder, mu, rounds=1):
     start = {n: p.detach().clone() for n, p in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=5e-3, weight_decay=0.0)
     model.train()
-    for batch in batches_of(0, 1)[0]:
+    for (batch,) in steps_of(0, 1)[0]:
         pull = sum(((p - start[n]) ** 2).sum() for n, p in trained.items())
         (model(**batch).loss + 0.5 * mu * pull).backward()
         optimizer.step()
@@ -105,17 +107,17 @@ def by_hand(folder, mu, rounds=1):
 )
 def test_the_proximal_term_is_that_of_the_loss(folder, tmp_path, strategy):
     seen = {}
-    app = unsplit_app(folder, tmp_path / "state", seen=seen)
-    run_unsplit(strategy(), app, initial_arrays(folder), rounds=1)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), seen=seen)
+    run_uncut(strategy(), app, initial_arrays(folder), rounds=1)
     for name, tensor in by_hand(folder, 3.0).items():
         torch.testing.assert_close(seen[1, 0].after[name], tensor, atol=1e-6, rtol=1e-4)
 
 
 def test_without_drift_to_correct_scaffold_equals_fedavg_in_its_first_round(folder, tmp_path):
     results = [
-        run_unsplit(
+        run_uncut(
             make(name),
-            unsplit_app(folder, tmp_path / name),
+            uncut_app(folder, exchange_in(tmp_path / name)),
             initial_arrays(folder),
             rounds=1,
         )[0]
@@ -130,7 +132,7 @@ def test_scaffolds_common_variate_is_the_weighted_mean_of_the_silos_mean_gradien
 ):
     """With all silos in every round; and their corrections cancel in the average."""
     seen = {}
-    app = unsplit_app(folder, tmp_path / "state", seen=seen)
+    app = uncut_app(folder, exchange_in(tmp_path / "state"), seen=seen)
     strategy = make("scaffoldlora")
     controls = []
     aggregate = strategy.aggregate_train
@@ -143,7 +145,7 @@ def test_scaffolds_common_variate_is_the_weighted_mean_of_the_silos_mean_gradien
         return aggregate(server_round, replies)
 
     strategy.aggregate_train = spy
-    run_unsplit(strategy, app, initial_arrays(folder), rounds=2)
+    run_uncut(strategy, app, initial_arrays(folder), rounds=2)
     own, total = {}, sum(controls[0][1].values())
     for changes, _ in controls:
         for silo, arrays in changes.items():

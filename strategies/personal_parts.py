@@ -50,7 +50,7 @@ class PersonalParts(Strategy):
         self._personal = ArrayRecord()
 
     def summary(self) -> None:
-        """The inner strategy's own summary."""
+        """Log the inner strategy's own summary."""
         self.strategy.summary()
 
     def configure_train(
@@ -69,7 +69,7 @@ class PersonalParts(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """As `configure_train`."""
+        """Messages completed as in `configure_train`."""
         shared = self._shared(arrays)
         messages = self.strategy.configure_evaluate(server_round, shared, config, grid)
         return [self._completed(message) for message in messages]

@@ -1,4 +1,6 @@
-"""Strategies of other packages, registered by the entry-point group `flower_split.strategies`.
+"""The table of strategies by name: ours, and those that other packages registered.
+
+They do so by the entry-point group `flower_split.strategies`.
 
 ::
 
@@ -24,15 +26,15 @@ GROUP = "flower_split.strategies"
 Make = Callable[..., Strategy]
 
 
-class WithPlugins(PluginTable[Make]):
-    """A table of strategies and, after them, those that other packages registered.
+class StrategyTable(PluginTable[Make]):
+    """Our strategies and, after them, those that other packages registered.
 
     Args:
-        table: Strategies whose names no plugin may take.
+        own: Strategies whose names no plugin may take.
     """
 
-    def __init__(self, table: Mapping[str, Make]) -> None:
-        super().__init__(GROUP, table, key="strategy.name", noun="strategy")
+    def __init__(self, own: Mapping[str, Make]) -> None:
+        super().__init__(GROUP, own, key="strategy.name", noun="strategy")
 
     def checked(self, name: str, loaded: Any, packages: str) -> Make:
         """The strategy's class or function; what it makes is checked where it is made."""

@@ -1,4 +1,4 @@
-"""A tiny model of every family, with configuration values that are not the neutral ones."""
+"""Tiny models: a plain one, and one of every family with values that are not the neutral ones."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,37 @@ _LLAMA_LIKE: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 _MIXED_LAYERS = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+
+
+_PLAIN: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_positions": 64},
+    "falcon": {"hidden_size": 32, "num_attention_heads": 4},
+}
+_PLAIN_LLAMA_LIKE: dict[str, Any] = {
+    **_LLAMA_LIKE,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+
+def tiny_model(model_type: str = "llama", layers: int = 5, **changes: Any) -> PreTrainedModel:
+    """A model with random weights, the same at every call.
+
+    Args:
+        model_type: Of transformers; one that has `gpt2`'s or `falcon`'s fields, or `llama`'s.
+        layers: How many.
+        changes: Fields of its configuration.
+    """
+    values = {
+        "vocab_size": VOCABULARY,
+        "num_hidden_layers": layers,
+        **_PLAIN.get(model_type, _PLAIN_LLAMA_LIKE),
+        **changes,
+    }
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**values))
 
 
 @dataclass(frozen=True, kw_only=True)

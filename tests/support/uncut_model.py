@@ -1,0 +1,50 @@
+"""The uncut model with PEFT's adapters, and what a model computes."""
+
+import torch
+from flwr.app import ArrayRecord
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from steps import TARGETS
+from transformers import AutoModelForCausalLM
+
+
+def base_model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def peft_model(folder, *, r=4, alpha=8, rslora=False, targets=TARGETS):
+    """The uncut model with PEFT's adapters, initialised by PEFT from seed 0."""
+    model = base_model(folder)
+    torch.manual_seed(0)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,
+        use_rslora=rslora,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    return get_peft_model(model, config)
+
+
+def initial_arrays(folder, **lora):
+    """The adapter that every run starts from; `lora` is `peft_model`'s."""
+    return ArrayRecord(get_peft_model_state_dict(peft_model(folder, **lora)))
+
+
+@torch.no_grad()
+def logits(model):
+    """Of a fixed input."""
+    was = model.training
+    model.eval()
+    found = model(input_ids=torch.arange(4, 14).reshape(2, 5)).logits
+    model.train(was)
+    return found
+
+
+@torch.no_grad()
+def dense_logits(folder, updates):
+    """Logits of the uncut model with dense updates (by module, outputs x inputs) added to it."""
+    model = base_model(folder)
+    for name, update in updates.items():
+        module = model.get_submodule(name.removeprefix("base_model.model."))
+        module.weight += (update.T if type(module).__name__ == "Conv1D" else update).float()
+    return logits(model)
