@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_families import Case
+from tiny_models import Case
 from transformers import PreTrainedConfig
 
 from flower_split.errors import ModelError, UnsupportedFamilyError
