@@ -5,7 +5,6 @@ first layer of a kind, whether or not it holds that layer. A stand-in answers th
 stores no keys.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -137,12 +136,17 @@ def _in_use(layer: CacheLayer) -> bool:
 
 
 def _stand_in(layer: CacheLayer, on_edit: OnEdit | None) -> StandIn:
-    made = object.__new__(_stand_in_class(cast(type[Any], type(layer))))
+    made = object.__new__(_stand_in_class(type(layer)))
     vars(made).update(vars(layer), cumulative_length=0, _on_edit=on_edit)
     return made
 
 
-@functools.cache
-def _stand_in_class(of: type[Any]) -> type[StandIn]:
-    # Without a layer type: transformers makes caches of the last class that has claimed one.
-    return cast(type[StandIn], type(f"{of.__name__}StandIn", (StandIn, of), {"_layer_type": None}))
+_CLASSES: dict[Any, type[StandIn]] = {}
+
+
+def _stand_in_class(of: Any) -> type[StandIn]:
+    if of not in _CLASSES:
+        # Without a layer type: transformers makes caches of the last class that has claimed one.
+        members = {"_layer_type": None}
+        _CLASSES[of] = cast(type[StandIn], type(f"{of.__name__}StandIn", (StandIn, of), members))
+    return _CLASSES[of]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import torch
 import transformers
 from transformers import PreTrainedConfig
 
-import flower_split
 from flower_split.errors import UnsupportedFamilyError
 from flower_split.segments.families import GROUP, Family, known_family
 from flower_split.segments.fingerprint import fingerprint
@@ -114,12 +114,19 @@ def _key(config: PreTrainedConfig) -> str:
     """
     parts = {
         "proof": PROOF,
-        "flower_split": flower_split.__version__,
+        "flower_split": _version(),
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "twin": fingerprint(shrunk(config)),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _version() -> str:
+    try:
+        return metadata.version("flower-split")
+    except metadata.PackageNotFoundError:  # run from its source
+        return ""
 
 
 def verdict_file(model_type: str, key: str) -> Path | None:
@@ -248,7 +255,7 @@ def _prove(config: PreTrainedConfig) -> Verdict:
 
 def _environment() -> dict[str, str]:
     """Of the proof: this package, one thread, no network and no accelerator."""
-    root = str(Path(flower_split.__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     return {
         **os.environ,
