@@ -59,8 +59,10 @@ def prove(config: PreTrainedConfig) -> Family:
 
 
 def cuts_of(layers: int) -> list[tuple[int, int]]:
-    """Cuts at which each kind of layer is the silo's and the trunk's in turn."""
-    return [(1, 1), (layers - 2, 0), (0, 1)]
+    """Cuts between any two layers: something that one hands to the next might be lost there."""
+    inner = [(count, count) for count in range(2, (layers + 1) // 2)]
+    middle = [(layers // 2, 0)] if layers > 4 else []
+    return [(1, 1), (layers - 2, 0), (0, 1), *inner, *middle]
 
 
 def _prove(twin: Twin, family: Family) -> None:

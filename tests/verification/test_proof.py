@@ -9,8 +9,17 @@ from torch import Tensor
 from flower_split.errors import UnsupportedFamilyError
 from flower_split.segments import FAMILIES, Trunk
 from flower_split.verification import prove
+from flower_split.verification.proof import cuts_of
 
 FORWARD = Trunk.forward
+
+
+@pytest.mark.parametrize("layers", range(4, 25))
+def test_every_place_is_cut_at(layers: int) -> None:
+    cuts = cuts_of(layers)
+    places = {bottom for bottom, _ in cuts} | {layers - top for _, top in cuts}
+    assert places == set(range(layers + 1))
+    assert all(bottom + top < layers for bottom, top in cuts)
 
 
 def _wrong(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
