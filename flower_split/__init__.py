@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flower_split.adapters import load_adapter
     from flower_split.client import SplitSession
     from flower_split.config.sections import SplitConfig
     from flower_split.errors import FlowerSplitError
@@ -38,6 +39,7 @@ _MODULES = {
     "TrunkServer": "flower_split.server.grpc.server",
     "attach_trunk": "flower_split.remote",
     "check_exact": "flower_split.segments",
+    "load_adapter": "flower_split.adapters",
     "load_client_model": "flower_split.segments",
     "load_tokenizer": "flower_split.segments",
     "load_trunk": "flower_split.segments",
@@ -57,6 +59,7 @@ __all__ = [
     "TrunkServer",
     "attach_trunk",
     "check_exact",
+    "load_adapter",
     "load_client_model",
     "load_tokenizer",
     "load_trunk",

@@ -3,6 +3,7 @@
 from flower_split.adapters.export import save_adapter, save_learned, save_whole
 from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
+from flower_split.adapters.loading import load_adapter
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
 from flower_split.adapters.reading import AdapterFolder, read_adapter_folder
 from flower_split.adapters.rounds import AdapterRound
@@ -22,6 +23,7 @@ __all__ = [
     "fitted",
     "fold",
     "initial_state",
+    "load_adapter",
     "load_state",
     "own_scaling",
     "read_adapter_folder",

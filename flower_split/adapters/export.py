@@ -1,4 +1,4 @@
-"""Export of an adapter: as a standard PEFT folder, or merged into the model's weights."""
+"""Export of an adapter as a standard PEFT folder."""
 
 import os
 import tempfile
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from safetensors.torch import save
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flower_split.adapters.folding import patterned_config
 from flower_split.adapters.plan import PEFT_PREFIX, AdapterPlan
+from flower_split.adapters.reading import TENSORS, read_adapter_folder
 from flower_split.adapters.state import check_state
-from flower_split.errors import AdapterError, ModelError
+from flower_split.errors import AdapterError
 from flower_split.lowrank import combined, pair_up
 
 
@@ -37,7 +37,7 @@ def save_adapter(
     """
     check_state(state, dict(plan.shapes))
     ordered = {name: state[name] for name in plan.names}
-    return _write(ordered, plan.peft_config(), folder, base_model)
+    return _write(ordered, plan.peft_config(), folder, base_model, plan.scaling.factor)
 
 
 def save_learned(
@@ -85,38 +85,12 @@ def save_whole(
     check_state(whole, {name: tuple(tensor.shape) for name, tensor in whole.items()})
     ranks = {p.module.removeprefix(PEFT_PREFIX): whole[p.a].shape[0] for p in pair_up(whole)}
     config = patterned_config(ranks, fan_in_fan_out=fan_in_fan_out)
-    return _write(whole, config, folder, base_model)
+    return _write(whole, config, folder, base_model, 1.0)
 
 
-def save_merged(adapter: Path, model: str, folder: Path) -> None:
-    """Write `model` with the adapter merged into its weights, in the weights' own dtype.
-
-    Args:
-        adapter: A PEFT folder.
-        model: Folder or hub name of the uncut model.
-        folder: Gets the model in safetensors, and its tokenizer where it has one.
-
-    Raises:
-        ModelError: `model` cannot be loaded.
-        AdapterError: the adapter does not fit it.
-    """
-    try:
-        base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model} cannot be loaded as a causal language model: {error}") from error
-    try:
-        with torch.no_grad():
-            merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError) as error:
-        raise AdapterError(f"the adapter cannot be merged into {model}: {error}") from error
-    merged.save_pretrained(folder)
-    try:
-        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    except (OSError, ValueError):
-        return  # a model without a tokenizer is complete without one
-
-
-def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_model: str) -> Path:
+def _write(
+    state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_model: str, scale: float
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config.base_model_name_or_path = base_model
     config.inference_mode = True
@@ -124,7 +98,19 @@ def _write(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base_m
         config.save_pretrained(scratch)
         # Not save_file, whose error on a full disk is no OSError.
         data = save({n: t.contiguous() for n, t in state.items()}, metadata={"format": "pt"})
-        Path(scratch, "adapter_model.safetensors").write_bytes(data)
+        Path(scratch, TENSORS).write_bytes(data)
+        _check_written(Path(scratch), combined(state, scale))
         for written in sorted(os.listdir(scratch)):
             os.replace(Path(scratch, written), folder / written)
     return folder
+
+
+def _check_written(folder: Path, whole: Mapping[str, Tensor]) -> None:
+    """Raise `AdapterError` unless what is read back from `folder` are the factors `whole`."""
+    found = read_adapter_folder(folder).state
+    same = found.keys() == whole.keys()
+    if not same or any(not torch.equal(found[n].float(), whole[n].float()) for n in whole):
+        raise AdapterError(
+            "the adapter that was written is not the one that was learned when it is read back, "
+            "and was removed; this is a fault of flower_split or of the installed PEFT"
+        )

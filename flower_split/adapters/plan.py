@@ -114,6 +114,12 @@ def resolve_lora(skeleton: PreTrainedModel, lora: LoraSettings) -> AdapterPlan:
     """
     model = _wrapped_skeleton(skeleton, lora)
     config = model.peft_config[ADAPTER]
+    if isinstance(config, LoraConfig) and config.target_parameters:
+        raise AdapterError(
+            f"lora.target-modules {', '.join(lora.target_modules)} reaches the experts of this "
+            f"{skeleton.config.model_type} model, which are parameters and no modules: name the "
+            "modules that get an adapter, such as q_proj, k_proj, v_proj, o_proj"
+        )
     resolved = config.target_modules if isinstance(config, LoraConfig) else None
     layers = {
         name.removeprefix(PEFT_PREFIX): module

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,31 @@ from torch import Tensor
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Factors, Scaling, pair_up
+
+_OF_PLAIN_LORA = frozenset(
+    {
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "peft_type",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
+)
+_INITS = (True, "gaussian", "orthogonal", "eva")  # that leave the base weights as they are
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,12 +58,13 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
     """The adapter in `folder`, as `save_adapter`, `save_whole` or PEFT itself wrote it.
 
     Raises:
-        AdapterError: there is none, or none of LoRA factors in safetensors.
+        AdapterError: there is none, or none of LoRA factors in safetensors alone.
     """
     try:
         values: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
         if values.get("peft_type") != "LORA":
             raise AdapterError(f"{folder} holds a {values.get('peft_type')}, expected a LORA")
+        _refuse_unknown(values, folder)
         config = LoraConfig.from_pretrained(str(folder))
         state = load_file(folder / TENSORS)
         return AdapterFolder(
@@ -56,7 +82,33 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
         raise AdapterError(f"{folder} holds no adapter that can be read: {error}") from error
 
 
+def _refuse_unknown(values: Mapping[str, Any], folder: Path) -> None:
+    """Check that the adapter is its factors and nothing else.
+
+    Raises:
+        AdapterError: it has an option by which it computes something else, or changes the base.
+    """
+    plain = asdict(LoraConfig())
+    for name, value in values.items():
+        if name in _OF_PLAIN_LORA or not value or value == plain.get(name):
+            continue
+        if name == "init_lora_weights" and value in _INITS:
+            continue
+        raise AdapterError(
+            f"{folder} has {name} = {value!r} in its {CONFIG}, which makes it more than LoRA "
+            "factors on the base model as it is. Load it with PEFT and merge it there, or convert "
+            "it to a plain LoRA (for PiSSA and OLoRA: save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
+        )
+
+
 def _at_scale_one(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    if others := sorted(name for name in state if ".lora_" not in name):
+        raise AdapterError(
+            f"it has {len(others)} tensors that are no LoRA factors (first: {others[0]}); save it "
+            "with save_pretrained(folder, save_embedding_layers=False) if they are the base "
+            "model's own embeddings, or else merge it with PEFT"
+        )
     whole = dict[str, Tensor]()
     for pair in pair_up(state):
         scaling = _scaling(config, pair.module.removeprefix(PEFT_PREFIX))

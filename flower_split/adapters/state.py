@@ -25,6 +25,18 @@ def adapter_parameters(
             yield PEFT_PREFIX + head.removeprefix(PEFT_PREFIX) + tail, parameter
 
 
+def with_adapter(name: str, adapter: str = ADAPTER) -> str:
+    """The name of an adapter tensor in a model, for its name in the adapter's file."""
+    head, weight = name.removesuffix(".weight"), name.endswith(".weight")
+    return f"{head}.{adapter}" + (".weight" if weight else "")
+
+
+def without_adapter(name: str, adapter: str = ADAPTER) -> str:
+    """The name of an adapter tensor in the adapter's file, for its name in a model."""
+    head, found, tail = name.rpartition(f".{adapter}")
+    return head + tail if found and tail in ("", ".weight") else name
+
+
 def read_state(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tensor]:
     """A float32 CPU copy of every tensor of `adapter` that `model` holds."""
     return {

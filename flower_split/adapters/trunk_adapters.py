@@ -1,6 +1,7 @@
 """The trunk's adapters: one set of trunk weights, and a LoRA adapter for every open session."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -150,6 +151,47 @@ class TrunkAdapters:
         if beneath is not None and beneath not in self._beneath.values():
             delete_adapter(self._model, beneath.name)
         delete_adapter(self._model, name)
+
+    def copy(self, name: str, copied: str) -> None:
+        """Make the adapter `copied`, frozen, with the values and the scaling of `name`."""
+        config = self._model.peft_config[name]
+        self._active = ""
+        with torch.random.fork_rng(devices=[]):
+            self._model.add_adapter(copied, config)
+        self._trunk.train(self._trunk.training)
+        for layer in self._layers:
+            if name in layer.scaling:
+                layer.scaling[copied] = layer.scaling[name]
+        load_state(self._model, self.state(name), copied)
+        self.freeze_parts(copied, frozenset())
+
+    def deactivate(self) -> None:
+        """Compute without any adapter from now on."""
+        for layer in self._layers:
+            layer.set_adapter([])
+        self._active = ""
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """Compute with `factor` times the scaling of what is active meanwhile."""
+        if factor == 1.0:
+            yield
+            return
+        held = [(layer, dict(layer.scaling)) for layer in self._layers]
+        for layer in self._layers:
+            for name in layer.active_adapters:
+                if name in layer.scaling:
+                    layer.scaling[name] *= factor
+        try:
+            yield
+        finally:
+            for layer, scaling in held:
+                layer.scaling.update(scaling)
+
+    @property
+    def master(self) -> str:
+        """Name of the master adapter."""
+        return MASTER
 
     def activate(self, name: str) -> None:
         """Compute with the adapter `name` from now on, with gradients for what it trains only."""

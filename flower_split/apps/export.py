@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from flower_split.adapters import save_whole
-from flower_split.adapters.export import save_merged
+from flower_split.adapters.merging import save_merged
 from flower_split.apps.export_source import Source, from_adapter, from_checkpoint, is_adapter
 from flower_split.apps.personal import PersonalPart
 from flower_split.errors import StateError
@@ -38,8 +38,8 @@ def export(
         out: Must not exist, unless `force`.
         best: Take the checkpoint that was kept as the best.
         server_round: Take that round's; by default the last good one.
-        merge: Folder or hub name of the uncut model, to write it with the adapter merged into its
-            weights in place of the adapter.
+        merge: The uncut model, named as `model.name` is, to write it with the adapter merged into
+            its weights in place of the adapter.
         silo: Name of the silo whose own variant is wanted: with its personal tensors, those that
             are on this machine, and those of the trunk's layers in a checkpoint.
         state_dir: The silo's state folder; by default as without it in the node config.

@@ -9,7 +9,13 @@ import torch
 from flwr.app import Message
 from torch import Tensor, nn
 
-from flower_split.adapters import AdapterRound, fold, own_scaling, train_parts
+from flower_split.adapters import (
+    AdapterRound,
+    adapter_parameters,
+    fold,
+    own_scaling,
+    train_parts,
+)
 from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig
@@ -95,6 +101,7 @@ def open_session(
     tls: ClientTls | None,
     connect: Connect,
     cost: SessionCost,
+    trunk_parameters: bool = False,
 ) -> Iterator[OpenSession]:
     """A session, closed again on leaving, whether it was complete or not.
 
@@ -109,6 +116,7 @@ def open_session(
         tls: For the trunk's channel; None for none, which is allowed by now.
         connect: Opens the session at the trunk.
         cost: The session's; gets its share of the model, and when it was loaded and connected.
+        trunk_parameters: Whether the trunk's adapter becomes parameters of the model.
 
     Raises:
         ModelError, AdapterError: the model cannot be loaded, or the adapter does not fit it.
@@ -161,7 +169,13 @@ def open_session(
             )
             fold(model, adapter.load(opening.adapter, resuming.personal))
             train_parts(model, instructions.trains)
-            attach_trunk(model, transport)
+            trained = {name for name, part in adapter_parameters(model) if part.requires_grad}
+            attach_trunk(
+                model,
+                transport,
+                trained=trained,
+                trunk_parameters=trunk_parameters and invitation.purpose == "train",
+            )
             yield OpenSession(
                 model=model,
                 transport=transport,

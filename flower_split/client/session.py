@@ -24,10 +24,12 @@ from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
+from flower_split.data import encode_prompt
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import FlowerSplitError, SequenceError, SiloError
 from flower_split.lowrank import LORA_RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, SplitStages
+from flower_split.remote.trunk import find_remote
 from flower_split.segments import random_numbers
 from flower_split.training import (
     Accumulator,
@@ -79,6 +81,8 @@ class SplitSession:
         config: The configuration; None reads it from the context.
         connect: Opens the session at the trunk.
         open_delivery: Opens a stream that fetches the model, where the server delivers it.
+        trunk_parameters: Whether the trunk's adapter becomes parameters of the model, for any
+            optimizer of torch in place of `optimizer`; `trunk.shares-adapter` must allow it.
 
     Raises:
         ConfigError: on entering: the run config, the node config or a file that it names for TLS
@@ -96,6 +100,7 @@ class SplitSession:
         config: SplitConfig | None = None,
         connect: Connect = GrpcTransport,
         open_delivery: OpenDelivery = GrpcDelivery,
+        trunk_parameters: bool = False,
     ) -> None:
         self.config = config or SplitConfig.from_run_config(context.run_config)
         self.node = NodeConfig.read(context.node_config)
@@ -103,6 +108,7 @@ class SplitSession:
         self._context = context
         self._connect = connect
         self._open_delivery = open_delivery
+        self._trunk_parameters = trunk_parameters
         self._stack = ExitStack()
         self._autocast = autocast_dtype(self.config.train.autocast)
         self._optimizer: SplitAdamW | None = None
@@ -134,6 +140,7 @@ class SplitSession:
                     tls=tls,
                     connect=self._connect,
                     cost=self._cost,
+                    trunk_parameters=self._trunk_parameters,
                 )
             )
             self._stack = stack.pop_all()
@@ -250,7 +257,7 @@ class SplitSession:
             steps = steps_in_round(train, len(self.data.train(self.server_round)))
             self._gradients = Accumulator(
                 self.model,
-                stages=SplitStages(self.model, autocast=self._autocast),
+                stages=SplitStages(self.model, autocast=self._autocast, measures=True),
                 in_flight=train.in_flight,
                 seed=self.seed,
                 first_step=steps * (self.server_round - 1),
@@ -322,7 +329,7 @@ class SplitSession:
         if num_examples is None:
             num_examples = self.data.num_train if trained else self.data.num_held_out
         session = self._session
-        summary = session.transport.finish()
+        summary = find_remote(session.model).finish()
         session.resuming.end(self._optimizer, summary.steps, session.adapter)
         content = RecordDict()
         if trained:
@@ -363,9 +370,12 @@ def _continued(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int
 ) -> str:
     """`prompt` with its most likely continuation."""
-    encoded = tokenizer(prompt, return_tensors="pt").to(device_of(model))
+    encoded = torch.tensor([encode_prompt(tokenizer, prompt)], device=device_of(model))
     with mode(model, training=False), torch.no_grad():
         ids = model.generate(  # type: ignore[operator]
-            **encoded, max_new_tokens=max_new_tokens, do_sample=False
+            encoded,
+            attention_mask=torch.ones_like(encoded),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
         )
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))

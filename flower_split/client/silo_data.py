@@ -9,7 +9,7 @@ from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig, Partition
 from flower_split.config.sections import DataConfig, SplitConfig
 from flower_split.data import SiloData, eval_batches, load_silo, train_batches
-from flower_split.segments import load_tokenizer
+from flower_split.segments import load_tokenizer, table_sizes
 from flower_split.training import Batches
 
 MOST_SILOS = 16
@@ -70,7 +70,7 @@ def silo_batches(
         source: Where the tokenizer comes from; None takes the model that `config` names.
 
     Raises:
-        DataError: the data is missing, empty or broken.
+        DataError: the data is missing, empty or broken, or has tokens that the model has not.
         ModelError: the model has no tokenizer.
     """
     data = node.own_data(config.data)
@@ -92,5 +92,6 @@ def _load(
         partition_id=number,
         num_partitions=of,
         seed=seed,
+        tables=table_sizes(source.name, revision=source.revision),
     )
     return tokenizer, silo

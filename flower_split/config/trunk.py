@@ -30,6 +30,9 @@ class TrunkConfig:
     advertise: str = ""
     """`host:port` that silos are told to connect to; empty for the bound address. Without a port,
     or with port 0, it means the bound port."""
+    shares_adapter: bool = False
+    """Whether a silo may read and write the trunk's part of its own adapter, so that any optimizer
+    trains it (`SplitSession(trunk_parameters=True)`) and its saved adapters are whole."""
     connect_timeout: float = 30.0
     """Seconds that a silo takes at most to find out whether the trunk answers."""
     max_sessions: int = 64

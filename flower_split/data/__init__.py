@@ -6,6 +6,7 @@ from flower_split.data.held_out import hold_out
 from flower_split.data.partitioning import partition
 from flower_split.data.silo import SiloData, load_silo, silo_examples
 from flower_split.data.sources import load_examples
+from flower_split.data.special_tokens import encode_prompt
 from flower_split.data.tokenizing import PROMPT_SEPARATOR, TokenizedDataset, tokenize
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "SiloData",
     "TokenizedDataset",
     "batches",
+    "encode_prompt",
     "eval_batches",
     "hold_out",
     "load_examples",

@@ -11,6 +11,7 @@ from flower_split.data.partitioning import partition
 from flower_split.data.sources import load_examples
 from flower_split.data.tokenizing import TokenizedDataset, tokenize
 from flower_split.errors import DataError
+from flower_split.segments import TableSizes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +38,7 @@ def load_silo(
     max_length: int,
     seed: int,
     source: str | Rows | None = None,
+    tables: TableSizes | None = None,
 ) -> SiloData:
     """One silo's data, tokenised.
 
@@ -51,9 +53,11 @@ def load_silo(
         max_length: Tokens at which a sequence is cut off.
         seed: The run's seed, the same in every silo.
         source: A `datasets.Dataset` or a list of dicts to use in place of `config.path`.
+        tables: What the model knows; None does not check against it.
 
     Raises:
-        DataError: data is missing, empty or broken, or the silo would have none.
+        DataError: data is missing, empty or broken, the silo would have none, or a text has a
+            token or a length that the model does not know.
     """
     train, held = silo_examples(
         config,
@@ -65,7 +69,12 @@ def load_silo(
 
     def tokenized(examples: Examples) -> TokenizedDataset:
         return tokenize(
-            examples, tokenizer, text=config.text, prompt=config.prompt, max_length=max_length
+            examples,
+            tokenizer,
+            text=config.text,
+            prompt=config.prompt,
+            max_length=max_length,
+            tables=tables,
         )
 
     return SiloData(train=tokenized(train), held_out=tokenized(held))

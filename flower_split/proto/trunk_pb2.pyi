@@ -34,6 +34,8 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_G1: _ClassVar[Role]
     ROLE_ATTENTION_MASK: _ClassVar[Role]
     ROLE_POSITION_IDS: _ClassVar[Role]
+    ROLE_ADAPTER_UP: _ClassVar[Role]
+    ROLE_ADAPTER_DOWN: _ClassVar[Role]
 
 class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -49,6 +51,25 @@ class EditKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EDIT_KIND_REPEAT: _ClassVar[EditKind]
     EDIT_KIND_SELECT: _ClassVar[EditKind]
     EDIT_KIND_RESET: _ClassVar[EditKind]
+
+class AdapterGrad(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_GRAD_ADD: _ClassVar[AdapterGrad]
+    ADAPTER_GRAD_MEASURE: _ClassVar[AdapterGrad]
+    ADAPTER_GRAD_DROP: _ClassVar[AdapterGrad]
+    ADAPTER_GRAD_RETURN: _ClassVar[AdapterGrad]
+
+class AdapterAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_ACTION_UNSPECIFIED: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_LIST: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_READ: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_WRITE: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_COPY: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_SNAPSHOT: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_RESTORE: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_SNAPSHOT_MOMENTS: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_RESTORE_MOMENTS: _ClassVar[AdapterAction]
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_BFLOAT16: DType
@@ -69,6 +90,8 @@ ROLE_G2: Role
 ROLE_G1: Role
 ROLE_ATTENTION_MASK: Role
 ROLE_POSITION_IDS: Role
+ROLE_ADAPTER_UP: Role
+ROLE_ADAPTER_DOWN: Role
 PURPOSE_UNSPECIFIED: Purpose
 PURPOSE_TRAIN: Purpose
 PURPOSE_EVALUATE: Purpose
@@ -78,6 +101,19 @@ EDIT_KIND_CROP: EditKind
 EDIT_KIND_REPEAT: EditKind
 EDIT_KIND_SELECT: EditKind
 EDIT_KIND_RESET: EditKind
+ADAPTER_GRAD_ADD: AdapterGrad
+ADAPTER_GRAD_MEASURE: AdapterGrad
+ADAPTER_GRAD_DROP: AdapterGrad
+ADAPTER_GRAD_RETURN: AdapterGrad
+ADAPTER_ACTION_UNSPECIFIED: AdapterAction
+ADAPTER_ACTION_LIST: AdapterAction
+ADAPTER_ACTION_READ: AdapterAction
+ADAPTER_ACTION_WRITE: AdapterAction
+ADAPTER_ACTION_COPY: AdapterAction
+ADAPTER_ACTION_SNAPSHOT: AdapterAction
+ADAPTER_ACTION_RESTORE: AdapterAction
+ADAPTER_ACTION_SNAPSHOT_MOMENTS: AdapterAction
+ADAPTER_ACTION_RESTORE_MOMENTS: AdapterAction
 
 class TensorHeader(_message.Message):
     __slots__ = ("role", "dtype", "codec", "shape", "num_bytes", "crc32")
@@ -106,7 +142,7 @@ class Chunk(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ClientFrame(_message.Message):
-    __slots__ = ("hello", "forward", "backward", "release", "drop_cache", "step", "finish", "chunks")
+    __slots__ = ("hello", "forward", "backward", "release", "drop_cache", "step", "finish", "discard", "adapter", "chunks")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +150,8 @@ class ClientFrame(_message.Message):
     DROP_CACHE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     forward: Forward
@@ -122,24 +160,28 @@ class ClientFrame(_message.Message):
     drop_cache: DropCache
     step: Step
     finish: Finish
+    discard: Discard
+    adapter: AdapterCall
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., drop_cache: _Optional[_Union[DropCache, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., drop_cache: _Optional[_Union[DropCache, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., adapter: _Optional[_Union[AdapterCall, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("welcome", "forward", "backward", "step", "summary", "chunks")
+    __slots__ = ("welcome", "forward", "backward", "step", "summary", "adapter", "chunks")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     forward: ForwardReply
     backward: BackwardReply
     step: StepReply
     summary: Summary
+    adapter: AdapterReply
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., step: _Optional[_Union[StepReply, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., step: _Optional[_Union[StepReply, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., adapter: _Optional[_Union[AdapterReply, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
 
 class Ticket(_message.Message):
     __slots__ = ("run_id", "node_id", "server_round", "token")
@@ -170,7 +212,7 @@ class Optimizer(_message.Message):
     def __init__(self, beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_learning_rate: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms")
+    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +233,7 @@ class Hello(_message.Message):
     SESSION_STATES_FIELD_NUMBER: _ClassVar[int]
     PACK_FIELD_NUMBER: _ClassVar[int]
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     ticket: Ticket
     purpose: Purpose
@@ -211,19 +254,22 @@ class Hello(_message.Message):
     session_states: _containers.RepeatedScalarFieldContainer[str]
     pack: str
     transforms: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ...) -> None: ...
+    loaded_adapter: str
+    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens", "resumed")
+    __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens", "resumed", "max_adapter_elements")
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    MAX_ADAPTER_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     max_in_flight: int
     max_message_tokens: int
     max_cached_tokens: int
     resumed: str
-    def __init__(self, max_in_flight: _Optional[int] = ..., max_message_tokens: _Optional[int] = ..., max_cached_tokens: _Optional[int] = ..., resumed: _Optional[str] = ...) -> None: ...
+    max_adapter_elements: int
+    def __init__(self, max_in_flight: _Optional[int] = ..., max_message_tokens: _Optional[int] = ..., max_cached_tokens: _Optional[int] = ..., resumed: _Optional[str] = ..., max_adapter_elements: _Optional[int] = ...) -> None: ...
 
 class CacheEdit(_message.Message):
     __slots__ = ("kind", "values")
@@ -244,20 +290,34 @@ class CacheUse(_message.Message):
     def __init__(self, cache_id: _Optional[int] = ..., past_length: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[CacheEdit, _Mapping]]] = ...) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("step", "microbatch", "keep_graph", "dropout", "cache", "tensors")
+    __slots__ = ("step", "microbatch", "keep_graph", "dropout", "cache", "tensors", "adapter", "autocast")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     KEEP_GRAPH_FIELD_NUMBER: _ClassVar[int]
     DROPOUT_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    AUTOCAST_FIELD_NUMBER: _ClassVar[int]
     step: int
     microbatch: int
     keep_graph: bool
     dropout: bool
     cache: CacheUse
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., keep_graph: bool = ..., dropout: bool = ..., cache: _Optional[_Union[CacheUse, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    adapter: AdapterUse
+    autocast: DType
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., keep_graph: bool = ..., dropout: bool = ..., cache: _Optional[_Union[CacheUse, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., adapter: _Optional[_Union[AdapterUse, _Mapping]] = ..., autocast: _Optional[_Union[DType, str]] = ...) -> None: ...
+
+class AdapterUse(_message.Message):
+    __slots__ = ("disabled", "copy", "scale")
+    DISABLED_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    disabled: bool
+    copy: str
+    scale: float
+    def __init__(self, disabled: bool = ..., copy: _Optional[str] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class ForwardReply(_message.Message):
     __slots__ = ("microbatch", "tensors")
@@ -268,24 +328,30 @@ class ForwardReply(_message.Message):
     def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class Backward(_message.Message):
-    __slots__ = ("step", "microbatch", "wants_input_grad", "tensors")
+    __slots__ = ("step", "microbatch", "wants_input_grad", "tensors", "adapter_grad")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     WANTS_INPUT_GRAD_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_GRAD_FIELD_NUMBER: _ClassVar[int]
     step: int
     microbatch: int
     wants_input_grad: bool
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., wants_input_grad: bool = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    adapter_grad: AdapterGrad
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., wants_input_grad: bool = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., adapter_grad: _Optional[_Union[AdapterGrad, str]] = ...) -> None: ...
 
 class BackwardReply(_message.Message):
-    __slots__ = ("microbatch", "tensors")
+    __slots__ = ("microbatch", "tensors", "norm", "largest")
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FIELD_NUMBER: _ClassVar[int]
     microbatch: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    norm: float
+    largest: float
+    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., norm: _Optional[float] = ..., largest: _Optional[float] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("microbatch",)
@@ -300,16 +366,36 @@ class DropCache(_message.Message):
     def __init__(self, cache_id: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("step", "learning_rate", "norms_before", "norms_after")
+    __slots__ = ("step", "learning_rate", "norms_before", "norms_after", "constants", "scale", "clip", "keeps_gradient")
     STEP_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     NORMS_BEFORE_FIELD_NUMBER: _ClassVar[int]
     NORMS_AFTER_FIELD_NUMBER: _ClassVar[int]
+    CONSTANTS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     step: int
     learning_rate: float
     norms_before: _containers.RepeatedScalarFieldContainer[float]
     norms_after: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., norms_before: _Optional[_Iterable[float]] = ..., norms_after: _Optional[_Iterable[float]] = ...) -> None: ...
+    constants: Constants
+    scale: float
+    clip: float
+    keeps_gradient: bool
+    def __init__(self, step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., norms_before: _Optional[_Iterable[float]] = ..., norms_after: _Optional[_Iterable[float]] = ..., constants: _Optional[_Union[Constants, _Mapping]] = ..., scale: _Optional[float] = ..., clip: _Optional[float] = ..., keeps_gradient: bool = ...) -> None: ...
+
+class Constants(_message.Message):
+    __slots__ = ("beta1", "beta2", "eps", "weight_decay")
+    BETA1_FIELD_NUMBER: _ClassVar[int]
+    BETA2_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    def __init__(self, beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ...) -> None: ...
 
 class StepReply(_message.Message):
     __slots__ = ("step", "norms")
@@ -322,6 +408,40 @@ class StepReply(_message.Message):
 class Finish(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Discard(_message.Message):
+    __slots__ = ("zeros",)
+    ZEROS_FIELD_NUMBER: _ClassVar[int]
+    zeros: bool
+    def __init__(self, zeros: bool = ...) -> None: ...
+
+class AdapterCall(_message.Message):
+    __slots__ = ("action", "name", "tensors")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    action: AdapterAction
+    name: str
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, action: _Optional[_Union[AdapterAction, str]] = ..., name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class AdapterTensor(_message.Message):
+    __slots__ = ("name", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AdapterReply(_message.Message):
+    __slots__ = ("action", "held", "tensors")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    action: AdapterAction
+    held: _containers.RepeatedCompositeFieldContainer[AdapterTensor]
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, action: _Optional[_Union[AdapterAction, str]] = ..., held: _Optional[_Iterable[_Union[AdapterTensor, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class Summary(_message.Message):
     __slots__ = ("steps", "forwards", "backwards", "tokens", "wire_bytes", "queue")
@@ -352,18 +472,22 @@ class QueueUse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., length: _Optional[int] = ..., rows: _Optional[int] = ..., rows_beside: _Optional[int] = ...) -> None: ...
 
 class WireBytes(_message.Message):
-    __slots__ = ("h1", "h2", "g2", "g1", "context")
+    __slots__ = ("h1", "h2", "g2", "g1", "context", "adapter_up", "adapter_down")
     H1_FIELD_NUMBER: _ClassVar[int]
     H2_FIELD_NUMBER: _ClassVar[int]
     G2_FIELD_NUMBER: _ClassVar[int]
     G1_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_UP_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_DOWN_FIELD_NUMBER: _ClassVar[int]
     h1: int
     h2: int
     g2: int
     g1: int
     context: int
-    def __init__(self, h1: _Optional[int] = ..., h2: _Optional[int] = ..., g2: _Optional[int] = ..., g1: _Optional[int] = ..., context: _Optional[int] = ...) -> None: ...
+    adapter_up: int
+    adapter_down: int
+    def __init__(self, h1: _Optional[int] = ..., h2: _Optional[int] = ..., g2: _Optional[int] = ..., g1: _Optional[int] = ..., context: _Optional[int] = ..., adapter_up: _Optional[int] = ..., adapter_down: _Optional[int] = ...) -> None: ...
 
 class DeliverRequest(_message.Message):
     __slots__ = ("protocol_version", "ticket", "digest", "offset")

@@ -1,6 +1,9 @@
 """Attaching a client model to a trunk."""
 
+from collections.abc import Collection
+
 from torch import nn
+from transformers import PreTrainedModel
 
 from flower_split.errors import HandshakeError, ModelError
 from flower_split.remote.trunk import RemoteTrunk
@@ -8,7 +11,13 @@ from flower_split.segments import TrunkSlot, watch_calls
 from flower_split.transport.base import Transport
 
 
-def attach_trunk(client_model: nn.Module, transport: Transport) -> RemoteTrunk:
+def attach_trunk(
+    client_model: nn.Module,
+    transport: Transport,
+    *,
+    trained: Collection[str] | None = None,
+    trunk_parameters: bool = False,
+) -> RemoteTrunk:
     """Make `client_model` compute its missing layers through `transport`.
 
     Works before and after `get_peft_model`, and again with another transport.
@@ -16,6 +25,11 @@ def attach_trunk(client_model: nn.Module, transport: Transport) -> RemoteTrunk:
     Args:
         client_model: From `split_model` or `load_client_model`.
         transport: An open session with the trunk of the same model and cuts.
+        trained: Names of the silo's adapter tensors that the session trains, as in the adapter's
+            file, where those are not all.
+        trunk_parameters: Whether the trunk's adapter becomes parameters of the client model, so
+            that any optimizer of torch trains it, and not `SplitAdamW` alone. The trunk must allow
+            it (`shares_adapter`), and the model be wrapped.
 
     Returns:
         The layer that stands for the trunk; `SplitAdamW` finds it by itself.
@@ -23,6 +37,8 @@ def attach_trunk(client_model: nn.Module, transport: Transport) -> RemoteTrunk:
     Raises:
         ModelError: the model has no place for a trunk.
         HandshakeError: the transport's session is for another model or other cuts.
+        AdapterError: the client model's adapter is not the one that the session was opened with,
+            or the trunk does not give its part of it away.
     """
     owner, name, slot = find_slot(client_model)
     spec = transport.spec
@@ -36,10 +52,11 @@ def attach_trunk(client_model: nn.Module, transport: Transport) -> RemoteTrunk:
                 f"the model and the transport's session differ in {field}: the model has {own!r}, "
                 f"the session {other!r}"
             )
-    if isinstance(slot, RemoteTrunk):
-        slot.connect(transport)
-        return slot
-    remote = RemoteTrunk(slot, transport)
+    stock = next(m for m in client_model.modules() if isinstance(m, PreTrainedModel))
+    remote = slot if isinstance(slot, RemoteTrunk) else RemoteTrunk(slot)
+    remote.connect(transport, stock, trained=trained, trunk_parameters=trunk_parameters)
+    if remote is slot:
+        return remote
     remote.train(slot.training)
     setattr(owner, name, remote)
     watch_calls(client_model, slot.family, remote.called_with)

@@ -2,13 +2,21 @@
 
 The trunk keeps the keys of its layers. The silo's cache holds stand-ins for them, and every change
 that `generate()` makes to it (reordering beams, cropping) travels with the next request.
+
+A copy of a cache, such as of a prompt's that is used several times, shares the original's keys at
+the trunk. Whichever of them is used next has the trunk forget what the others appended, which is
+exact as long as what they have in common is still there.
 """
 
 import itertools
 import weakref
-from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
-from transformers.cache_utils import Cache
+from transformers.cache_utils import (
+    Cache,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from flower_split.errors import ModelError
 from flower_split.segments.cache import EditKind, StandIn, place_stand_ins
@@ -16,12 +24,70 @@ from flower_split.transport.base import Transport
 from flower_split.transport.messages import CacheEdit, CacheUse
 
 
-@dataclass(kw_only=True)
-class _Entry:
-    cache_id: int
-    stand_ins: list[StandIn] = field(default_factory=list)
-    edits: list[CacheEdit] = field(default_factory=list)
-    kept: bool = False
+class _Keys:
+    """What the trunk keeps for one cache and its copies.
+
+    Args:
+        ledger: Of the session in which it is kept.
+        cache_id: Its number there.
+    """
+
+    def __init__(self, ledger: "CacheLedger", cache_id: int) -> None:
+        self.ledger = weakref.ref(ledger)
+        self.cache_id = cache_id
+        self.kept = False
+        self.length = 0
+        self.views: weakref.WeakSet[_View] = weakref.WeakSet()
+
+
+class _View:
+    """One cache of the silo: how much of the trunk's keys it has, and what has been done to it.
+
+    As a callable it notes an edit of the cache's stand-ins.
+
+    Args:
+        keys: The trunk's.
+    """
+
+    def __init__(self, keys: _Keys) -> None:
+        self.keys = keys
+        self.length = 0
+        """Tokens of the trunk's keys that it had when it was last used."""
+        self.intact = 0
+        """Leading tokens of these that no copy has changed since."""
+        self.edits: list[CacheEdit] = []
+        keys.views.add(self)
+
+    def __call__(self, kind: EditKind, values: tuple[int, ...]) -> None:
+        self.edits.append(CacheEdit(kind=kind, values=values))
+
+    def copied(self) -> "_View":
+        """That of a copy of the cache."""
+        copy = _View(self.keys)
+        copy.length, copy.intact, copy.edits = self.length, self.intact, [*self.edits]
+        return copy
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ModelError(
+            "the key-value cache of a split model cannot be pickled: the trunk has its other half"
+        )
+
+    def take_edits(self) -> tuple[CacheEdit, ...]:
+        """What the trunk has to do to its keys before they are this cache's again."""
+        beyond = self.keys.length - self.length
+        edits = [CacheEdit(kind="crop", values=(beyond,))] if beyond else []
+        edits += self.edits
+        self.edits.clear()
+        return tuple(edits)
+
+    def advance(self, past: int, tokens: int, edits: tuple[CacheEdit, ...]) -> None:
+        """Note that a pass over `tokens` after `past` follows `edits`."""
+        keys = self.keys
+        moved = any(edit.kind != "crop" for edit in edits)
+        for other in keys.views:
+            if other is not self:
+                other.intact = 0 if moved else min(other.intact, past)
+        keys.length = self.length = self.intact = past + tokens
 
 
 class CacheLedger:
@@ -34,7 +100,6 @@ class CacheLedger:
     def __init__(self, trunk_layers: range) -> None:
         self._layers = trunk_layers
         self._numbers = itertools.count()
-        self._entries: weakref.WeakKeyDictionary[Cache, _Entry] = weakref.WeakKeyDictionary()
         self._dead: list[int] = []
 
     def use(self, cache: Cache, tokens: int, *, kept: bool) -> CacheUse:
@@ -49,34 +114,69 @@ class CacheLedger:
         Raises:
             ModelError: the cache has tokens whose keys the trunk did not keep.
         """
-        entry = self._entries.get(cache) or self._register(cache)
-        past = entry.stand_ins[0].get_seq_length()
-        if past and not (entry.kept and kept):
-            raise ModelError(
-                f"the key-value cache already has {past} tokens: a split model makes no gradients "
-                "through a filled cache. Train without past_key_values, and generate under "
-                "torch.no_grad()"
-            )
-        for layer in entry.stand_ins:
+        view, stand_ins = self._find(cache)
+        past = stand_ins[0].get_seq_length()
+        if past:
+            self._check_past(view, stand_ins, past, kept=kept)
+        edits = view.take_edits()
+        for layer in stand_ins:
             layer.advance(tokens)
-        entry.kept = kept
-        edits = tuple(entry.edits)
-        entry.edits.clear()
-        return CacheUse(cache_id=entry.cache_id, past_length=past, edits=edits)
+        view.advance(past, tokens, edits)
+        view.keys.kept = kept
+        return CacheUse(cache_id=view.keys.cache_id, past_length=past, edits=edits)
 
     def drop_dead(self, transport: Transport) -> None:
         """Tell the trunk to free what belongs to caches that are gone."""
         while self._dead:
             transport.drop_cache(self._dead.pop())
 
-    def _register(self, cache: Cache) -> _Entry:
-        entry = _Entry(cache_id=next(self._numbers))
-        edits = entry.edits
+    def _find(self, cache: Cache) -> tuple[_View, list[StandIn]]:
+        stand_ins = place_stand_ins(cache, self._layers)
+        first = stand_ins[0]
+        view = first.on_edit
+        known = isinstance(view, _View) and view.keys.ledger() is self
+        if not isinstance(view, _View) or (
+            first.get_seq_length() == 0 and not (known and view.length == view.keys.length)
+        ):
+            view = self._begin()
+            first.report_to(view)
+        return view, stand_ins
 
-        def on_edit(kind: EditKind, values: tuple[int, ...]) -> None:
-            edits.append(CacheEdit(kind=kind, values=values))
+    def _check_past(self, view: _View, stand_ins: list[StandIn], past: int, *, kept: bool) -> None:
+        keys = view.keys
+        if keys.ledger() is not self or not keys.length:
+            raise ModelError(
+                f"the key-value cache has {past} tokens of another session, whose trunk kept its "
+                "keys: run the prompt again in this one"
+            )
+        if not (keys.kept and kept):
+            raise ModelError(
+                f"the key-value cache already has {past} tokens: a split model makes no gradients "
+                "through a filled cache. Train without past_key_values, and generate under "
+                "torch.no_grad()"
+            )
+        stale = view.intact < view.length
+        if stale or (keys.length > view.length and not _can_crop(stand_ins, keys.length)):
+            why = (
+                "beam search, several answers a prompt or another copy has changed"
+                if stale
+                else "layers with a sliding window or linear attention do not go back to"
+            )
+            raise ModelError(
+                f"the key-value cache has {past} tokens, which it shares with its copy at the "
+                f"trunk; {why} what the two have in common. Run the prompt again for this one"
+            )
 
-        entry.stand_ins = place_stand_ins(cache, self._layers, on_edit)
-        self._entries[cache] = entry
-        weakref.finalize(cache, self._dead.append, entry.cache_id)
-        return entry
+    def _begin(self) -> _View:
+        keys = _Keys(self, next(self._numbers))
+        weakref.finalize(keys, self._dead.append, keys.cache_id)
+        return _View(keys)
+
+
+def _can_crop(stand_ins: list[StandIn], length: int) -> bool:
+    """Whether the layers that the stand-ins stand for forget their last tokens exactly."""
+    return not any(
+        isinstance(layer, LinearAttentionCacheLayerMixin)
+        or (isinstance(layer, DynamicSlidingWindowLayer) and length >= layer.sliding_window)
+        for layer in stand_ins
+    )

@@ -1,63 +1,139 @@
 """The autograd function behind the remote trunk: forward sends h1, backward sends g2."""
 
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flower_split.remote.border import SiloBorder
+from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
-from flower_split.transport.messages import BackwardRequest, ForwardRequest
+from flower_split.transport.messages import (
+    AdapterGrad,
+    BackwardReply,
+    BackwardRequest,
+    ForwardRequest,
+)
+
+
+class SessionEnd(Protocol):
+    """The silo's end of a session, as an exchange needs it."""
+
+    transport: Transport
+    border: SiloBorder
+    adapter: TrunkAdapter
+
+    def follow_gradient(self) -> None:
+        """Have the trunk's gradient follow what was done to the silo's since the last pass."""
+        ...
+
+    def told_gradient(self, norm: float, largest: float) -> Tensor:
+        """What autograd has to add to the mirror for the trunk's gradient of these measures."""
+        ...
+
+    def own_parameters(self, kept: AdapterGrad) -> Sequence[Tensor]:
+        """The adapter's parameters that are given their gradients here."""
+        ...
+
+    def own_gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """The adapter's gradients for autograd, where its tensors are parameters here."""
+        ...
 
 
 class Exchange(torch.autograd.Function):
     """One microbatch's round trip through the trunk.
 
-    `anchor` is an empty tensor that requires a gradient: it makes autograd call `backward` also
-    where nothing below the cut is trained, because the trunk's adapters may be.
+    `mirror` is the parameter whose gradient stands for that of the trunk's adapter: it makes
+    autograd call `backward` also where nothing below the cut is trained. `parameters` are the
+    trunk's adapter itself, where the silo holds it.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        anchor: Tensor,
+        mirror: Tensor,
         hidden: Tensor,
-        transport: Transport,
-        border: SiloBorder,
+        remote: SessionEnd,
         request: ForwardRequest,
         context: TransformContext,
+        *parameters: Tensor,
     ) -> Tensor:
         """h2, (B, T, H)."""
+        transport = remote.transport
         answer = transport.forward(request)
         with transport.waits.waiting():
             output = answer.result()
-        ctx.transport, ctx.border, ctx.context = transport, border, context
+        ctx.remote, ctx.transport, ctx.border = remote, transport, remote.border
+        ctx.context, ctx.trains = context, remote.adapter.trains() and not request.adapter.disabled
+        ctx.leaves = [_accumulator(leaf) for leaf in (parameters or (mirror,))]
         ctx.mark = _Mark()
         # A graph that is dropped without a backward pass frees the trunk's activations too.
         ctx.release = weakref.finalize(ctx.mark, transport.release, request.microbatch)
-        return border.incoming("h2", output, context)
+        return remote.border.incoming("h2", output, context)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """g1, (B, T, H), where the bottom needs it."""
         ctx.release.detach()
+        remote: SessionEnd = ctx.remote
+        # Not so in autograd.grad for other tensors, nor in backward(inputs=...) without them.
+        wanted = ctx.trains and any(map(_is_reached, ctx.leaves))
+        parameters = ctx.needs_input_grad[5:]
+        kept: AdapterGrad = "drop"
+        mirrored: Tensor | None
+        own: tuple[Tensor | None, ...]
+        if wanted:
+            kept = "return" if parameters else "measure"
+        if kept == "measure":
+            remote.follow_gradient()
+        if not (grad.is_meta or bool(torch.isfinite(grad).all())):
+            # As a gradient scaler finds out that the scale was too large, and skips the step.
+            ctx.transport.release(ctx.context.microbatch)
+            gone = grad.new_full(grad.shape, torch.nan) if ctx.needs_input_grad[1] else None
+            mirrored = remote.told_gradient(torch.nan, torch.nan) if kept == "measure" else None
+            own = tuple(torch.full_like(p, torch.nan) for p in remote.own_parameters(kept))
+            return mirrored, gone, None, None, None, *(own or (None for _ in parameters))
         answer = ctx.transport.backward(
             BackwardRequest(
                 step=ctx.context.step,
                 microbatch=ctx.context.microbatch,
                 grad=ctx.border.outgoing("g2", grad, ctx.context),
                 wants_input_grad=ctx.needs_input_grad[1],
+                adapter_grad=kept,
             )
         )
         with ctx.transport.waits.waiting():
-            gradient = answer.result()
+            reply = answer.result()
+        mirrored = None
+        own = tuple(None for _ in parameters)
+        gradient = reply
+        if isinstance(reply, BackwardReply):
+            gradient = reply.grad
+            if kept == "return":
+                own = remote.own_gradients(reply.adapter_grads)
+            else:
+                mirrored = remote.told_gradient(reply.norm, reply.largest)
         if gradient is not None:
             gradient = ctx.border.incoming("g1", gradient, ctx.context)
-        return None, gradient, None, None, None, None
+        return mirrored, gradient, None, None, None, *own
+
+
+def _accumulator(leaf: Tensor) -> Any:
+    """The node that adds to `leaf.grad`; None for a tensor that needs none."""
+    if not leaf.requires_grad:
+        return None
+    with torch.enable_grad():
+        made = leaf.view_as(leaf).grad_fn
+    return None if made is None else made.next_functions[0][0]
+
+
+def _is_reached(node: Any) -> bool:
+    return node is not None and bool(torch._C._will_engine_execute_node(node))
 
 
 class _Mark:

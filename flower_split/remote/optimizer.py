@@ -1,11 +1,15 @@
 """AdamW whose step is taken on both sides of the cut."""
 
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from flower_split.errors import AdapterError
 from flower_split.optimization.clipping import (
     checked_norms,
     clip_by_global_norm,
@@ -19,9 +23,11 @@ from flower_split.transport.messages import StepRequest
 class SplitAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the silo's and the trunk's adapters.
 
-    A stock optimizer to learning-rate schedulers, training loops and the Hugging Face `Trainer`
-    (with `max_grad_norm=0`, because this one clips). `step()` first has the trunk take the same
-    step with the same learning rate, then takes the silo's; both clip by the global norm.
+    A stock optimizer to learning-rate schedulers, training loops, gradient scalers and the Hugging
+    Face `Trainer`. `step()` first has the trunk take the same step with the same learning rate,
+    then takes the silo's. Both clip by the global norm where the settings say so, and the trunk's
+    gradient is zeroed, scaled and clipped as the silo's is. `state_dict()` has the trunk keep its
+    half, and holds the tag by which `load_state_dict` has it go back there.
 
     Args:
         model: A client model with a trunk attached; its trainable tensors are optimised.
@@ -41,13 +47,22 @@ class SplitAdamW(torch.optim.AdamW):
         self._remote = find_remote(model)
         self._correct = correct
         self.settings = settings or self._remote.transport.spec.optimizer
+        if self._remote.own is not None:
+            raise AdapterError(
+                "the trunk's adapter is parameters of this client model (trunk_parameters=True): "
+                "any optimizer of torch trains it, and SplitAdamW would train it twice"
+            )
         self._before, self._after = _around(model, self._remote)
         self.grad_norm = 0.0
-        # Torch refuses an optimizer without tensors, but a silo that holds none (both cuts 0)
-        # still has the trunk's step to ask for.
-        parameters = [*self._before, *self._after] or [nn.Parameter(torch.empty(0))]
+        self._mirror = self._remote.trunk_gradient
+        self._versions: dict[nn.Parameter, int | None] = {}
+        watched = weakref.ref(self)
+        for parameter in (*self._before, *self._after):
+            hook = parameter.register_post_accumulate_grad_hook(partial(_note_version, watched))
+            weakref.finalize(self, hook.remove)
         super().__init__(
-            parameters,
+            # the mirror's gradient is the trunk's, to whoever scales or clips all of them
+            [*self._before, *self._after, self._mirror],
             lr=lr,
             betas=(self.settings.beta1, self.settings.beta2),
             eps=self.settings.eps,
@@ -66,6 +81,10 @@ class SplitAdamW(torch.optim.AdamW):
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) != 1:
             raise ValueError(f"parameter groups must share one learning rate, not {sorted(rates)}")
+        constants = self._constants()
+        self._remote.take_loaded()
+        self._check_gradients()
+        change = self._remote.gradient_change()
         if self._correct is not None:
             self._correct()
         clips = self.settings.max_grad_norm > 0
@@ -78,18 +97,110 @@ class SplitAdamW(torch.optim.AdamW):
                 learning_rate=rates.pop(),
                 norms_before=before,
                 norms_after=after,
+                constants=None if constants == self.settings else constants,
+                scale=change.scale,
+                clip=change.clip,
+                keeps_gradient=True,
             )
         )
         with transport.waits.waiting():
             reply = answer.result()
-        self._remote.steps += 1
         if clips:
             self.grad_norm = clip_by_global_norm(
                 [*self._before, *self._after],
                 [*before, *checked_norms(reply.norms), *after],
                 self.settings.max_grad_norm,
             )
-        return super().step()
+        mirrored, self._mirror.grad = self._mirror.grad, None
+        result = super().step()
+        self._mirror.grad = mirrored
+        for parameter in self._versions:
+            self._versions[parameter] = _version(parameter)
+        self._remote.stepped()
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero the gradients on both sides."""
+        super().zero_grad(set_to_none)
+        self._versions.clear()
+        self._remote.forget_gradient(zeros=not set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The silo's half, and the tag under which the trunk keeps the other one from now on."""
+        state = super().state_dict()
+        if self._remote.adapter.is_there:
+            state[TRUNK] = self._remote.adapter.snapshot_moments()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict` on both sides.
+
+        Raises:
+            AdapterError: it has no tag of the trunk's half.
+            TrunkError: the trunk does not have that half any more.
+        """
+        tag = state_dict.get(TRUNK)
+        if self._remote.adapter.is_there:
+            if not isinstance(tag, str):
+                raise AdapterError(
+                    "this optimizer state has no tag of the trunk's half, so that the two would "
+                    "go on from different states: load one that SplitAdamW.state_dict() gave"
+                )
+            self._remote.adapter.restore_moments(tag)
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != TRUNK})
+
+    def _constants(self) -> OptimizerSettings:
+        """AdamW's, as the parameter groups have them.
+
+        Raises:
+            AdapterError: they differ between the groups, or the trunk does not know one.
+        """
+        found = {
+            (*group["betas"], group["eps"], group["weight_decay"]) for group in self.param_groups
+        }
+        if len(found) != 1:
+            raise AdapterError(
+                f"parameter groups must share betas, eps and weight_decay, not {sorted(found)}: "
+                "the trunk's tensors are in no group of the silo's"
+            )
+        for name in ("amsgrad", "maximize"):
+            if any(group.get(name) for group in self.param_groups):
+                raise AdapterError(f"SplitAdamW has no {name}: the trunk steps plain AdamW")
+        ((beta1, beta2, eps, weight_decay),) = found
+        return replace(
+            self.settings,
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=float(eps),
+            weight_decay=float(weight_decay),
+        )
+
+    def _check_gradients(self) -> None:
+        """Raise `AdapterError` where the silo's gradients alone were changed by hand."""
+        touched = self._remote.gradient_was_touched
+        if touched is None or touched:
+            return
+        changed = [p for p, seen in self._versions.items() if _version(p) != seen]
+        if changed:
+            raise AdapterError(
+                f"the gradients of {len(changed)} of the silo's tensors were changed by hand, and "
+                "the trunk's were not: change all of model.parameters() alike, as clip_grad_norm_ "
+                "does, or attach_trunk(..., trunk_parameters=True)"
+            )
+
+
+TRUNK = "trunk"
+"""Under which an optimizer state has the tag of the trunk's half."""
+
+
+def _version(parameter: nn.Parameter) -> int | None:
+    return None if parameter.grad is None else parameter.grad._version
+
+
+def _note_version(optimizer: "weakref.ref[SplitAdamW]", parameter: Any) -> None:
+    watching = optimizer()
+    if watching is not None:
+        watching._versions[parameter] = _version(parameter)
 
 
 def _around(model: nn.Module, remote: RemoteTrunk) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -100,6 +211,7 @@ def _around(model: nn.Module, remote: RemoteTrunk) -> tuple[list[nn.Parameter], 
     for module in model.modules():
         if module is remote:
             side = 1
+            seen.add(remote.trunk_gradient)
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)

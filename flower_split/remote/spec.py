@@ -57,4 +57,5 @@ def session_spec(
         pack=pack,
         silo=silo,
         session_states=session_states,
+        loaded_adapter=slot.loaded_adapter,
     )

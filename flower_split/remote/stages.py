@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flower_split.devices import autocasting
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.segments import Halves, Pause
-from flower_split.transport.messages import BackwardRequest
+from flower_split.transport.messages import AdapterGrad, BackwardReply, BackwardRequest
 
 
 class SplitStages:
@@ -29,14 +29,23 @@ class SplitStages:
     Args:
         client_model: It shares its modules and gradients with the stages.
         autocast: Dtype of the silo's matrix products; None for that of its weights.
+        measures: Whether the trunk's gradient is measured, so that it follows what a loop of one's
+            own does to the silo's.
 
     Raises:
         ModelError: no trunk is attached, or a tensor is trained that is not in one half alone.
     """
 
-    def __init__(self, client_model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        client_model: nn.Module,
+        *,
+        autocast: torch.dtype | None = None,
+        measures: bool = False,
+    ) -> None:
         self._remote = find_remote(client_model)
         self._autocast = autocast
+        self._measures = measures
         self._halves = Halves(client_model, self._remote)
 
     @property
@@ -52,7 +61,9 @@ class SplitStages:
         """Compute h1 and send it; does not wait."""
         with autocasting(inputs["input_ids"].device, self._autocast):
             pause = self._halves.first(inputs, seed)
-        return SplitPassage(self._remote, self._halves, pause, self._autocast)
+        return SplitPassage(
+            self._remote, self._halves, pause, self._autocast, measures=self._measures
+        )
 
 
 class SplitPassage:
@@ -65,6 +76,7 @@ class SplitPassage:
         halves: The client model.
         pause: The microbatch, at the trunk's place.
         autocast: As for `SplitStages`.
+        measures: As for `SplitStages`.
 
     Raises:
         ModelError: gradients are asked for in an evaluation session.
@@ -76,8 +88,11 @@ class SplitPassage:
         halves: Halves,
         pause: Pause,
         autocast: torch.dtype | None = None,
+        *,
+        measures: bool = False,
     ) -> None:
         self._autocast = autocast
+        self._remote, self._measures = remote, measures
         self._transport, self._border = remote.transport, remote.border
         self._halves = halves
         self._pause: Pause | None = pause
@@ -112,12 +127,19 @@ class SplitPassage:
         if leaf is None or leaf.grad is None or self._pause is None:
             return
         self._release.detach()
+        trains = self._remote.adapter.trains()
+        if trains and self._measures:
+            self._remote.follow_zeroing()
+        elif trains:
+            self._remote.added_gradient()
+        kept: AdapterGrad = ("measure" if self._measures else "add") if trains else "drop"
         self._waiting = self._transport.backward(
             BackwardRequest(
                 step=self._context.step,
                 microbatch=self._context.microbatch,
                 grad=self._border.outgoing("g2", leaf.grad, self._context),
                 wants_input_grad=self._pause.hidden.requires_grad,
+                adapter_grad=kept,
             )
         )
 
@@ -125,6 +147,9 @@ class SplitPassage:
         """Wait for g1, then go back through the bottom."""
         if self._waiting is not None and self._pause is not None:
             grad, hidden = self._waiting.result(), self._pause.hidden
+            if isinstance(grad, BackwardReply):
+                self._remote.measure_gradient(grad.norm, grad.largest)
+                grad = grad.grad
             if grad is not None:
                 grad = self._border.incoming("g1", grad, self._context)
                 torch.autograd.backward(hidden, grad)

@@ -1,23 +1,32 @@
 """The remote trunk: the layer of the client model that stands for all the trunk's layers."""
 
-from typing import Any
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from flower_split.adapters.plan import PEFT_PREFIX
+from flower_split.adapters.stand_in import AdapterStandIn
+from flower_split.adapters.state import with_adapter, without_adapter
 from flower_split.devices import mark_ready
-from flower_split.errors import ModelError
+from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
-from flower_split.segments import TrunkPlace, TrunkSlot
+from flower_split.remote.gradient_mirror import GradientChange, GradientMirror
+from flower_split.remote.trunk_adapter import TrunkAdapter
+from flower_split.remote.trunk_parameters import TrunkParameters
+from flower_split.segments import Cuts, Family, PassThrough, TrunkSlot, find_layers, refuse_copy
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
-from flower_split.transport.messages import CacheUse, ForwardRequest, SessionSummary
+from flower_split.transport.messages import AdapterGrad, CacheUse, ForwardRequest, SessionSummary
 
 
-class RemoteTrunk(TrunkPlace):
+class RemoteTrunk(AdapterStandIn):
     """Sends what the bottom computed to the trunk and returns what the trunk answered.
 
     Made by `attach_trunk`. Requests carry the 2-D attention mask and the position ids with which
@@ -25,29 +34,78 @@ class RemoteTrunk(TrunkPlace):
 
     Args:
         slot: The place in the client model.
-        transport: An open session.
-
-    Raises:
-        HandshakeError: a transform of the session is of no use here.
     """
 
-    def __init__(self, slot: "TrunkSlot | RemoteTrunk", transport: Transport) -> None:
-        super().__init__(slot, family=slot.family, cuts=slot.cuts, fingerprint=slot.fingerprint)
-        self.transport = transport
-        self.border = SiloBorder(transport.spec)
-        self.steps = 0
-        self._microbatches = 0
+    transport: Transport
+    border: SiloBorder
+    adapter: TrunkAdapter
+
+    def __init__(self, slot: "TrunkSlot | RemoteTrunk") -> None:
+        super().__init__(slot)
+        self.family: Family = slot.family
+        self.cuts: Cuts = slot.cuts
+        self.fingerprint: str = slot.fingerprint
+        self.loaded_adapter: str = slot.loaded_adapter
+        self.trunk_gradient = nn.Parameter(torch.zeros(3))
+        """Its own gradient stands for that of the trunk's adapter; see `GradientMirror`."""
+        self.own: TrunkParameters | None = None
+        """The trunk's adapter as parameters of the client model, where that was asked for."""
+        self._mirror = GradientMirror(self.trunk_gradient, _weakly(self._discard))
+        self.trunk_gradient.requires_grad_(False)
         self._mask: Tensor | None = None
         self._positions: Tensor | None = None
-        self._caches = CacheLedger(self.cuts.trunk_range)
 
-    def connect(self, transport: Transport) -> None:
-        """Use another session from now on; its counts start at zero."""
+    def connect(
+        self,
+        transport: Transport,
+        model: PreTrainedModel,
+        *,
+        trained: Collection[str] | None = None,
+        trunk_parameters: bool = False,
+    ) -> None:
+        """Use `transport` from now on; its session's counts start at zero.
+
+        Args:
+            transport: An open session.
+            model: The client model.
+            trained: Names of the silo's adapter tensors that the session trains; None for all.
+            trunk_parameters: Whether the trunk's adapter becomes parameters of the client model.
+
+        Raises:
+            HandshakeError: a transform of the session is of no use here.
+            AdapterError: the client model's adapter is not the session's.
+        """
         self.border = SiloBorder(transport.spec)
+        self.adapter = TrunkAdapter(model, transport, trained)
         self.transport = transport
-        self.steps = self._microbatches = 0
+        self.steps = self._microbatches = self._backwards = 0
         self._caches = CacheLedger(self.cuts.trunk_range)
+        self._mirror.forget()
+        self.trunk_gradient.grad = None
+        self._path, layers = find_layers(model)
+        self._others: dict[int, AdapterStandIn] = {}
+        for index in self.cuts.trunk_range:
+            layer = cast("PassThrough", layers[index])
+            if index == self.cuts.bottom_layers:
+                layer = self
+            elif not isinstance(layer, AdapterStandIn):
+                layer = layers[index] = AdapterStandIn(layer)
+            layer.take_given()
+            if layer is not self:
+                self._others[index] = layer
+            inside = f"{self._path}.{index}."
+            modules = self.adapter.modules
+            layer.lay_out(m.removeprefix(inside) for m in modules if m.startswith(inside))
+        if self.own is not None:
+            self.own.remove()
+            self.own = None
+        if trunk_parameters:
+            self.own = TrunkParameters(self.adapter, self)
 
+    __deepcopy__ = refuse_copy
+    __reduce_ex__ = refuse_copy
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def called_with(self, attention_mask: Any, position_ids: Any) -> None:
         """Note what the stock model was called with, for the requests of this pass.
 
@@ -68,6 +126,8 @@ class RemoteTrunk(TrunkPlace):
         if position_ids is not None:
             self._positions = mark_ready(position_ids.detach().long())
 
+    # It talks to the trunk, of which nothing can be compiled.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """h2 for h1, both (B, T, H), as the stock model's loop expects a layer's answer.
 
@@ -78,15 +138,17 @@ class RemoteTrunk(TrunkPlace):
         tokens = hidden_states.shape[1]
         cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
         keep_graph = self.keeps_graph(hidden_states)
+        self.take_loaded()
         use: CacheUse | None = None
         if cache is not None:
             use = self._caches.use(cache, tokens, kept=not keep_graph)
             self._caches.drop_dead(self.transport)
         request, context = self.next_request(hidden_states, keep_graph=keep_graph, cache=use)
         if keep_graph:
-            anchor = torch.empty(0, requires_grad=True)
+            own = () if self.own is None else self.own.parameters
+            self.trunk_gradient.requires_grad_(self.adapter.is_there and not own)
             output: Tensor = Exchange.apply(  # type: ignore[no-untyped-call]
-                anchor, hidden_states, self.transport, self.border, request, context
+                self.trunk_gradient, hidden_states, self, request, context, *own
             )
         else:
             answer = self.transport.forward(request)
@@ -111,6 +173,24 @@ class RemoteTrunk(TrunkPlace):
         context = self.border.context(
             hidden, step=self.steps, microbatch=self._microbatches, attention_mask=self._mask
         )
+        spec = self.transport.spec
+        if self._weights_dtype() != getattr(torch, spec.dtype):
+            raise ModelError(
+                f"the client model's weights are {self._weights_dtype()} now, and the session was "
+                f"opened with {spec.dtype}: convert the model first, then open the session"
+            )
+        if self.own is not None:
+            self.own.push()
+        use = self.adapter.use()
+        if keep_graph and use.copy:
+            raise AdapterError(
+                f"the adapter {use.copy!r} is active, a copy that the trunk does not train: call "
+                "the model under torch.no_grad()"
+            )
+        device = hidden.device.type
+        autocast = ""
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            autocast = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
         request = ForwardRequest(
             step=self.steps,
             microbatch=self._microbatches,
@@ -120,13 +200,142 @@ class RemoteTrunk(TrunkPlace):
             keep_graph=keep_graph,
             dropout=self.training,
             cache=cache,
+            adapter=use,
+            autocast=autocast,
         )
         self._microbatches += 1
         return request, context
 
     def finish(self) -> SessionSummary:
-        """Declare the session complete and wait for the trunk's word."""
+        """Declare the session complete and wait for the trunk's word.
+
+        Raises:
+            AdapterError: the trunk was trained without a step.
+        """
+        self.take_loaded()
+        self.check_stepped()
+        if self.own is not None:
+            self.own.push()
         return self.transport.finish()
+
+    def check_stepped(self) -> None:
+        """Raise `AdapterError` where the trunk got gradients, and no step was ever taken."""
+        if self._backwards and not self.steps and self._mirror.is_there:
+            raise AdapterError(
+                f"the trunk got the gradients of {self._backwards} microbatches and no optimizer "
+                "step: its adapter is untrained. Train with SplitAdamW (session.optimizer in a "
+                "ClientApp), or attach_trunk(..., trunk_parameters=True) for any other optimizer"
+            )
+
+    def follow_gradient(self) -> None:
+        """Have the trunk's gradient follow what was done to the silo's since the last pass.
+
+        Raises:
+            AdapterError: it was changed in the midst of a step.
+        """
+        self._mirror.follow_zeroing()
+        if self._mirror.change() != GradientChange():
+            raise AdapterError(
+                "gradients were scaled or clipped, and then added to by another backward pass: "
+                "the trunk follows only what is done after the last one of a step"
+            )
+
+    def follow_zeroing(self) -> None:
+        """Have the trunk forget its gradient, where the silo's was zeroed."""
+        self._mirror.follow_zeroing()
+
+    def gradient_change(self) -> GradientChange:
+        """What was done to the gradients of the step, for the trunk to do alike."""
+        self._mirror.follow_zeroing()
+        return self._mirror.change()
+
+    @property
+    def gradient_was_touched(self) -> bool | None:
+        """Whether the trunk's gradient was changed with the silo's; None where unknown."""
+        return self._mirror.was_touched if self._mirror.is_measured else None
+
+    def told_gradient(self, norm: float, largest: float) -> Tensor:
+        """What autograd has to add to the mirror for the trunk's gradient of these measures."""
+        told = self._mirror.told(norm, largest)
+        self._backwards += 1
+        before = self.trunk_gradient.grad
+        return told.clone() if before is None else told - before
+
+    def measure_gradient(self, norm: float, largest: float) -> None:
+        """The same outside of autograd's own passes."""
+        self._backwards += 1
+        self.trunk_gradient.grad = self._mirror.told(norm, largest).clone()
+        self._mirror.note()
+
+    def added_gradient(self) -> None:
+        """The trunk has added a gradient to those of the step, unmeasured."""
+        self._backwards += 1
+        self._mirror.added()
+
+    def note_gradient(self) -> None:
+        """The silo's gradients are now as the trunk's."""
+        self._mirror.note()
+
+    def forget_gradient(self, *, zeros: bool) -> None:
+        """The silo's gradients were zeroed: so are the trunk's."""
+        if self._mirror.is_there:
+            self._discard(zeros)
+            if zeros and self._mirror.is_measured:
+                self._mirror.told(0.0, 0.0)
+            elif not zeros:
+                self._mirror.forget()
+
+    def stepped(self) -> None:
+        """Both sides have taken a step; the trunk keeps its gradient as the silo does."""
+        self.steps += 1
+        grad = self.trunk_gradient.grad
+        if grad is not None and self._mirror.is_measured:
+            self._mirror.take(grad)
+        self.adapter.note_step()
+
+    def own_parameters(self, kept: AdapterGrad) -> Sequence[Tensor]:
+        """The adapter's parameters that are given their gradients here."""
+        return self.own.parameters if self.own is not None and kept == "return" else ()
+
+    def own_gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """The adapter's gradients for autograd, where its tensors are parameters here."""
+        return () if self.own is None else self.own.gradients(gradients)
+
+    def take_loaded(self) -> None:
+        """Give the trunk what was loaded into the client model under its layers' names.
+
+        Raises:
+            AdapterError: it cannot take it.
+        """
+        given: dict[str, Tensor] = {}
+        for index, layer in {self.cuts.bottom_layers: self, **self._others}.items():
+            for name, tensor in layer.take_given().items():
+                given[f"{PEFT_PREFIX}{self._path}.{index}.{without_adapter(name)}"] = tensor
+        if given and self.own is not None:
+            self.own.load(given)
+        elif given:
+            self.adapter.note_loaded(given)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Put what stands for the trunk's part of the adapter into a state of the client model."""
+        if not (self.adapter.is_there and self.adapter.is_wrapped):
+            return
+        self.take_loaded()
+        outer = prefix.removesuffix(f"{self.cuts.bottom_layers}.")
+        saved = self.adapter.saved() if self.own is None else self.own.saved(keep_vars=keep_vars)
+        for name, tensor in saved.items():
+            inner = name.removeprefix(f"{PEFT_PREFIX}{self._path}.")
+            destination[outer + with_adapter(inner)] = tensor
+
+    def _discard(self, zeros: bool) -> None:
+        self.transport.discard(zeros=zeros)
+
+    def _weights_dtype(self) -> torch.dtype:
+        return next(
+            p.dtype
+            for n, p in self.adapter.model.named_parameters()
+            if "lora_" not in n and p is not self.trunk_gradient and p.is_floating_point()
+        )
 
     def keeps_graph(self, hidden: Tensor) -> bool:
         """Whether there will be a backward pass through the trunk for h1.
@@ -145,6 +354,18 @@ class RemoteTrunk(TrunkPlace):
                 "training session"
             )
         return False
+
+
+def _weakly(method: Callable[[bool], None]) -> Callable[[bool], None]:
+    """`method` without keeping its object alive."""
+    held = weakref.WeakMethod(method)
+
+    def call(value: bool) -> None:
+        alive = held()
+        if alive is not None:
+            alive(value)
+
+    return call
 
 
 def find_remote(model: torch.nn.Module) -> RemoteTrunk:

@@ -7,12 +7,22 @@ from flower_split.segments.families import FAMILIES, Family, register_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.halves import Halves, Pause
 from flower_split.segments.joining import join
-from flower_split.segments.layers import held_by_trunk, layer_index, layers_path
+from flower_split.segments.layers import find_layers, held_by_trunk, layer_index, layers_path
 from flower_split.segments.loading.load_plan import load_client_model, load_trunk
 from flower_split.segments.loading.share import SiloShare, silo_share
-from flower_split.segments.loading.skeleton import load_skeleton, load_tokenizer
+from flower_split.segments.loading.skeleton import (
+    load_skeleton,
+    load_tokenizer,
+)
 from flower_split.segments.loading.source import Source, resolve_source
-from flower_split.segments.pass_through import PassThrough, TrunkPlace, TrunkSlot, watch_calls
+from flower_split.segments.loading.tables import TableSizes, table_sizes
+from flower_split.segments.pass_through import (
+    PassThrough,
+    TrunkPlace,
+    TrunkSlot,
+    refuse_copy,
+    watch_calls,
+)
 from flower_split.segments.proving import family_of
 from flower_split.segments.randomness import random_numbers
 from flower_split.segments.splitting import split_model, split_segments
@@ -28,6 +38,7 @@ __all__ = [
     "Pause",
     "SiloShare",
     "Source",
+    "TableSizes",
     "Top",
     "Trunk",
     "TrunkPlace",
@@ -35,6 +46,7 @@ __all__ = [
     "check_exact",
     "check_exact_cuts",
     "family_of",
+    "find_layers",
     "fingerprint",
     "held_by_trunk",
     "join",
@@ -45,10 +57,12 @@ __all__ = [
     "load_tokenizer",
     "load_trunk",
     "random_numbers",
+    "refuse_copy",
     "register_family",
     "resolve_source",
     "silo_share",
     "split_model",
     "split_segments",
+    "table_sizes",
     "watch_calls",
 ]

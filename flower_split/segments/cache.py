@@ -86,6 +86,23 @@ class StandIn:
             self.has_previous_state = dict.fromkeys(self.has_previous_state, False)
         self._edited("reset", ())
 
+    @property
+    def on_edit(self) -> OnEdit | None:
+        """Who is told of changes."""
+        return self._on_edit
+
+    def report_to(self, on_edit: OnEdit) -> None:
+        """Tell `on_edit` of every change from now on."""
+        self._on_edit = on_edit
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StandIn":
+        """The stand-in in a copy of the cache; who is told of its changes has a say in that."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        copied = getattr(self._on_edit, "copied", None)
+        made._on_edit = None if copied is None else copied()
+        return made
+
     def _refuse_for_states(self, what: str, instead: str) -> None:
         if isinstance(self, LinearAttentionCacheLayerMixin):
             raise ModelError(f"linear-attention states cannot be {what}: {instead}")

@@ -28,6 +28,7 @@ _VOLATILE = frozenset(
         "problem_type",
         "return_dict",
         "torch_dtype",
+        "transformers_weights",
         "transformers_version",
         "use_cache",
     }

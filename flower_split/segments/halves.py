@@ -22,7 +22,7 @@ from flower_split.devices import as_inner
 from flower_split.errors import ModelError
 from flower_split.segments.layers import find_layers
 from flower_split.segments.outside import head_of, outside_modules
-from flower_split.segments.pass_through import PassThrough, Stub, TrunkPlace
+from flower_split.segments.pass_through import PassThrough, Stub
 from flower_split.segments.randomness import (
     RandomState,
     random_numbers,
@@ -55,7 +55,7 @@ class Halves:
             could not be added up in the order of the whole pass.
     """
 
-    def __init__(self, client_model: nn.Module, slot: TrunkPlace) -> None:
+    def __init__(self, client_model: nn.Module, slot: PassThrough) -> None:
         stock = next((m for m in client_model.modules() if isinstance(m, PreTrainedModel)), None)
         if stock is None:
             raise ModelError(
@@ -68,7 +68,7 @@ class Halves:
         hull = _hull(stock)
         self._hulls = [*zip(_hull(self._first), hull, strict=True)]
         self._hulls += zip(_hull(self._second), hull, strict=True)
-        _check_trained(client_model, self._first, self._second)
+        _check_trained(client_model, slot, self._first, self._second)
 
     def first(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Pause:
         """Embeddings and bottom.
@@ -158,7 +158,7 @@ class _Entry(PassThrough):
 
 
 def _half(
-    stock: PreTrainedModel, slot: TrunkPlace, place: PassThrough, *, after: bool
+    stock: PreTrainedModel, slot: PassThrough, place: PassThrough, *, after: bool
 ) -> PreTrainedModel:
     """The stock model anew, with `place` for `slot` and stand-ins for what is on its other side."""
     _, layers = find_layers(stock)
@@ -192,9 +192,12 @@ def _hull(stock: PreTrainedModel) -> list[nn.Module]:
     ]
 
 
-def _check_trained(client_model: nn.Module, *halves: nn.Module) -> None:
+def _check_trained(client_model: nn.Module, slot: nn.Module, *halves: nn.Module) -> None:
     first, second = (set(half.parameters()) for half in halves)
+    aside = set(slot.parameters(recurse=False))
     for name, parameter in client_model.named_parameters():
+        if parameter in aside:
+            continue
         if parameter.requires_grad and (parameter in first) == (parameter in second):
             owners = "both halves" if parameter in first else "neither half"
             raise ModelError(

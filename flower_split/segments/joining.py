@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from flower_split.errors import ModelError
 from flower_split.segments.cache import StandIn, place_stand_ins
 from flower_split.segments.layers import find_layers
-from flower_split.segments.pass_through import TrunkPlace, TrunkSlot, watch_calls
+from flower_split.segments.pass_through import TrunkPlace, TrunkSlot, refuse_copy, watch_calls
 from flower_split.segments.trunk import Trunk
 
 
@@ -51,6 +51,9 @@ class JoinedTrunk(TrunkPlace):
         self._caches: weakref.WeakKeyDictionary[Cache, tuple[DynamicCache, list[StandIn]]] = (
             weakref.WeakKeyDictionary()
         )
+
+    __deepcopy__ = refuse_copy
+    __reduce_ex__ = refuse_copy
 
     def called_with(self, attention_mask: Any, position_ids: Any) -> None:
         """Note what the client model was called with."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +26,45 @@ class PassThrough(nn.Module):
     """
 
     returns_tuple: bool
+    family: Family
+    """Of the layer at the trunk's place only: the family's entry."""
 
     def __init__(self, layer: nn.Module, *, returns_tuple: bool | None = None) -> None:
         super().__init__()
+        self._given: dict[str, Tensor] = {}
         for name, value in vars(layer).items():
             if not name.startswith("_") and name != "training" and isinstance(value, _PLAIN):
                 setattr(self, name, value)
         if returns_tuple is not None:
             self.returns_tuple = returns_tuple
         # While a model is made, stock code writes to parts of layers. Those have no weights yet.
-        self._parts = getattr(layer, "_parts", None) or {
+        self._parts = {
             name: part
             for name, part in layer.named_children()
-            if all(tensor.is_meta for tensor in part.state_dict(keep_vars=True).values())
+            if not isinstance(layer, PassThrough)
+            and all(tensor.is_meta for tensor in part.state_dict(keep_vars=True).values())
         }
         self.train(layer.training)
 
     def __getattr__(self, name: str) -> Any:
         parts: Mapping[str, nn.Module] = self.__dict__.get("_parts", {})
         return parts[name] if name in parts else super().__getattr__(name)
+
+    def take_given(self) -> dict[str, Tensor]:
+        """The tensors that were loaded under this layer's name since the last call, by their names
+        in the layer: they are the other party's."""
+        given, self._given = self._given, {}
+        return given
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Set aside what is for the layer of the other party, for whoever can give it to them."""
+        own = {name for name, _ in self.named_parameters()}
+        for name, tensor in state_dict.items():
+            inner = name.removeprefix(prefix)
+            if name.startswith(prefix) and inner not in own:
+                self._given[inner] = tensor.detach().clone()
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The hidden states (B, T, H), in the shape in which the family's layers return them."""
@@ -66,6 +86,8 @@ class TrunkPlace(PassThrough):
         self.family = family
         self.cuts = cuts
         self.fingerprint = fingerprint
+        self.loaded_adapter = ""
+        """SHA-256 of the trained adapter that the client model has loaded; empty for none."""
 
 
 class TrunkSlot(TrunkPlace):
@@ -148,20 +170,28 @@ def watch_calls(model: nn.Module, family: Family, on_call: OnCall) -> None:
         raise ModelError(f"this {type(model).__name__} holds no stock model")
     # The base model is told last, and is what the trunk calls; some heads pass it by.
     for called in dict.fromkeys((stock, stock.base_model)):
-        signature = inspect.signature(called.forward)
+        called.register_forward_pre_hook(_Watch(called, family, on_call), with_kwargs=True)
 
-        def note(
-            module: nn.Module,
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            signature: inspect.Signature = signature,
-        ) -> None:
-            call = signature.bind(*args, **kwargs).arguments
-            call = {**call.get("kwargs", {}), **call}
-            _check_call(call, family)
-            on_call(call.get("attention_mask"), call.get("position_ids"))
 
-        called.register_forward_pre_hook(note, with_kwargs=True)
+class _Watch:
+    """The hook of `watch_calls`; a copy of the module, such as `Halves` makes, shares it."""
+
+    def __init__(self, called: nn.Module, family: Family, on_call: OnCall) -> None:
+        self._signature = inspect.signature(called.forward)
+        self._family = family
+        self._on_call = on_call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = self._signature.bind(*args, **kwargs).arguments
+        call = {**call.get("kwargs", {}), **call}
+        _check_call(call, self._family)
+        self._on_call(call.get("attention_mask"), call.get("position_ids"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Watch":
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self)
 
 
 def _check_call(call: Mapping[str, Any], family: Family) -> None:
@@ -176,3 +206,18 @@ def _check_call(call: Mapping[str, Any], family: Family) -> None:
             f"a cache of {family.model_type} cannot be filled by two parties: pass "
             "use_cache=False, to generate() too"
         )
+
+
+def refuse_copy(holder: object, *_: Any) -> NoReturn:
+    """Stands for `__deepcopy__` and `__reduce_ex__` of what belongs to one trunk.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError(
+        "a client model with a trunk attached cannot be copied or pickled as a whole, as by "
+        "copy.deepcopy, pickle and torch.save: it belongs to one open session. Copy or save it "
+        "before attach_trunk. Of an attached one, save its tensors (state_dict), and for a second "
+        "model, such as a reference, call load_client_model or split_model again, load_state_dict, "
+        "and attach it to a session of its own"
+    )

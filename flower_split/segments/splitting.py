@@ -1,10 +1,11 @@
 """Cutting a stock model in memory."""
 
 import copy
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from flower_split.errors import UnsupportedFamilyError
+from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.families import Family, known_family
@@ -90,6 +91,8 @@ def punch_client(model: PreTrainedModel, cuts: Cuts, family: Family | None = Non
     family = family or family_of(model.config)
     _, layers = find_layers(model)
     mark = fingerprint(model.config)
+    for method in ("save_pretrained", "push_to_hub"):
+        setattr(model, method, _refuse_saving)
     for index in cuts.trunk_range:
         layers[index] = (
             TrunkSlot(layers[index], family=family, cuts=cuts, fingerprint=mark)
@@ -98,6 +101,14 @@ def punch_client(model: PreTrainedModel, cuts: Cuts, family: Family | None = Non
         )
     if not family.caches:
         _set_uncached(model)
+
+
+def _refuse_saving(*args: Any, **kwargs: Any) -> None:
+    """In place of a client model's `save_pretrained`: a part must not be taken for the whole."""
+    raise ModelError(
+        "a client model is a part of the model and is not saved as if it were the whole. Save the "
+        "adapter: save_pretrained of the PeftModel around it, or flower-split export"
+    )
 
 
 def punch_trunk(model: PreTrainedModel, cuts: Cuts, family: Family | None = None) -> None:

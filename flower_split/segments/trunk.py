@@ -1,6 +1,8 @@
 """The trunk: the stock model with only its middle layers."""
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -30,6 +32,10 @@ class Trunk(Segment):
         self._cache_argument = "cache_params" if named else "past_key_values"
         self.autocast: torch.dtype | None = None
         """Dtype of matrix products, whatever the weights' is and whatever the caller's autocast."""
+        self.loaded_adapter = ""
+        """SHA-256 of a trained adapter that is part of it, hexadecimal; empty for none."""
+        self.without_adapter: Callable[[], AbstractContextManager[object]] = nullcontext
+        """A context in which it computes without that one."""
 
     def forward(
         self,
@@ -38,6 +44,7 @@ class Trunk(Segment):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        autocast: torch.dtype | None = None,
     ) -> Tensor:
         """h2 for h1, both (B, T, H) of the model's dtype.
 
@@ -46,11 +53,12 @@ class Trunk(Segment):
             attention_mask: (B, S) as the uncut model would be given it.
             position_ids: (B, T) or (1, T) as the uncut model would be given them.
             past_key_values: Key-value cache that the pass extends.
+            autocast: Dtype of matrix products, where the trunk has none of its own.
 
         Raises:
             ModelError: the stock model did not run the trunk's layers.
         """
-        with autocasting(hidden.device, self.autocast):
+        with autocasting(hidden.device, self.autocast or autocast):
             output = self._through(
                 hidden,
                 inputs_embeds=hidden.detach(),

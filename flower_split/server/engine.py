@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -15,12 +15,14 @@ from flower_split.errors import ConfigError, SequenceError
 from flower_split.lowrank import Allowance, Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import Trunk
+from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.queue import BatchSettings, TrunkQueue
 from flower_split.server.handshake import check_spec, check_wire
 from flower_split.server.session import TrunkSession
 from flower_split.server.session_states import SiloState
 from flower_split.server.silo_names import SiloNames
+from flower_split.server.snapshots import SnapshotStore
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.ticket_record import SessionOutcome, TicketRecord, TrunkStart
 from flower_split.server.trunk_optimizers import TrunkOptimizers
@@ -47,6 +49,9 @@ class TrunkEngine:
         pack: Digest of the pack that the silos' weights must be from; empty for their own.
         dtype: Of the silos' weights, in which tensors come and go, whatever the trunk's is; empty
             leaves it to the silo.
+        shares_adapter: Whether a silo may read and write the trunk's part of its adapter.
+        follows_autocast: Whether a trunk without autocast of its own computes under the silo's.
+        snapshots: What silos have had kept of their adapters; in memory where not given.
 
     Raises:
         ConfigError: mode and plan contradict each other, or a codec or transform of `wire` is of no
@@ -68,9 +73,16 @@ class TrunkEngine:
         batching: BatchSettings | None = None,
         pack: str = "",
         dtype: str = "",
+        shares_adapter: bool = False,
+        follows_autocast: bool = True,
+        snapshots: SnapshotStore | None = None,
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
+        if self.mode != "frozen" and trunk.loaded_adapter:
+            raise ConfigError(
+                "a trunk with a loaded adapter is frozen: to train on, give its tensors as initial="
+            )
         if self.mode != "frozen" and plan is None:
             raise ConfigError(f"trunk.adapters {self.mode!r} needs an adapter plan; pass plan=")
         self.trunk = trunk
@@ -89,6 +101,12 @@ class TrunkEngine:
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
         self.queue = TrunkQueue(trunk, batching or BatchSettings())
         self._lock = self.queue.exclusive()
+        self._follows_autocast = follows_autocast
+        self._snapshots = snapshots or SnapshotStore()
+        if shares_adapter and self._adapters is not None:
+            held = self._adapters.named_parameters(MASTER).values()
+            elements = sum(parameter.numel() for parameter in held)
+            self.limits = replace(self.limits, max_adapter_elements=elements)
         self._optimizers = TrunkOptimizers(
             self._adapters, shared=self.mode == "shared", keep=keep_optimizer
         )
@@ -110,6 +128,7 @@ class TrunkEngine:
             wire=self._wire or WireConfig(),
             optimizer=self._optimizer or OptimizerSettings(),
             pack=self._pack,
+            loaded_adapter=self.trunk.loaded_adapter,
         )
 
     def open(self, spec: SessionSpec, ticket: Ticket | None) -> Future[BackendSession]:
@@ -141,7 +160,6 @@ class TrunkEngine:
             scaling=scaling,
             instructions=instructions,
             slot=slot,
-            adapters=self._adapters,
             optimizers=self._optimizers,
         )
         try:
@@ -160,6 +178,13 @@ class TrunkEngine:
             self.queue,
             record=record,
             resumed="" if resumed is None else resumed.tag,
+            calls=None
+            if slot is None
+            else AdapterCalls(
+                slot, self._snapshots, self.limits, silo=spec.silo, is_alone=self.queue.is_alone
+            ),
+            follows_autocast=self._follows_autocast,
+            fixed_optimizer=self._optimizer is not None,
         )
 
     def prepare(self, ticket: Ticket, start: TrunkStart) -> TicketRecord:
@@ -272,7 +297,6 @@ class _Work:
     scaling: Scaling | None
     instructions: Instructions
     slot: AdapterSlot | None
-    adapters: TrunkAdapters | None
     optimizers: TrunkOptimizers
 
     def outcome(self, summary: SessionSummary) -> SessionOutcome:
@@ -300,5 +324,5 @@ class _Work:
 
     def free(self) -> None:
         """See `SessionWork`."""
-        if self.slot is not None and self.adapters is not None:
-            self.adapters.remove(self.slot.name)
+        if self.slot is not None:
+            self.slot.free()

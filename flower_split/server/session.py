@@ -18,6 +18,7 @@ from flower_split.optimization.clipping import (
     gradient_norms,
 )
 from flower_split.segments import Trunk
+from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.caches import SessionCaches, TrunkCache
 from flower_split.server.compute.batch import Microbatch, SessionContext
@@ -27,7 +28,10 @@ from flower_split.server.stepping import AdapterSlot
 from flower_split.server.ticket_record import TicketRecord
 from flower_split.transport.bounds import check_forward
 from flower_split.transport.messages import (
+    AdapterCall,
+    BackwardReply,
     BackwardRequest,
+    Discard,
     DropCache,
     Finish,
     ForwardRequest,
@@ -58,6 +62,9 @@ class TrunkSession:
         queue: Where its requests wait for the trunk; shared by all sessions.
         record: Of the session's ticket, already open; it hears how the session ends.
         resumed: Tag of the optimizer state that `slot` resumes from; empty when it starts afresh.
+        calls: Answers what the silo wants done with the adapter; None for a frozen trunk.
+        follows_autocast: Whether the trunk computes under the silo's autocast.
+        fixed_optimizer: Whether a step's constants must be those of the handshake.
     """
 
     def __init__(
@@ -71,8 +78,14 @@ class TrunkSession:
         *,
         record: TicketRecord,
         resumed: str = "",
+        calls: AdapterCalls | None = None,
+        follows_autocast: bool = False,
+        fixed_optimizer: bool = False,
     ) -> None:
         self.resumed = resumed
+        self._calls = calls
+        self._follows_autocast = follows_autocast
+        self._fixed_optimizer = fixed_optimizer
         self._trunk = trunk
         self._spec = spec
         self._slot = slot
@@ -119,10 +132,20 @@ class TrunkSession:
         """Free everything, however the session ended. Can be called twice."""
         return self._queue.call(self._close)
 
-    def _answer(self, request: StepRequest | Finish | Release | DropCache) -> Reply:
+    def _answer(
+        self, request: StepRequest | AdapterCall | Finish | Release | DropCache | Discard
+    ) -> Reply:
         match request:
             case StepRequest():
                 return self._step(request)
+            case AdapterCall():
+                self._check_open()
+                if self._calls is None:
+                    raise SequenceError("this session's trunk is frozen: it has no adapter")
+                return self._calls.answer(request)
+            case Discard():
+                if self._slot is not None:
+                    self._slot.discard(zeros=request.zeros)
             case Finish():
                 return self._finish()
             case Release():
@@ -142,7 +165,11 @@ class TrunkSession:
         check_forward(request, self._trunk.hidden_size, self._limits)
         if request.keep_graph:
             self._check_keeping(request)
+        if request.adapter.copy and self._slot is None:
+            raise SequenceError("this session's trunk is frozen: it has no adapter to copy")
         request = self._border.enter(request)
+        if not self._follows_autocast:
+            request = replace(request, autocast="")
         microbatch = Microbatch(session=self._context, request=request)
 
         def done(job: Job, h2: Answer, _: Sequence[Tensor | None]) -> Answer:
@@ -169,18 +196,33 @@ class TrunkSession:
             raise WireError(
                 f"g2 is {tuple(request.grad.shape)}, expected {tuple(begun.hidden.shape)}"
             )
+        if request.adapter_grad == "return":
+            if self._calls is None:
+                raise SequenceError("this session's trunk is frozen: its adapter has no gradient")
+            self._calls.check_shared()
         request = replace(request, grad=self._border.incoming("g2", request.grad, begun))
 
-        def done(job: Job, g1: Answer, gradients: Sequence[Tensor | None]) -> Answer:
+        def done(job: Job, g1: Answer, gradients: Sequence[Tensor | None]) -> Reply:
             self._pending.pop(request.microbatch, None)
-            if self._slot is not None:
+            if self._slot is not None and request.adapter_grad in ("add", "measure"):
                 self._slot.accumulate(gradients)
             self._backwards += 1
             self._count(job)
-            return None if g1 is None else self._border.outgoing("g1", g1, begun)
+            left = None if g1 is None else self._border.outgoing("g1", g1, begun)
+            return self._backward_reply(request, left, gradients)
 
         turn = self._turn(microbatch, backward=True)
         return Job(turn=turn, microbatch=microbatch, grad=request, done=done)
+
+    def _backward_reply(
+        self, request: BackwardRequest, g1: Answer, gradients: Sequence[Tensor | None]
+    ) -> Reply:
+        if self._slot is not None and request.adapter_grad == "return":
+            return BackwardReply(grad=g1, adapter_grads=self._slot.of_all(gradients))
+        if request.adapter_grad != "measure":
+            return g1
+        norm, largest = (0.0, 0.0) if self._slot is None else self._slot.measure()
+        return BackwardReply(grad=g1, norm=norm, largest=largest)
 
     def _turn(self, microbatch: Microbatch, *, backward: bool = False) -> Turn:
         rows, tokens = microbatch.shape
@@ -236,12 +278,20 @@ class TrunkSession:
         before = checked_norms(request.norms_before)
         after = checked_norms(request.norms_after)
         own: tuple[float, ...] = ()
+        if request.constants not in (None, settings) and self._fixed_optimizer:
+            raise SequenceError(
+                f"a step with {request.constants}, and this run's are {settings}: set "
+                "train.weight-decay in the run config"
+            )
         if self._slot is not None:
+            self._slot.rescale(request.scale, request.clip)
             parameters = self._slot.gather()
             if settings.max_grad_norm > 0:
                 own = checked_norms(gradient_norms(parameters))
                 clip_by_global_norm(parameters, [*before, *own, *after], settings.max_grad_norm)
-            self._slot.step(request.learning_rate)
+            self._slot.step(
+                request.learning_rate, request.constants, keeps_gradient=request.keeps_gradient
+            )
         self._free_pending()
         self._steps += 1
         return StepReply(norms=own)
@@ -279,8 +329,11 @@ class TrunkSession:
             return self._caches.scratch(rows)
         return self._caches.use(request.cache, rows, tokens)
 
-    def _check_step(self, step: int) -> None:
+    def _check_open(self) -> None:
         if self._ended:
             raise SequenceError("the session has ended")
+
+    def _check_step(self, step: int) -> None:
+        self._check_open()
         if step != self._steps:
             raise SequenceError(f"expected step {self._steps}, got step {step}")

@@ -5,15 +5,21 @@ master adapter; its step applies its gradients to the master and refreshes the r
 split learning with a server-side model does (SplitFed V2, Thapa et al. 2022, arXiv:2004.12088).
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from flower_split.adapters import AdapterRound, PersonalTensors, TrunkAdapters
+from flower_split.errors import SequenceError
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.transport.messages import AdapterUse
+
+MOST_COPIES = 2
+"""Of a session's adapter; a reference model and one more."""
 
 
 def adamw(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -35,12 +41,26 @@ class Stepper:
         self.parameters = list(self._named.values())
         self._optimizer = adamw(self.parameters, settings)
 
-    def step(self, gradients: Sequence[Tensor | None], learning_rate: float) -> None:
-        """One step; a tensor without gradient is left as it is."""
+    def step(
+        self,
+        gradients: Sequence[Tensor | None],
+        learning_rate: float,
+        constants: OptimizerSettings | None = None,
+    ) -> None:
+        """One step; a tensor without gradient is left as it is.
+
+        Args:
+            gradients: Of the adapter's tensors.
+            learning_rate: Of this step.
+            constants: AdamW's from now on; None leaves them as they are.
+        """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+            if constants is not None:
+                group["betas"] = (constants.beta1, constants.beta2)
+                group["eps"], group["weight_decay"] = constants.eps, constants.weight_decay
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -83,6 +103,7 @@ class AdapterSlot:
         self._all = list(adapters.named_parameters(name).values())
         self._trained = adapters.trained(name)
         self._gradients: list[Tensor | None] = [None] * len(self._trained)
+        self._copies: dict[str, str] = {}
 
     @property
     def can_mix(self) -> bool:
@@ -92,10 +113,44 @@ class AdapterSlot:
         """
         return self._adapters.mixer.possible and not self._adapters.has_folded(self.name)
 
-    def activate(self) -> list[nn.Parameter]:
-        """Compute with this adapter from now on; those of its tensors that are trained."""
-        self._adapters.activate(self.name)
-        return self._trained
+    @contextmanager
+    def computing(self, use: AdapterUse) -> Iterator[None]:
+        """Compute with this adapter, a copy of it or none meanwhile.
+
+        Raises:
+            SequenceError: there is no such copy.
+        """
+        if use.copy and use.copy not in self._copies:
+            raise SequenceError(f"the session has made no copy {use.copy!r} of its adapter")
+        if use.disabled:
+            self._adapters.deactivate()
+        else:
+            self._adapters.activate(self._copies[use.copy] if use.copy else self.name)
+        with self._adapters.scaled(use.scale):
+            yield
+
+    def copy(self, name: str) -> None:
+        """Make a frozen copy of the adapter as it is now, for passes that name it.
+
+        Raises:
+            SequenceError: there are `MOST_COPIES` already, or another adapter lies beneath.
+        """
+        if name not in self._copies and len(self._copies) >= MOST_COPIES:
+            raise SequenceError(f"a session may have {MOST_COPIES} copies of its adapter")
+        if self._adapters.has_folded(self.name):
+            raise SequenceError("an adapter with another one folded beneath it cannot be copied")
+        held = self._copies.pop(name, None)
+        if held is not None:
+            self._adapters.remove(held)
+        copied = f"{self.name}-copy-{len(self._copies)}-{name}".replace(".", "-")
+        self._adapters.copy(self.name, copied)
+        self._copies[name] = copied
+
+    def free(self) -> None:
+        """Delete the adapter and its copies."""
+        for name in (*self._copies.values(), self.name):
+            self._adapters.remove(name)
+        self._copies.clear()
 
     def mixed(
         self, slots: Sequence["AdapterSlot"], counts: Sequence[int]
@@ -121,6 +176,37 @@ class AdapterSlot:
             else:
                 total.add_(gradient)
 
+    def discard(self, *, zeros: bool) -> None:
+        """Forget the gradients of the step so far; as zeros, or as if there had been none."""
+        if not zeros:
+            self._gradients = [None] * len(self._trained)
+        for gradient in self._gradients:
+            if gradient is not None:
+                gradient.zero_()
+
+    def measure(self) -> tuple[float, float]:
+        """2-norm of the gradient of the step so far, and the magnitude of its largest element."""
+        held = [gradient for gradient in self._gradients if gradient is not None]
+        if not held:
+            return 0.0, 0.0
+        norms = torch.stack(torch._foreach_norm(held)).float()
+        largest = torch.stack(torch._foreach_norm(held, math.inf)).float()
+        return float(torch.linalg.vector_norm(norms)), float(largest.max())
+
+    def rescale(self, scale: float, clip: float) -> None:
+        """Scale the gradient of the step so far, then bound its elements."""
+        for gradient in self._gradients:
+            if gradient is not None:
+                gradient.mul_(scale)
+                if not math.isinf(clip):
+                    gradient.clamp_(-clip, clip)
+
+    def of_all(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """A microbatch's gradients of all tensors, float32; zeros where there is none."""
+        found = {id(p): g for p, g in zip(self._trained, gradients, strict=False)}
+        held = [(p, found.get(id(p))) for p in self._all]
+        return tuple((torch.zeros_like(p) if g is None else g).float() for p, g in held)
+
     def gather(self) -> list[nn.Parameter]:
         """The trained tensors with the step's corrected gradients as their `grad`."""
         for parameter, gradient in zip(self._trained, self._gradients, strict=True):
@@ -129,12 +215,55 @@ class AdapterSlot:
             self._begun.correct_gradients()
         return self._trained
 
-    def step(self, learning_rate: float) -> None:
-        """Apply and forget the gathered gradients."""
-        self._stepper.step([parameter.grad for parameter in self._all], learning_rate)
+    def step(
+        self,
+        learning_rate: float,
+        constants: OptimizerSettings | None = None,
+        *,
+        keeps_gradient: bool = False,
+    ) -> None:
+        """Apply the gathered gradients, and forget them unless they are to be kept."""
+        gradients = [parameter.grad for parameter in self._all]
+        self._stepper.step(gradients, learning_rate, constants)
         for parameter in self._all:
             parameter.grad = None
-        self._gradients = [None] * len(self._trained)
+        if not keeps_gradient:
+            self._gradients = [None] * len(self._trained)
+        self._refresh()
+
+    def write(self, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the adapter that is stepped.
+
+        Raises:
+            AdapterError: `state` does not fit the trunk.
+        """
+        self._adapters.load(self._adapters.master if self.is_shared else self.name, state)
+        self._refresh()
+
+    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Have the optimizer go on from `moments`.
+
+        Raises:
+            StateError: they are not of an optimizer of this adapter.
+        """
+        self._stepper.load_moments(moments)
+
+    def all_moments(self) -> dict[str, Tensor]:
+        """CPU copies of the state of the optimizer that steps it, whoever else it steps."""
+        return self._stepper.moments()
+
+    @property
+    def held(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name in the uncut model and shape of every tensor, in model order."""
+        named = self._adapters.named_parameters(self.name)
+        return tuple((name, tuple(parameter.shape)) for name, parameter in named.items())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a replica of the master."""
+        return self._begun is None
+
+    def _refresh(self) -> None:
         if self._begun is None:
             with torch.no_grad():
                 for own, master in zip(self._all, self._stepper.parameters, strict=True):

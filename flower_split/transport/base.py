@@ -14,6 +14,9 @@ from torch import Tensor
 
 from flower_split.tls import ClientTls
 from flower_split.transport.messages import (
+    AdapterCall,
+    AdapterReply,
+    BackwardReply,
     BackwardRequest,
     ForwardRequest,
     Reply,
@@ -44,9 +47,11 @@ class BackendSession(Protocol):
 
         - `ForwardRequest`: the future holds h2, (B, T, H); the graph is kept where it says so.
         - `BackwardRequest`: g1, (B, T, H), or None when not wanted; frees the activations.
+          Where more than g1 is asked for, a `BackwardReply`.
         - `StepRequest`: `StepReply`, of one optimizer step, applied exactly once a step number.
+        - `AdapterCall`: `AdapterReply`.
         - `Finish`: `SessionSummary`; only now do the session's adapters count.
-        - `Release`, `DropCache`: None.
+        - `Release`, `DropCache`, `Discard`: None.
         """
         ...
 
@@ -81,8 +86,8 @@ class Transport(ABC):
         """h1 -> h2."""
 
     @abstractmethod
-    def backward(self, request: BackwardRequest) -> Future[Tensor | None]:
-        """g2 -> g1."""
+    def backward(self, request: BackwardRequest) -> Future[Tensor | BackwardReply | None]:
+        """g2 -> g1, in a `BackwardReply` where more than g1 is asked for."""
 
     @abstractmethod
     def release(self, microbatch: int) -> None:
@@ -95,6 +100,18 @@ class Transport(ABC):
     @abstractmethod
     def step(self, request: StepRequest) -> Future[StepReply]:
         """One optimizer step on both sides."""
+
+    @abstractmethod
+    def discard(self, *, zeros: bool) -> None:
+        """Forget the adapter's gradient of the step so far. Never waits and never raises.
+
+        Args:
+            zeros: As zeros, with which a step would be taken; else as if there had been none.
+        """
+
+    @abstractmethod
+    def adapter(self, call: AdapterCall) -> Future[AdapterReply]:
+        """Do something with the trunk's part of the session's adapter."""
 
     @abstractmethod
     def finish(self) -> SessionSummary:

@@ -4,7 +4,7 @@ Tensors pass through the session's codecs, so that results equal those over gRPC
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -13,9 +13,14 @@ from torch import Tensor
 
 from flower_split.compression.table import round_trip
 from flower_split.errors import SequenceError, TrunkError
+from flower_split.serialization.headers import TensorRule
 from flower_split.transport.base import Transport, TrunkBackend
 from flower_split.transport.messages import (
+    AdapterCall,
+    AdapterReply,
+    BackwardReply,
     BackwardRequest,
+    Discard,
     DropCache,
     Finish,
     ForwardRequest,
@@ -29,7 +34,13 @@ from flower_split.transport.messages import (
     WireBytes,
 )
 from flower_split.transport.meters import ByteMeter
-from flower_split.transport.rules import ATTENTION_MASK, POSITION_IDS, HopRules
+from flower_split.transport.rules import (
+    ADAPTER_DOWN,
+    ADAPTER_UP,
+    ATTENTION_MASK,
+    POSITION_IDS,
+    HopRules,
+)
 
 Answer = TypeVar("Answer")
 
@@ -75,12 +86,16 @@ class InProcessTransport(Transport):
 
         return self._answer(compute)
 
-    def backward(self, request: BackwardRequest) -> Future[Tensor | None]:
+    def backward(self, request: BackwardRequest) -> Future[Tensor | BackwardReply | None]:
         """g2 -> g1."""
 
-        def compute() -> Tensor | None:
+        def compute() -> Tensor | BackwardReply | None:
             arrived = replace(request, grad=self._carry("g2", request.grad))
             answer = self._session.submit(arrived).result()
+            if isinstance(answer, BackwardReply):
+                g1 = None if answer.grad is None else self._carry("g1", answer.grad)
+                self._count(ADAPTER_DOWN, answer.adapter_grads)
+                return replace(answer, grad=g1)
             return self._carry("g1", answer) if isinstance(answer, Tensor) else None
 
         return self._answer(compute)
@@ -96,6 +111,21 @@ class InProcessTransport(Transport):
     def step(self, request: StepRequest) -> Future[StepReply]:
         """One optimizer step on both sides."""
         return self._answer(lambda: self._ask(request, StepReply))
+
+    def discard(self, *, zeros: bool) -> None:
+        """Forget the adapter's gradient of the step so far."""
+        self._session.submit(Discard(zeros=zeros)).result()
+
+    def adapter(self, call: AdapterCall) -> Future[AdapterReply]:
+        """Do something with the trunk's part of the session's adapter."""
+
+        def compute() -> AdapterReply:
+            self._count(ADAPTER_UP, call.tensors)
+            reply = self._ask(call, AdapterReply)
+            self._count(ADAPTER_DOWN, reply.tensors)
+            return reply
+
+        return self._answer(compute)
 
     def finish(self) -> SessionSummary:
         """Declare the session complete."""
@@ -132,6 +162,10 @@ class InProcessTransport(Transport):
         if not isinstance(reply, kind):
             raise TypeError(f"{type(reply).__name__} does not answer {type(request).__name__}")
         return reply
+
+    def _count(self, rule: TensorRule, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            self._meter.add(rule.role, rule.codec.encoded_bytes(tensor.shape))
 
     def _carry(self, hop: str, tensor: Tensor) -> Tensor:
         rule = self._rules[hop]

@@ -4,6 +4,7 @@ Axes: B rows of a microbatch, T new tokens a row, S tokens a row with the cached
 H hidden size.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,12 +14,25 @@ from torch import Tensor
 from flower_split.config.wire import HOPS, UPWARD_HOPS, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Purpose = Literal["train", "evaluate"]
 TicketPurpose = Purpose | Literal["deliver"]
 """What a ticket opens: a session, or a stream of the model's delivery."""
 EditKind = Literal["reorder", "crop", "repeat", "select", "reset"]
+AdapterGrad = Literal["add", "measure", "drop", "return"]
+"""What becomes of the adapter's gradient of a microbatch: it is added to that of the step (and
+that one is measured), is dropped, or is returned to the silo instead."""
+AdapterAction = Literal[
+    "list",
+    "read",
+    "write",
+    "copy",
+    "snapshot",
+    "restore",
+    "snapshot_moments",
+    "restore_moments",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +71,8 @@ class SessionSpec:
     """Tags of the optimizer states that the silo can resume from; see `transport.state_tags`."""
     pack: str = ""
     """SHA-256 by which the silo's weights were delivered, hexadecimal; empty for its own."""
+    loaded_adapter: str = ""
+    """SHA-256 of the trained adapter that both have loaded, hexadecimal; empty for none."""
     protocol_version: int = PROTOCOL_VERSION
 
 
@@ -79,6 +95,20 @@ class CacheUse:
     edits: tuple[CacheEdit, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterUse:
+    """With which of the session's adapters a pass computes: its own, as it is, without a value."""
+
+    disabled: bool = False
+    copy: str = ""
+    """Name of a copy that the session has made; empty for its own."""
+    scale: float = 1.0
+    """Factor of the adapter's own scaling."""
+
+
+OWN_ADAPTER = AdapterUse()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForwardRequest:
     """h1 of one microbatch."""
@@ -98,6 +128,9 @@ class ForwardRequest:
     dropout: bool = False
     """Whether the model is in training mode."""
     cache: CacheUse | None = None
+    adapter: AdapterUse = OWN_ADAPTER
+    autocast: str = ""
+    """Dtype of the silo's matrix products; empty for that of its weights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +143,21 @@ class BackwardRequest:
     """(B, T, H): gradient of the loss at h2."""
     wants_input_grad: bool = True
     """Whether g1 is to be returned."""
+    adapter_grad: AdapterGrad = "add"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BackwardReply:
+    """What a microbatch's backward pass gave."""
+
+    grad: Tensor | None = None
+    """g1, (B, T, H); None where it was not wanted."""
+    norm: float = 0.0
+    """2-norm of the adapter's gradient of the step so far, where it was to be measured."""
+    largest: float = 0.0
+    """Magnitude of its largest element."""
+    adapter_grads: tuple[Tensor, ...] = ()
+    """The adapter's gradients, float32 in the order of `AdapterReply.held`, where asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +175,14 @@ class StepRequest:
     """Norms of the tensors that come before the trunk's layers."""
     norms_after: tuple[float, ...] = ()
     """Norms of the tensors that come after the trunk's layers."""
+    constants: OptimizerSettings | None = None
+    """Of AdamW, as the silo has set them for this step; None for those of the handshake."""
+    scale: float = 1.0
+    """Factor of the gradient, as the silo scaled its own."""
+    clip: float = math.inf
+    """Bound of the magnitude of the gradient's elements, after it was scaled."""
+    keeps_gradient: bool = False
+    """Whether the trunk's gradient stays until a `Discard`; else it is forgotten with the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +200,35 @@ class DropCache:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Discard:
+    """Forget the adapter's gradient of the step so far."""
+
+    zeros: bool = False
+    """As zeros, with which a step would be taken; else as if there had been no gradient."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdapterCall:
+    """Something to be done with the session's adapter; see `AdapterAction` in `trunk.proto`."""
+
+    action: AdapterAction
+    name: str = ""
+    """Of a copy, or the tag of a snapshot."""
+    tensors: tuple[Tensor, ...] = ()
+    """All of the adapter's, float32 in the order of `AdapterReply.held`, where it is written."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdapterReply:
+    """The trunk's part of the session's adapter."""
+
+    held: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Name in the uncut model and shape of every tensor, in model order."""
+    tensors: tuple[Tensor, ...] = ()
+    """The same in values, float32, where they were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finish:
     """Declare the session complete."""
 
@@ -157,20 +242,23 @@ class StepReply:
 
 CONTEXT = "context"
 """Under which attention masks and position ids are counted together."""
+ADAPTER_UP, ADAPTER_DOWN = "adapter_up", "adapter_down"
+"""Under which adapter tensors are counted, where a silo writes and reads them."""
 
 
 class WireBytes(Mapping[str, int]):
-    """Payload of a session's tensors as encoded, in bytes, by hop; that of `CONTEXT` after them.
+    """Payload of a session's tensors as encoded, in bytes, by hop; what is no hop after them.
 
     Args:
         counts: Those that are not 0.
     """
 
     def __init__(self, **counts: int) -> None:
-        unknown = counts.keys() - {*HOPS, CONTEXT}
+        names = (*HOPS, CONTEXT, ADAPTER_UP, ADAPTER_DOWN)
+        unknown = counts.keys() - {*names}
         if unknown:
-            raise ValueError(f"bytes of {sorted(unknown)}, expected {[*HOPS, CONTEXT]}")
-        self._counts = {name: counts.get(name, 0) for name in (*HOPS, CONTEXT)}
+            raise ValueError(f"bytes of {sorted(unknown)}, expected {[*names]}")
+        self._counts = {name: counts.get(name, 0) for name in names}
 
     def __getitem__(self, name: str) -> int:
         return self._counts[name]
@@ -187,7 +275,7 @@ class WireBytes(Mapping[str, int]):
     @property
     def upward(self) -> int:
         """From the silo to the trunk."""
-        return sum(self[hop] for hop in UPWARD_HOPS) + self[CONTEXT]
+        return sum(self[name] for name in (*UPWARD_HOPS, CONTEXT, ADAPTER_UP))
 
     @property
     def downward(self) -> int:
@@ -232,11 +320,14 @@ class SessionLimits:
     """B x T of one microbatch."""
     max_cached_tokens: int = 262144
     """Rows x tokens in key-value caches."""
+    max_adapter_elements: int = 0
+    """Elements of the trunk's part of the adapter, where the silo may read and write it; else 0."""
 
 
-Answerable = ForwardRequest | BackwardRequest | StepRequest | Finish
+Answerable = ForwardRequest | BackwardRequest | StepRequest | AdapterCall | Finish
 """Requests that get a reply over the wire."""
-Request = Answerable | Release | DropCache
+Request = Answerable | Release | DropCache | Discard
 """What a silo asks of the trunk in an open session."""
-Reply = Tensor | StepReply | SessionSummary | None
-"""h2 or g1 (None where g1 was not wanted), or the answer to a step or to Finish; None to others."""
+Reply = Tensor | BackwardReply | StepReply | AdapterReply | SessionSummary | None
+"""h2 or g1 (None where g1 was not wanted; a `BackwardReply` where more than g1 was asked for), or
+the answer to another answerable request; None to those that get none."""

@@ -14,6 +14,10 @@ ATTENTION_MASK = TensorRule(
     role=pb.ROLE_ATTENTION_MASK, dtype=torch.bool, codec=RAW_BOOL, num_dims=2
 )
 POSITION_IDS = TensorRule(role=pb.ROLE_POSITION_IDS, dtype=torch.int64, codec=RAW_INT64, num_dims=2)
+ADAPTER_UP, ADAPTER_DOWN = (
+    TensorRule(role=role, dtype=torch.float32, codec=CODEC_TABLE["fp32"], num_dims=2)
+    for role in (pb.ROLE_ADAPTER_UP, pb.ROLE_ADAPTER_DOWN)
+)
 
 
 class HopRules:

@@ -139,7 +139,8 @@ def _free(parties: Parties) -> None:
     """
     trunk = parties.engine.trunk
     path = layers_path(trunk.model)
-    parties.client.requires_grad_(True)
+    for name, parameter in parties.client.named_parameters():
+        parameter.requires_grad_("trunk_gradient" not in name)
     for name, parameter in parties.whole.named_parameters():
         parameter.requires_grad_("lora_" in name or not held_by_trunk(name, path, trunk.cuts))
 

@@ -84,6 +84,8 @@ class TrunkHost:
                 batching=BatchSettings.of_trunk(config.trunk),
                 pack="" if pack is None else pack.digest,
                 dtype=config.model.dtype,
+                shares_adapter=config.trunk.shares_adapter,
+                follows_autocast=False,  # each party has a key of its own
             )
             self._server = stack.enter_context(
                 TrunkServer(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from tiny_models import tiny_model
+from tiny_models import CASE_BY_NAME, tiny_model
 
 from flower_split.adapters import (
     TrunkAdapters,
@@ -139,3 +139,9 @@ def test_a_trunk_without_targets_is_refused() -> None:
     _, trunk = split_model(model, 1, 1)
     with pytest.raises(AdapterError, match="frozen"):
         TrunkAdapters(trunk, plan)
+
+
+@pytest.mark.parametrize("case", ["qwen3_moe", "mixtral"])
+def test_experts_that_are_no_modules_are_refused_before_anything_is_wrapped(case):
+    with pytest.raises(AdapterError, match=r"reaches the experts of this .* name the modules"):
+        resolve_lora(CASE_BY_NAME[case].model(), LoraSettings(target_modules=("all-linear",)))

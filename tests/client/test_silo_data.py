@@ -1,8 +1,15 @@
 import json
+import shutil
+
+import pytest
+import torch
+from tiny_checkpoint import save_tiny_model
 
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
+from flower_split.errors import DataError
+from flower_split.segments import load_client_model, load_tokenizer
 
 
 def node(number, of=3):
@@ -41,3 +48,46 @@ def test_the_silos_own_data_takes_the_place_of_the_runs(run_config, tmp_path):
     assert (batches.num_train, batches.num_held_out) == (3, 1)
     batches = silo_batches(config, NodeConfig(data_path=str(own), eval_path=str(held_out)))
     assert (batches.num_train, batches.num_held_out) == (4, 1)
+
+
+def added(tokens, tmp_path, run_config):
+    """The run config of a copy of the model whose tokenizer has more tokens than its table."""
+    folder = shutil.copytree(run_config["model.name"], tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.save_pretrained(folder)
+    return read_run_config({**run_config, "model.name": str(folder)})
+
+
+def test_a_pad_token_that_the_model_does_not_have_is_computed_with_all_the_same(
+    run_config, tmp_path
+):
+    config = added({"pad_token": "<more>"}, tmp_path, run_config)
+    batches = list(silo_batches(config, node(0)).train(1))
+    assert any((batch["attention_mask"] == 0).any() for batch in batches)
+    model = load_client_model(config.model.name, bottom_layers=1, top_layers=1)
+    rows = model.get_input_embeddings().num_embeddings
+    assert all(int(batch["input_ids"].max()) < rows for batch in batches)
+    plain = read_run_config(run_config)
+    for ours, theirs in zip(batches, silo_batches(plain, node(0)).train(1), strict=True):
+        assert torch.equal(ours["labels"], theirs["labels"])
+
+
+def test_tokens_that_the_model_does_not_have_are_refused_when_the_data_is_loaded(
+    run_config, tmp_path
+):
+    config = added({"eos_token": "<more>"}, tmp_path, run_config)
+    with pytest.raises(DataError, match=r"the token id 15 is beyond .* has 15 rows; .* 16 tokens"):
+        silo_batches(config, node(0))
+
+
+def test_rows_that_are_longer_than_the_models_positions_are_refused(run_config, tmp_path):
+    folder = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps({"text": "the sum " * n}) + "\n" for n in (2, 200)))
+    values = {"model.name": str(folder), "data.path": str(data), "train.max-length": 300}
+    config = read_run_config({**run_config, **values, "data.eval-fraction": 0.0})
+    with pytest.raises(DataError, match=r"the model 256 positions: set train\.max-length to 256"):
+        silo_batches(config, NodeConfig())
+    config = read_run_config({**run_config, **values, "train.max-length": 256})
+    assert silo_batches(config, NodeConfig()).num_train

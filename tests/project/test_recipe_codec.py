@@ -104,7 +104,7 @@ def taught(model: nn.Module) -> tuple[float, dict[str, Tensor]]:
     gradients = {
         name: parameter.grad
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None
+        if parameter.grad is not None and not name.endswith("trunk_gradient")
     }
     return float(loss.detach()), gradients
 

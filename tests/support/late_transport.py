@@ -10,6 +10,9 @@ from torch import Tensor
 
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import (
+    AdapterCall,
+    AdapterReply,
+    BackwardReply,
     BackwardRequest,
     ForwardRequest,
     SessionSummary,
@@ -45,7 +48,7 @@ class LateTransport(Transport):
         self.asked.append(("forward", request.microbatch))
         return self._later(self.inner.forward(request))
 
-    def backward(self, request: BackwardRequest) -> Future[Tensor | None]:
+    def backward(self, request: BackwardRequest) -> Future[Tensor | BackwardReply | None]:
         self.asked.append(("backward", request.microbatch))
         return self._later(self.inner.backward(request))
 
@@ -59,6 +62,12 @@ class LateTransport(Transport):
     def step(self, request: StepRequest) -> Future[StepReply]:
         self.asked.append(("step", request.step))
         return self._later(self.inner.step(request))
+
+    def discard(self, *, zeros: bool) -> None:
+        self.inner.discard(zeros=zeros)
+
+    def adapter(self, call: AdapterCall) -> Future[AdapterReply]:
+        return self._later(self.inner.adapter(call))
 
     def finish(self) -> SessionSummary:
         return self.inner.finish()

@@ -74,7 +74,7 @@ def test_the_pipeline_s_waits_are_counted(slow: Any, monkeypatch: pytest.MonkeyP
     metrics = train_round(slow.client, optimizer, [make_batch()], TrainConfig(), stages=stages)
     assert metrics.waited < PAUSE <= slow.transport.waits.seconds
     before = slow.transport.waits.seconds
-    monkeypatch.setattr("flower_split.training.evaluation.flow", lambda *_: 7.0)
+    monkeypatch.setattr("flower_split.training.evaluation.run_pipeline", lambda *_: 7.0)
     with pytest.raises(Exception, match="no target token"):
         evaluate(slow.client, [make_batch()], stages=stages)
     assert slow.transport.waits.seconds == before + 7.0

@@ -142,9 +142,17 @@ class LoadPlan:
 
         return wanted
 
+    def weight_files(self) -> WeightFiles:
+        """Where the weights are.
+
+        Raises:
+            WeightsError: there are none that can be read.
+        """
+        return WeightFiles(self.source, getattr(self.config, "transformers_weights", None) or "")
+
     def load(self, punch: Punch, held: Held) -> PreTrainedModel:
         """The stock model after `punch`, with the tensors of the layers that are `held`."""
-        weights = WeightFiles(self.source)
+        weights = self.weight_files()
         with weights.open(self.wanted(held)) as tensors:
             model = self.make(tensors, punch, weights.path)
         for module in model.modules():

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flower_split.errors import WeightsError
 from flower_split.segments.layers import layer_index, layers_path
 from flower_split.segments.loading.extents import Extent
 from flower_split.segments.loading.load_plan import LoadPlan
 from flower_split.segments.loading.skeleton import make_skeleton
 from flower_split.segments.loading.source import Source
-from flower_split.segments.loading.weight_files import WeightFiles
 from flower_split.segments.splitting import punch_client
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,16 @@ def silo_share(
         revision: Commit, tag or branch on the hub; empty for the default branch.
 
     Raises:
-        ModelError: as `load_client_model`.
+        ModelError: as `load_client_model`, or the configuration names files of its own choice.
     """
     plan = LoadPlan(source, revision, bottom_layers, top_layers, "float32", "auto")
+    if named := getattr(plan.config, "transformers_weights", None):
+        raise WeightsError(
+            f"config.json of {plan.source.name} names {named!r} as transformers_weights, which "
+            "cannot be delivered: write the model with save_pretrained(folder) and give that"
+        )
     path = layers_path(make_skeleton(plan.config))
-    weights, wanted = WeightFiles(plan.source), plan.wanted(plan.of_silo)
+    weights, wanted = plan.weight_files(), plan.wanted(plan.of_silo)
     used: set[str] = set()
     with weights.open(wanted) as tensors:
         probes = {name: _Probe(name, tensor, used) for name, tensor in tensors.items()}

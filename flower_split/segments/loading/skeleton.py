@@ -18,9 +18,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from flower_split.errors import UnsupportedFamilyError, WeightsError
+from flower_split.segments.loading.model_folder import refuse_adapter_beside, without_config
 from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.loading.stock_loader import STOCK_LOCK
 
+_EXPERTS = ("eager", "grouped_mm", "batched_mm")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -71,13 +73,16 @@ def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenize
 def read_config(source: Source) -> PreTrainedConfig:
     """The configuration of a model.
 
+    What it says of kernels is left out: whoever makes a model of it chooses them.
+
     Raises:
-        WeightsError: there is none, or it cannot be read.
+        WeightsError: there is none, it cannot be read, or an adapter lies beside it.
         UnsupportedFamilyError: transformers does not know the model's family.
     """
     path = source.find("config.json")
     if path is None:
-        raise WeightsError(f"{source.folder} has no config.json; expected a model's folder")
+        raise WeightsError(without_config(source))
+    refuse_adapter_beside(source)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
@@ -98,6 +103,13 @@ def read_config(source: Source) -> PreTrainedConfig:
         raise WeightsError(
             f"{path} is no valid configuration of {family!r}: {type(exc).__name__}: {exc}"
         ) from exc
+    config._attn_implementation = None
+    experts = config._experts_implementation
+    if experts not in (None, *_EXPERTS):
+        raise WeightsError(
+            f"{path} sets experts_implementation to {experts!r}, expected one of "
+            f"{', '.join(_EXPERTS)}, which need no further package; change it, or delete the entry"
+        )
     return cast(PreTrainedConfig, config)
 
 
@@ -117,8 +129,19 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The whole uncut model of `config` on the meta device."""
+    """The whole uncut model of `config` on the meta device.
+
+    Raises:
+        WeightsError: transformers makes no model of it here.
+        UnsupportedFamilyError: it is no causal language model of transformers.
+    """
     stock_class(config)
     auto: Any = AutoModelForCausalLM
-    with STOCK_LOCK, torch.device("meta"):
-        return cast(PreTrainedModel, auto.from_config(copy.deepcopy(config)))
+    try:
+        with STOCK_LOCK, torch.device("meta"):
+            return cast(PreTrainedModel, auto.from_config(copy.deepcopy(config)))
+    except (ImportError, ValueError, RuntimeError) as exc:
+        raise WeightsError(
+            f"no {config.model_type} model can be made of the config.json of "
+            f"{config.name_or_path!r} here: {type(exc).__name__}: {exc}"
+        ) from exc

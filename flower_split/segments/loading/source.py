@@ -7,7 +7,11 @@ from pathlib import Path, PurePosixPath
 
 import httpx
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 
 from flower_split.errors import WeightsError
 
@@ -15,6 +19,7 @@ from flower_split.errors import WeightsError
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _NESTED = ("*/*",)
 _PACKAGE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([\w.-]+(?:/[\w.-]+)*)")
+_ABSENT = ".no_exist"  # the folder of huggingface_hub's cache for what a commit does not have
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _OFFLINE = (
     "Check the name and, for a private or gated model, `hf auth login`. Without a network, fetch "
@@ -33,8 +38,13 @@ class Source:
     repository: str = ""
     """Hub id; empty for a folder."""
 
-    def find(self, filename: str) -> Path | None:
+    def find(self, filename: str, *, offline_is_absent: bool = False) -> Path | None:
         """Path of a file of the checkpoint, downloaded if need be; None where there is none.
+
+        Args:
+            filename: Its path in the checkpoint.
+            offline_is_absent: Take a file for absent that is not on this machine while the hub
+                cannot be reached.
 
         Raises:
             WeightsError: the hub does not answer.
@@ -42,17 +52,21 @@ class Source:
         path = self.folder / filename
         if path.is_file():
             return path
-        if not self.repository:
+        if not self.repository or self._known_absent(filename):
             return None
         try:
             # A snapshot's folder is named after its commit: every file is of the same one.
             return Path(hf_hub_download(self.repository, filename, revision=self.folder.name))
         except EntryNotFoundError as exc:
-            if isinstance(exc, FileNotFoundError):
+            if isinstance(exc, LocalEntryNotFoundError) and not offline_is_absent:
                 raise _hub_error(self.repository, filename, exc) from exc
             return None
         except (OSError, ValueError, httpx.HTTPError) as exc:
             raise _hub_error(self.repository, filename, exc) from exc
+
+    def _known_absent(self, filename: str) -> bool:
+        """Whether the hub's library noted that this commit has no such file."""
+        return (self.folder.parents[1] / _ABSENT / self.folder.name / filename).is_file()
 
 
 def resolve_source(source: str | Path, revision: str = "") -> Source:

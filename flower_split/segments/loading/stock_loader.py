@@ -69,7 +69,7 @@ def load_stock(
             )
         except FlowerSplitError:
             raise  # from `punch`
-        except (RuntimeError, ValueError, OSError, SafetensorError) as exc:
+        except (RuntimeError, ValueError, ImportError, OSError, SafetensorError) as exc:
             reason = unlike_expert(_shapes(tensors)) or _reason(reports) or str(exc)
             raise WeightsError(
                 f"the tensors of {path} do not make a {config.model_type} model: {reason}"

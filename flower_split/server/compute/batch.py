@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flower_split.devices import autocast_dtype
 from flower_split.segments import Trunk
 from flower_split.server.caches import TrunkCache
 from flower_split.server.compute.rows import cut, join, join_tensors
@@ -246,6 +247,7 @@ class TrunkComputer:
                 attention_mask=None if mask is None else mask.long(),
                 position_ids=rows.position_ids,
                 past_key_values=None if cache is None else cache.keys,
+                autocast=autocast_dtype(first.request.autocast or "off"),
             )
         if cache is not None:
             cache.advance(leaf.shape[1])
@@ -258,8 +260,10 @@ class TrunkComputer:
         with ExitStack() as stack:
             slots = [m.session.slot for m in microbatches if m.session.slot is not None]
             if len(microbatches) == 1:
+                if not slots and first.request.adapter.disabled:
+                    stack.enter_context(self._trunk.without_adapter())
                 for slot in slots:
-                    slot.activate()
+                    stack.enter_context(slot.computing(first.request.adapter))
             elif slots:
                 counts = [microbatch.shape[0] for microbatch in microbatches]
                 stack.enter_context(slots[0].mixed(slots, counts))

@@ -28,7 +28,7 @@ from flower_split.segments.randomness import has_dropout
 from flower_split.server.compute.batch import ActivationBudget, Graph, Microbatch, TrunkComputer
 from flower_split.server.compute.rows import mixing_key
 from flower_split.server.compute.scheduler import Scheduler, Turn
-from flower_split.transport.messages import BackwardRequest
+from flower_split.transport.messages import BackwardRequest, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Job:
     """Other sessions' rows in its batch."""
 
 
-Done = Callable[[Job, Answer, Sequence[Tensor | None]], Answer]
+Done = Callable[[Job, Answer, Sequence[Tensor | None]], Reply]
 """Takes h2 or g1 of a job as computed, and the adapter's gradients after a backward pass."""
 
 
@@ -116,6 +116,11 @@ class TrunkQueue:
         with self._changed:
             self._sessions.add(number)
         return number
+
+    def is_alone(self) -> bool:
+        """Whether at most one session is open."""
+        with self._changed:
+            return len(self._sessions) <= 1
 
     def leave(self, session: int) -> None:
         """A session has ended: what it waits for is not computed any more."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flower_split.transport.messages import ForwardRequest
+from flower_split.transport.messages import OWN_ADAPTER, ForwardRequest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,16 +33,17 @@ class Rows:
 def mixing_key(request: ForwardRequest) -> Hashable | None:
     """Requests with equal keys can share a batch; None for one that must be alone.
 
-    Alone is who extends a key-value cache. Without a mask another attention kernel runs than with
+    Alone is who extends a key-value cache, or computes with another adapter than its own.
+    Without a mask another attention kernel runs than with
     one, and by their positions the stock code then finds several texts in a row, which padding
     would disturb: so masked and unmasked requests stay apart, and unmasked ones with positions
     share a batch only at the same length.
     """
-    if request.cache is not None:
+    if request.cache is not None or request.adapter != OWN_ADAPTER:
         return None
     masked, placed = request.attention_mask is not None, request.position_ids is not None
     length = request.hidden.shape[1] if placed and not masked else 0
-    return (masked, placed, length, request.keep_graph)
+    return (masked, placed, length, request.keep_graph, request.autocast)
 
 
 def join(requests: Sequence[ForwardRequest]) -> Rows:

@@ -3,6 +3,7 @@
 import atexit
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -85,6 +86,10 @@ class TrunkServer:
         self._options = channel_options(keepalive or Keepalive())
         self._codecs = ThreadPoolExecutor(2, thread_name_prefix="trunk-codecs")
         hosted = TrunkEngine(backend) if isinstance(backend, Trunk) else backend
+        if isinstance(hosted, TrunkEngine):
+            elements = hosted.limits.max_adapter_elements
+            session = replace(self._limits.session, max_adapter_elements=elements)
+            self._limits = replace(self._limits, session=session)
         self._delivery = DeliveryService(
             pack,
             admit,

@@ -23,7 +23,10 @@ from flower_split.transport.base import BackendSession, TrunkBackend
 from flower_split.transport.grpc.replies import encode_reply
 from flower_split.transport.grpc.requests import RequestReader
 from flower_split.transport.messages import (
+    AdapterReply,
     Answerable,
+    BackwardReply,
+    Discard,
     DropCache,
     Finish,
     Release,
@@ -208,7 +211,7 @@ class SessionStream:
             reply = await self._session.ask(request)
             self._computing = False
             self._progress = self._loop.time()
-            if not isinstance(request, Release | DropCache):
+            if not isinstance(request, Release | DropCache | Discard):
                 await self._replies.put((request, reply))
             if isinstance(request, Finish):
                 break
@@ -247,6 +250,8 @@ class SessionStream:
 
 def _effort(reply: Reply) -> int:
     """Bytes to be encoded; a tensor on a GPU has to be waited for besides, whatever its size."""
+    if isinstance(reply, BackwardReply | AdapterReply):
+        return _INLINE_BYTES + 1
     if not isinstance(reply, Tensor):
         return 0
     return reply.nbytes if reply.device.type == "cpu" else max(reply.nbytes, _INLINE_BYTES + 1)

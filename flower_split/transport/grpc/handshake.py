@@ -33,7 +33,13 @@ if set(_PURPOSES) != set(get_args(Purpose)) or len(_PURPOSES) != len(pb.Purpose.
     raise ImportError("transport.hello does not cover every purpose")
 
 # Characters of a Hello's texts: a stranger sends them too.
-_LONGEST = {"fingerprint": 256, "trunk_adapters": 64, "adapter": 1 << 16, "pack": 256}
+_LONGEST = {
+    "fingerprint": 256,
+    "trunk_adapters": 64,
+    "adapter": 1 << 16,
+    "pack": 256,
+    "loaded_adapter": 256,
+}
 _LONGEST_TOKEN = 256
 _MOST_TRANSFORMS, _LONGEST_TRANSFORM = 16, 64
 
@@ -70,6 +76,7 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
         hello.silo = spec.silo
         hello.session_states.extend(spec.session_states)
         hello.pack = spec.pack
+        hello.loaded_adapter = spec.loaded_adapter
     except ValueError as exc:
         raise HandshakeError(f"a number of the session does not fit the wire: {exc}") from exc
     return pb.ClientFrame(hello=hello)
@@ -112,6 +119,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         silo=hello.silo,
         session_states=tuple(hello.session_states),
         pack=hello.pack,
+        loaded_adapter=hello.loaded_adapter,
         protocol_version=hello.protocol_version,
     )
     return spec, read_ticket(hello)
@@ -207,6 +215,7 @@ def welcome_frame(limits: SessionLimits, resumed: str = "") -> pb.ServerFrame:
         max_message_tokens=limits.max_message_tokens,
         max_cached_tokens=limits.max_cached_tokens,
         resumed=resumed,
+        max_adapter_elements=limits.max_adapter_elements,
     )
     return pb.ServerFrame(welcome=welcome)
 
@@ -217,4 +226,5 @@ def read_welcome(welcome: pb.Welcome) -> SessionLimits:
         max_in_flight=welcome.max_in_flight,
         max_message_tokens=welcome.max_message_tokens,
         max_cached_tokens=welcome.max_cached_tokens,
+        max_adapter_elements=welcome.max_adapter_elements,
     )

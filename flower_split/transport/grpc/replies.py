@@ -7,22 +7,34 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from flower_split.errors import SequenceError, WireError
+from flower_split.optimization.clipping import checked_norms
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, TensorRule, check_header
 from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
+from flower_split.transport.grpc.adapter_frames import (
+    adapter_reply,
+    as_matrix,
+    check_grads,
+    check_reply,
+    held_tensors,
+)
 from flower_split.transport.messages import (
+    AdapterCall,
+    AdapterReply,
     Answerable,
+    BackwardReply,
     BackwardRequest,
     Finish,
     ForwardRequest,
     QueueUse,
     Reply,
+    SessionLimits,
     SessionSummary,
     StepReply,
     StepRequest,
     WireBytes,
 )
-from flower_split.transport.rules import HopRules
+from flower_split.transport.rules import ADAPTER_DOWN, HopRules
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +66,21 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
                 microbatch=request.microbatch, tensors=[grad.header for grad in grads]
             )
             return EncodedReply(head=pb.ServerFrame(backward=backward), tensors=grads)
+        case BackwardRequest(), BackwardReply():
+            g1 = () if reply.grad is None else (encode_tensor(reply.grad, rules["g1"]),)
+            own = (encode_tensor(as_matrix(grad), ADAPTER_DOWN) for grad in reply.adapter_grads)
+            grads = (*g1, *own)
+            backward = pb.BackwardReply(
+                microbatch=request.microbatch,
+                tensors=[grad.header for grad in grads],
+                norm=reply.norm,
+                largest=reply.largest,
+            )
+            return EncodedReply(head=pb.ServerFrame(backward=backward), tensors=grads)
+        case AdapterCall(), AdapterReply():
+            held = tuple(encode_tensor(as_matrix(t), ADAPTER_DOWN) for t in reply.tensors)
+            message = adapter_reply(request, reply, [tensor.header for tensor in held])
+            return EncodedReply(head=pb.ServerFrame(adapter=message), tensors=held)
         case StepRequest(), StepReply():
             step = pb.StepReply(step=request.step, norms=reply.norms)
             return EncodedReply(head=pb.ServerFrame(step=step))
@@ -74,9 +101,12 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
 class ReplyReader:
     """Turns the frames that answer one request into its reply."""
 
-    def __init__(self, request: Answerable, rules: HopRules) -> None:
+    def __init__(
+        self, request: Answerable, rules: HopRules, limits: SessionLimits | None = None
+    ) -> None:
         self._request = request
         self._rules = rules
+        self._limits = limits or SessionLimits()
         self._head: pb.ServerFrame | None = None
         self._assembler = TensorAssembler(())
 
@@ -113,8 +143,18 @@ class ReplyReader:
         if head is None:
             raise SequenceError("a reply was asked for before it arrived")
         match self._request:
+            case BackwardRequest(adapter_grad="measure" | "return") as request:
+                grad = tensors.pop(0) if request.wants_input_grad else None
+                return BackwardReply(
+                    grad=grad,
+                    norm=head.backward.norm,
+                    largest=head.backward.largest,
+                    adapter_grads=tuple(tensors),
+                )
             case ForwardRequest() | BackwardRequest():
                 return tensors[0] if tensors else None
+            case AdapterCall():
+                return held_tensors(head.adapter, tensors)
             case StepRequest():
                 return StepReply(norms=tuple(head.step.norms))
             case Finish():
@@ -139,7 +179,16 @@ class ReplyReader:
             case BackwardRequest() as request, "backward":
                 _check_number("microbatch", frame.backward.microbatch, request.microbatch)
                 rules = (self._rules["g1"],) if request.wants_input_grad else ()
-                return _check_tensors(frame.backward.tensors, rules, request.grad)
+                headers, more = list(frame.backward.tensors), list[pb.TensorHeader]()
+                if request.adapter_grad == "return":
+                    headers, more = headers[: len(rules)], headers[len(rules) :]
+                checked_norms((frame.backward.norm, frame.backward.largest))
+                return [
+                    *_check_tensors(headers, rules, request.grad),
+                    *check_grads(more, self._limits),
+                ]
+            case AdapterCall() as request, "adapter":
+                return check_reply(request, frame.adapter, self._limits)
             case StepRequest() as request, "step":
                 _check_number("step", frame.step.step, request.step)
                 return ()

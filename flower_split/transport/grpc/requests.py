@@ -1,21 +1,45 @@
 """Requests as frames: encoded at the silo; at the trunk everything is checked that came."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from flower_split.errors import SequenceError, WireError
 from flower_split.optimization.clipping import checked_norms
+from flower_split.optimization.settings import OptimizerSettings
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, check_header
+from flower_split.serialization.tables import (
+    DTYPE_BY_NAME,
+    DTYPE_FROM_WIRE,
+    DTYPE_NAMES,
+    DTYPE_TO_WIRE,
+)
 from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
 from flower_split.transport.bounds import check_context, check_hidden
+from flower_split.transport.grpc.adapter_frames import (
+    ADAPTER_ACTIONS,
+    ADAPTER_GRADS,
+    adapter_call,
+    adapter_use,
+    as_matrix,
+    check_call,
+    read_adapter_use,
+    read_constants,
+    to_constants,
+)
 from flower_split.transport.messages import (
+    AdapterAction,
+    AdapterCall,
+    AdapterGrad,
     BackwardRequest,
     CacheEdit,
     CacheUse,
+    Discard,
     DropCache,
     EditKind,
     Finish,
@@ -26,7 +50,10 @@ from flower_split.transport.messages import (
     SessionSpec,
     StepRequest,
 )
-from flower_split.transport.rules import ATTENTION_MASK, POSITION_IDS, HopRules
+from flower_split.transport.rules import ADAPTER_UP, ATTENTION_MASK, POSITION_IDS, HopRules
+
+NARROW = (torch.bfloat16, torch.float16)
+"""Dtypes of autocast."""
 
 EDIT_KINDS: dict[EditKind, pb.EditKind] = {
     "reorder": pb.EDIT_KIND_REORDER,
@@ -75,6 +102,7 @@ def _encode(request: Request, rules: HopRules) -> EncodedRequest:
                 microbatch=request.microbatch,
                 wants_input_grad=request.wants_input_grad,
                 tensors=[grad.header],
+                adapter_grad=ADAPTER_GRADS[request.adapter_grad],
             )
             return EncodedRequest(head=pb.ClientFrame(backward=backward), tensors=(grad,))
         case StepRequest():
@@ -83,6 +111,10 @@ def _encode(request: Request, rules: HopRules) -> EncodedRequest:
                 learning_rate=request.learning_rate,
                 norms_before=request.norms_before,
                 norms_after=request.norms_after,
+                constants=to_constants(request.constants),
+                scale=None if request.scale == 1.0 else request.scale,
+                clip=None if math.isinf(request.clip) else request.clip,
+                keeps_gradient=request.keeps_gradient,
             )
             return EncodedRequest(head=pb.ClientFrame(step=step))
         case Release():
@@ -91,6 +123,12 @@ def _encode(request: Request, rules: HopRules) -> EncodedRequest:
         case DropCache():
             drop = pb.DropCache(cache_id=request.cache_id)
             return EncodedRequest(head=pb.ClientFrame(drop_cache=drop))
+        case Discard():
+            return EncodedRequest(head=pb.ClientFrame(discard=pb.Discard(zeros=request.zeros)))
+        case AdapterCall():
+            tensors = tuple(encode_tensor(as_matrix(t), ADAPTER_UP) for t in request.tensors)
+            call = adapter_call(request, [tensor.header for tensor in tensors])
+            return EncodedRequest(head=pb.ClientFrame(adapter=call), tensors=tensors)
         case Finish():
             return EncodedRequest(head=pb.ClientFrame(finish=pb.Finish()))
 
@@ -108,8 +146,14 @@ def _encode_forward(request: ForwardRequest, rules: HopRules) -> EncodedRequest:
         dropout=request.dropout,
         cache=None if request.cache is None else _cache_use(request.cache),
         tensors=[tensor.header for tensor in tensors],
+        adapter=adapter_use(request.adapter),
+        autocast=_autocast(request.autocast),
     )
     return EncodedRequest(head=pb.ClientFrame(forward=forward), tensors=tuple(tensors))
+
+
+def _autocast(name: str) -> pb.DType:
+    return DTYPE_TO_WIRE[DTYPE_BY_NAME[name]] if name else pb.DTYPE_UNSPECIFIED
 
 
 def _cache_use(cache: CacheUse) -> pb.CacheUse:
@@ -118,6 +162,10 @@ def _cache_use(cache: CacheUse) -> pb.CacheUse:
 
 
 _EDIT_NAMES: dict[int, EditKind] = {int(number): name for name, number in EDIT_KINDS.items()}
+_GRAD_NAMES: dict[int, AdapterGrad] = {int(number): name for name, number in ADAPTER_GRADS.items()}
+_ACTION_NAMES: dict[int, AdapterAction] = {
+    int(number): name for name, number in ADAPTER_ACTIONS.items()
+}
 # OPT numbers a padded token -1
 _POSITION_RANGE = (-1, 2**31 - 1)
 
@@ -128,6 +176,8 @@ class PendingRequest:
 
     head: pb.ClientFrame
     assembler: TensorAssembler
+    optimizer: OptimizerSettings
+    """What the session agreed on."""
 
     @property
     def num_bytes(self) -> int:
@@ -151,6 +201,7 @@ class PendingRequest:
                     microbatch=backward.microbatch,
                     grad=tensors[0],
                     wants_input_grad=backward.wants_input_grad,
+                    adapter_grad=_GRAD_NAMES[backward.adapter_grad],
                 )
             case "step":
                 step = self.head.step
@@ -159,7 +210,17 @@ class PendingRequest:
                     learning_rate=step.learning_rate,
                     norms_before=tuple(step.norms_before),
                     norms_after=tuple(step.norms_after),
+                    constants=read_constants(step, self.optimizer),
+                    scale=step.scale if step.HasField("scale") else 1.0,
+                    clip=step.clip if step.HasField("clip") else math.inf,
+                    keeps_gradient=step.keeps_gradient,
                 )
+            case "discard":
+                return Discard(zeros=self.head.discard.zeros)
+            case "adapter":
+                call = self.head.adapter
+                action = _ACTION_NAMES[call.action]
+                return AdapterCall(action=action, name=call.name, tensors=tuple(tensors))
             case "release":
                 return Release(microbatch=self.head.release.microbatch)
             case "drop_cache":
@@ -195,7 +256,9 @@ class RequestReader:
             if kind is None:
                 raise SequenceError("chunks, expected a request that announces their tensors")
             announced = self._check(frame, kind)
-            self._pending = PendingRequest(head=frame, assembler=TensorAssembler(announced))
+            self._pending = PendingRequest(
+                head=frame, assembler=TensorAssembler(announced), optimizer=self._optimizer
+            )
         elif kind is not None:
             raise SequenceError(f"frame {kind}, expected the chunks of the request before it")
         for chunk in frame.chunks:
@@ -213,11 +276,16 @@ class RequestReader:
                 headers = frame.backward.tensors
                 if len(headers) != 1:
                     raise WireError(f"backward with {len(headers)} tensors, expected g2 alone")
+                if frame.backward.adapter_grad not in _GRAD_NAMES:
+                    number = frame.backward.adapter_grad
+                    raise WireError(f"backward: unknown number {number} of what to do with grads")
                 return [self._check_size(check_header(headers[0], self._rules["g2"]))]
             case "step":
                 self._check_step(frame.step)
                 return ()
-            case "release" | "drop_cache" | "finish":
+            case "adapter":
+                return check_call(frame.adapter, self._limits)
+            case "release" | "drop_cache" | "finish" | "discard":
                 return ()
             case "hello":
                 raise SequenceError("a second hello; a stream carries one session")
@@ -246,6 +314,9 @@ class RequestReader:
             forward.cache.past_length if forward.HasField("cache") else 0,
             self._limits,
         )
+        read_adapter_use(forward)
+        if forward.autocast and DTYPE_FROM_WIRE.get(forward.autocast) not in NARROW:
+            raise WireError(f"autocast: number {forward.autocast}, expected a dtype of 16 bits")
         for edit in forward.cache.edits:
             if edit.kind not in _EDIT_NAMES:
                 raise WireError(f"cache edit of unknown kind {edit.kind}")
@@ -259,6 +330,11 @@ class RequestReader:
         self._optimizer.check_learning_rate(step.learning_rate)
         checked_norms(step.norms_before)
         checked_norms(step.norms_after)
+        read_constants(step, self._optimizer)
+        for name in ("scale", "clip"):
+            value = getattr(step, name)
+            if step.HasField(name) and not (math.isfinite(value) and value >= 0):
+                raise WireError(f"{name}: {value}, expected a finite number of at least 0")
 
 
 def _forward(forward: pb.Forward, tensors: list[Tensor]) -> ForwardRequest:
@@ -290,4 +366,6 @@ def _forward(forward: pb.Forward, tensors: list[Tensor]) -> ForwardRequest:
         keep_graph=forward.keep_graph,
         dropout=forward.dropout,
         cache=cache,
+        adapter=read_adapter_use(forward),
+        autocast=DTYPE_NAMES[DTYPE_FROM_WIRE[forward.autocast]] if forward.autocast else "",
     )

@@ -17,10 +17,11 @@ import grpc
 from flower_split.errors import TrunkError, TrunkUnavailableError, WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkStub
+from flower_split.transport.grpc.handshake import read_welcome
 from flower_split.transport.grpc.replies import ReplyReader
 from flower_split.transport.grpc.requests import encode_request
 from flower_split.transport.grpc.status import from_status
-from flower_split.transport.messages import Answerable, Request
+from flower_split.transport.messages import Answerable, Request, SessionLimits
 from flower_split.transport.meters import ByteMeter
 from flower_split.transport.rules import HopRules
 
@@ -158,7 +159,7 @@ class GrpcStream:
             if not self._owed:
                 raise WireError(f"trunk at {self._address}: a reply that was not asked for")
             request, future = self._owed[0]
-        reader = reader or ReplyReader(request, self._rules)
+        reader = reader or ReplyReader(request, self._rules, self._limits())
         if not reader.feed(frame):
             return reader
         for tensor in reader.announced:
@@ -170,6 +171,9 @@ class GrpcStream:
             self._owed.popleft()
         future.set_result(reply)
         return None
+
+    def _limits(self) -> SessionLimits:
+        return read_welcome(self.welcome.result(0))
 
     def _watch(self) -> None:
         while not self._failed.wait(min(1.0, self._timeout / 4)):

@@ -24,7 +24,11 @@ from flower_split.transport.grpc.diagnosis import diagnose
 from flower_split.transport.grpc.handshake import hello_frame, read_welcome
 from flower_split.transport.grpc.stream import GrpcStream
 from flower_split.transport.messages import (
+    AdapterCall,
+    AdapterReply,
+    BackwardReply,
     BackwardRequest,
+    Discard,
     DropCache,
     Finish,
     ForwardRequest,
@@ -120,7 +124,7 @@ class GrpcTransport(Transport):
         """h1 -> h2."""
         return self._stream.ask(request)
 
-    def backward(self, request: BackwardRequest) -> Future[Tensor | None]:
+    def backward(self, request: BackwardRequest) -> Future[Tensor | BackwardReply | None]:
         """g2 -> g1."""
         return self._stream.ask(request)
 
@@ -135,6 +139,14 @@ class GrpcTransport(Transport):
     def step(self, request: StepRequest) -> Future[StepReply]:
         """One optimizer step on both sides."""
         return self._stream.ask(request)
+
+    def discard(self, *, zeros: bool) -> None:
+        """Forget the adapter's gradient of the step so far."""
+        self._stream.tell(Discard(zeros=zeros))
+
+    def adapter(self, call: AdapterCall) -> Future[AdapterReply]:
+        """Do something with the trunk's part of the session's adapter."""
+        return self._stream.ask(call)
 
     def finish(self) -> SessionSummary:
         """Declare the session complete and wait for the trunk's word. Ends the session."""

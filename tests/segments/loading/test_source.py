@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -52,6 +53,9 @@ class FakeHub:
         assert (repo_id, revision) == (self.repository, COMMIT)
         self.asked.append((filename, revision))
         if not (self.files / filename).is_file():
+            note = self.snapshot.parents[1] / ".no_exist" / COMMIT / filename  # as the library does
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.touch()
             raise RemoteEntryNotFoundError("404", response=response(404))
         return str(self._copy(filename))
 
@@ -128,8 +132,8 @@ def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
 def test_hub_model_is_read_at_one_commit_and_only_where_needed(hub: FakeHub) -> None:
     trunk = load_trunk("someone/tiny", bottom_layers=1, top_layers=2, revision="v1")
     assert trunk.config.name_or_path == "someone/tiny"
-    assert hub.asked[0] == ("snapshot", "v1")
-    shards = {name for name, _ in hub.asked[1:]}
+    assert hub.asked[:2] == [("snapshot", "v1"), ("model.safetensors", COMMIT)]
+    shards = {name for name, _ in hub.asked[2:]}
     needed = set()
     for path in hub.files.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -144,6 +148,44 @@ def test_hub_model_that_is_downloaded_is_not_asked_for_again(hub: FakeHub) -> No
     hub.asked.clear()
     load_trunk("someone/tiny", bottom_layers=1, top_layers=2)
     assert hub.asked == [("snapshot", None)]
+
+
+def test_hub_model_in_one_file_and_in_shards(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = CASE_BY_NAME["llama"].model()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    other.save_pretrained(hub.files)
+    trunk = load_trunk("someone/tiny", bottom_layers=1, top_layers=2)
+    assert [name for name, _ in hub.asked[1:]] == ["model.safetensors"]
+    weight = trunk.model.model.layers[1].mlp.up_proj.weight
+    assert torch.equal(weight, other.model.layers[1].mlp.up_proj.weight)
+    assert "its weights are taken from model.safetensors" in caplog.text
+
+
+def test_sharded_hub_model_is_loaded_without_a_network(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_trunk("someone/tiny", bottom_layers=1, top_layers=2)
+
+    def offline(*args: Any, **kwargs: Any) -> str:
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(source, "hf_hub_download", offline)
+    (hub.snapshot.parents[1] / ".no_exist" / COMMIT / "model.safetensors").unlink()
+    load_trunk("someone/tiny", bottom_layers=1, top_layers=2)
+
+
+def test_hub_adapter_is_called_one(hub: FakeHub) -> None:
+    (hub.files / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+    with pytest.raises(WeightsError, match="someone/tiny has a PEFT adapter"):
+        load_trunk("someone/tiny", bottom_layers=1, top_layers=1)
+    (hub.files / "config.json").unlink()
+    (hub.snapshot / "config.json").unlink()
+    with pytest.raises(WeightsError, match="someone/tiny is a PEFT adapter of 'someone/base'"):
+        load_trunk("someone/tiny", bottom_layers=1, top_layers=1)
 
 
 def test_hub_model_without_safetensors(hub: FakeHub) -> None:

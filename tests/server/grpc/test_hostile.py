@@ -107,7 +107,7 @@ ATTACKS: dict[str, tuple[list[pb.ClientFrame], tuple[grpc.StatusCode, str], str]
     "first frame no hello": (frames(FORWARD), DISORDER, "frame forward, expected hello"),
     "first frame empty": ([pb.ClientFrame()], INVALID, "unknown kind"),
     "first frame chunks": ([pb.ClientFrame(chunks=[pb.Chunk()])], INVALID, "unknown kind"),
-    "hello of a later version": ([hello(protocol_version=2)], REFUSED, "protocol_version"),
+    "hello of a later version": ([hello(protocol_version=3)], REFUSED, "protocol_version"),
     "hello with unknown dtype": ([hello(dtype=99)], REFUSED, "dtype"),
     "hello with unknown codec": ([hello(g2=99)], REFUSED, "g2"),
     "hello with unknown purpose": ([hello(purpose=99)], REFUSED, "purpose"),

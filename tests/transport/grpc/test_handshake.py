@@ -58,7 +58,7 @@ def test_a_hello_arrives_as_it_was_meant(given_spec: SessionSpec, ticket: Ticket
 
 
 SENT = {
-    "0a870108011209080110021803220174180122043030666628063002380140024a0966656465726174656452077b22"
+    "0a870108021209080110021803220174180122043030666628063002380140024a0966656465726174656452077b22"
     "72223a347d58056003680670047a3609cdccccccccccec3f112b8716d9cef7ef3f193a8c30e28e79453e217b14ae47"
     "e17a843f29000000000000f03f310000000000408f408001078a01056e6f7274689a01086162616261626162": (
         SessionSpec(
@@ -78,7 +78,7 @@ SENT = {
         ),
         Ticket(run_id=1, node_id=2, server_round=3, token="t"),
     ),
-    "0a480801180222043030666628063002380140014a0666726f7a656e58026002680270027a2409cdccccccccccec3f"
+    "0a480802180222043030666628063002380140014a0666726f7a656e58026002680270027a2409cdccccccccccec3f"
     "112b8716d9cef7ef3f193a8c30e28e79453e310000000000408f40": (
         SessionSpec(
             purpose="evaluate",
@@ -93,7 +93,7 @@ SENT = {
         None,
     ),
 }
-"""What protocol version 1 is in bytes."""
+"""What protocol version 2 is in bytes."""
 
 
 @pytest.mark.parametrize("written", SENT, ids=["all", "defaults"])
@@ -143,7 +143,7 @@ def test_a_ticket_that_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("protocol_version", 2, "protocol_version: the silo speaks 2, the trunk 1"),
+        ("protocol_version", 1, "protocol_version: the silo speaks 1, the trunk 2"),
         ("protocol_version", 0, "protocol_version"),
         ("purpose", 0, "purpose: unknown number 0"),
         ("purpose", 9, "purpose: unknown number 9"),

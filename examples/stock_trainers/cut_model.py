@@ -1,0 +1,52 @@
+"""A client model with a LoRA adapter, and its trunk in the same process for a first look."""
+
+from transformers import PreTrainedTokenizerBase
+
+from flower_split import LocalTransport, attach_trunk, load_client_model, load_tokenizer, load_trunk
+from flower_split.adapters import initial_state, load_state, resolve_lora, split_state, wrap
+from flower_split.config.sections import LoraSettings
+from flower_split.remote import session_spec
+from flower_split.segments import layers_path, load_skeleton
+from flower_split.server.engine import TrunkEngine
+
+BASE = "flower_split.quickstart:base"
+CUTS = {"bottom_layers": 2, "top_layers": 2}
+LORA = LoraSettings(r=4, alpha=8.0)
+
+
+def cut_model(*, trunk_parameters: bool = False):
+    """The silo's part of the model, attached to a trunk that trains an adapter of its own.
+
+    Args:
+        trunk_parameters: Whether any optimizer shall train the trunk's adapter, and not
+            `SplitAdamW` alone.
+    """
+    skeleton, trunk = load_skeleton(BASE), load_trunk(BASE, **CUTS)
+    plan = resolve_lora(skeleton, LORA)
+    start = initial_state(skeleton, LORA, seed=0)
+    own, trunks = split_state(start, layers_path(skeleton), trunk.cuts)
+    engine = TrunkEngine(trunk, plan=plan, initial=trunks, shares_adapter=trunk_parameters)
+    client = wrap(load_client_model(BASE, **CUTS), plan)  # PEFT's LoRA on the silo's layers
+    load_state(client, own)
+    spec = session_spec(client, plan=plan, trunk_adapters="federated")
+    attach_trunk(client, LocalTransport(engine, spec), trunk_parameters=trunk_parameters)
+    return client
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The model's, with a token to pad with."""
+    found = load_tokenizer(BASE)
+    found.pad_token = found.pad_token or found.eos_token
+    return found
+
+
+TEXTS = [
+    "Returns the sum of the array's values.",
+    "Raises an error if the axis is out of bounds.",
+    "The number of elements along the given axis.",
+    "Reads the file and returns its first line.",
+    "Sorts the list in place, the largest value first.",
+    "Closes the connection and frees its buffers.",
+    "Splits the text at every comma.",
+    "Computes the mean over all rows.",
+]

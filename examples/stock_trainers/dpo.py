@@ -1,0 +1,45 @@
+"""TRL's DPOTrainer. Its reference model is a copy of the adapter, which the trunk makes too.
+
+::
+
+    python dpo.py
+"""
+
+import tempfile
+
+from cut_model import TEXTS, cut_model, tokenizer
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from flower_split import SplitAdamW
+
+
+def main(model=None, optimizer=None) -> list[float]:
+    """The losses of four steps."""
+    model = model or cut_model()
+    rows = [
+        {"prompt": text[:12], "chosen": text[12:], "rejected": other[12:]}
+        for text, other in zip(TEXTS, reversed(TEXTS), strict=True)
+    ]
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(
+            tempfile.mkdtemp(),
+            max_steps=4,
+            logging_steps=1,
+            per_device_train_batch_size=2,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(),
+        optimizers=(optimizer or SplitAdamW(model, lr=1e-2), None),
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+if __name__ == "__main__":
+    print(main())

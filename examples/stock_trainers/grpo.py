@@ -1,0 +1,50 @@
+"""TRL's GRPOTrainer: completions are generated through the trunk.
+
+::
+
+    python grpo.py
+"""
+
+import tempfile
+
+from cut_model import TEXTS, cut_model, tokenizer
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from flower_split import SplitAdamW
+
+
+def variety(completions: list[str], **_: object) -> list[float]:
+    """The reward: how many different characters a completion has."""
+    return [float(len(set(completion))) for completion in completions]
+
+
+def main(model=None, optimizer=None) -> list[float]:
+    """The losses of three steps."""
+    model = model or cut_model()
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=variety,
+        args=GRPOConfig(
+            tempfile.mkdtemp(),
+            max_steps=3,
+            logging_steps=1,
+            per_device_train_batch_size=2,
+            num_generations=2,
+            max_completion_length=8,
+            beta=0.1,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": text[:12]} for text in TEXTS]),
+        processing_class=tokenizer(),
+        optimizers=(optimizer or SplitAdamW(model, lr=1e-2), None),
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+if __name__ == "__main__":
+    print(main())

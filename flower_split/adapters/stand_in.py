@@ -1,0 +1,53 @@
+"""Stand-ins for the trunk's layers that PEFT takes for layers with adapters.
+
+What PEFT saves and loads it finds by visiting layers of its own kind. So that it asks the
+stand-ins, too, they are of that kind. They have no tensors: what is saved under their names comes
+from the trunk, and what is loaded goes there.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from flower_split.errors import AdapterError
+from flower_split.segments import PassThrough
+
+
+class AdapterStandIn(PassThrough, BaseTunerLayer):
+    """A stand-in for a trunk layer whose modules have adapters.
+
+    Args:
+        layer: What stands there now.
+    """
+
+    def __init__(self, layer: PassThrough) -> None:
+        super().__init__(layer)
+
+    def lay_out(self, modules: Iterable[str]) -> Self:
+        """Have PEFT look for tensors under the names of `modules`, which the stock layer has."""
+        for name in dict.fromkeys(module.partition(".")[0] for module in modules):
+            if name not in self._modules:
+                self.add_module(name, _Place())
+        return self
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused: the trunk's weights are not here to be merged into."""
+        raise AdapterError(
+            "a client model's adapter cannot be merged: the trunk's layers are not here. Export "
+            "the whole adapter, and merge that: flower-split export --merge"
+        )
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged here."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Nothing: the remote trunk saves for all stand-ins."""
+
+
+class _Place(nn.Module):
+    """A module's name, and nothing else. What is loaded under it the stand-in has set aside."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        return

@@ -1,0 +1,138 @@
+"""The trunk's gradient in the client model: three numbers that stock code treats as it should.
+
+`zero_grad`, `clip_grad_norm_`, `clip_grad_value_`, a gradient scaler and the like see the silo's
+parameters alone. So the remote trunk has a parameter of three elements whose gradient has the norm
+of all of the trunk's gradient, and its largest element first. What stock code does to that one it
+would have done to the trunk's, and it is read off it before the trunk is asked for anything more.
+"""
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flower_split.errors import AdapterError
+
+_TOLERANCE = 1e-5
+"""Relative; the elements are float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientChange:
+    """What was done to gradients: scaled, and then bounded in their elements."""
+
+    scale: float = 1.0
+    clip: float = math.inf
+
+
+class GradientMirror:
+    """Follows the gradient of `parameter`.
+
+    Args:
+        parameter: Of three elements.
+        discard: Has the trunk forget its gradient of the step, as zeros or as none.
+    """
+
+    def __init__(self, parameter: nn.Parameter, discard: Callable[[bool], None]) -> None:
+        self.parameter = parameter
+        self._discard = discard
+        self._told: Tensor | None = None
+        self._version = 0
+        self.is_there = False
+        """Whether the trunk has a gradient of the step."""
+        watching = weakref.ref(self)  # a forgotten client model is freed at once, without cycles
+
+        def note(_: object) -> None:
+            mirror = watching()
+            if mirror is not None:
+                mirror.note()
+
+        parameter.register_post_accumulate_grad_hook(note)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the trunk's gradient is known by its measures."""
+        return self._told is not None
+
+    @property
+    def was_touched(self) -> bool:
+        """Whether anyone has written to it since it was told."""
+        grad = self.parameter.grad
+        return self._told is not None and (grad is None or grad._version != self._version)
+
+    def added(self) -> None:
+        """The trunk has added a gradient that it did not measure."""
+        self.is_there = True
+
+    def told(self, norm: float, largest: float) -> Tensor:
+        """The trunk's gradient of the step so far has these measures; as a tensor like them."""
+        rest = math.nan
+        if not math.isnan(norm):
+            rest = math.sqrt(max(norm * norm - largest * largest, 0.0))
+        self._told = self.parameter.detach().new_tensor([largest, 0.6 * rest, 0.8 * rest])
+        self.is_there = True
+        return self._told
+
+    def take(self, grad: Tensor) -> None:
+        """The trunk's gradient was changed as `grad` was, the parameter's."""
+        self._told = grad.detach().clone()
+        self.note()
+
+    def note(self) -> None:
+        """The parameter's gradient is now as the trunk's."""
+        grad = self.parameter.grad
+        self._version = -1 if grad is None else grad._version
+
+    def forget(self) -> None:
+        """The trunk has no gradient any more."""
+        self._told, self.is_there = None, False
+
+    def follow_zeroing(self) -> None:
+        """Have the trunk forget its gradient, where the silo's was zeroed."""
+        if not self.is_there or self._told is None:
+            return
+        grad = self.parameter.grad
+        if grad is None:
+            self._discard(False)
+            self.forget()
+        elif not bool(grad.any()) and bool(self._told.any()):
+            self._discard(True)
+            self._told = torch.zeros_like(self._told)
+            self.note()
+
+    def change(self) -> GradientChange:
+        """What was done to the silo's gradients since the last backward pass.
+
+        Raises:
+            AdapterError: something that the trunk cannot do alike.
+        """
+        told, grad = self._told, self.parameter.grad
+        if told is None or grad is None or not self.is_there:
+            return GradientChange()
+        now = grad.detach().to(told)
+        if not bool(torch.isfinite(now).all()):
+            raise AdapterError(
+                "the trunk's gradient is not finite, and no step may be taken with it: skip the "
+                "step with zero_grad(), or lower the learning rate"
+            )
+        if torch.allclose(now, told, rtol=_TOLERANCE, atol=0.0):
+            return GradientChange()
+        norm, scaled = float(told.norm()), float(now.norm())
+        scale = scaled / norm if norm else math.nan
+        if norm and torch.allclose(now, told * scale, rtol=_TOLERANCE, atol=_TOLERANCE * scaled):
+            return GradientChange(scale=scale)
+        bound = float(now[0])
+        if 0 < bound < float(told[0]) and torch.allclose(
+            now, told.clamp(-bound, bound), rtol=_TOLERANCE, atol=0.0
+        ):
+            return GradientChange(clip=bound)
+        if torch.equal(now[:1], told[:1]) and bool((now <= told).all()) and bool((now >= 0).all()):
+            return GradientChange()  # bounded above the trunk's largest element
+        raise AdapterError(
+            "gradients were changed by hand in a way that the trunk cannot follow: it follows "
+            "zero_grad, scaling by one factor, clip_grad_norm_ and clip_grad_value_. For anything "
+            "else attach_trunk(..., trunk_parameters=True) brings its gradients to the silo"
+        )

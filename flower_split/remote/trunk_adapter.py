@@ -1,0 +1,346 @@
+"""The trunk's part of the client model's adapter, as the silo tells it what PEFT was told."""
+
+import json
+import logging
+import secrets
+import weakref
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from flower_split.adapters.client_adapter import (
+    VersionWatch,
+    check_plan,
+    is_copy,
+    named,
+    read_scalings,
+    read_traces,
+    tuner_layers,
+)
+from flower_split.adapters.plan import ADAPTER
+from flower_split.errors import AdapterError
+from flower_split.transport.messages import AdapterCall, AdapterUse
+
+if TYPE_CHECKING:
+    from flower_split.transport.base import Transport
+
+logger = logging.getLogger(__name__)
+
+_TAG_BYTES = 32
+"""A snapshot's tag as a tensor: of a shape that no adapter tensor has, so that a whole model
+refuses it."""
+
+
+class TrunkAdapter:
+    """Has the trunk's adapter follow the client model's.
+
+    Args:
+        model: The client model, as PEFT wraps it in place.
+        transport: The session.
+        trained: Names of the silo's adapter tensors that the session trains; None for all.
+
+    Raises:
+        AdapterError: the client model's adapter is not the one that the session was opened with.
+    """
+
+    def __init__(
+        self, model: nn.Module, transport: "Transport", trained: Collection[str] | None = None
+    ) -> None:
+        self._model = weakref.ref(model)
+        self._transport = transport
+        self._trained = None if trained is None else frozenset(trained)
+        self._versions = VersionWatch()
+        self._copies: dict[str, VersionWatch] = {}
+        self._held: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+        self._active: tuple[str, ...] = ()
+        self._scalings: Mapping[str, float] = {}
+        self._begun = False
+        self._snapshot: bytes | None = None
+        """The tag of the trunk's part as it is now."""
+        self.is_there = transport.spec.trunk_adapters != "frozen"
+        """Whether the trunk has an adapter in this session."""
+        self.is_shared = transport.spec.trunk_adapters == "shared"
+        """Whether all silos' sessions step one."""
+        if self.is_there and tuner_layers(model):
+            self._begin()
+
+    @property
+    def model(self) -> nn.Module:
+        """The client model."""
+        model = self._model()
+        if model is None:
+            raise AdapterError("the client model of this trunk is gone")
+        return model
+
+    @property
+    def held(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name in the uncut model and shape of every tensor of the trunk's part."""
+        if self._held is None:
+            self._held = self._call(AdapterCall(action="list")).held
+        return self._held
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Full names of the modules of the uncut model that have an adapter in the session."""
+        if not (self.is_there and self._transport.spec.adapter):
+            return ()
+        return tuple(json.loads(self._transport.spec.adapter).get("modules") or ())
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether the client model has layers with adapters."""
+        return bool(tuner_layers(self.model))
+
+    def use(self) -> AdapterUse:
+        """With which adapter the trunk must compute the next pass.
+
+        Raises:
+            AdapterError: the client model computes in a way that the trunk cannot follow.
+        """
+        model = self.model
+        if self._transport.spec.loaded_adapter:
+            return self._use_of_loaded()
+        if not self.is_there:
+            return AdapterUse()
+        if not tuner_layers(model):
+            if self._begun or self._expects_layers():
+                raise AdapterError(
+                    "the client model has no adapter, and the session's trunk has one: it was "
+                    "unloaded, or not wrapped yet. Wrap it with flower_split.wrap(client_model, "
+                    "plan), or open a session with a frozen trunk"
+                )
+            return AdapterUse()
+        if not self._begun:
+            self._begin()
+        self._check_unchanged()
+        traces = read_traces(model, self._scalings)
+        if not traces.active:
+            return AdapterUse(disabled=True)
+        if traces.active == self._active or traces.active == (ADAPTER,) == self._active[:1]:
+            return AdapterUse(scale=traces.scale)
+        return AdapterUse(copy=self._copy_of(traces.active))
+
+    def _use_of_loaded(self) -> AdapterUse:
+        """The same for a trained adapter that both ends have loaded."""
+        if not tuner_layers(self.model):  # prompts alone, which are the silo's
+            return AdapterUse()
+        if not self._begun:
+            self._active = read_traces(self.model, {}).active
+            self._scalings = read_scalings(self.model, *self._active[:1])
+            self._begun = True
+        now = read_traces(self.model, {}).active
+        if not now:
+            return AdapterUse(disabled=True)
+        same = read_scalings(self.model, *self._active[:1]) == self._scalings
+        if now != self._active or not same:
+            raise AdapterError(
+                f"the adapter {', '.join(now)} is active, with another scale or other than the one "
+                "that both ends have loaded: load it with flower_split.load_adapter on both"
+            )
+        return AdapterUse()
+
+    def trains(self) -> bool:
+        """Whether a backward pass now trains the adapter.
+
+        Raises:
+            AdapterError: a part of it was frozen, or freed, that the trunk does not know of.
+        """
+        if not self.is_there:
+            return False
+        own = named(self.model, ADAPTER)
+        free = {name for name, tensor in own.items() if tensor.requires_grad}
+        expected = own.keys() if self._trained is None else own.keys() & self._trained
+        if own and not free:
+            return False
+        if free != set(expected):
+            differing = sorted(free ^ set(expected))
+            raise AdapterError(
+                f"{len(differing)} tensors of the silo's adapter (first: {differing[0]}) were "
+                "frozen or set free by requires_grad, and the trunk's were not. Leave them as the "
+                "session set them, or freeze all of them"
+            )
+        return True
+
+    def note_step(self) -> None:
+        """Both sides have changed the adapter alike."""
+        self._snapshot = None
+        self._versions.note(named(self.model, ADAPTER))
+
+    def note_loaded(self, given: Mapping[str, Tensor]) -> None:
+        """Give the trunk what was loaded into the client model under its layers' names.
+
+        Args:
+            given: Adapter tensors, or tags of a snapshot in their places, by names of the file.
+
+        Raises:
+            AdapterError: the trunk cannot take them; says what works.
+        """
+        if not self.is_there:
+            raise AdapterError(
+                f"{len(given)} tensors of the trunk's layers (first: {min(given)}) were loaded "
+                "into the client model, and the session's trunk has no adapter: they would be "
+                "lost. Load a trained adapter with flower_split.load_adapter, on both ends, and a "
+                "whole model's weights before it is cut"
+            )
+        names = {name for name, _ in self.held}
+        foreign = sorted(given.keys() - names)
+        if foreign:
+            raise AdapterError(
+                f"{len(foreign)} tensors of the trunk's layers (first: {foreign[0]}) were loaded "
+                "into the client model, which does not hold those layers, and they are not the "
+                "session's adapter: load a whole model before it is cut, and an adapter of the "
+                "settings that the session has"
+            )
+        missing = sorted(names - given.keys())
+        if missing:
+            raise AdapterError(
+                f"an adapter without {missing[0]} was loaded into the client model: load all of it"
+            )
+        tags = {tag for tag in map(_read_tag, given.values()) if tag is not None}
+        if len(tags) == 1:
+            self._call(AdapterCall(action="restore", name=tags.pop()))
+        elif tags:
+            raise AdapterError("a state of several snapshots of the trunk cannot be restored")
+        else:
+            self.write([given[name] for name, _ in self.held])
+        self.note_step()
+
+    def saved(self) -> dict[str, Tensor]:
+        """What stands for the trunk's part in a saved state, by names of the file.
+
+        Its values, where the trunk gives them; else the tag of a snapshot that it has taken now.
+        """
+        if self._transport.limits.max_adapter_elements:
+            reply = self._call(AdapterCall(action="read"))
+            return {name: t for (name, _), t in zip(reply.held, reply.tensors, strict=True)}
+        if self._snapshot is None:
+            tag = secrets.token_bytes(_TAG_BYTES)
+            self._call(AdapterCall(action="snapshot", name=tag.hex()))
+            self._snapshot = tag
+        tag = self._snapshot
+        _warn_of_parts()
+        stand_in = torch.frombuffer(bytearray(tag), dtype=torch.uint8)
+        return {name: stand_in.clone() for name, _ in self.held}
+
+    def read(self) -> dict[str, Tensor]:
+        """The trunk's part, float32, by names of the file.
+
+        Raises:
+            AdapterError: the trunk does not give it.
+        """
+        self._check_given()
+        reply = self._call(AdapterCall(action="read"))
+        return {name: t for (name, _), t in zip(reply.held, reply.tensors, strict=True)}
+
+    def write(self, tensors: Collection[Tensor]) -> None:
+        """Overwrite the trunk's part with `tensors`, in the order of `held`.
+
+        Raises:
+            AdapterError: the trunk does not take it, or they do not fit.
+        """
+        self._check_given()
+        for (name, shape), tensor in zip(self.held, tensors, strict=True):
+            if tuple(tensor.shape) != shape:
+                raise AdapterError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise AdapterError(f"{name} has values that are not finite")
+        sent = tuple(t.detach().to("cpu", torch.float32).contiguous() for t in tensors)
+        self._call(AdapterCall(action="write", tensors=sent))
+
+    def snapshot_moments(self) -> str:
+        """Have the trunk keep its optimizer's state; the tag by which it is restored."""
+        tag = secrets.token_hex(_TAG_BYTES)
+        self._call(AdapterCall(action="snapshot_moments", name=tag))
+        return tag
+
+    def restore_moments(self, tag: str) -> None:
+        """Have the trunk's optimizer go on from the snapshot `tag`."""
+        self._call(AdapterCall(action="restore_moments", name=tag))
+
+    def _begin(self) -> None:
+        model = self.model
+        text = self._transport.spec.adapter
+        check_plan(model, text, json.loads(text) if text else {})
+        layers = tuner_layers(model)
+        self._active = tuple(layers[0][1].active_adapters)
+        if self._active[:1] != (ADAPTER,):
+            raise AdapterError(
+                f"the client model's active adapter is {', '.join(self._active) or 'none'}; a "
+                f"session begins with {ADAPTER!r}"
+            )
+        self._scalings = read_scalings(model)
+        self._begun = True
+
+    def _expects_layers(self) -> bool:
+        return bool({name for name, _ in self.model.named_modules()} & set(self.modules))
+
+    def _check_unchanged(self) -> None:
+        changed = self._versions.changed(named(self.model, ADAPTER))
+        if changed:
+            raise AdapterError(
+                f"{len(changed)} tensors of the silo's adapter (first: {changed[0]}) were changed, "
+                "and the trunk's were not. Train with SplitAdamW, or attach_trunk(..., "
+                "trunk_parameters=True) for any other optimizer; to load a state, load all of it "
+                "with load_state_dict"
+            )
+
+    def _copy_of(self, active: tuple[str, ...]) -> str:
+        """The name of the trunk's copy for the adapter that is active instead of its own."""
+        name = active[0]
+        if len(active) != 1 or len(self._active) != 1:
+            raise AdapterError(
+                f"the adapters {', '.join(active)} are active together, and the trunk has "
+                f"{ADAPTER!r} alone: set_adapter({ADAPTER!r})"
+            )
+        watch = self._copies.get(name)
+        tensors = named(self.model, name)
+        if watch is None:
+            if not is_copy(self.model, name):
+                raise AdapterError(
+                    f"the adapter {name!r} is active, of which the trunk has no part. It can "
+                    f"follow an adapter that is a copy of {ADAPTER!r} when it is first used, such "
+                    "as a reference model; others are trained in a session of their own"
+                )
+            watch = self._copies[name] = VersionWatch()
+            watch.note(tensors)
+            self._call(AdapterCall(action="copy", name=name))
+        elif watch.changed(tensors):
+            raise AdapterError(
+                f"the adapter {name!r} was changed in the silo's layers after the trunk had "
+                f"copied it: the trunk trains {ADAPTER!r} alone"
+            )
+        return name
+
+    def _check_given(self) -> None:
+        if not self._transport.limits.max_adapter_elements:
+            raise AdapterError(
+                "this trunk does not give its part of the adapter to silos, nor takes it from "
+                "them. Its owner may: TrunkEngine(..., shares_adapter=True), or "
+                "trunk.shares-adapter of a run"
+            )
+
+    def _call(self, call: AdapterCall):  # type: ignore[no-untyped-def]
+        answer = self._transport.adapter(call)
+        with self._transport.waits.waiting():
+            return answer.result()
+
+
+def _read_tag(tensor: Tensor) -> str | None:
+    if tensor.dtype == torch.uint8 and tensor.shape == (_TAG_BYTES,):
+        return bytes(tensor.tolist()).hex()
+    return None
+
+
+_warned = False
+
+
+def _warn_of_parts() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        logger.warning(
+            "this trunk gives its part of the adapter to nobody: what was saved holds a tag of it "
+            "and can be loaded into a client model of the same trunk alone"
+        )

@@ -1,0 +1,102 @@
+"""The trunk's adapter as parameters of the client model, for any optimizer of torch.
+
+Every tensor of the trunk's part gets a parameter, with the gradient that the trunk computed. So an
+optimizer, a gradient scaler, clipping, saving and loading are the stock ones. It costs an adapter's
+bytes down for each microbatch, its bytes up for each step, and shows the silo the trunk's part of
+its adapter; hence the trunk has to allow it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flower_split.errors import AdapterError
+from flower_split.remote.trunk_adapter import TrunkAdapter
+
+
+class TrunkParameters:
+    """The parameters of one session.
+
+    Args:
+        adapter: The trunk's part of the adapter.
+        owner: Gets the parameters. Their names end with those in the uncut model, an underscore for
+            every dot, because PEFT would take a module of that path for one to wrap.
+
+    Raises:
+        AdapterError: the trunk is frozen or shared, does not give its adapter away, or the client
+            model is not wrapped yet.
+    """
+
+    def __init__(self, adapter: TrunkAdapter, owner: nn.Module) -> None:
+        if not adapter.is_there:
+            raise AdapterError("a frozen trunk has no adapter: leave trunk_parameters out")
+        if adapter.is_shared:
+            raise AdapterError(
+                "a shared trunk's adapter is stepped by all silos and cannot be a parameter of "
+                "one: train with SplitAdamW"
+            )
+        if not adapter.is_wrapped:
+            raise AdapterError(
+                "trunk_parameters needs the client model's adapter: wrap it first, then attach"
+            )
+        self._adapter = adapter
+        self._owner = owner
+        self._named = {
+            name: nn.Parameter(tensor.clone()) for name, tensor in adapter.read().items()
+        }
+        for name, parameter in self._named.items():
+            owner.register_parameter(name.replace(".", "_"), parameter)
+        self.parameters = tuple(self._named.values())
+        """In the order of the uncut model."""
+        self._pushed = [parameter.detach().clone() for parameter in self.parameters]
+
+    def push(self) -> None:
+        """Have the trunk compute with the parameters as they are now.
+
+        Raises:
+            AdapterError: a value is not finite.
+        """
+        self._adapter.note_step()  # whoever stepped the silo's tensors has stepped these
+        now = [parameter.detach() for parameter in self.parameters]
+        if all(torch.equal(a, b) for a, b in zip(now, self._pushed, strict=True)):
+            return
+        self._adapter.write(now)
+        self._pushed = [tensor.clone() for tensor in now]
+
+    def gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """For autograd: each parameter's, on its device and in its dtype."""
+        pairs = zip(gradients, self.parameters, strict=True)
+        return tuple(grad.to(own) if own.requires_grad else None for grad, own in pairs)
+
+    def saved(self, *, keep_vars: bool) -> dict[str, Tensor]:
+        """The parameters by their names in the adapter's file."""
+        return {n: p if keep_vars else p.detach() for n, p in self._named.items()}
+
+    def load(self, given: Mapping[str, Tensor]) -> None:
+        """Overwrite the parameters.
+
+        Args:
+            given: Adapter tensors by names of the file.
+
+        Raises:
+            AdapterError: they are not those of the session's adapter.
+        """
+        for name in given.keys() ^ self._named.keys():
+            raise AdapterError(
+                f"{name} is not in both, what was loaded into the client model and the trunk's "
+                "part of the session's adapter: load an adapter of the same settings"
+            )
+        for name, parameter in self._named.items():
+            if given[name].shape != parameter.shape:
+                raise AdapterError(
+                    f"{name} has shape {tuple(given[name].shape)}, expected "
+                    f"{tuple(parameter.shape)}"
+                )
+            with torch.no_grad():
+                parameter.copy_(given[name])
+
+    def remove(self) -> None:
+        """Take the parameters out of the client model."""
+        for name in self._named:
+            del self._owner._parameters[name.replace(".", "_")]

@@ -1,0 +1,104 @@
+"""What a silo may have done with the trunk's part of its adapter, beside training it."""
+
+import math
+from collections.abc import Callable
+
+from flower_split.errors import AdapterError, SequenceError, StateError, WireError
+from flower_split.server.snapshots import SnapshotStore
+from flower_split.server.stepping import AdapterSlot
+from flower_split.transport.messages import AdapterCall, AdapterReply, SessionLimits
+
+
+class AdapterCalls:
+    """Answers the adapter calls of one session, in the thread that computes.
+
+    Args:
+        slot: The session's adapter.
+        snapshots: Of all silos.
+        limits: Of the session; they say whether the adapter may be read and written.
+        silo: The silo's name, under which its snapshots are kept.
+        is_alone: Whether no other session is open.
+    """
+
+    def __init__(
+        self,
+        slot: AdapterSlot,
+        snapshots: SnapshotStore,
+        limits: SessionLimits,
+        *,
+        silo: str,
+        is_alone: Callable[[], bool],
+    ) -> None:
+        self._slot = slot
+        self._snapshots = snapshots
+        self._limits = limits
+        self._silo = silo
+        self._is_alone = is_alone
+
+    def answer(self, call: AdapterCall) -> AdapterReply:
+        """Do what `call` asks for.
+
+        Raises:
+            SequenceError: the trunk does not do that for this session; says why.
+            WireError: tensors or a name do not fit.
+        """
+        slot = self._slot
+        held = slot.held
+        match call.action:
+            case "read":
+                self.check_shared()
+                state = slot.state()
+                return AdapterReply(held=held, tensors=tuple(state[name] for name, _ in held))
+            case "write":
+                self.check_shared()
+                self._check_own("written")
+                self._write(call)
+            case "copy":
+                slot.copy(call.name)
+            case "snapshot":
+                self._snapshots.put(self._silo, call.name, slot.state())
+            case "snapshot_moments":
+                self._snapshots.put(self._silo, call.name, slot.all_moments())
+            case "restore":
+                self._check_own("restored")
+                try:
+                    slot.write(self._snapshots.get(self._silo, call.name))
+                except AdapterError as error:
+                    raise SequenceError(f"a snapshot of another adapter: {error}") from error
+            case "restore_moments":
+                self._check_own("restored")
+                try:
+                    slot.load_moments(self._snapshots.get(self._silo, call.name))
+                except StateError as error:
+                    raise SequenceError(f"a snapshot of another optimizer: {error}") from error
+            case "list":
+                pass
+        return AdapterReply(held=held)
+
+    def check_shared(self) -> None:
+        """Raise `SequenceError` unless the silo may read and write the trunk's adapter."""
+        if not self._limits.max_adapter_elements:
+            raise SequenceError(
+                "this trunk does not give its part of the adapter to silos, nor takes it from "
+                "them; its owner may: TrunkEngine(shares_adapter=True), trunk.shares-adapter"
+            )
+
+    def _check_own(self, done: str) -> None:
+        if self._slot.is_shared and not self._is_alone():
+            raise SequenceError(
+                f"a shared trunk's adapter is {done} only while no other silo has a session"
+            )
+
+    def _write(self, call: AdapterCall) -> None:
+        held = self._slot.held
+        if len(call.tensors) != len(held):
+            raise WireError(f"{len(call.tensors)} adapter tensors, expected {len(held)}")
+        state = {}
+        for (name, shape), tensor in zip(held, call.tensors, strict=True):
+            if tensor.numel() != math.prod(shape):
+                raise WireError(f"{name}: {tuple(tensor.shape)}, expected {shape}")
+            state[name] = tensor.reshape(shape)
+        try:
+            self._slot.write(state)
+        except AdapterError as error:
+            raise WireError(str(error)) from error

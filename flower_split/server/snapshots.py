@@ -1,0 +1,100 @@
+"""Snapshots: what a silo has had the trunk keep of its adapter, to go back to it by a tag.
+
+A silo's checkpoint holds the tag alone, so that the trunk's values need not leave it. A snapshot
+belongs to the silo's name, and outlives the session that made it.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from flower_split.durable import move_durably, write_durably
+from flower_split.errors import SequenceError, WireError
+from flower_split.transport.state_tags import is_tag
+
+MOST_SNAPSHOTS = 16
+"""Of one silo; the oldest one goes for a new one. A checkpoint has two: adapter and moments."""
+
+
+class SnapshotStore:
+    """The snapshots of all silos of one trunk, on the CPU.
+
+    Args:
+        folder: Where they are kept as safetensors files, too, so that they outlive the process;
+            None keeps them in memory alone.
+        most: Snapshots of one silo.
+    """
+
+    def __init__(self, folder: Path | str | None = None, *, most: int = MOST_SNAPSHOTS) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._most = most
+        self._lock = threading.Lock()
+        self._held: dict[str, dict[str, Mapping[str, Tensor]]] = {}
+
+    def put(self, silo: str, tag: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep `tensors` of `silo` under `tag`.
+
+        Raises:
+            WireError: the tag is malformed.
+            SequenceError: they cannot be written.
+        """
+        path = self._path(silo, tag)
+        with self._lock:
+            own = self._held.setdefault(silo, {})
+            own.pop(tag, None)
+            own[tag] = dict(tensors)
+            gone = list(own)[: -self._most]
+            for old in gone:
+                del own[old]
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.unlink(missing_ok=True)
+            write_durably(part, save(dict(tensors)))
+            move_durably(part, path)
+            files = sorted(path.parent.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+            for old_file in files[: -self._most]:
+                old_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise SequenceError(f"a snapshot cannot be written to {path}: {error}") from error
+
+    def get(self, silo: str, tag: str) -> Mapping[str, Tensor]:
+        """The tensors of `silo` under `tag`.
+
+        Raises:
+            WireError: the tag is malformed.
+            SequenceError: there is no such snapshot of the silo, or none any more.
+        """
+        path = self._path(silo, tag)
+        with self._lock:
+            found = self._held.get(silo, {}).get(tag)
+        if found is not None:
+            return found
+        if path is not None and path.exists():
+            try:
+                return load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise SequenceError(f"the snapshot {path} cannot be read: {error}") from error
+        raise SequenceError(
+            f"the trunk has no snapshot {tag[:8]}… of silo {silo!r}: it keeps the last "
+            f"{self._most} of a silo, "
+            + (
+                "until its process ends. Give its TrunkEngine a folder for snapshots, to resume in "
+                "another process"
+                if self._folder is None
+                else f"in {self._folder}"
+            )
+        )
+
+    def _path(self, silo: str, tag: str) -> Path | None:
+        if not is_tag(tag):
+            raise WireError("a snapshot's tag is 64 hexadecimal digits")
+        if self._folder is None:
+            return None
+        return self._folder / (silo.encode().hex() or "-") / f"{tag}.safetensors"

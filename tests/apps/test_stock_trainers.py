@@ -1,0 +1,82 @@
+"""The examples of stock trainers: what a client model gives is what the uncut model gives."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, set_seed
+
+from flower_split.adapters import initial_state, load_state, resolve_lora
+from flower_split.segments import load_skeleton, resolve_source
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "stock_trainers"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a file of the example."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and EXAMPLE.name in str(
+            sys.modules[name].__file__
+        ):
+            del sys.modules[name]
+
+
+def uncut(cut: ModuleType) -> Any:
+    """The uncut model with the adapter that the client model and its trunk start from."""
+    folder = resolve_source(cut.BASE).folder
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plan = resolve_lora(load_skeleton(cut.BASE), cut.LORA)
+    whole = get_peft_model(base, plan.peft_config())
+    load_state(whole, initial_state(load_skeleton(cut.BASE), cut.LORA, seed=0))
+    return whole
+
+
+def adamw(model: Any) -> torch.optim.AdamW:
+    own = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0)
+
+
+def test_the_trainer_and_its_own_optimizer(example: Any, tmp_path: Path) -> None:
+    cut, trainer = example("cut_model"), example("trainer")
+    losses = trainer.main(str(tmp_path / "any"), cut.cut_model(trunk_parameters=True), split=False)
+    expected = trainer.main(str(tmp_path / "whole"), uncut(cut), split=False)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert len(losses) == 12
+
+
+def test_the_trainer_with_the_optimizer_of_both_sides(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, trainer = example("cut_model"), example("trainer")
+    losses = trainer.main(str(tmp_path / "split"))
+    monkeypatch.setattr(trainer, "SplitAdamW", lambda model, lr: adamw(model))
+    expected = trainer.main(str(tmp_path / "whole"), uncut(cut))
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_accelerates_loop(example: Any) -> None:
+    loop = example("accelerate_loop")
+    whole = uncut(example("cut_model"))
+    assert loop.main() == pytest.approx(loop.main(whole, adamw(whole)), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+def test_trls_trainers(example: Any, name: str) -> None:
+    pytest.importorskip("trl")
+    trl = example(name)
+    set_seed(3)
+    losses = trl.main()
+    whole = uncut(example("cut_model"))
+    set_seed(3)
+    assert losses == pytest.approx(trl.main(whole, adamw(whole)), rel=1e-5, abs=1e-7)

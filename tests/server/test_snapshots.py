@@ -1,0 +1,79 @@
+"""Snapshots are found by the silo that had them made, and by no other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flower_split.errors import SequenceError, WireError
+from flower_split.server.snapshots import SnapshotStore
+
+TAGS = [f"{number:064x}" for number in range(6)]
+
+
+@pytest.fixture(params=["memory", "folder"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "snapshots" if request.param == "folder" else None
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(2, 3, generator=generator), "b": torch.randn(4, generator=generator)}
+
+
+def test_what_was_put_comes_back(folder: Path | None) -> None:
+    store = SnapshotStore(folder)
+    store.put("clinic", TAGS[0], tensors(0))
+    store.put("clinic", TAGS[1], {})
+    assert all(torch.equal(t, tensors(0)[n]) for n, t in store.get("clinic", TAGS[0]).items())
+    assert store.get("clinic", TAGS[1]) == {}
+
+
+def test_it_is_the_silos_own(folder: Path | None) -> None:
+    store = SnapshotStore(folder)
+    store.put("clinic", TAGS[0], tensors(0))
+    for silo in ("bank", "", "../clinic"):
+        with pytest.raises(SequenceError, match="has no snapshot"):
+            store.get(silo, TAGS[0])
+
+
+def test_the_oldest_of_a_silo_goes(folder: Path | None) -> None:
+    store = SnapshotStore(folder, most=2)
+    store.put("bank", TAGS[0], tensors(0))
+    for number, tag in enumerate(TAGS[:4]):
+        store.put("clinic", tag, tensors(number))
+    for tag in TAGS[:2]:
+        with pytest.raises(SequenceError, match="the last 2 of a silo"):
+            store.get("clinic", tag)
+    assert store.get("clinic", TAGS[3]).keys() == {"a", "b"}
+    assert store.get("bank", TAGS[0]).keys() == {"a", "b"}
+
+
+def test_another_process_finds_those_of_a_folder(tmp_path: Path) -> None:
+    SnapshotStore(tmp_path).put("clinic", TAGS[0], tensors(0))
+    found = SnapshotStore(tmp_path).get("clinic", TAGS[0])
+    assert torch.equal(found["a"], tensors(0)["a"])
+
+
+@pytest.mark.parametrize("tag", ["", "x", "../../etc/passwd", "A" * 64, "0" * 63])
+def test_a_malformed_tag_is_refused(folder: Path | None, tag: str) -> None:
+    store = SnapshotStore(folder)
+    with pytest.raises(WireError, match="64 hexadecimal digits"):
+        store.put("clinic", tag, tensors(0))
+    with pytest.raises(WireError, match="64 hexadecimal digits"):
+        store.get("clinic", tag)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_text("")
+    with pytest.raises(SequenceError, match="cannot be written"):
+        SnapshotStore(place).put("clinic", TAGS[0], tensors(0))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    SnapshotStore(tmp_path).put("clinic", TAGS[0], tensors(0))
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(b"not a tensor")
+    with pytest.raises(SequenceError, match="cannot be read"):
+        SnapshotStore(tmp_path).get("clinic", TAGS[0])
