@@ -103,6 +103,10 @@ class StandIn:
         made._on_edit = None if copied is None else copied()
         return made
 
+    def __reduce__(self) -> Any:
+        """Its class is made anew where it is read."""
+        return _remade, (type(self).__mro__[2], dict(vars(self)))
+
     def _refuse_for_states(self, what: str, instead: str) -> None:
         if isinstance(self, LinearAttentionCacheLayerMixin):
             raise ModelError(f"linear-attention states cannot be {what}: {instead}")
@@ -155,6 +159,12 @@ def _in_use(layer: CacheLayer) -> bool:
 def _stand_in(layer: CacheLayer, on_edit: OnEdit | None) -> StandIn:
     made = object.__new__(_stand_in_class(type(layer)))
     vars(made).update(vars(layer), cumulative_length=0, _on_edit=on_edit)
+    return made
+
+
+def _remade(of: Any, values: dict[str, Any]) -> StandIn:
+    made = object.__new__(_stand_in_class(of))
+    vars(made).update(values)
     return made
 
 
