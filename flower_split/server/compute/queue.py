@@ -97,7 +97,10 @@ class TrunkQueue:
         self._scheduler = Scheduler(
             max_tokens=settings.batch_tokens, gather=settings.gather_ms / 1000
         )
-        self._mixes = settings.batching and family_of(trunk.config).mixes_rows
+        # LLM.int8 chooses columns by the values of all rows, and PEFT's quantized layers are not
+        # those that rows of several adapters are mixed in.
+        alone = getattr(trunk.config, "quantization_config", None) is not None
+        self._mixes = settings.batching and family_of(trunk.config).mixes_rows and not alone
         self._drops = has_dropout(trunk, trunk.config)
         self._numbers = itertools.count()
         self._computing = threading.RLock()
