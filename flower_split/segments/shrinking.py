@@ -22,7 +22,7 @@ WINDOW = 6
 EXPERTS = 4
 LEAST_LAYERS, MOST_LAYERS = 4, 24
 
-_NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "model_type", "transformers_version")
+_NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "model_type", "quantization_config")
 
 
 def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -37,6 +37,7 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     settings = copy.deepcopy(config.to_dict())
     for key in _NO_SETTINGS:
         settings.pop(key, None)
+    settings.pop("transformers_version", None)
     names = config.attribute_map
     layers = int(config.num_hidden_layers)
     kept = _kept_layers(settings, layers)

@@ -69,7 +69,7 @@ def test_a_vision_language_model_is_refused() -> None:
         ("opt", {"layerdrop": 0.1}, ModelError, "layerdrop must be 0, not 0.1"),
         (
             "llama",
-            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            {"quantization_config": {"quant_method": "gptq", "load_in_4bit": True}},
             ModelError,
             "quantized",
         ),

@@ -98,7 +98,11 @@ class TrunkQueue:
             max_tokens=settings.batch_tokens, gather=settings.gather_ms / 1000
         )
         family = known_family(trunk.config.model_type)
-        self._mixes = settings.batching and family is not None and family.mixes_rows
+        # LLM.int8 chooses columns by the values of all rows, and PEFT's quantized layers are not
+        # those that rows of several adapters are mixed in.
+        alone = getattr(trunk.config, "quantization_config", None) is not None
+        mixes = family is not None and family.mixes_rows
+        self._mixes = settings.batching and mixes and not alone
         self._drops = has_dropout(trunk, trunk.config)
         self._numbers = itertools.count()
         self._computing = threading.RLock()
