@@ -152,6 +152,11 @@ def method_problems(config: SplitConfig) -> list[str]:
         return [
             f"trunk.shares-adapter is for plain LoRA, and the run has {config.peft}: turn it off"
         ]
+    if config.model.quantization != "none" and not config.peft.is_plain:
+        return [
+            f"model.quantization {config.model.quantization!r} is for plain LoRA, and the run has "
+            f"{config.peft}: leave it at 'none'"
+        ]
     bias = getattr(made, "bias", "none")
     if bias != "none" and config.trunk.adapters != "frozen":
         return [
