@@ -1,6 +1,9 @@
 """What every test shares: one thread, no network, tiny models."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Read when torch is imported, and the only setting that holds for threads started later too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# Of the whole run, the processes that it starts included.
+if "FLOWER_SPLIT_CACHE" not in os.environ:
+    os.environ["FLOWER_SPLIT_CACHE"] = tempfile.mkdtemp(prefix="flower-split-tests-")
+    atexit.register(shutil.rmtree, os.environ["FLOWER_SPLIT_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

@@ -67,5 +67,25 @@ def export_command(
     print(f"{what} is in {out}")
 
 
+@cli.command("check")
+def check_command(
+    model: Annotated[
+        str, typer.Argument(help="A folder, package:folder or hub model, as in model.name.")
+    ],
+    revision: Annotated[str, typer.Option(help="Commit, tag or branch on the hub.")] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="Prove its family anew, whatever was kept.")
+    ] = False,
+) -> None:
+    """Say whether a model is exact when it is cut; its family is proved if it has no entry."""
+    from flower_split.apps.check import check
+
+    try:
+        print(check(model, revision=revision, again=again))
+    except FlowerSplitError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
 if __name__ == "__main__":
     cli()

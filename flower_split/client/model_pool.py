@@ -4,6 +4,7 @@ A simulation's worker serves many silos one after the other, and they borrow the
 session overwrites all adapter tensors, so a model carries nothing from one silo to the next.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,13 @@ def _load(
         dtype=settings.dtype,
         attention=settings.attention,
         device=str(device),
+        quantization=settings.quantization,
     )
-    held, whole = (sum(p.numel() for p in m.parameters()) for m in (client, skeleton))
+    held, whole = (sum(map(_elements, m.parameters())) for m in (client, skeleton))
     return ClientModel(model=wrap(client, plan), plan=plan, share=held / whole)
+
+
+def _elements(parameter: nn.Parameter) -> int:
+    """Those of a weight before it was quantized: two of four bits are one of the tensor's."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)

@@ -1,6 +1,7 @@
 """Conflicts: settings of sections that are each valid and contradict one another, in sentences."""
 
 from flower_split.config.address import Address, is_any, is_loopback
+from flower_split.config.model import ModelConfig
 from flower_split.config.rounds import StrategyConfig
 from flower_split.config.training import TrainConfig
 from flower_split.config.trunk import TlsConfig, TrunkConfig
@@ -33,6 +34,17 @@ def of_bounds(train: TrainConfig, trunk: TrunkConfig) -> list[str]:
             f"trunk.max-activation-tokens {trunk.max_activation_tokens} lets the trunk keep"
         )
     return found
+
+
+def of_quantization(model: ModelConfig, trunk: TrunkConfig) -> list[str]:
+    """Rows of several silos in one batch of a quantized trunk."""
+    if model.quantization != "none" and trunk.batching:
+        return [
+            "trunk.batching puts rows of several silos into one batch, and with "
+            f"model.quantization {model.quantization!r} the rows of a batch are not computed each "
+            "for itself: set one of them to its default"
+        ]
+    return []
 
 
 def of_address(trunk: TrunkConfig) -> list[str]:

@@ -8,6 +8,7 @@ from flower_split.errors import ConfigError
 DTYPES = ("float32", "bfloat16", "float16")
 AUTOCAST = ("off", "bfloat16")
 DELIVERY = ("local", "server")
+QUANTIZATIONS = ("none", "nf4", "nf4-double", "int8")
 ATTENTION = ("auto", "sdpa", "eager")
 
 
@@ -24,6 +25,10 @@ class ModelConfig:
     `DTYPES`. Adapters are float32 in any case; see [precision.md](precision.md)."""
     attention: str = "auto"
     """Attention implementation: one of `ATTENTION`; `auto` is `sdpa` where the model has it."""
+    quantization: str = "none"
+    """How both parties hold the weights of the layers' linear modules, as bitsandbytes quantizes
+    them: one of `QUANTIZATIONS`. `nf4` and `nf4-double` are QLoRA's, `int8` is LLM.int8; see
+    [precision.md](precision.md)."""
     delivery: str = "local"
     """Where a silo has its part of the model from: one of `DELIVERY`. With `server` it needs
     neither the checkpoint nor the hub; see [delivery.md](delivery.md)."""
@@ -33,6 +38,7 @@ class ModelConfig:
             raise ConfigError("model.name must name a folder or a hub model; it is empty")
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.attention", self.attention, ATTENTION)
+        one_of("model.quantization", self.quantization, QUANTIZATIONS)
         one_of("model.delivery", self.delivery, DELIVERY)
 
 

@@ -108,6 +108,7 @@ class SplitConfig:
         in_range("round-timeout", self.round_timeout, 0.0, 1e7, open_low=True)
         found = [
             *conflicts.of_bounds(self.train, self.trunk),
+            *conflicts.of_quantization(self.model, self.trunk),
             *conflicts.of_address(self.trunk),
             *conflicts.of_tls(self.tls, self.trunk),
             *self._schedule_conflicts(),

@@ -59,7 +59,7 @@ def attach_trunk(
         return remote
     remote.train(slot.training)
     setattr(owner, name, remote)
-    watch_calls(client_model, owner, remote.called_with)
+    watch_calls(client_model, slot.family, remote.called_with)
     return remote
 
 

@@ -35,7 +35,6 @@ class SplitStages:
 
     Raises:
         ModelError: no trunk is attached, or a tensor is trained that is not in one half alone.
-        UnsupportedFamilyError: the family is not registered.
     """
 
     def __init__(

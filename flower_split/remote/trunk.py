@@ -20,7 +20,7 @@ from flower_split.remote.exchange import Exchange
 from flower_split.remote.gradient_mirror import GradientChange, GradientMirror
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
-from flower_split.segments import Cuts, PassThrough, TrunkSlot, find_layers, refuse_copy
+from flower_split.segments import Cuts, Family, PassThrough, TrunkSlot, find_layers, refuse_copy
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import AdapterGrad, CacheUse, ForwardRequest, SessionSummary
@@ -42,6 +42,7 @@ class RemoteTrunk(AdapterStandIn):
 
     def __init__(self, slot: "TrunkSlot | RemoteTrunk") -> None:
         super().__init__(slot)
+        self.family: Family = slot.family
         self.cuts: Cuts = slot.cuts
         self.fingerprint: str = slot.fingerprint
         self.loaded_adapter: str = slot.loaded_adapter

@@ -3,7 +3,7 @@
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.exactness import check_exact, check_exact_cuts
-from flower_split.segments.families import FAMILIES, Family, family_of, register_family
+from flower_split.segments.families import FAMILIES, Family, register_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.halves import Halves, Pause
 from flower_split.segments.joining import join
@@ -16,7 +16,14 @@ from flower_split.segments.loading.skeleton import (
 )
 from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.loading.tables import TableSizes, table_sizes
-from flower_split.segments.pass_through import PassThrough, TrunkSlot, refuse_copy, watch_calls
+from flower_split.segments.pass_through import (
+    PassThrough,
+    TrunkPlace,
+    TrunkSlot,
+    refuse_copy,
+    watch_calls,
+)
+from flower_split.segments.proving import family_of
 from flower_split.segments.randomness import random_numbers
 from flower_split.segments.splitting import split_model, split_segments
 from flower_split.segments.trunk import Trunk
@@ -34,6 +41,7 @@ __all__ = [
     "TableSizes",
     "Top",
     "Trunk",
+    "TrunkPlace",
     "TrunkSlot",
     "check_exact",
     "check_exact_cuts",

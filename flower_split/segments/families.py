@@ -12,8 +12,6 @@ returns one. Silos and trunk need the package alike.
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from flower_split.errors import ConfigError, UnsupportedFamilyError
 from flower_split.plugins import PluginTable
 
@@ -26,7 +24,7 @@ class Family:
 
     model_type: str
     """`config.model_type`."""
-    after: tuple[str, ...] = ("norm",)
+    after: tuple[str, ...] = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "project_out")
     """Names of the base model's modules that compute after the layers. The head is found by
     itself; every other module outside the layers is taken to compute before them."""
     returns_tuple: bool = False
@@ -34,40 +32,37 @@ class Family:
     mixes_rows: bool = False
     """Whether every row of a batch is computed for itself and from left to right, so that rows of
     several silos can share one, padded on the right."""
+    caches: bool = True
+    """Whether a cache of keys and values, or of states, can be filled by two parties. Without one
+    a text is generated with `use_cache=False`."""
+
+
+_MIXING = (
+    *(
+        "cohere",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "llama",
+        "mistral",
+    ),
+    *("olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"),
+)
 
 
 def _entries() -> dict[str, Family]:
+    """Families that the test suite proves, so that no start has to; and those that mix rows."""
     found = [
+        *(Family(model_type=name, mixes_rows=True) for name in _MIXING),
         *(
-            Family(model_type=name, mixes_rows=True)
-            for name in (
-                "cohere",
-                "gemma",
-                "gemma2",
-                "gemma3_text",
-                "granite",
-                "llama",
-                "mistral",
-                "olmo2",
-                "phi3",
-                "qwen2",
-                "qwen3",
-                "smollm3",
-                "stablelm",
-                "starcoder2",
-            )
-        ),
-        # Experts compute tokens of all rows together.
-        Family(model_type="mixtral"),
-        Family(model_type="qwen3_moe"),
-        Family(model_type="gpt2", after=("ln_f",), mixes_rows=True),
-        Family(model_type="gpt_neox", after=("final_layer_norm",), mixes_rows=True),
-        Family(model_type="opt", after=("final_layer_norm", "project_out"), mixes_rows=True),
-        Family(model_type="phi", after=("final_layernorm",), mixes_rows=True),
-        *(
-            Family(model_type=name, after=("ln_f",), returns_tuple=True, mixes_rows=True)
+            Family(model_type=name, returns_tuple=True, mixes_rows=True)
             for name in ("bloom", "falcon", "gptj", "gpt_neo")
         ),
+        # Experts compute tokens of all rows together.
+        *(Family(model_type=name) for name in ("mixtral", "qwen3_moe")),
     ]
     return {family.model_type: family for family in found}
 
@@ -135,22 +130,3 @@ def known_family(model_type: str) -> Family | None:
     except ConfigError as error:
         raise UnsupportedFamilyError(str(error)) from error
     return registered
-
-
-def family_of(config: PreTrainedConfig) -> Family:
-    """The family's entry.
-
-    Raises:
-        UnsupportedFamilyError: the family is not known to be exact, or its plug-in is broken.
-    """
-    found = known_family(config.model_type)
-    if found is None:
-        known = sorted({*FAMILIES, *_PLUGINS.plugins})
-        raise UnsupportedFamilyError(
-            f"model family {config.model_type!r} is not known to be exact when it is cut; known "
-            f"are {', '.join(known)}. To add one, run check_exact(model, bottom_layers, "
-            f"top_layers, family=Family(model_type={config.model_type!r}, …)) on a small model "
-            "of the family, then register_family(…), or have a package register it in the "
-            f"entry-point group {GROUP}"
-        )
-    return found

@@ -34,6 +34,15 @@ _VOLATILE = frozenset(
     }
 )
 
+_QUANTIZED = (
+    "quant_method",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+)
+"""What is common of a quantization; the dtype in which it computes is each party's own."""
+
 
 def fingerprint(config: PreTrainedConfig) -> str:
     """SHA-256, in hexadecimal, of the configuration's canonical JSON without volatile keys.
@@ -41,5 +50,7 @@ def fingerprint(config: PreTrainedConfig) -> str:
     It tells architectures apart, not weights.
     """
     kept = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
+    if isinstance(quantized := kept.get("quantization_config"), dict):
+        kept["quantization_config"] = {key: quantized.get(key) for key in _QUANTIZED}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()

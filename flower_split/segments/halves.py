@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from flower_split.devices import as_inner
 from flower_split.errors import ModelError
-from flower_split.segments.families import family_of
 from flower_split.segments.layers import find_layers
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub
@@ -54,7 +53,6 @@ class Halves:
     Raises:
         ModelError: a tensor that is trained belongs to both halves or to none, so that gradients
             could not be added up in the order of the whole pass.
-        UnsupportedFamilyError: the family is not registered.
     """
 
     def __init__(self, client_model: nn.Module, slot: PassThrough) -> None:
@@ -164,7 +162,7 @@ def _half(
 ) -> PreTrainedModel:
     """The stock model anew, with `place` for `slot` and stand-ins for what is on its other side."""
     _, layers = find_layers(stock)
-    family, head = family_of(stock.config), head_of(stock)
+    family, head = slot.family, head_of(stock)
     instead: dict[int, Any] = {id(parameter): parameter for parameter in stock.parameters()}
     is_after = False
     for layer in layers:
@@ -174,7 +172,7 @@ def _half(
     instead[id(slot)] = place
     for _, name, module in outside_modules(stock, layers):
         held = (module is head or name in family.after) == after
-        instead[id(module)] = module if held else Stub(stock.dtype)
+        instead[id(module)] = module if held else Stub(module, stock.dtype)
     hull = _hull(stock)
     for child in (child for owner in hull for child in owner.children()):
         # Dropout and the like follow the client model's mode. Rotary embeddings, which have

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from flower_split.errors import ModelError
 from flower_split.segments.cache import StandIn, place_stand_ins
 from flower_split.segments.layers import find_layers
-from flower_split.segments.pass_through import PassThrough, TrunkSlot, refuse_copy, watch_calls
+from flower_split.segments.pass_through import TrunkPlace, TrunkSlot, refuse_copy, watch_calls
 from flower_split.segments.trunk import Trunk
 
 
@@ -32,10 +32,10 @@ def join(client_model: PreTrainedModel, trunk: Trunk) -> None:
         )
     joined = JoinedTrunk(slot, trunk)
     layers[trunk.cuts.bottom_layers] = joined
-    watch_calls(client_model, layers, joined.called_with)
+    watch_calls(client_model, slot.family, joined.called_with)
 
 
-class JoinedTrunk(PassThrough):
+class JoinedTrunk(TrunkPlace):
     """Stands in the trunk's slot and calls the trunk.
 
     For every key-value cache of the client it keeps one for the trunk, also where nobody reads
@@ -43,7 +43,7 @@ class JoinedTrunk(PassThrough):
     """
 
     def __init__(self, slot: TrunkSlot, trunk: Trunk) -> None:
-        super().__init__(slot)
+        super().__init__(slot, family=slot.family, cuts=slot.cuts, fingerprint=slot.fingerprint)
         # In a tuple, so that the trunk's parameters do not become the client model's.
         self._trunk = (trunk,)
         self._mask: Tensor | None = None

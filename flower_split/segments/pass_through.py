@@ -1,14 +1,17 @@
 """Modules that stand in a segment for what another party holds."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from flower_split.errors import ModelError
 from flower_split.segments.cuts import Cuts
+from flower_split.segments.families import Family
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -23,6 +26,8 @@ class PassThrough(nn.Module):
     """
 
     returns_tuple: bool
+    family: Family
+    """Of the layer at the trunk's place only: the family's entry."""
 
     def __init__(self, layer: nn.Module, *, returns_tuple: bool | None = None) -> None:
         super().__init__()
@@ -32,7 +37,18 @@ class PassThrough(nn.Module):
                 setattr(self, name, value)
         if returns_tuple is not None:
             self.returns_tuple = returns_tuple
+        # While a model is made, stock code writes to parts of layers. Those have no weights yet.
+        self._parts = {
+            name: part
+            for name, part in layer.named_children()
+            if not isinstance(layer, PassThrough)
+            and all(tensor.is_meta for tensor in part.state_dict(keep_vars=True).values())
+        }
         self.train(layer.training)
+
+    def __getattr__(self, name: str) -> Any:
+        parts: Mapping[str, nn.Module] = self.__dict__.get("_parts", {})
+        return parts[name] if name in parts else super().__getattr__(name)
 
     def take_given(self) -> dict[str, Tensor]:
         """The tensors that were loaded under this layer's name since the last call, by their names
@@ -55,24 +71,27 @@ class PassThrough(nn.Module):
         return (hidden_states, None) if self.returns_tuple else hidden_states
 
 
-class TrunkSlot(PassThrough):
-    """The place in a client model where `attach_trunk` puts the remote trunk.
+class TrunkPlace(PassThrough):
+    """The layer of a client model that stands for the trunk.
 
     Args:
         layer: The stock layer at index `cuts.bottom_layers`.
-        returns_tuple: Whether the family's layers return a tuple.
+        family: The family's entry.
         cuts: Where the model was cut.
         fingerprint: Of the uncut model.
     """
 
-    def __init__(
-        self, layer: nn.Module, *, returns_tuple: bool, cuts: Cuts, fingerprint: str
-    ) -> None:
-        super().__init__(layer, returns_tuple=returns_tuple)
+    def __init__(self, layer: nn.Module, *, family: Family, cuts: Cuts, fingerprint: str) -> None:
+        super().__init__(layer, returns_tuple=family.returns_tuple)
+        self.family = family
         self.cuts = cuts
         self.fingerprint = fingerprint
         self.loaded_adapter = ""
         """SHA-256 of the trained adapter that the client model has loaded; empty for none."""
+
+
+class TrunkSlot(TrunkPlace):
+    """The place in a client model where `attach_trunk` puts the remote trunk."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Refused: without the trunk the answer would be wrong."""
@@ -86,16 +105,25 @@ class Stub(nn.Module):
     or else a zero that broadcasts against anything.
 
     Args:
+        module: What it stands for; the parts of it, which stock code asks a model for, get
+            stand-ins of their own.
         dtype: Of the model; it and the device follow `.to()`.
     """
 
     like: Tensor
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
+        for name, part in module.named_children():
+            self.add_module(name, Stub(part, dtype))
         # On the CPU also where the model is built on the meta device.
         zero = torch.zeros((), dtype=dtype, device="cpu")
         self.register_buffer("like", zero, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """A zero, which stock code may draw at random while a model is made."""
+        return self.like
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The first floating-point argument with three axes, or a zero without axes."""
@@ -109,40 +137,54 @@ class Stub(nn.Module):
 OnCall = Callable[[Any, Any], None]
 
 _OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
+_UNSENT = (
+    "cross_attn_head_mask",
+    "encoder_attention_mask",
+    "encoder_hidden_states",
+    "head_mask",
+    "mems",
+    "perm_mask",
+    "seq_idx",
+    "target_mapping",
+)
+"""Arguments of stock models that reach their layers, and the trunk by no request."""
 
 
-def watch_calls(model: nn.Module, layers: nn.Module, on_call: OnCall) -> None:
-    """Tell `on_call` the `attention_mask` and `position_ids` of every call of the layers' loop.
+def watch_calls(model: nn.Module, family: Family, on_call: OnCall) -> None:
+    """Tell `on_call` the `attention_mask` and `position_ids` of every call of the stock model.
 
-    A call that asks for what only the trunk has then raises a `ModelError`.
+    They are those that the caller gave: what the stock code makes of them on the way to its layers
+    it makes at the trunk too. A call that asks for what only the trunk has, or gives what the trunk
+    is not sent, then raises a `ModelError`.
 
     Args:
         model: A client model, wrapped by PEFT or not.
-        layers: Its list of decoder layers.
+        family: Its family's entry.
         on_call: Called with both before the stock code runs; None for what was not given.
 
     Raises:
-        ModelError: no module of `model` owns `layers`.
+        ModelError: `model` holds no stock model.
     """
-    loop = next((m for m in model.modules() if any(c is layers for c in m.children())), None)
-    if loop is None:
-        raise ModelError(f"the list of layers has no owner in this {type(model).__name__}")
-    loop.register_forward_pre_hook(_Watch(loop, on_call), with_kwargs=True)
+    stock = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if stock is None:
+        raise ModelError(f"this {type(model).__name__} holds no stock model")
+    # The base model is told last, and is what the trunk calls; some heads pass it by.
+    for called in dict.fromkeys((stock, stock.base_model)):
+        called.register_forward_pre_hook(_Watch(called, family, on_call), with_kwargs=True)
 
 
 class _Watch:
-    """The hook of `watch_calls`; a copy of the loop's module, such as `Halves` makes, shares it."""
+    """The hook of `watch_calls`; a copy of the module, such as `Halves` makes, shares it."""
 
-    def __init__(self, loop: nn.Module, on_call: OnCall) -> None:
-        self._signature = inspect.signature(loop.forward)
+    def __init__(self, called: nn.Module, family: Family, on_call: OnCall) -> None:
+        self._signature = inspect.signature(called.forward)
+        self._family = family
         self._on_call = on_call
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self._signature.bind(*args, **kwargs).arguments
         call = {**call.get("kwargs", {}), **call}
-        for wanted in _OUTPUTS:
-            if call.get(wanted):
-                raise ModelError(f"{wanted} is not available: the trunk's layers are not here")
+        _check_call(call, self._family)
         self._on_call(call.get("attention_mask"), call.get("position_ids"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Watch":
@@ -150,6 +192,20 @@ class _Watch:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self)
+
+
+def _check_call(call: Mapping[str, Any], family: Family) -> None:
+    for wanted in _OUTPUTS:
+        if call.get(wanted):
+            raise ModelError(f"{wanted} is not available: the trunk's layers are not here")
+    for given in _UNSENT:
+        if call.get(given) is not None:
+            raise ModelError(f"{given} cannot be given: the trunk's layers would not have it")
+    if not family.caches and any(isinstance(value, Cache) for value in call.values()):
+        raise ModelError(
+            f"a cache of {family.model_type} cannot be filled by two parties: pass "
+            "use_cache=False, to generate() too"
+        )
 
 
 def refuse_copy(holder: object, *_: Any) -> NoReturn:

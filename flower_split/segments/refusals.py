@@ -10,6 +10,7 @@ from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.outside import head_of
 from flower_split.segments.pass_through import PassThrough, Stub
 
+BITSANDBYTES = "bitsandbytes"
 _OUTPUTS = {
     "output_hidden_states": "the trunk's hidden states are not at the silo",
     "output_attentions": "the trunk's attention weights are not at the silo",
@@ -32,6 +33,11 @@ def refuse_model(model: nn.Module) -> None:
     if any(isinstance(module, (PassThrough, Stub)) for module in model.modules()):
         raise ModelError("this model is cut already; cut the whole model")
     refuse_config(model.config)
+    if getattr(model, "is_loaded_in_8bit", False):
+        raise ModelError(
+            "an LLM.int8 model in memory cannot be cut: its modules cannot share their weights. "
+            "Load the parts with load_client_model and load_trunk, quantization='int8'"
+        )
     if model.base_model is model or head_of(model) is None:
         raise ModelError(
             f"expected a causal language model with a head, not {type(model).__name__}; load it "
@@ -43,7 +49,8 @@ def refuse_config(config: PreTrainedConfig) -> None:
     """Check what can be told from the configuration alone.
 
     Raises:
-        ModelError: an option needs what the trunk does not send, or the model is quantized.
+        ModelError: an option needs what the trunk does not send, or the model is quantized
+            otherwise than by bitsandbytes.
         UnsupportedFamilyError: the architecture cannot be exact.
     """
     kind = config.model_type
@@ -57,10 +64,11 @@ def refuse_config(config: PreTrainedConfig) -> None:
             f"{kind} has parts beside its text model, such as a vision tower, and cannot be cut; "
             "cut a text-only causal language model"
         )
-    if getattr(config, "quantization_config", None) is not None:
+    method = quantization_of(config)
+    if method not in ("", BITSANDBYTES):
         raise ModelError(
-            f"this {kind} model is quantized, which is not exact when it is cut; load it in "
-            "float32, bfloat16 or float16"
+            f"this {kind} model is quantized by {method}, of which nothing is known when it is "
+            "cut; load it in float32, bfloat16 or float16, or set model.quantization"
         )
     for option, reason in _OUTPUTS.items():
         if getattr(config, option, False):
@@ -76,6 +84,16 @@ def refuse_config(config: PreTrainedConfig) -> None:
             "trunk that several silos share cannot know; use 'default', 'linear', 'yarn', "
             "'llama3' or 'longrope'"
         )
+
+
+def quantization_of(config: PreTrainedConfig) -> str:
+    """By what a model's weights are quantized; empty where they are not."""
+    held: Any = getattr(config, "quantization_config", None)
+    if held is None:
+        return ""
+    fields = held if isinstance(held, Mapping) else held.to_dict()
+    method = fields.get("quant_method") or "an unknown method"
+    return str(getattr(method, "value", method))
 
 
 def _rope_types(parameters: Any) -> Iterator[str]:

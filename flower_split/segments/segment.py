@@ -111,7 +111,7 @@ class Segment(nn.Module):
     def _capture(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._current()
         if current is not None:
-            current.outgoing = output[0] if isinstance(output, tuple) else output
+            current.outgoing = output[0] if isinstance(output, tuple | list) else output
 
     def _current(self) -> "_Pass | None":
         current = _PASS.get()

@@ -5,14 +5,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from flower_split.errors import ModelError
+from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.ends import Bottom, Top
-from flower_split.segments.families import Family, family_of
+from flower_split.segments.families import Family, known_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import find_layers
+from flower_split.segments.loading.skeleton import stock_class
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub, TrunkSlot
+from flower_split.segments.proving import family_of
 from flower_split.segments.refusals import refuse_config, refuse_model
 from flower_split.segments.trunk import Trunk
 
@@ -93,12 +95,12 @@ def punch_client(model: PreTrainedModel, cuts: Cuts, family: Family | None = Non
         setattr(model, method, _refuse_saving)
     for index in cuts.trunk_range:
         layers[index] = (
-            TrunkSlot(
-                layers[index], returns_tuple=family.returns_tuple, cuts=cuts, fingerprint=mark
-            )
+            TrunkSlot(layers[index], family=family, cuts=cuts, fingerprint=mark)
             if index == cuts.bottom_layers
             else PassThrough(layers[index], returns_tuple=family.returns_tuple)
         )
+    if not family.caches:
+        _set_uncached(model)
 
 
 def _refuse_saving(*args: Any, **kwargs: Any) -> None:
@@ -112,17 +114,39 @@ def _refuse_saving(*args: Any, **kwargs: Any) -> None:
 def punch_trunk(model: PreTrainedModel, cuts: Cuts, family: Family | None = None) -> None:
     """Put stand-ins for everything but the trunk's layers into `model`."""
     refuse_config(model.config)
-    _keep(model, cuts.trunk_range, family or family_of(model.config))
+    family = family or family_of(model.config)
+    _keep(model, cuts.trunk_range, family)
+    if not family.caches:
+        _set_uncached(model)
+
+
+def _set_uncached(model: PreTrainedModel) -> None:
+    """Have the model make no cache by itself."""
+    model.config.use_cache = False
+    if model.generation_config is not None:
+        model.generation_config.use_cache = False
 
 
 def _examine(
     model: PreTrainedModel, bottom_layers: int, top_layers: int, family: Family | None
 ) -> tuple[Cuts, Family]:
     refuse_model(model)
-    family = family or family_of(model.config)
+    family = family or _family_of_class(model)
     _, layers = find_layers(model)
     cuts = Cuts(bottom_layers=bottom_layers, top_layers=top_layers, num_layers=len(layers))
     return cuts, family
+
+
+def _family_of_class(model: PreTrainedModel) -> Family:
+    if known_family(model.config.model_type) is None:
+        stock = stock_class(model.config)
+        if type(model) is not stock:
+            raise UnsupportedFamilyError(
+                f"a family is proved for its stock class {stock.__name__}, not for a "
+                f"{type(model).__name__}; run check_exact(model, bottom_layers, top_layers, "
+                "family=…) and pass that family here"
+            )
+    return family_of(model.config)
 
 
 def _keep(
@@ -140,7 +164,7 @@ def _keep(
     for owner, name, module in outside_modules(model, layers):
         is_after = module is head or name in family.after
         if not (after if is_after else before):
-            setattr(owner, name, Stub(dtype))
+            setattr(owner, name, Stub(module, dtype))
     for index in range(len(layers)):
         if index not in held:
             layers[index] = PassThrough(layers[index], returns_tuple=family.returns_tuple)

@@ -1,5 +1,6 @@
 """The trunk: the stock model with only its middle layers."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -25,6 +26,10 @@ class Trunk(Segment):
     def __init__(self, model: PreTrainedModel, cuts: Cuts, fingerprint: str) -> None:
         held = cuts.trunk_range
         super().__init__(model, cuts, fingerprint, enters=held.start, leaves=held.stop - 1)
+        taken = inspect.signature(model.base_model.forward).parameters
+        # State-space models call it otherwise.
+        named = "cache_params" in taken and "past_key_values" not in taken
+        self._cache_argument = "cache_params" if named else "past_key_values"
         self.autocast: torch.dtype | None = None
         """Dtype of matrix products, whatever the weights' is and whatever the caller's autocast."""
         self.loaded_adapter = ""
@@ -59,7 +64,7 @@ class Trunk(Segment):
                 inputs_embeds=hidden.detach(),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=past_key_values is not None,
+                **{self._cache_argument: past_key_values},
             )
         return output.to(hidden.dtype)

@@ -262,6 +262,7 @@ class TrunkHost:
             dtype=config.trunk.dtype or model.dtype,
             attention=model.attention,
             device=str(resolve_device(config.trunk.device, key="trunk.device")),
+            quantization=model.quantization,
         )
         trunk.autocast = autocast_dtype(config.trunk.autocast)
         self._mode = config.trunk.adapters

@@ -21,14 +21,14 @@ IDS = torch.arange(5, 25).reshape(2, 10)
 ENDINGS = [torch.tensor([[3], [4]]), torch.tensor([[8, 9], [10, 11]]), torch.tensor([[7], [7]])]
 
 
-def pair(case: str = "llama", purpose: Any = "evaluate") -> tuple[Any, Any]:
+def pair(case: str = "llama", purpose: Any = "evaluate", **engine: Any) -> tuple[Any, Any]:
     """The whole model, and a client model attached to its trunk, wrapped by PEFT."""
     model = CASE_BY_NAME[case].model()
     plan = resolve_lora(model, LoraSettings(r=2))
     client, trunk = split_model(model, 1, 1)
     wrapped = wrap(client, plan)
     spec = session_spec(wrapped, plan=plan, trunk_adapters="federated", purpose=purpose)
-    attach_trunk(wrapped, LocalTransport(TrunkEngine(trunk, plan=plan), spec))
+    attach_trunk(wrapped, LocalTransport(TrunkEngine(trunk, plan=plan, **engine), spec))
     return model, wrapped.eval()
 
 
@@ -112,8 +112,8 @@ def test_before_it_is_attached_it_can_be_copied_and_saved() -> None:
 
 
 def test_its_tensors_can_be_saved_and_given_to_another_one() -> None:
-    _, one = pair()
-    _, other = pair()
+    _, one = pair(shares_adapter=True)
+    _, other = pair(shares_adapter=True)
     with torch.no_grad():
         for parameter in one.parameters():
             if parameter.requires_grad:

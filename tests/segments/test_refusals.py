@@ -24,8 +24,12 @@ from flower_split.segments import split_model, split_segments
 from flower_split.segments.refusals import refuse_config
 
 
+class _OwnBert(BertLMHeadModel):
+    """Not the class for which the family is proved."""
+
+
 @pytest.mark.parametrize("cut", [split_model, split_segments])
-def test_an_unknown_family_is_named_with_the_known_ones(cut: Any) -> None:
+def test_a_class_of_ones_own_is_not_taken_for_the_stock_one(cut: Any) -> None:
     config = BertConfig(
         vocab_size=50,
         hidden_size=32,
@@ -34,8 +38,8 @@ def test_an_unknown_family_is_named_with_the_known_ones(cut: Any) -> None:
         intermediate_size=48,
         is_decoder=True,
     )
-    with pytest.raises(UnsupportedFamilyError, match=r"'bert'.*llama.*check_exact"):
-        cut(BertLMHeadModel(config), 1, 1)
+    with pytest.raises(UnsupportedFamilyError, match=r"BertLMHeadModel, not for a _OwnBert"):
+        cut(_OwnBert(config), 1, 1)
 
 
 def test_an_encoder_decoder_is_refused() -> None:
@@ -65,7 +69,7 @@ def test_a_vision_language_model_is_refused() -> None:
         ("opt", {"layerdrop": 0.1}, ModelError, "layerdrop must be 0, not 0.1"),
         (
             "llama",
-            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            {"quantization_config": {"quant_method": "gptq", "load_in_4bit": True}},
             ModelError,
             "quantized",
         ),

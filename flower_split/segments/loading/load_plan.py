@@ -13,19 +13,21 @@ from flower_split.config.sections import ATTENTION, DTYPES
 from flower_split.devices import resolve_device
 from flower_split.errors import ModelError, WeightsError
 from flower_split.segments.cuts import Cuts
-from flower_split.segments.families import family_of
+from flower_split.segments.families import Family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import layer_index, layers_path
+from flower_split.segments.loading.quantization import quantization_config
 from flower_split.segments.loading.skeleton import make_skeleton, read_config, stock_class
 from flower_split.segments.loading.source import resolve_source
 from flower_split.segments.loading.stock_loader import load_stock
 from flower_split.segments.loading.weight_files import WeightFiles
 from flower_split.segments.pass_through import Stub
-from flower_split.segments.refusals import refuse_config
+from flower_split.segments.proving import family_of
+from flower_split.segments.refusals import quantization_of, refuse_config
 from flower_split.segments.splitting import punch_client, punch_trunk
 from flower_split.segments.trunk import Trunk
 
-Punch = Callable[[PreTrainedModel, Cuts], None]
+Punch = Callable[[PreTrainedModel, Cuts, Family], None]
 Held = Callable[[int | None], bool]
 """Whether a party holds a layer; None stands for what is outside the layers."""
 
@@ -39,6 +41,7 @@ def load_client_model(
     dtype: str = "float32",
     attention: str = "auto",
     device: str = "cpu",
+    quantization: str = "none",
 ) -> PreTrainedModel:
     """The client model of a checkpoint, in evaluation mode, as `split_model` makes it.
 
@@ -52,6 +55,7 @@ def load_client_model(
         dtype: Of weights and activations: one of `flower_split.config` `DTYPES`.
         attention: Attention implementation: one of `flower_split.config` `ATTENTION`.
         device: As for `flower_split.devices.resolve_device`; each tensor goes there as it is read.
+        quantization: Of the layers' linear modules: one of `flower_split.config` `QUANTIZATIONS`.
 
     Raises:
         WeightsError: there is no such checkpoint, or it lacks what the silo needs.
@@ -60,7 +64,9 @@ def load_client_model(
         ModelError: its configuration rules out cutting it, or it has no such attention.
         ConfigError: `dtype` or `attention` is none of those known, or there is no such device.
     """
-    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention, device)
+    plan = LoadPlan(
+        source, revision, bottom_layers, top_layers, dtype, attention, device, quantization
+    )
     model = plan.load(punch_client, plan.of_silo)
     model.generation_config = _generation_config(plan.source.folder) or model.generation_config
     return model
@@ -75,13 +81,16 @@ def load_trunk(
     dtype: str = "float32",
     attention: str = "auto",
     device: str = "cpu",
+    quantization: str = "none",
 ) -> Trunk:
     """The trunk of a checkpoint, in evaluation mode, as `split_model` makes it.
 
     Only the tensors of its layers are read. Arguments and errors are those of
     `load_client_model`.
     """
-    plan = LoadPlan(source, revision, bottom_layers, top_layers, dtype, attention, device)
+    plan = LoadPlan(
+        source, revision, bottom_layers, top_layers, dtype, attention, device, quantization
+    )
     model = plan.load(punch_trunk, lambda index: not plan.of_silo(index))
     # Not of `plan.config`: some families settle open values of it when the model is made.
     return Trunk(model, plan.cuts, fingerprint(model.config)).eval()
@@ -102,14 +111,20 @@ class LoadPlan:
         dtype: str,
         attention: str,
         device: str = "cpu",
+        quantization: str = "none",
     ) -> None:
         one_of("dtype", dtype, DTYPES)
         one_of("attention", attention, ATTENTION)
         self.device = resolve_device(device)
         self.source = resolve_source(source, revision)
         self.config = read_config(self.source)
-        family_of(self.config)
+        self.family = family_of(self.config)
         refuse_config(self.config)
+        if method := quantization_of(self.config):
+            raise ModelError(
+                f"the weights of {self.source.name} are quantized already, by {method}: give the "
+                "checkpoint that they were made of, and set model.quantization"
+            )
         self.cuts = Cuts(
             bottom_layers=bottom_layers,
             top_layers=top_layers,
@@ -125,6 +140,7 @@ class LoadPlan:
             )
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.attention = attention
+        self.quantization = quantization_config(quantization, self.dtype)
 
     def of_silo(self, index: int | None) -> bool:
         """Whether a layer is the silo's; None stands for what is outside the layers."""
@@ -166,12 +182,13 @@ class LoadPlan:
             stock_class(self.config),
             self.config,
             tensors,
-            punch=lambda model: punch(model, self.cuts),
+            punch=lambda model: punch(model, self.cuts, self.family),
             dtype=self.dtype,
             device=self.device,
             attention=self.attention,
             name=self.source.name,
             path=path,
+            quantization=self.quantization,
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from flower_split.errors import FlowerSplitError, WeightsError
@@ -37,6 +37,7 @@ def load_stock(
     attention: str,
     name: str,
     path: Path,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """A model of the class `stock`, after `punch`, with `tensors` for all that is left of it.
 
@@ -50,6 +51,7 @@ def load_stock(
         attention: Attention implementation.
         name: Of the model; PEFT writes it into an adapter, as that of the base model.
         path: Where the tensors are from, for errors.
+        quantization: Of each tensor as it has been read; None for none.
 
     Raises:
         WeightsError: a tensor is missing or has the wrong shape.
@@ -65,7 +67,9 @@ def load_stock(
                 attn_implementation=attention,
                 ignore_mismatched_sizes=True,  # they are in `info`, with their shapes
                 output_loading_info=True,
-                **placement(device),
+                **(
+                    placement(device) if quantization is None else _quantizing(quantization, device)
+                ),
             )
         except FlowerSplitError:
             raise  # from `punch`
@@ -84,6 +88,11 @@ def load_stock(
 def placement(device: torch.device) -> dict[str, Any]:
     """The stock loader's arguments by which it puts a whole model on `device`."""
     return {} if device.type == "cpu" else {"device_map": {"": device}}
+
+
+def _quantizing(quantization: BitsAndBytesConfig, device: torch.device) -> dict[str, Any]:
+    # without a map the stock loader would choose an accelerator by itself
+    return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def _punched_class(

@@ -23,7 +23,7 @@ from torch import Tensor
 from flower_split.config.trunk import TrunkConfig
 from flower_split.errors import SequenceError, TrunkBusyError
 from flower_split.segments import Trunk
-from flower_split.segments.families import family_of
+from flower_split.segments.families import known_family
 from flower_split.segments.randomness import has_dropout
 from flower_split.server.compute.batch import ActivationBudget, Graph, Microbatch, TrunkComputer
 from flower_split.server.compute.rows import mixing_key
@@ -97,7 +97,12 @@ class TrunkQueue:
         self._scheduler = Scheduler(
             max_tokens=settings.batch_tokens, gather=settings.gather_ms / 1000
         )
-        self._mixes = settings.batching and family_of(trunk.config).mixes_rows
+        family = known_family(trunk.config.model_type)
+        # LLM.int8 chooses columns by the values of all rows, and PEFT's quantized layers are not
+        # those that rows of several adapters are mixed in.
+        alone = getattr(trunk.config, "quantization_config", None) is not None
+        mixes = family is not None and family.mixes_rows
+        self._mixes = settings.batching and mixes and not alone
         self._drops = has_dropout(trunk, trunk.config)
         self._numbers = itertools.count()
         self._computing = threading.RLock()

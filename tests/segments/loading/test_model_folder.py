@@ -113,5 +113,5 @@ def test_quantized_folder_is_refused_before_weights_are_read(tmp_path: Path) -> 
     values = {**json.loads(path.read_text()), "quantization_config": quantized}
     path.write_text(json.dumps(values), encoding="utf-8")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="is quantized"):
+    with pytest.raises(ValueError, match="are quantized already"):
         load_trunk(tmp_path, **CUTS)

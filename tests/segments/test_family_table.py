@@ -1,0 +1,36 @@
+"""Every causal model type of transformers is exact when it is cut, or refused, as the docs say."""
+
+import pytest
+from family_table import TYPES, prove_type, written_rows
+
+from flower_split.segments import FAMILIES
+
+SHARDS = 12
+WRITE = "run: python tests/support/family_table.py --write"
+SAMPLE = ("bert", "helium", "lfm2", "zamba2")
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_sample_is_as_written(model_type: str) -> None:
+    assert prove_type(model_type).line == written_rows()[model_type], WRITE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_all_are_as_written(shard: int) -> None:
+    written = written_rows()
+    for model_type in TYPES[shard::SHARDS]:
+        assert prove_type(model_type).line == written[model_type], WRITE
+
+
+def test_the_table_has_every_type_and_most_are_exact() -> None:
+    written = written_rows()
+    assert sorted(written) == list(TYPES), WRITE
+    assert sum(" | no | " not in line for line in written.values()) >= 130
+
+
+def test_families_with_an_entry_are_exact_with_a_cache() -> None:
+    written = written_rows()
+    assert all(" | yes | " in written[model_type] for model_type in FAMILIES)
