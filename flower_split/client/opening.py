@@ -179,7 +179,7 @@ def open_session(
             remote = attach_trunk(model, transport, trained=trained, trunk_parameters=own)
             remote.correct = adapter.correct_gradients
             if resuming.resumes_moments:
-                remote.is_stepped_with(resuming)
+                remote.adapter.is_stepped_with(resuming)
             yield OpenSession(
                 model=model,
                 transport=transport,

@@ -185,7 +185,7 @@ class SplitAdamW(torch.optim.AdamW):
 
     def take_trunk(self) -> None:
         """The trunk's half of the optimizer's state now belongs to this optimizer's."""
-        self._remote.is_stepped_with(self)
+        self._remote.adapter.is_stepped_with(self)
         self._transport = weakref.ref(self._remote.transport)
 
     def _check_halves(self) -> None:
@@ -199,7 +199,7 @@ class SplitAdamW(torch.optim.AdamW):
                 "state was left: make a new one (session.optimizer in a ClientApp goes on where "
                 "the last round ended), or load its state_dict into it"
             )
-        self._remote.check_steps_with(self)
+        adapter.check_steps_with(self)
         stepped = {id(p) for group in self.param_groups for p in group["params"]}
         left_out = [n for n, p in adapter.trained().items() if id(p) not in stepped]
         if left_out:

@@ -88,7 +88,6 @@ class RemoteTrunk(AdapterStandIn):
         self.trunk_gradient.data.zero_()
         self.correct: Callable[[], None] | None = None
         """What the strategy adds to the silo's gradients before a step; the trunk's are its own."""
-        self._steps_with: Callable[[], object] | None = None
         self._path, layers = find_layers(model)
         self._others: dict[int, AdapterStandIn] = {}
         for index in self.cuts.trunk_range:
@@ -235,19 +234,6 @@ class RemoteTrunk(AdapterStandIn):
             self.own.push()
         self.adapter.check_unchanged()
         return self.transport.finish()
-
-    def is_stepped_with(self, optimizer: object) -> None:
-        """The trunk's half of the optimizer's state is that of `optimizer` from now on."""
-        self._steps_with = weakref.ref(optimizer)
-
-    def check_steps_with(self, optimizer: object) -> None:
-        """Raise `AdapterError` where the trunk's half of the state is another optimizer's."""
-        if self.adapter.is_there and self._steps_with not in (None, weakref.ref(optimizer)):
-            raise AdapterError(
-                "the trunk's half of the optimizer's state is that of another SplitAdamW of this "
-                "session, or of the session before: go on with that one (session.optimizer in a "
-                "ClientApp), load its state_dict into the new one, or open a new session"
-            )
 
     def check_stepped(self) -> None:
         """Raise `AdapterError` where the trunk got gradients, and no step was ever taken."""

@@ -60,6 +60,7 @@ class TrunkAdapter:
         self._active: tuple[str, ...] = ()
         self._scalings: Mapping[tuple[str, int], float] = {}
         self._begun = False
+        self._steps_with: weakref.ref[object] | None = None
         self._snapshot: bytes | None = None
         """The tag of the trunk's part as it is now."""
         self.is_there = transport.spec.trunk_adapters != "frozen"
@@ -176,6 +177,19 @@ class TrunkAdapter:
     def silo_is_changed(self) -> bool:
         """Whether the silo's tensors are other than they were when both were last alike."""
         return bool(self._values.changed(named(self.model, ADAPTER)))
+
+    def is_stepped_with(self, optimizer: object) -> None:
+        """The trunk's half of the optimizer's state is that of `optimizer` from now on."""
+        self._steps_with = weakref.ref(optimizer)
+
+    def check_steps_with(self, optimizer: object) -> None:
+        """Raise `AdapterError` where the trunk's half of the state is another optimizer's."""
+        if self.is_there and self._steps_with not in (None, weakref.ref(optimizer)):
+            raise AdapterError(
+                "the trunk's half of the optimizer's state is that of another SplitAdamW of this "
+                "session, or of the session before: go on with that one (session.optimizer in a "
+                "ClientApp), load its state_dict into the new one, or open a new session"
+            )
 
     def note_step(self) -> None:
         """Both sides have changed the adapter alike."""
