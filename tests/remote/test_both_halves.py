@@ -266,3 +266,11 @@ def test_a_trunk_cannot_put_its_tensors_in_the_places_of_the_silos() -> None:
     pair.transport.adapter = hostile  # type: ignore[method-assign]
     with pytest.raises(WireError, match="not in its part of the session's plan"):
         remote.adapter.saved()
+
+
+def test_an_optimizer_of_ones_own_adds_what_the_strategy_asks_for() -> None:
+    pair = make_pair()
+    called: list[bool] = []
+    find_remote(pair.client).correct = lambda: called.append(True)
+    train(pair.client, SplitAdamW(pair.client, lr=1e-2))
+    assert called == [True, True]
