@@ -5,19 +5,21 @@ only. They leave their traces there: what is active, disabled, merged, scaled or
 before a pass, whichever call has brought it about.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from flower_split.adapters.plan import ADAPTER
+from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
 from flower_split.adapters.state import adapter_parameters
-from flower_split.errors import AdapterError
+from flower_split.errors import AdapterError, WireError
 from flower_split.segments import PassThrough
 
 BASE = "__base__"
@@ -46,21 +48,27 @@ def tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
     ]
 
 
-def read_scalings(model: nn.Module, adapter: str = ADAPTER) -> dict[str, float]:
-    """The factor of `adapter` in every layer that has one."""
+def read_scalings(model: nn.Module, *adapters: str) -> dict[tuple[str, int], float]:
+    """The factors of `adapters` in every layer that has one, by its name and the adapter's place.
+
+    Args:
+        model: A client model.
+        adapters: Names; none stands for the session's own.
+    """
     return {
-        name: float(layer.scaling[adapter])
+        (name, place): float(layer.scaling[adapter])
         for name, layer in tuner_layers(model)
+        for place, adapter in enumerate(adapters or (ADAPTER,))
         if isinstance(layer, LoraLayer) and adapter in layer.scaling
     }
 
 
-def read_traces(model: nn.Module, begun: Mapping[str, float]) -> AdapterTraces:
+def read_traces(model: nn.Module, begun: Mapping[tuple[str, int], float]) -> AdapterTraces:
     """How the layers of `model` compute now.
 
     Args:
         model: A client model.
-        begun: `read_scalings` as the session began.
+        begun: `read_scalings` of what was active as the session began.
 
     Raises:
         AdapterError: they do not compute alike, or in a way that the trunk cannot follow.
@@ -74,11 +82,8 @@ def read_traces(model: nn.Module, begun: Mapping[str, float]) -> AdapterTraces:
             "of the whole model"
         )
     (active,) = found
-    scales = {
-        _ratio(float(layer.scaling[ADAPTER]), begun[name])
-        for name, layer in layers
-        if name in begun and isinstance(layer, LoraLayer) and ADAPTER in layer.scaling
-    }
+    now = read_scalings(model, *active)
+    scales = {_ratio(now[place], begun[place]) for place in now.keys() & begun.keys()}
     if ADAPTER not in active or not scales:
         return AdapterTraces(active=active)
     if max(scales) - min(scales) > 1e-9 * max(1.0, max(map(abs, scales))):
@@ -141,32 +146,78 @@ def is_copy(model: nn.Module, adapter: str) -> bool:
     )
 
 
-class VersionWatch:
-    """Notices when adapter tensors are changed by anyone but those who have the trunk follow."""
+class ValueWatch:
+    """Notices when adapter tensors are changed by anyone but those who have the trunk follow.
+
+    By their values: what is written to `parameter.data`, as averages of weights and optimizers
+    outside of torch do, leaves no trace in a tensor's version.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, int]] | None = None
+        self._seen: dict[str, Tensor] | None = None
 
     def note(self, tensors: Mapping[str, Tensor]) -> None:
         """Take `tensors` as they are."""
-        self._seen = dict(_versions(tensors))
+        self._seen = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     def changed(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Names of those that were changed, or are others, since they were noted."""
         if self._seen is None:
             self.note(tensors)
             return []
-        now = dict(_versions(tensors))
-        return sorted(n for n in now.keys() | self._seen if now.get(n) != self._seen.get(n))
+        seen = self._seen
+        apart = {
+            name
+            for name in tensors.keys() & seen.keys()
+            if (tensors[name].shape, tensors[name].dtype, tensors[name].device)
+            != (seen[name].shape, seen[name].dtype, seen[name].device)
+        }
+        found = (tensors.keys() ^ seen.keys()) | apart
+        both = sorted((tensors.keys() & seen.keys()) - apart)
+        if both:
+            # One look at all of them; what is no number shows by itself.
+            changes = torch._foreach_sub(
+                [tensors[name].detach() for name in both], [seen[name] for name in both]
+            )
+            largest = torch.stack(_largest(changes))
+            found |= {both[int(i)] for i in torch.nonzero(largest.nan_to_num(0.0)).flatten()}
+        return sorted(found)
 
-    def forget(self) -> None:
-        """Note them anew when they are next looked at."""
-        self._seen = None
+
+def _largest(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The magnitude of the largest element of each; few transfers, whatever the devices."""
+    by_device: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(index)
+    found: dict[int, Tensor] = {}
+    for indices in by_device.values():
+        norms = torch._foreach_norm([tensors[i] for i in indices], math.inf)
+        found |= dict(zip(indices, torch.stack([n.float() for n in norms]).cpu(), strict=True))
+    return [found[index] for index in range(len(tensors))]
 
 
-def _versions(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, int]]]:
-    for name, tensor in tensors.items():
-        yield name, (tensor.data_ptr(), tensor._version)
+def check_held(names: Sequence[str], modules: Collection[str]) -> None:
+    """Raise `WireError` unless `names` are of adapter tensors on `modules` of the trunk.
+
+    Else a trunk could put its tensors in the places of the silo's, in what the silo saves.
+    """
+    strange = [
+        name
+        for name in names
+        if not name.startswith(PEFT_PREFIX)
+        or not _owners(name.removeprefix(PEFT_PREFIX)) & set(modules)
+    ]
+    if strange or len(set(names)) != len(names):
+        raise WireError(
+            "the trunk tells of adapter tensors that are not in its part of the session's plan"
+            + (f", such as {strange[0][:80]!r}" if strange else "")
+        )
+
+
+def _owners(name: str) -> set[str]:
+    """The names of the modules that a tensor of that name may be in."""
+    parts = name.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
 
 
 def check_plan(model: nn.Module, text: str, shown: Mapping[str, object]) -> None:
@@ -205,6 +256,7 @@ def check_plan(model: nn.Module, text: str, shown: Mapping[str, object]) -> None
             f"{differing[0]}). Wrap it with flower_split.wrap(client_model, plan), or with "
             "get_peft_model and the same settings"
         )
+    _check_settings(model, shown)
     for name, layer in layers.items():
         if not isinstance(layer, LoraLayer):
             continue
@@ -216,6 +268,58 @@ def check_plan(model: nn.Module, text: str, shown: Mapping[str, object]) -> None
                     f"{name} has an adapter of {key} {value:g}, and the session's plan {told:g}: "
                     "wrap the client model with the plan that the session was opened with"
                 )
+
+
+_ELSEWHERE = {
+    *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path"),
+    *("revision", "inference_mode", "runtime_config", "megatron_config", "megatron_core"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
+    *("trainable_token_indices", "ensure_weight_tying", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config"),
+}
+"""LoRA settings that are checked by the layers, or are none of what the trunk computes."""
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
+"""Starts of an adapter that leave the base weights as they are."""
+
+
+def _check_settings(model: nn.Module, shown: Mapping[str, object]) -> None:
+    """Raise `AdapterError` unless the trunk's layers compute by the client model's settings."""
+    config = getattr(model, "peft_config", {}).get(ADAPTER)
+    if not isinstance(config, LoraConfig):
+        return
+    if (layers := tuner_layers(model)) and not isinstance(layers[0][1], LoraLayer):
+        return
+    plain = LoraConfig()
+    told = {key.removeprefix("peft."): v for key, v in shown.items() if key.startswith("peft.")}
+    if "method" not in shown:
+        told = {"lora_dropout": shown.get("dropout"), "use_rslora": shown.get("rslora")}
+    for field in fields(config):
+        name, own = field.name, getattr(config, field.name)
+        expected = told.get(name)
+        if expected is None:
+            expected = getattr(plain, name, None)
+        if name == "init_lora_weights":
+            fits = own == expected or (own in _PLAIN_STARTS and expected in _PLAIN_STARTS)
+        elif name == "modules_to_save":
+            fits = not own or bool(shown.get("copies")) or _outside_layers(model, own)
+        elif name in ("r", "lora_alpha") and "method" in shown:
+            fits = float(own) == float(expected)
+        else:
+            fits = name in _ELSEWHERE or own == expected or (not own and not expected)
+        if not fits:
+            raise AdapterError(
+                f"the client model's adapter has {name}={own!r}, and the trunk's has "
+                f"{expected!r}: wrap the client model with flower_split.wrap(client_model, plan), "
+                "or with get_peft_model and the settings of the session's plan"
+            )
+
+
+def _outside_layers(model: nn.Module, saved: Sequence[str]) -> bool:
+    """Whether all modules that are trained whole are the silo's, before and after the layers."""
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
+    names = {name for name, module in model.named_modules() if any(module is t for t in tables)}
+    return all(any(own.rpartition(".")[2] == one for own in names) for one in saved)
 
 
 def _adapters_of(layer: BaseTunerLayer) -> set[str]:

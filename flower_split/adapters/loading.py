@@ -74,7 +74,7 @@ def _wrapped(stock: PreTrainedModel, folder: Path) -> PeftModel:
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         try:
             return PeftModel.from_pretrained(stock, str(folder)).eval()
-        except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except (ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
             raise AdapterError(
                 f"the adapter in {folder} does not fit the model: {error}"
             ) from error

@@ -17,7 +17,7 @@ from flower_split.client.state.folder import StateFolder
 from flower_split.client.state.resuming import Resuming
 from flower_split.client.statistics import SessionCost
 from flower_split.config.sections import SplitConfig
-from flower_split.errors import WireError
+from flower_split.errors import AdapterError, WireError
 from flower_split.lowrank import Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import attach_trunk, session_spec
@@ -118,6 +118,12 @@ def open_session(
         TrunkError: the trunk refused the session, or is gone.
     """
     invitation, instructions = opening.invitation, opening.instructions
+    own = trunk_parameters and invitation.purpose == "train"
+    if own and (instructions.proximal_mu or instructions.controlled):
+        raise AdapterError(
+            "FedProx and SCAFFOLD correct the trunk's gradients at the trunk, which "
+            "trunk_parameters=True would leave out: train with session.optimizer"
+        )
     lora = node.own_lora(config.lora, config.peft)
     with borrowed_model(config, source, device, lora) as held:
         model = held.model
@@ -167,12 +173,10 @@ def open_session(
             fold(model, adapter.load(opening.adapter, resuming.personal))
             train_parts(model, instructions.trains)
             trained = {name for name, part in adapter_parameters(model) if part.requires_grad}
-            attach_trunk(
-                model,
-                transport,
-                trained=trained,
-                trunk_parameters=trunk_parameters and invitation.purpose == "train",
-            )
+            remote = attach_trunk(model, transport, trained=trained, trunk_parameters=own)
+            remote.correct = adapter.correct_gradients
+            if resuming.resumes_moments:
+                remote.adapter.is_stepped_with(resuming)
             yield OpenSession(
                 model=model,
                 transport=transport,

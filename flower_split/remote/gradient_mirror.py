@@ -7,7 +7,6 @@ would have done to the trunk's, and it is read off it before the trunk is asked 
 """
 
 import math
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,17 +39,10 @@ class GradientMirror:
         self.parameter = parameter
         self._discard = discard
         self._told: Tensor | None = None
-        self._version = 0
+        self.number = 0
+        """Counts the trunk's gradients: another one begins when one was zeroed."""
         self.is_there = False
         """Whether the trunk has a gradient of the step."""
-        watching = weakref.ref(self)  # a forgotten client model is freed at once, without cycles
-
-        def note(_: object) -> None:
-            mirror = watching()
-            if mirror is not None:
-                mirror.note()
-
-        parameter.register_post_accumulate_grad_hook(note)
 
     @property
     def is_measured(self) -> bool:
@@ -58,10 +50,9 @@ class GradientMirror:
         return self._told is not None
 
     @property
-    def was_touched(self) -> bool:
-        """Whether anyone has written to it since it was told."""
-        grad = self.parameter.grad
-        return self._told is not None and (grad is None or grad._version != self._version)
+    def largest(self) -> float | None:
+        """Magnitude of the largest element of the trunk's gradient as it was told."""
+        return None if self._told is None else float(self._told[0])
 
     def added(self) -> None:
         """The trunk has added a gradient that it did not measure."""
@@ -79,12 +70,6 @@ class GradientMirror:
     def take(self, grad: Tensor) -> None:
         """The trunk's gradient was changed as `grad` was, the parameter's."""
         self._told = grad.detach().clone()
-        self.note()
-
-    def note(self) -> None:
-        """The parameter's gradient is now as the trunk's."""
-        grad = self.parameter.grad
-        self._version = -1 if grad is None else grad._version
 
     def forget(self) -> None:
         """The trunk has no gradient any more."""
@@ -97,11 +82,12 @@ class GradientMirror:
         grad = self.parameter.grad
         if grad is None:
             self._discard(False)
+            self.number += 1
             self.forget()
         elif not bool(grad.any()) and bool(self._told.any()):
             self._discard(True)
+            self.number += 1
             self._told = torch.zeros_like(self._told)
-            self.note()
 
     def change(self) -> GradientChange:
         """What was done to the silo's gradients since the last backward pass.

@@ -16,6 +16,7 @@ from flower_split.optimization.clipping import (
     gradient_norms,
 )
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.remote.gradient_watch import GradientWatch
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.transport.messages import StepRequest
 
@@ -33,7 +34,8 @@ class SplitAdamW(torch.optim.AdamW):
         model: A client model with a trunk attached; its trainable tensors are optimised.
         settings: Constants that the session's handshake agreed on; None takes the session's.
         lr: Learning rate until a scheduler sets another.
-        correct: Called in every step before anything else; may change the silo's gradients.
+        correct: Called in every step before anything else; may change the silo's gradients. None
+            takes the session's, which adds what its strategy asks for.
     """
 
     def __init__(
@@ -55,11 +57,9 @@ class SplitAdamW(torch.optim.AdamW):
         self._before, self._after = _around(model, self._remote)
         self.grad_norm = 0.0
         self._mirror = self._remote.trunk_gradient
-        self._versions: dict[nn.Parameter, int | None] = {}
-        watched = weakref.ref(self)
-        for parameter in (*self._before, *self._after):
-            hook = parameter.register_post_accumulate_grad_hook(partial(_note_version, watched))
-            weakref.finalize(self, hook.remove)
+        remote = weakref.ref(self._remote)
+        self._watch = GradientWatch((*self._before, *self._after), partial(_measured_step, remote))
+        self._transport = weakref.ref(self._remote.transport)
         super().__init__(
             # the mirror's gradient is the trunk's, to whoever scales or clips all of them
             [*self._before, *self._after, self._mirror],
@@ -83,10 +83,14 @@ class SplitAdamW(torch.optim.AdamW):
             raise ValueError(f"parameter groups must share one learning rate, not {sorted(rates)}")
         constants = self._constants()
         self._remote.take_loaded()
-        self._check_gradients()
+        self._check_halves()
+        number = self._remote.gradient_number
         change = self._remote.gradient_change()
-        if self._correct is not None:
-            self._correct()
+        zeroed = number != self._remote.gradient_number
+        self._watch.check(number, change, None if zeroed else self._remote.largest_gradient)
+        correct = self._correct or self._remote.correct
+        if correct is not None:
+            correct()
         clips = self.settings.max_grad_norm > 0
         before = gradient_norms(self._before) if clips else ()
         after = gradient_norms(self._after) if clips else ()
@@ -114,15 +118,14 @@ class SplitAdamW(torch.optim.AdamW):
         mirrored, self._mirror.grad = self._mirror.grad, None
         result = super().step()
         self._mirror.grad = mirrored
-        for parameter in self._versions:
-            self._versions[parameter] = _version(parameter)
+        self._watch.note_all()
         self._remote.stepped()
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients on both sides."""
         super().zero_grad(set_to_none)
-        self._versions.clear()
+        self._watch.forget()
         self._remote.forget_gradient(zeros=not set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,6 +150,7 @@ class SplitAdamW(torch.optim.AdamW):
                     "go on from different states: load one that SplitAdamW.state_dict() gave"
                 )
             self._remote.adapter.restore_moments(tag)
+        self.take_trunk()
         super().load_state_dict({k: v for k, v in state_dict.items() if k != TRUNK})
 
     def _constants(self) -> OptimizerSettings:
@@ -163,9 +167,13 @@ class SplitAdamW(torch.optim.AdamW):
                 f"parameter groups must share betas, eps and weight_decay, not {sorted(found)}: "
                 "the trunk's tensors are in no group of the silo's"
             )
-        for name in ("amsgrad", "maximize"):
-            if any(group.get(name) for group in self.param_groups):
-                raise AdapterError(f"SplitAdamW has no {name}: the trunk steps plain AdamW")
+        for name, plain in (
+            ("amsgrad", False),
+            ("maximize", False),
+            ("decoupled_weight_decay", True),
+        ):
+            if any(bool(group.get(name, plain)) != plain for group in self.param_groups):
+                raise AdapterError(f"SplitAdamW has no {name}={not plain}: the trunk's is plain")
         ((beta1, beta2, eps, weight_decay),) = found
         return replace(
             self.settings,
@@ -175,32 +183,41 @@ class SplitAdamW(torch.optim.AdamW):
             weight_decay=float(weight_decay),
         )
 
-    def _check_gradients(self) -> None:
-        """Raise `AdapterError` where the silo's gradients alone were changed by hand."""
-        touched = self._remote.gradient_was_touched
-        if touched is None or touched:
+    def take_trunk(self) -> None:
+        """The trunk's half of the optimizer's state now belongs to this optimizer's."""
+        self._remote.adapter.is_stepped_with(self)
+        self._transport = weakref.ref(self._remote.transport)
+
+    def _check_halves(self) -> None:
+        """Raise `AdapterError` unless both halves of the step are of one optimizer."""
+        adapter, transport = self._remote.adapter, self._remote.transport
+        if not adapter.is_there:
             return
-        changed = [p for p, seen in self._versions.items() if _version(p) != seen]
-        if changed:
+        if self._transport() is not transport and self.state and not adapter.is_shared:
             raise AdapterError(
-                f"the gradients of {len(changed)} of the silo's tensors were changed by hand, and "
-                "the trunk's were not: change all of model.parameters() alike, as clip_grad_norm_ "
-                "does, or attach_trunk(..., trunk_parameters=True)"
+                "this SplitAdamW has taken steps in another session, where the trunk's half of its "
+                "state was left: make a new one (session.optimizer in a ClientApp goes on where "
+                "the last round ended), or load its state_dict into it"
             )
+        adapter.check_steps_with(self)
+        stepped = {id(p) for group in self.param_groups for p in group["params"]}
+        left_out = [n for n, p in adapter.trained().items() if id(p) not in stepped]
+        if left_out:
+            raise AdapterError(
+                f"{len(left_out)} tensors of the silo's adapter (first: {left_out[0]}) are trained "
+                "and not stepped by this SplitAdamW, and the trunk's would be: make it after they "
+                "require gradients, and leave its groups whole"
+            )
+        self.take_trunk()
 
 
 TRUNK = "trunk"
 """Under which an optimizer state has the tag of the trunk's half."""
 
 
-def _version(parameter: nn.Parameter) -> int | None:
-    return None if parameter.grad is None else parameter.grad._version
-
-
-def _note_version(optimizer: "weakref.ref[SplitAdamW]", parameter: Any) -> None:
-    watching = optimizer()
-    if watching is not None:
-        watching._versions[parameter] = _version(parameter)
+def _measured_step(remote: "weakref.ref[RemoteTrunk]") -> int | None:
+    held = remote()
+    return held.gradient_number if held is not None and held.measures else None
 
 
 def _around(model: nn.Module, remote: RemoteTrunk) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

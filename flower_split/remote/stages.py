@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_split.devices import autocasting
+from flower_split.errors import AdapterError
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.segments import Halves, Pause
 from flower_split.transport.messages import AdapterGrad, BackwardReply, BackwardRequest
@@ -98,6 +99,13 @@ class SplitPassage:
         self._pause: Pause | None = pause
         self._leaf: Tensor | None = None
         self._keeps = remote.keeps_graph(pause.hidden)
+        if self._keeps and remote.own is not None:
+            raise AdapterError(
+                "microbatches in flight have no gradients for the trunk's adapter as parameters: "
+                "with trunk_parameters=True call the model itself, and backward of its loss, in "
+                "place of session.train() and session.accumulate()"
+            )
+        remote.measures = measures and self._keeps
         request, self._context = remote.next_request(pause.hidden, keep_graph=self._keeps)
         self._waiting: Future[Any] | None = self._transport.forward(request)
         # A passage that is dropped without a backward pass frees the trunk's activations too.
@@ -129,7 +137,7 @@ class SplitPassage:
         self._release.detach()
         trains = self._remote.adapter.trains()
         if trains and self._measures:
-            self._remote.follow_zeroing()
+            self._remote.follow_gradient()
         elif trains:
             self._remote.added_gradient()
         kept: AdapterGrad = ("measure" if self._measures else "add") if trains else "drop"

@@ -50,6 +50,8 @@ class RemoteTrunk(AdapterStandIn):
         """Its own gradient stands for that of the trunk's adapter; see `GradientMirror`."""
         self.own: TrunkParameters | None = None
         """The trunk's adapter as parameters of the client model, where that was asked for."""
+        self.measures = False
+        """Whether the trunk tells of the pass that is under way by how much it adds to its own."""
         self._mirror = GradientMirror(self.trunk_gradient, _weakly(self._discard))
         self.trunk_gradient.requires_grad_(False)
         self._mask: Tensor | None = None
@@ -82,6 +84,10 @@ class RemoteTrunk(AdapterStandIn):
         self._caches = CacheLedger(self.cuts.trunk_range)
         self._mirror.forget()
         self.trunk_gradient.grad = None
+        self.trunk_gradient.data = self.trunk_gradient.data.float()
+        self.trunk_gradient.data.zero_()
+        self.correct: Callable[[], None] | None = None
+        """What the strategy adds to the silo's gradients before a step; the trunk's are its own."""
         self._path, layers = find_layers(model)
         self._others: dict[int, AdapterStandIn] = {}
         for index in self.cuts.trunk_range:
@@ -100,7 +106,7 @@ class RemoteTrunk(AdapterStandIn):
             self.own.remove()
             self.own = None
         if trunk_parameters:
-            self.own = TrunkParameters(self.adapter, self)
+            self.own = TrunkParameters(self.adapter, self, trained=trained)
 
     __deepcopy__ = refuse_copy
     __reduce_ex__ = refuse_copy
@@ -144,6 +150,7 @@ class RemoteTrunk(AdapterStandIn):
             use = self._caches.use(cache, tokens, kept=not keep_graph)
             self._caches.drop_dead(self.transport)
         request, context = self.next_request(hidden_states, keep_graph=keep_graph, cache=use)
+        self.measures = keep_graph and self.adapter.is_there and self.own is None
         if keep_graph:
             own = () if self.own is None else self.own.parameters
             self.trunk_gradient.requires_grad_(self.adapter.is_there and not own)
@@ -179,9 +186,17 @@ class RemoteTrunk(AdapterStandIn):
                 f"the client model's weights are {self._weights_dtype()} now, and the session was "
                 f"opened with {spec.dtype}: convert the model first, then open the session"
             )
+        if bool(self.trunk_gradient.any()):
+            raise AdapterError(
+                "an optimizer has changed trunk_gradient, which stands for the trunk's gradient "
+                "and is no weight. Train with SplitAdamW, or attach_trunk(..., "
+                "trunk_parameters=True) for any other optimizer"
+            )
         if self.own is not None:
             self.own.push()
         use = self.adapter.use()
+        if keep_graph:
+            self._mirror.follow_zeroing()
         if keep_graph and use.copy:
             raise AdapterError(
                 f"the adapter {use.copy!r} is active, a copy that the trunk does not train: call "
@@ -210,12 +225,14 @@ class RemoteTrunk(AdapterStandIn):
         """Declare the session complete and wait for the trunk's word.
 
         Raises:
-            AdapterError: the trunk was trained without a step.
+            AdapterError: the trunk was trained without a step, or the silo's part with one that
+                the trunk did not take.
         """
         self.take_loaded()
         self.check_stepped()
         if self.own is not None:
             self.own.push()
+        self.adapter.check_unchanged()
         return self.transport.finish()
 
     def check_stepped(self) -> None:
@@ -250,9 +267,14 @@ class RemoteTrunk(AdapterStandIn):
         return self._mirror.change()
 
     @property
-    def gradient_was_touched(self) -> bool | None:
-        """Whether the trunk's gradient was changed with the silo's; None where unknown."""
-        return self._mirror.was_touched if self._mirror.is_measured else None
+    def largest_gradient(self) -> float | None:
+        """Magnitude of the largest element of the trunk's gradient; None where unmeasured."""
+        return self._mirror.largest
+
+    @property
+    def gradient_number(self) -> int:
+        """Counts the gradients of the trunk: another one begins when one was zeroed."""
+        return self._mirror.number
 
     def told_gradient(self, norm: float, largest: float) -> Tensor:
         """What autograd has to add to the mirror for the trunk's gradient of these measures."""
@@ -265,16 +287,11 @@ class RemoteTrunk(AdapterStandIn):
         """The same outside of autograd's own passes."""
         self._backwards += 1
         self.trunk_gradient.grad = self._mirror.told(norm, largest).clone()
-        self._mirror.note()
 
     def added_gradient(self) -> None:
         """The trunk has added a gradient to those of the step, unmeasured."""
         self._backwards += 1
         self._mirror.added()
-
-    def note_gradient(self) -> None:
-        """The silo's gradients are now as the trunk's."""
-        self._mirror.note()
 
     def forget_gradient(self, *, zeros: bool) -> None:
         """The silo's gradients were zeroed: so are the trunk's."""

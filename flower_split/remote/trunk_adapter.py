@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from flower_split.adapters.client_adapter import (
-    VersionWatch,
+    ValueWatch,
+    check_held,
     check_plan,
     is_copy,
     named,
@@ -20,7 +22,8 @@ from flower_split.adapters.client_adapter import (
     tuner_layers,
 )
 from flower_split.adapters.plan import ADAPTER
-from flower_split.errors import AdapterError
+from flower_split.errors import AdapterError, WireError
+from flower_split.segments import Cuts, find_layers, layer_index
 from flower_split.transport.messages import AdapterCall, AdapterUse
 
 if TYPE_CHECKING:
@@ -51,12 +54,13 @@ class TrunkAdapter:
         self._model = weakref.ref(model)
         self._transport = transport
         self._trained = None if trained is None else frozenset(trained)
-        self._versions = VersionWatch()
-        self._copies: dict[str, VersionWatch] = {}
+        self._values = ValueWatch()
+        self._copies: dict[str, ValueWatch] = {}
         self._held: tuple[tuple[str, tuple[int, ...]], ...] | None = None
         self._active: tuple[str, ...] = ()
-        self._scalings: Mapping[str, float] = {}
+        self._scalings: Mapping[tuple[str, int], float] = {}
         self._begun = False
+        self._steps_with: weakref.ref[object] | None = None
         self._snapshot: bytes | None = None
         """The tag of the trunk's part as it is now."""
         self.is_there = transport.spec.trunk_adapters != "frozen"
@@ -78,7 +82,9 @@ class TrunkAdapter:
     def held(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Name in the uncut model and shape of every tensor of the trunk's part."""
         if self._held is None:
-            self._held = self._call(AdapterCall(action="list")).held
+            held = self._call(AdapterCall(action="list")).held
+            check_held([name for name, _ in held], self._trunks_modules())
+            self._held = held
         return self._held
 
     @property
@@ -86,7 +92,8 @@ class TrunkAdapter:
         """Full names of the modules of the uncut model that have an adapter in the session."""
         if not (self.is_there and self._transport.spec.adapter):
             return ()
-        return tuple(json.loads(self._transport.spec.adapter).get("modules") or ())
+        shown = json.loads(self._transport.spec.adapter)
+        return (*(shown.get("modules") or ()), *(shown.get("copies") or ()))
 
     @property
     def is_wrapped(self) -> bool:
@@ -114,11 +121,11 @@ class TrunkAdapter:
             return AdapterUse()
         if not self._begun:
             self._begin()
-        self._check_unchanged()
+        self.check_unchanged()
         traces = read_traces(model, self._scalings)
         if not traces.active:
             return AdapterUse(disabled=True)
-        if traces.active == self._active or traces.active == (ADAPTER,) == self._active[:1]:
+        if traces.active == self._active:
             return AdapterUse(scale=traces.scale)
         return AdapterUse(copy=self._copy_of(traces.active))
 
@@ -128,12 +135,12 @@ class TrunkAdapter:
             return AdapterUse()
         if not self._begun:
             self._active = read_traces(self.model, {}).active
-            self._scalings = read_scalings(self.model, *self._active[:1])
+            self._scalings = read_scalings(self.model, *self._active)
             self._begun = True
         now = read_traces(self.model, {}).active
         if not now:
             return AdapterUse(disabled=True)
-        same = read_scalings(self.model, *self._active[:1]) == self._scalings
+        same = read_scalings(self.model, *self._active) == self._scalings
         if now != self._active or not same:
             raise AdapterError(
                 f"the adapter {', '.join(now)} is active, with another scale or other than the one "
@@ -163,10 +170,32 @@ class TrunkAdapter:
             )
         return True
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The silo's adapter tensors that require gradients."""
+        held = named(self.model, ADAPTER)
+        return {name: tensor for name, tensor in held.items() if tensor.requires_grad}
+
+    def silo_is_changed(self) -> bool:
+        """Whether the silo's tensors are other than they were when both were last alike."""
+        return bool(self._values.changed(named(self.model, ADAPTER)))
+
+    def is_stepped_with(self, optimizer: object) -> None:
+        """The trunk's half of the optimizer's state is that of `optimizer` from now on."""
+        self._steps_with = weakref.ref(optimizer)
+
+    def check_steps_with(self, optimizer: object) -> None:
+        """Raise `AdapterError` where the trunk's half of the state is another optimizer's."""
+        if self.is_there and self._steps_with not in (None, weakref.ref(optimizer)):
+            raise AdapterError(
+                "the trunk's half of the optimizer's state is that of another SplitAdamW of this "
+                "session, or of the session before: go on with that one (session.optimizer in a "
+                "ClientApp), load its state_dict into the new one, or open a new session"
+            )
+
     def note_step(self) -> None:
         """Both sides have changed the adapter alike."""
         self._snapshot = None
-        self._versions.note(named(self.model, ADAPTER))
+        self._values.note(named(self.model, ADAPTER))
 
     def note_loaded(self, given: Mapping[str, Tensor]) -> None:
         """Give the trunk what was loaded into the client model under its layers' names.
@@ -211,10 +240,13 @@ class TrunkAdapter:
         """What stands for the trunk's part in a saved state, by names of the file.
 
         Its values, where the trunk gives them; else the tag of a snapshot that it has taken now.
+
+        Raises:
+            AdapterError: the silo's tensors were changed, and the trunk's were not.
         """
+        self.check_unchanged()
         if self._transport.limits.max_adapter_elements:
-            reply = self._call(AdapterCall(action="read"))
-            return {name: t for (name, _), t in zip(reply.held, reply.tensors, strict=True)}
+            return self.read()
         if self._snapshot is None:
             tag = secrets.token_bytes(_TAG_BYTES)
             self._call(AdapterCall(action="snapshot", name=tag.hex()))
@@ -231,8 +263,11 @@ class TrunkAdapter:
             AdapterError: the trunk does not give it.
         """
         self._check_given()
-        reply = self._call(AdapterCall(action="read"))
-        return {name: t for (name, _), t in zip(reply.held, reply.tensors, strict=True)}
+        tensors = self._call(AdapterCall(action="read")).tensors
+        shapes = [shape for _, shape in self.held]
+        if [tuple(tensor.shape) for tensor in tensors] != shapes:
+            raise WireError("the trunk gave other tensors than its adapter has")
+        return {name: t for (name, _), t in zip(self.held, tensors, strict=True)}
 
     def write(self, tensors: Collection[Tensor]) -> None:
         """Overwrite the trunk's part with `tensors`, in the order of `held`.
@@ -270,14 +305,29 @@ class TrunkAdapter:
                 f"the client model's active adapter is {', '.join(self._active) or 'none'}; a "
                 f"session begins with {ADAPTER!r}"
             )
-        self._scalings = read_scalings(model)
+        self._scalings = read_scalings(model, *self._active)
         self._begun = True
+
+    def _trunks_modules(self) -> set[str]:
+        spec, (path, _) = self._transport.spec, find_layers(self._stock())
+        cuts = Cuts(
+            bottom_layers=spec.bottom_layers,
+            top_layers=spec.top_layers,
+            num_layers=spec.num_layers,
+        )
+        return {name for name in self.modules if layer_index(name, path) in cuts.trunk_range}
+
+    def _stock(self) -> PreTrainedModel:
+        return next(m for m in self.model.modules() if isinstance(m, PreTrainedModel))
 
     def _expects_layers(self) -> bool:
         return bool({name for name, _ in self.model.named_modules()} & set(self.modules))
 
-    def _check_unchanged(self) -> None:
-        changed = self._versions.changed(named(self.model, ADAPTER))
+    def check_unchanged(self) -> None:
+        """Raise `AdapterError` where the silo's tensors were changed, and the trunk's were not."""
+        if not (self.is_there and self._begun):
+            return
+        changed = self._values.changed(named(self.model, ADAPTER))
         if changed:
             raise AdapterError(
                 f"{len(changed)} tensors of the silo's adapter (first: {changed[0]}) were changed, "
@@ -303,7 +353,7 @@ class TrunkAdapter:
                     f"follow an adapter that is a copy of {ADAPTER!r} when it is first used, such "
                     "as a reference model; others are trained in a session of their own"
                 )
-            watch = self._copies[name] = VersionWatch()
+            watch = self._copies[name] = ValueWatch()
             watch.note(tensors)
             self._call(AdapterCall(action="copy", name=name))
         elif watch.changed(tensors):

@@ -6,12 +6,13 @@ bytes down for each microbatch, its bytes up for each step, and shows the silo t
 its adapter; hence the trunk has to allow it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flower_split.errors import AdapterError
+from flower_split.errors import AdapterError, WireError
+from flower_split.lowrank import part_of
 from flower_split.remote.trunk_adapter import TrunkAdapter
 
 
@@ -20,6 +21,8 @@ class TrunkParameters:
 
     Args:
         adapter: The trunk's part of the adapter.
+        trained: Names of the silo's adapter tensors that the session trains: the trunk's of the
+            same factors are trained. None for all.
         owner: Gets the parameters. Their names end with those in the uncut model, an underscore for
             every dot, because PEFT would take a module of that path for one to wrap.
 
@@ -28,7 +31,9 @@ class TrunkParameters:
             model is not wrapped yet.
     """
 
-    def __init__(self, adapter: TrunkAdapter, owner: nn.Module) -> None:
+    def __init__(
+        self, adapter: TrunkAdapter, owner: nn.Module, *, trained: Collection[str] | None = None
+    ) -> None:
         if not adapter.is_there:
             raise AdapterError("a frozen trunk has no adapter: leave trunk_parameters out")
         if adapter.is_shared:
@@ -42,32 +47,52 @@ class TrunkParameters:
             )
         self._adapter = adapter
         self._owner = owner
+        parts = None if trained is None else {part_of(name) for name in trained}
         self._named = {
-            name: nn.Parameter(tensor.clone()) for name, tensor in adapter.read().items()
+            name: nn.Parameter(
+                tensor.clone(), requires_grad=parts is None or part_of(name) in parts
+            )
+            for name, tensor in adapter.read().items()
         }
         for name, parameter in self._named.items():
             owner.register_parameter(name.replace(".", "_"), parameter)
         self.parameters = tuple(self._named.values())
         """In the order of the uncut model."""
         self._pushed = [parameter.detach().clone() for parameter in self.parameters]
+        self._has_gradient = False
 
     def push(self) -> None:
         """Have the trunk compute with the parameters as they are now.
 
         Raises:
-            AdapterError: a value is not finite.
+            AdapterError: a value is not finite, or an optimizer steps the silo's tensors alone.
         """
-        self._adapter.note_step()  # whoever stepped the silo's tensors has stepped these
         now = [parameter.detach() for parameter in self.parameters]
-        if all(torch.equal(a, b) for a, b in zip(now, self._pushed, strict=True)):
+        is_same = all(torch.equal(a, b) for a, b in zip(now, self._pushed, strict=True))
+        if is_same and self._has_gradient and self._adapter.silo_is_changed():
+            raise AdapterError(
+                "the silo's adapter was stepped, and the trunk's parameters, which have "
+                "gradients, were not: make the optimizer after attach_trunk, of all of "
+                "model.parameters() that require gradients"
+            )
+        self._adapter.note_step()  # whoever stepped the silo's tensors has stepped these
+        if is_same:
             return
+        self._has_gradient = False
         self._adapter.write(now)
         self._pushed = [tensor.clone() for tensor in now]
 
     def gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """For autograd: each parameter's, on its device and in its dtype."""
-        pairs = zip(gradients, self.parameters, strict=True)
-        return tuple(grad.to(own) if own.requires_grad else None for grad, own in pairs)
+        sizes = [gradient.numel() for gradient in gradients]
+        if sizes != [parameter.numel() for parameter in self.parameters]:
+            raise WireError("the trunk's gradients do not have the shapes of its adapter")
+        pairs = list(zip(gradients, self.parameters, strict=True))
+        if any(bool(grad.any()) for grad, own in pairs if own.requires_grad):
+            self._has_gradient = True
+        return tuple(
+            grad.reshape(own.shape).to(own) if own.requires_grad else None for grad, own in pairs
+        )
 
     def saved(self, *, keep_vars: bool) -> dict[str, Tensor]:
         """The parameters by their names in the adapter's file."""
@@ -95,6 +120,7 @@ class TrunkParameters:
                 )
             with torch.no_grad():
                 parameter.copy_(given[name])
+        self._has_gradient = False
 
     def remove(self) -> None:
         """Take the parameters out of the client model."""

@@ -16,6 +16,8 @@ from flower_split.durable import move_durably, write_durably
 from flower_split.errors import SequenceError, WireError
 from flower_split.transport.state_tags import is_tag
 
+MOST_SILOS = 256
+"""Whose snapshots are in memory; those of the silo that has made none for longest go first."""
 MOST_SNAPSHOTS = 16
 """Of one silo; the oldest one goes for a new one. A checkpoint has two: adapter and moments."""
 
@@ -27,11 +29,19 @@ class SnapshotStore:
         folder: Where they are kept as safetensors files, too, so that they outlive the process;
             None keeps them in memory alone.
         most: Snapshots of one silo.
+        most_silos: Silos whose snapshots are in memory.
     """
 
-    def __init__(self, folder: Path | str | None = None, *, most: int = MOST_SNAPSHOTS) -> None:
+    def __init__(
+        self,
+        folder: Path | str | None = None,
+        *,
+        most: int = MOST_SNAPSHOTS,
+        most_silos: int = MOST_SILOS,
+    ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._most = most
+        self._most_silos = most_silos
         self._lock = threading.Lock()
         self._held: dict[str, dict[str, Mapping[str, Tensor]]] = {}
 
@@ -44,7 +54,10 @@ class SnapshotStore:
         """
         path = self._path(silo, tag)
         with self._lock:
-            own = self._held.setdefault(silo, {})
+            own = self._held.pop(silo, {})
+            self._held[silo] = own
+            for name in list(self._held)[: -self._most_silos]:
+                del self._held[name]
             own.pop(tag, None)
             own[tag] = dict(tensors)
             gone = list(own)[: -self._most]

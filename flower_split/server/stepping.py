@@ -104,6 +104,7 @@ class AdapterSlot:
         self._trained = adapters.trained(name)
         self._gradients: list[Tensor | None] = [None] * len(self._trained)
         self._copies: dict[str, str] = {}
+        self._copied = 0
 
     @property
     def can_mix(self) -> bool:
@@ -142,7 +143,8 @@ class AdapterSlot:
         held = self._copies.pop(name, None)
         if held is not None:
             self._adapters.remove(held)
-        copied = f"{self.name}-copy-{len(self._copies)}-{name}".replace(".", "-")
+        self._copied += 1
+        copied = f"{self.name}-copy-{self._copied}"
         self._adapters.copy(self.name, copied)
         self._copies[name] = copied
 

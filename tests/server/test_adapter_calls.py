@@ -117,3 +117,13 @@ def test_tensors_that_do_not_fit_change_nothing() -> None:
     call(transport, "write", tensors=tuple(tensor * 2 for tensor in good))
     written = call(transport, "read").tensors
     assert all(torch.equal(a, 2 * b) for a, b in zip(written, good, strict=True))
+
+
+def test_names_of_copies_that_look_alike_leave_nothing_behind() -> None:
+    transport, pair = session()
+    before = {name for name, _ in pair.engine.trunk.named_parameters()}
+    other = LocalTransport(pair.engine, transport.spec)
+    for name in ("a.b", "a-b", "a.b", "a-b"):
+        call(other, "copy", name=name)
+    other.close()
+    assert {name for name, _ in pair.engine.trunk.named_parameters()} == before

@@ -77,3 +77,15 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"not a tensor")
     with pytest.raises(SequenceError, match="cannot be read"):
         SnapshotStore(tmp_path).get("clinic", TAGS[0])
+
+
+def test_many_names_of_silos_do_not_fill_the_memory() -> None:
+    """Without tickets a silo has whatever name it gives itself."""
+    store = SnapshotStore(most_silos=3)
+    store.put("clinic", TAGS[0], tensors(0))
+    for number in range(10):
+        store.put(f"flood-{number}", TAGS[1], tensors(1))
+        store.put("clinic", TAGS[2], tensors(2))  # who goes on is not forgotten
+    assert store.get("clinic", TAGS[0]).keys() == {"a", "b"}
+    with pytest.raises(SequenceError, match="the last 16 of a silo"):
+        store.get("flood-0", TAGS[1])

@@ -111,6 +111,7 @@ class Resuming:
         own = {n: t for n, t in self._moments.items() if n.rpartition("/")[0] in trained}
         if self._resumed:
             load_moments(optimizer, trained, own)
+            optimizer.take_trunk()
         self._moments = {n: t for n, t in self._moments.items() if n not in own}
 
     def end(self, optimizer: SplitAdamW | None, steps: int, adapter: AdapterRound) -> None:
@@ -145,6 +146,11 @@ class Resuming:
                 ),
                 after=self._resumed,
             )
+
+    @property
+    def resumes_moments(self) -> bool:
+        """Whether the trunk's optimizer goes on, and the silo's has to."""
+        return bool(self._resumed) and self._with_moments
 
     @property
     def resumed(self) -> bool:
