@@ -304,7 +304,7 @@ def _check_settings(model: nn.Module, shown: Mapping[str, object]) -> None:
         elif name == "modules_to_save":
             fits = not own or bool(shown.get("copies")) or _outside_layers(model, own)
         elif name in ("r", "lora_alpha") and "method" in shown:
-            fits = float(own) == float(expected)
+            fits = own == expected
         else:
             fits = name in _ELSEWHERE or own == expected or (not own and not expected)
         if not fits:
