@@ -37,7 +37,6 @@ _PEFT_SAYS = (
     AssertionError,
     AttributeError,
     LookupError,
-    NotImplementedError,
 )
 """What PEFT raises where a method does not fit a model."""
 

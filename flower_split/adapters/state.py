@@ -94,6 +94,15 @@ def is_general(config: PeftConfig) -> bool:
     )
 
 
+def weights_dtype(model: nn.Module, adapter: str = ADAPTER) -> torch.dtype:
+    """dtype of the weights of `model`, which its adapter's tensors need not have."""
+    return next(
+        parameter.dtype
+        for name, parameter in model.named_parameters()
+        if f".{adapter}" not in name and parameter.is_floating_point()
+    )
+
+
 def with_adapter(name: str, adapter: str = ADAPTER) -> str:
     """The name of an adapter tensor in a model, for its name in the adapter's file."""
     head, weight = name.removesuffix(".weight"), name.endswith(".weight")

@@ -205,11 +205,6 @@ class TrunkAdapters:
             for layer, scaling in held:
                 layer.scaling.update(scaling)
 
-    @property
-    def master(self) -> str:
-        """Name of the master adapter."""
-        return MASTER
-
     def activate(self, name: str) -> None:
         """Compute with the adapter `name` from now on, with gradients for what it trains only."""
         if name == self._active:

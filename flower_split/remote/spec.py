@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from flower_split.adapters import AdapterPlan, adapter_parameters
+from flower_split.adapters import AdapterPlan
+from flower_split.adapters.state import weights_dtype
 from flower_split.config.wire import WireConfig
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote.attach import find_slot
@@ -41,15 +42,13 @@ def session_spec(
         ModelError: the model has no place for a trunk.
     """
     _, _, slot = find_slot(client_model)
-    adapter = {id(parameter) for _, parameter in adapter_parameters(client_model)}
-    weights = next(p for p in client_model.parameters() if id(p) not in adapter)
     return SessionSpec(
         purpose=purpose,
         fingerprint=slot.fingerprint,
         num_layers=slot.cuts.num_layers,
         bottom_layers=slot.cuts.bottom_layers,
         top_layers=slot.cuts.top_layers,
-        dtype=str(weights.dtype).removeprefix("torch."),
+        dtype=str(weights_dtype(client_model)).removeprefix("torch."),
         trunk_adapters=trunk_adapters,
         adapter="" if plan is None else plan.json,
         wire=wire or WireConfig(),

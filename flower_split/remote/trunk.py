@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.adapters.stand_in import AdapterStandIn
-from flower_split.adapters.state import with_adapter, without_adapter
+from flower_split.adapters.state import weights_dtype, with_adapter, without_adapter
 from flower_split.devices import mark_ready
 from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.border import SiloBorder
@@ -144,7 +144,6 @@ class RemoteTrunk(AdapterStandIn):
         tokens = hidden_states.shape[1]
         cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
         keep_graph = self.keeps_graph(hidden_states)
-        self.take_loaded()
         use: CacheUse | None = None
         if cache is not None:
             use = self._caches.use(cache, tokens, kept=not keep_graph)
@@ -181,9 +180,10 @@ class RemoteTrunk(AdapterStandIn):
             hidden, step=self.steps, microbatch=self._microbatches, attention_mask=self._mask
         )
         spec = self.transport.spec
-        if self._weights_dtype() != getattr(torch, spec.dtype):
+        dtype = weights_dtype(self.adapter.model)
+        if dtype != getattr(torch, spec.dtype):
             raise ModelError(
-                f"the client model's weights are {self._weights_dtype()} now, and the session was "
+                f"the client model's weights are {dtype} now, and the session was "
                 f"opened with {spec.dtype}: convert the model first, then open the session"
             )
         if bool(self.trunk_gradient.any()):
@@ -192,6 +192,7 @@ class RemoteTrunk(AdapterStandIn):
                 "and is no weight. Train with SplitAdamW, or attach_trunk(..., "
                 "trunk_parameters=True) for any other optimizer"
             )
+        self.take_loaded()
         if self.own is not None:
             self.own.push()
         use = self.adapter.use()
@@ -250,8 +251,7 @@ class RemoteTrunk(AdapterStandIn):
         Raises:
             AdapterError: it was changed in the midst of a step.
         """
-        self._mirror.follow_zeroing()
-        if self._mirror.change() != GradientChange():
+        if self.gradient_change() != GradientChange():
             raise AdapterError(
                 "gradients were scaled or clipped, and then added to by another backward pass: "
                 "the trunk follows only what is done after the last one of a step"
@@ -346,13 +346,6 @@ class RemoteTrunk(AdapterStandIn):
 
     def _discard(self, zeros: bool) -> None:
         self.transport.discard(zeros=zeros)
-
-    def _weights_dtype(self) -> torch.dtype:
-        return next(
-            p.dtype
-            for n, p in self.adapter.model.named_parameters()
-            if "lora_" not in n and p is not self.trunk_gradient and p.is_floating_point()
-        )
 
     def keeps_graph(self, hidden: Tensor) -> bool:
         """Whether there will be a backward pass through the trunk for h1.

@@ -24,7 +24,7 @@ from flower_split.adapters.client_adapter import (
 from flower_split.adapters.plan import ADAPTER
 from flower_split.errors import AdapterError, WireError
 from flower_split.segments import Cuts, find_layers, layer_index
-from flower_split.transport.messages import AdapterCall, AdapterUse
+from flower_split.transport.messages import AdapterCall, AdapterReply, AdapterUse
 
 if TYPE_CHECKING:
     from flower_split.transport.base import Transport
@@ -371,7 +371,7 @@ class TrunkAdapter:
                 "trunk.shares-adapter of a run"
             )
 
-    def _call(self, call: AdapterCall):  # type: ignore[no-untyped-def]
+    def _call(self, call: AdapterCall) -> AdapterReply:
         answer = self._transport.adapter(call)
         with self._transport.waits.waiting():
             return answer.result()

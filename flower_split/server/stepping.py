@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_split.adapters import AdapterRound, PersonalTensors, TrunkAdapters
+from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import SequenceError
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
@@ -239,7 +240,7 @@ class AdapterSlot:
         Raises:
             AdapterError: `state` does not fit the trunk.
         """
-        self._adapters.load(self._adapters.master if self.is_shared else self.name, state)
+        self._adapters.load(MASTER if self.is_shared else self.name, state)
         self._refresh()
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from flower_split import GrpcTransport, SplitAdamW, TrunkServer, attach_trunk, split_model
 from flower_split.errors import AdapterError, TrunkError
+from flower_split.remote import SplitStages
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.snapshots import SnapshotStore
 
@@ -163,6 +164,21 @@ def test_the_trunk_follows(mode: str, act: Act) -> None:
                     parameter.data.zero_()
     assert act(pair.client, SplitAdamW(pair.client, lr=1e-2)) == act(pair.whole, reference(pair))
     assert_alike(pair)
+
+
+def test_a_state_that_was_loaded_counts_in_stages_too() -> None:
+    pair = make_pair()
+    optimizer = SplitAdamW(pair.client, lr=1e-2)
+    train(pair.client, optimizer)
+    state = copy.deepcopy(pair.client.state_dict())
+    batch = make_batch(seed=50)
+    stages = SplitStages(pair.client)
+    with torch.no_grad():
+        expected = stages.start(batch).output().loss
+    train(pair.client, optimizer)
+    pair.client.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.equal(stages.start(batch).output().loss, expected)
 
 
 @contextmanager

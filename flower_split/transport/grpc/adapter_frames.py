@@ -30,6 +30,8 @@ ADAPTER_GRADS: dict[AdapterGrad, pb.AdapterGrad] = {
     name: cast("pb.AdapterGrad", pb.AdapterGrad.Value(f"ADAPTER_GRAD_{name.upper()}"))
     for name in get_args(AdapterGrad)
 }
+ACTION_NAMES = {int(number): name for name, number in ADAPTER_ACTIONS.items()}
+GRAD_NAMES = {int(number): name for name, number in ADAPTER_GRADS.items()}
 if len(ADAPTER_ACTIONS) != len(pb.AdapterAction.values()) - 1 or len(ADAPTER_GRADS) != len(
     pb.AdapterGrad.values()
 ):
@@ -47,7 +49,7 @@ _NEEDS_NAME = {"copy", "snapshot", "restore", "snapshot_moments", "restore_momen
 
 def as_matrix(tensor: Tensor) -> Tensor:
     """An adapter tensor as it travels: its first axis and all the others in one."""
-    return tensor.reshape(tensor.shape[0], -1) if tensor.dim() else tensor.reshape(1, 1)
+    return tensor.reshape(_matrix_shape(tensor.shape))
 
 
 def adapter_use(use: AdapterUse) -> pb.AdapterUse | None:
@@ -114,8 +116,7 @@ def check_call(call: pb.AdapterCall, limits: SessionLimits) -> Sequence[Announce
     Raises:
         WireError: an unknown action, a malformed name, or tensors that the session may not send.
     """
-    names = {int(number): name for name, number in ADAPTER_ACTIONS.items()}
-    action = names.get(call.action)
+    action = ACTION_NAMES.get(call.action)
     if action is None:
         raise WireError(f"adapter: action of unknown number {call.action}")
     _check_name(call.name)

@@ -22,8 +22,9 @@ from flower_split.serialization.tables import (
 from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
 from flower_split.transport.bounds import check_context, check_hidden
 from flower_split.transport.grpc.adapter_frames import (
-    ADAPTER_ACTIONS,
+    ACTION_NAMES,
     ADAPTER_GRADS,
+    GRAD_NAMES,
     adapter_call,
     adapter_use,
     as_matrix,
@@ -33,9 +34,7 @@ from flower_split.transport.grpc.adapter_frames import (
     to_constants,
 )
 from flower_split.transport.messages import (
-    AdapterAction,
     AdapterCall,
-    AdapterGrad,
     BackwardRequest,
     CacheEdit,
     CacheUse,
@@ -162,10 +161,6 @@ def _cache_use(cache: CacheUse) -> pb.CacheUse:
 
 
 _EDIT_NAMES: dict[int, EditKind] = {int(number): name for name, number in EDIT_KINDS.items()}
-_GRAD_NAMES: dict[int, AdapterGrad] = {int(number): name for name, number in ADAPTER_GRADS.items()}
-_ACTION_NAMES: dict[int, AdapterAction] = {
-    int(number): name for name, number in ADAPTER_ACTIONS.items()
-}
 # OPT numbers a padded token -1
 _POSITION_RANGE = (-1, 2**31 - 1)
 
@@ -201,7 +196,7 @@ class PendingRequest:
                     microbatch=backward.microbatch,
                     grad=tensors[0],
                     wants_input_grad=backward.wants_input_grad,
-                    adapter_grad=_GRAD_NAMES[backward.adapter_grad],
+                    adapter_grad=GRAD_NAMES[backward.adapter_grad],
                 )
             case "step":
                 step = self.head.step
@@ -219,7 +214,7 @@ class PendingRequest:
                 return Discard(zeros=self.head.discard.zeros)
             case "adapter":
                 call = self.head.adapter
-                action = _ACTION_NAMES[call.action]
+                action = ACTION_NAMES[call.action]
                 return AdapterCall(action=action, name=call.name, tensors=tuple(tensors))
             case "release":
                 return Release(microbatch=self.head.release.microbatch)
@@ -276,7 +271,7 @@ class RequestReader:
                 headers = frame.backward.tensors
                 if len(headers) != 1:
                     raise WireError(f"backward with {len(headers)} tensors, expected g2 alone")
-                if frame.backward.adapter_grad not in _GRAD_NAMES:
+                if frame.backward.adapter_grad not in GRAD_NAMES:
                     number = frame.backward.adapter_grad
                     raise WireError(f"backward: unknown number {number} of what to do with grads")
                 return [self._check_size(check_header(headers[0], self._rules["g2"]))]

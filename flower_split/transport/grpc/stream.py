@@ -21,7 +21,7 @@ from flower_split.transport.grpc.handshake import read_welcome
 from flower_split.transport.grpc.replies import ReplyReader
 from flower_split.transport.grpc.requests import encode_request
 from flower_split.transport.grpc.status import from_status
-from flower_split.transport.messages import Answerable, Request, SessionLimits
+from flower_split.transport.messages import Answerable, Request
 from flower_split.transport.meters import ByteMeter
 from flower_split.transport.rules import HopRules
 
@@ -136,6 +136,7 @@ class GrpcStream:
             first = next(frames, None)
             if first is None or first.WhichOneof("frame") != "welcome":
                 raise WireError(f"trunk at {self._address}: the first frame was no welcome")
+            self._limits = read_welcome(first.welcome)
             with self._lock:
                 if self._failure is None:
                     self.welcome.set_result(first.welcome)
@@ -159,7 +160,7 @@ class GrpcStream:
             if not self._owed:
                 raise WireError(f"trunk at {self._address}: a reply that was not asked for")
             request, future = self._owed[0]
-        reader = reader or ReplyReader(request, self._rules, self._limits())
+        reader = reader or ReplyReader(request, self._rules, self._limits)
         if not reader.feed(frame):
             return reader
         for tensor in reader.announced:
@@ -171,9 +172,6 @@ class GrpcStream:
             self._owed.popleft()
         future.set_result(reply)
         return None
-
-    def _limits(self) -> SessionLimits:
-        return read_welcome(self.welcome.result(0))
 
     def _watch(self) -> None:
         while not self._failed.wait(min(1.0, self._timeout / 4)):
