@@ -97,13 +97,14 @@ EDITS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "A model family": {
         "flower_split/segments/families.py": (
-            '        Family(model_type="mixtral"),\n',
-            '        Family(model_type="mixtral"),\n        Family(model_type="olmo"),\n',
+            '("mixtral", "qwen3_moe")',
+            '("mixtral", "olmo", "qwen3_moe")',
         ),
         "tests/support/tiny_models.py": (
             '    _like_llama("mistral",',
             '    _like_llama("olmo", clip_qkv=0.5),\n    _like_llama("mistral",',
         ),
+        "docs/models.md": ("", ""),  # written by the command that the recipe names
     },
     "A way to read data": {
         "flower_split/data/files.py": ("\nREADERS:", READER),
