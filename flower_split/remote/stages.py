@@ -9,11 +9,13 @@ bottom's backward pass begins when g1 has arrived. No thread waits for anything 
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flower_split.adapters.prompts import encoder_parameters, stock_call
 from flower_split.devices import autocasting
 from flower_split.errors import AdapterError
 from flower_split.remote.trunk import RemoteTrunk, find_remote
@@ -47,7 +49,12 @@ class SplitStages:
         self._remote = find_remote(client_model)
         self._autocast = autocast
         self._measures = measures
-        self._halves = Halves(client_model, self._remote)
+        self._halves = Halves(
+            client_model,
+            self._remote,
+            prepare=partial(stock_call, client_model),
+            preparing=encoder_parameters(client_model),
+        )
 
     @property
     def max_in_flight(self) -> int:

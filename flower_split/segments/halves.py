@@ -11,7 +11,7 @@ Nothing is copied but the hull: adapters, hooks, modes and gradients are the cli
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,23 @@ class Halves:
     Args:
         client_model: From `split_model` or `load_client_model`, wrapped by PEFT or not.
         slot: Its layer at the trunk's place.
+        prepare: Makes of a call of the client model one of the stock model inside.
+        preparing: The tensors with which it does.
 
     Raises:
         ModelError: a tensor that is trained belongs to both halves or to none, so that gradients
             could not be added up in the order of the whole pass.
     """
 
-    def __init__(self, client_model: nn.Module, slot: PassThrough) -> None:
+    def __init__(
+        self,
+        client_model: nn.Module,
+        slot: PassThrough,
+        *,
+        prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        preparing: Collection[nn.Parameter] = (),
+    ) -> None:
+        self._prepare = prepare
         stock = next((m for m in client_model.modules() if isinstance(m, PreTrainedModel)), None)
         if stock is None:
             raise ModelError(
@@ -68,7 +78,8 @@ class Halves:
         hull = _hull(stock)
         self._hulls = [*zip(_hull(self._first), hull, strict=True)]
         self._hulls += zip(_hull(self._second), hull, strict=True)
-        _check_trained(client_model, slot, self._first, self._second)
+        aside = {*slot.parameters(recurse=False), *preparing}
+        _check_trained(client_model, aside, self._first, self._second)
 
     def first(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Pause:
         """Embeddings and bottom.
@@ -81,10 +92,10 @@ class Halves:
             ModelError: the stock model did not come to the trunk's place.
         """
         self._follow_modes()
-        call = dict(inputs)
-        labels = {"labels": call.pop("labels")} if "labels" in call else {}
         try:
-            with random_numbers(call["input_ids"].device, seed):
+            with random_numbers(inputs["input_ids"].device, seed):
+                call = dict(self._prepare(inputs))
+                labels = {"labels": call.pop("labels")} if "labels" in call else {}
                 self._first.base_model(**call, use_cache=False, return_dict=True)
             if self._exit.arrived is None:
                 raise ModelError(
@@ -94,7 +105,8 @@ class Halves:
             hidden, state = self._exit.arrived
         finally:
             self._exit.arrived = None
-        del call["input_ids"]
+        for given in _ROWS & call.keys():
+            del call[given]
         return Pause(
             hidden=hidden, inputs={**call, **labels}, random=None if seed is None else state
         )
@@ -124,6 +136,10 @@ class Halves:
     def _follow_modes(self) -> None:
         for ours, theirs in self._hulls:
             ours.training = theirs.training
+
+
+_ROWS = {"input_ids", "inputs_embeds"}
+"""Arguments of which the second half has the hidden states instead."""
 
 
 class _Exit(PassThrough):
@@ -192,9 +208,10 @@ def _hull(stock: PreTrainedModel) -> list[nn.Module]:
     ]
 
 
-def _check_trained(client_model: nn.Module, slot: nn.Module, *halves: nn.Module) -> None:
+def _check_trained(
+    client_model: nn.Module, aside: Collection[nn.Parameter], *halves: nn.Module
+) -> None:
     first, second = (set(half.parameters()) for half in halves)
-    aside = set(slot.parameters(recurse=False))
     for name, parameter in client_model.named_parameters():
         if parameter in aside:
             continue

@@ -266,7 +266,8 @@ class TrunkHost:
         """Load the trunk, and find out which adapter tensors there are and who holds them."""
         config, model = self.config, self.config.model
         skeleton = load_skeleton(model.name, revision=model.revision)
-        _check_length(skeleton, config.train.max_length)
+        before = int(config.peft.options.get("num_virtual_tokens", 0))
+        _check_length(skeleton, config.train.max_length, before)
         trunk = load_trunk(
             model.name,
             bottom_layers=config.split.bottom_layers,
@@ -316,14 +317,16 @@ class TrunkHost:
         )
 
 
-def _check_length(model: PreTrainedModel, max_length: int) -> None:
-    """Raise `ConfigError` when sequences may be longer than the model was made for."""
+def _check_length(model: PreTrainedModel, max_length: int, before: int) -> None:
+    """Raise `ConfigError` when sequences, with so many virtual tokens before them, may be longer
+    than the model was made for."""
     settings = model.config.get_text_config(decoder=True)
     context = getattr(settings, "max_position_embeddings", None)
-    if isinstance(context, int) and max_length > context:
+    if isinstance(context, int) and max_length + before > context:
+        virtual = f" + peft.num-virtual-tokens {before}" if before else ""
         raise ConfigError(
-            f"train.max-length {max_length} is more than the {context} tokens of the model's "
-            f"context: set it to at most {context}"
+            f"train.max-length {max_length}{virtual} is more than the {context} tokens of the "
+            f"model's context: set train.max-length to at most {context - before}"
         )
 
 
