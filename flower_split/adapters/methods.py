@@ -34,7 +34,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "OSF": "projects every gradient by a decomposition of the weights, which the sessions of a "
         "trunk have in common",
         "POLY": "needs a task id with every batch, which is not sent to the trunk",
-        "PREFIX_TUNING": "trains keys and values for all layers, and no party holds all layers",
         "PVERA": "draws noise in every layer, so that a run cannot be that of the uncut model",
         "SHADOW": "runs a second model beside all layers, and no party holds all layers",
         "SHIRA": "keeps positions of weights in whole numbers, of which there is no average",

@@ -57,6 +57,14 @@ def tokens_before(model: nn.Module) -> int:
     return int(config.num_virtual_tokens)  # type: ignore[attr-defined]
 
 
+def prefix_tokens(model: nn.Module) -> int:
+    """Tokens of the prefix that the caches of `model` may begin with; 0 where it has none."""
+    config = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
+    if config is None or config.peft_type != "PREFIX_TUNING":
+        return 0
+    return int(config.num_virtual_tokens)  # type: ignore[attr-defined]
+
+
 def encoder_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
     """The tensors of the prompt encoders of `model`; none where it has none."""
     encoders = getattr(model, "prompt_encoder", None) if isinstance(model, PeftModel) else None

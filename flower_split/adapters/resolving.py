@@ -104,6 +104,13 @@ def _resolve_prompt(
 ) -> AdapterPlan:
     wrapped = _Hollowed(skeleton, settings, at_random(values), seed=0).model
     whole = resolved_values(values, wrapped.peft_config[ADAPTER])
+    words: Any = wrapped.word_embeddings
+    if settings.type != "PREFIX_TUNING" and words.weight.shape[1] != whole["token_dim"]:
+        raise AdapterError(
+            f"{settings} makes virtual tokens of {whole['token_dim']} numbers, and the embeddings "
+            f"of this {skeleton.config.model_type} model have {words.weight.shape[1]}: PEFT cannot "
+            "put them together, use PREFIX_TUNING"
+        )
     return AdapterPlan(
         r=0,
         alpha=0.0,

@@ -23,6 +23,7 @@ from flower_split.errors import ModelError
 from flower_split.segments.layers import find_layers
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub
+from flower_split.segments.prefix import Prefix, split_prefix
 from flower_split.segments.randomness import (
     RandomState,
     random_numbers,
@@ -37,8 +38,10 @@ class Pause:
 
     hidden: Tensor
     """h1, (B, T, H), with the graph of the first half."""
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     """What the second half is called with, beside the hidden states."""
+    prefix: Prefix | None
+    """What the trunk's and the second half's layers begin with; None for nothing."""
     random: RandomState | None
     """Where the pass's random numbers stand; None where it draws the caller's."""
 
@@ -66,6 +69,7 @@ class Halves:
         preparing: Collection[nn.Parameter] = (),
     ) -> None:
         self._prepare = prepare
+        self._trunk_layers = slot.cuts.trunk_range
         stock = next((m for m in client_model.modules() if isinstance(m, PreTrainedModel)), None)
         if stock is None:
             raise ModelError(
@@ -96,6 +100,9 @@ class Halves:
             with random_numbers(inputs["input_ids"].device, seed):
                 call = dict(self._prepare(inputs))
                 labels = {"labels": call.pop("labels")} if "labels" in call else {}
+                prefix = None
+                if _CACHE in call:
+                    prefix = split_prefix(call[_CACHE], self._trunk_layers, self._first.config)
                 self._first.base_model(**call, use_cache=False, return_dict=True)
             if self._exit.arrived is None:
                 raise ModelError(
@@ -107,8 +114,13 @@ class Halves:
             self._exit.arrived = None
         for given in _ROWS & call.keys():
             del call[given]
+        if prefix is not None:
+            call[_CACHE] = prefix.cache
         return Pause(
-            hidden=hidden, inputs={**call, **labels}, random=None if seed is None else state
+            hidden=hidden,
+            inputs={**call, **labels},
+            prefix=prefix,
+            random=None if seed is None else state,
         )
 
     def second(self, pause: Pause, hidden: Tensor, **more: Any) -> Any:
@@ -138,6 +150,7 @@ class Halves:
             ours.training = theirs.training
 
 
+_CACHE = "past_key_values"
 _ROWS = {"input_ids", "inputs_embeds"}
 """Arguments of which the second half has the hidden states instead."""
 

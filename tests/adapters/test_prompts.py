@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tiny_checkpoint import save_tiny_model
-from tiny_models import tiny_model
+from tiny_models import CASE_BY_NAME, tiny_model
 
 from flower_split.adapters import (
     initial_adapter,
@@ -85,6 +85,24 @@ def test_an_encoder_that_cannot_be_made_is_told():
         resolve_plan(
             tiny_model(), LORA, settings("P_TUNING", encoder_reparameterization_type="CNN")
         )
+
+
+def test_embeddings_that_peft_cannot_put_before_are_told():
+    model = CASE_BY_NAME["opt-projected"].model()
+    with pytest.raises(
+        AdapterError, match=r"virtual tokens of 32 numbers, and the embeddings .* 16"
+    ):
+        resolve_plan(model, LORA, settings("PROMPT_TUNING"))
+    assert resolve_plan(model, LORA, settings("PREFIX_TUNING")).names == ("prompt_embeddings",)
+
+
+def test_keys_that_peft_cannot_make_are_told_before_the_trunk_is_hosted(tmp_path):
+    tiny_model("falcon").save_pretrained(tmp_path)
+    values = {"model.name": str(tmp_path), "trunk.adapters": "frozen"}
+    values |= {"peft.type": "PREFIX_TUNING", "peft.num-virtual-tokens": 2}
+    told = "PEFT makes keys of 32 numbers for this falcon model, whose layers keep 1 x 8"
+    with pytest.raises(AdapterError, match=told), TrunkHost(read_run_config(values)):
+        pass
 
 
 def test_it_may_begin_with_words(tmp_path):

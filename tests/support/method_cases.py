@@ -156,6 +156,10 @@ CASES = {
     "PROMPT_TUNING, words": replace(
         prompt("PROMPT_TUNING", prompt_tuning_init="SAMPLE_VOCAB"), family="gpt2"
     ),
+    "PREFIX_TUNING": prompt("PREFIX_TUNING"),
+    "PREFIX_TUNING, projected": replace(
+        prompt("PREFIX_TUNING", prefix_projection=True, encoder_hidden_size=12), family="gpt2"
+    ),
     "P_TUNING": prompt("P_TUNING", encoder_hidden_size=12),
     "P_TUNING, LSTM": replace(
         prompt("P_TUNING", encoder_reparameterization_type="LSTM", encoder_num_layers=1),
