@@ -26,7 +26,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "ADAMSS": "moves its budget between modules by scores of the whole model, and no party has "
         "all",
         "ADAPTION_PROMPT": "counts the layers of the whole model, and no party holds them all",
-        "CARTRIDGE": "trains keys and values for all layers, and no party holds all layers",
         "CPT": "computes a loss of its own, by kinds of tokens that a run's data does not have",
         "FROD": "decomposes the weights of all layers together, and no party has all",
         "LILY": _BANK,
@@ -46,7 +45,10 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 )
 """Methods of PEFT that a cut model does not take, and why."""
 
-PROMPTS = frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"})
+PREFIXES = frozenset({"CARTRIDGE", "PREFIX_TUNING"})
+"""Methods that train keys and values which every layer begins with."""
+
+PROMPTS = PREFIXES | {"PROMPT_TUNING", "P_TUNING"}
 """Methods that train what comes before a row, in an encoder that is the silo's."""
 
 _SET_BY_MODEL = frozenset(

@@ -16,7 +16,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
-from flower_split.adapters.methods import PROMPTS
+from flower_split.adapters.methods import PREFIXES, PROMPTS
 from flower_split.errors import AdapterError
 
 EMBEDDINGS = "prompt_embeddings"
@@ -52,7 +52,7 @@ def prompt_of(model: nn.Module) -> PeftConfig | None:
 def tokens_before(model: nn.Module) -> int:
     """Virtual tokens that `model` puts before every row it is given, which the logits have too."""
     config = prompt_of(model)
-    if config is None or config.peft_type == "PREFIX_TUNING":
+    if config is None or config.peft_type in PREFIXES:
         return 0
     return int(config.num_virtual_tokens)  # type: ignore[attr-defined]
 
@@ -60,7 +60,7 @@ def tokens_before(model: nn.Module) -> int:
 def prefix_tokens(model: nn.Module) -> int:
     """Tokens of the prefix that the caches of `model` may begin with; 0 where it has none."""
     config = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
-    if config is None or config.peft_type != "PREFIX_TUNING":
+    if config is None or config.peft_type not in PREFIXES:
         return 0
     return int(config.num_virtual_tokens)  # type: ignore[attr-defined]
 
@@ -94,6 +94,11 @@ def stock_call(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]
     raise AdapterError(
         f"PEFT's {type(model).__name__} did not call the {type(model.base_model).__name__} inside"
     )
+
+
+def is_frozen(name: str) -> bool:
+    """Whether a prompt's tensor of that name is kept as it began: CARTRIDGE's first tokens."""
+    return name == f"{_ENCODER}frozen_embedding"
 
 
 def prompt_tensors(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
@@ -150,5 +155,5 @@ def exported(state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tenso
     encoder = kinds[config.peft_type](config).eval()
     encoder.load_state_dict({name.removeprefix(_ENCODER): t for name, t in state.items()})
     with torch.no_grad():
-        count = int(encoder.embedding.num_embeddings)
+        count = int(config.num_virtual_tokens)  # type: ignore[attr-defined]
         return {EMBEDDINGS: encoder(torch.arange(count)[None])[0].clone()}

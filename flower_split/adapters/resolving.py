@@ -13,7 +13,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flower_split.adapters.hollow import hollow, weights_of
-from flower_split.adapters.methods import PROMPTS, RESIDUAL_INITS, config_class, method_values
+from flower_split.adapters.methods import (
+    PREFIXES,
+    PROMPTS,
+    RESIDUAL_INITS,
+    config_class,
+    method_values,
+)
 from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.plan import (
     ADAPTER,
@@ -105,7 +111,7 @@ def _resolve_prompt(
     wrapped = _Hollowed(skeleton, settings, at_random(values), seed=0).model
     whole = resolved_values(values, wrapped.peft_config[ADAPTER])
     words: Any = wrapped.word_embeddings
-    if settings.type != "PREFIX_TUNING" and words.weight.shape[1] != whole["token_dim"]:
+    if settings.type not in PREFIXES and words.weight.shape[1] != whole["token_dim"]:
         raise AdapterError(
             f"{settings} makes virtual tokens of {whole['token_dim']} numbers, and the embeddings "
             f"of this {skeleton.config.model_type} model have {words.weight.shape[1]}: PEFT cannot "

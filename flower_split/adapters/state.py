@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flower_split.adapters import methods
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
-from flower_split.adapters.prompts import is_prompt, prompt_tensors
+from flower_split.adapters.prompts import is_frozen, is_prompt, prompt_tensors
 from flower_split.errors import AdapterError
 from flower_split.segments import Cuts, PassThrough, layer_index
 
@@ -24,7 +24,7 @@ def adapter_parameters(
     """Name in the uncut model and parameter of what is trained of `adapter`, in model order."""
     if _has_general(model, adapter):
         for name, tensor in adapter_tensors(model, adapter).items():
-            if isinstance(tensor, nn.Parameter):
+            if isinstance(tensor, nn.Parameter) and not is_frozen(name):
                 yield name, tensor
         return
     marker = f".{adapter}"

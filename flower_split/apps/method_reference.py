@@ -45,7 +45,7 @@ folder. `tests/strategies/test_methods.py` shows that for every method below tha
 - **`peft.bias`** trains biases of the layers themselves, of which a trunk has one set for all
   sessions: it needs `trunk.adapters = "frozen"`.
 - **`TRAINABLE_TOKENS`** has no tensors in the trunk: it needs `trunk.adapters = "frozen"`.
-- **Prompts** (`PROMPT_TUNING`, `P_TUNING`, `PREFIX_TUNING`) are the silo's, all of them: they need
+- **Prompts** (`PROMPT_TUNING`, `P_TUNING`, `PREFIX_TUNING`, `CARTRIDGE`) are the silo's: they need
   `trunk.adapters = "frozen"`. Their virtual tokens count towards the model's context and the
   trunk's bounds. The first token after a prompt has a loss, as in PEFT. Of an encoder every tensor
   is averaged, and exported is what it gives, which is what PEFT saves.

@@ -17,6 +17,7 @@ from flower_split.adapters import (
     method_problems,
     resolve_plan,
 )
+from flower_split.adapters.methods import PREFIXES
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
@@ -100,7 +101,7 @@ class TrunkHost:
                 pack="" if pack is None else pack.digest,
                 dtype=config.model.dtype,
                 shares_adapter=config.trunk.shares_adapter,
-                prefix_tokens=self._before if self._whole_plan.method == "PREFIX_TUNING" else 0,
+                prefix_tokens=self._before if self._whole_plan.method in PREFIXES else 0,
                 follows_autocast=False,  # each party has a key of its own
             )
             self._server = stack.enter_context(
@@ -335,19 +336,19 @@ def _check_length(model: PreTrainedModel, max_length: int, before: int) -> None:
 
 def _check_prefix(trunk: Trunk, plan: AdapterPlan) -> None:
     """Raise `AdapterError` where PEFT's prefix is none for the trunk's layers, nor the model's."""
-    if plan.method != "PREFIX_TUNING":
+    if plan.method not in PREFIXES:
         return
     made = int(dict(plan.options)["token_dim"])
     try:
         heads, size = key_shape(trunk)
     except ValueError as error:
         raise AdapterError(
-            f"peft.type PREFIX_TUNING: the layers of this {trunk.config.model_type} model take no "
+            f"peft.type {plan.method}: the layers of this {trunk.config.model_type} model take no "
             f"prefix, {error}: use PROMPT_TUNING"
         ) from error
     if heads * size != made:
         raise AdapterError(
-            f"peft.type PREFIX_TUNING: PEFT makes keys of {made} numbers for this "
+            f"peft.type {plan.method}: PEFT makes keys of {made} numbers for this "
             f"{trunk.config.model_type} model, whose layers keep {heads} x {size}: it does not "
             "work with the whole model either, use PROMPT_TUNING"
         )

@@ -17,7 +17,7 @@ from uncut_model import base_model, load_prompt, logits, peft_model, prompt_stat
 from uncut_run import PromptExchange, run_uncut, uncut_app
 
 from flower_split.adapters import method_problems, save_learned
-from flower_split.adapters.methods import PROMPTS, working_methods
+from flower_split.adapters.methods import PREFIXES, PROMPTS, working_methods
 from flower_split.apps.client_app import app as ready_made
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
@@ -122,6 +122,7 @@ def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
         "P_TUNING",
         "PREFIX_TUNING",
         "PREFIX_TUNING, projected",
+        "CARTRIDGE",
     ],
 )
 def test_the_ready_made_loop_equals_the_uncut_run(folders, tmp_path, name):
@@ -139,7 +140,7 @@ def test_the_ready_made_loop_equals_the_uncut_run(folders, tmp_path, name):
         batches = [dict(batch) for batch in silo.train(server_round)]
         return [batches[i : i + 2] for i in range(0, len(batches), 2)], silo.num_train
 
-    first = 0 if case.is_prompt and case.config.peft.type != "PREFIX_TUNING" else 1
+    first = 0 if case.is_prompt and case.config.peft.type not in PREFIXES else 1
     theirs = case.uncut(case.start(), steps=silo_steps, by_tokens=True, first_target=first)
     grid = InProcessGrid(ready_made, SILOS, run_config=case.values, threads=SILOS)
     ours = SplitStrategy(case.config, fedavg()).start(grid).adapter

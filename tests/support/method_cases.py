@@ -160,6 +160,7 @@ CASES = {
     "PREFIX_TUNING, projected": replace(
         prompt("PREFIX_TUNING", prefix_projection=True, encoder_hidden_size=12), family="gpt2"
     ),
+    "CARTRIDGE": prompt("CARTRIDGE"),
     "P_TUNING": prompt("P_TUNING", encoder_hidden_size=12),
     "P_TUNING, LSTM": replace(
         prompt("P_TUNING", encoder_reparameterization_type="LSTM", encoder_num_layers=1),
