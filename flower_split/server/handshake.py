@@ -89,11 +89,6 @@ def check_prefix(spec: SessionSpec, trunk: Trunk, limits: SessionLimits) -> int:
             "alone, and a prefix would pass them by: leave wire.transforms empty, or use prompt "
             "tuning"
         )
-    if spec.prefix_tokens >= limits.max_message_tokens:
-        raise HandshakeError(
-            f"prefix_tokens: {spec.prefix_tokens}, the trunk takes fewer than "
-            f"{limits.max_message_tokens}; lower peft.num-virtual-tokens"
-        )
     try:
         heads, size = key_shape(trunk)
     except ValueError as error:
@@ -101,6 +96,14 @@ def check_prefix(spec: SessionSpec, trunk: Trunk, limits: SessionLimits) -> int:
             f"prefix_tokens: the layers of this {trunk.config.model_type} trunk take no prefix, "
             f"{error}: use prompt tuning"
         ) from error
+    elements = 2 * len(trunk.cuts.trunk_range) * spec.prefix_tokens * heads * size
+    most = limits.max_message_tokens
+    if spec.prefix_tokens >= most or elements > most * trunk.hidden_size:
+        raise HandshakeError(
+            f"prefix_tokens: {spec.prefix_tokens} for {len(trunk.cuts.trunk_range)} layers are "
+            f"{elements} numbers, and the trunk takes at most {most} tokens of "
+            f"{trunk.hidden_size}: lower peft.num-virtual-tokens, or raise trunk.max-message-tokens"
+        )
     return heads * size
 
 

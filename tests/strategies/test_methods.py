@@ -87,7 +87,13 @@ def test_every_working_method_has_a_case():
     assert {case.method for case in CASES.values()} == set(working_methods())
 
 
-@pytest.mark.parametrize("name", CASES)
+FURTHER = {"PROMPT_TUNING, words", "P_TUNING, LSTM", "PREFIX_TUNING, projected"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in FURTHER else n for n in CASES],
+)
 def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
     case = OfCase(folders, name)
     with TrunkHost(case.config) as host:
@@ -111,18 +117,13 @@ def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
     assert not torch.equal(logits(loaded), logits(base_model(case.folder)))
 
 
+@pytest.mark.sampled(keep=6)
 @pytest.mark.parametrize(
     "name",
     [
-        "modules to save",
-        "trainable tokens",
-        "DoRA, Conv1D",
-        "VERA",
-        "PROMPT_TUNING",
-        "P_TUNING",
-        "PREFIX_TUNING",
-        "PREFIX_TUNING, projected",
-        "CARTRIDGE",
+        *("modules to save", "trainable tokens", "DoRA, Conv1D", "VERA"),
+        *("P_TUNING", "PREFIX_TUNING"),
+        *("PROMPT_TUNING", "PREFIX_TUNING, projected", "CARTRIDGE"),
     ],
 )
 def test_the_ready_made_loop_equals_the_uncut_run(folders, tmp_path, name):
