@@ -43,10 +43,19 @@ def is_prompt(config: PeftConfig | None) -> bool:
 def prompt_of(model: nn.Module) -> PeftConfig | None:
     """PEFT's config of the prompt that `model` computes with; None where it has none, or where it
     is disabled."""
-    if not isinstance(model, PeftModel) or not model.has_active_enabled_adapter:
+    config = _active(model)
+    if config is None or not (isinstance(model, PeftModel) and model.has_active_enabled_adapter):
         return None
-    config = model.peft_config[model.active_adapter]
-    return config if config.is_prompt_learning else None
+    return config
+
+
+def _active(model: nn.Module) -> PeftConfig | None:
+    """That of the prompt that is active, enabled or not."""
+    name = model.active_adapter if isinstance(model, PeftModel) else None
+    if not isinstance(model, PeftModel) or not isinstance(name, str):
+        return None
+    config = model.peft_config.get(name)
+    return config if config is not None and config.is_prompt_learning else None
 
 
 def tokens_before(model: nn.Module) -> int:
@@ -59,7 +68,7 @@ def tokens_before(model: nn.Module) -> int:
 
 def prefix_tokens(model: nn.Module) -> int:
     """Tokens of the prefix that the caches of `model` may begin with; 0 where it has none."""
-    config = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
+    config = _active(model)
     if config is None or config.peft_type not in PREFIXES:
         return 0
     return int(config.num_virtual_tokens)  # type: ignore[attr-defined]
@@ -76,9 +85,18 @@ def stock_call(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]
 
     With a prompt that is with embeddings, a longer mask and longer labels, or with a filled cache;
     they have the graph of the encoder. Without one they are `inputs`.
+
+    Raises:
+        AdapterError: the model returns something else than the stock model does.
     """
-    if prompt_of(model) is None or not isinstance(model, PeftModel):
+    config = prompt_of(model)
+    if config is None or not isinstance(model, PeftModel):
         return inputs
+    if config.peft_type == "CPT":
+        raise AdapterError(
+            "CPT computes a loss of its own from what the stock model returns, which a pass in "
+            "stages leaves out: call the client model itself, and backward of its loss"
+        )
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _CalledError(kwargs)

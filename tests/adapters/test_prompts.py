@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import CPTConfig, PeftModel, get_peft_model
 from tiny_checkpoint import save_tiny_model
 from tiny_models import CASE_BY_NAME, tiny_model
 
@@ -164,3 +164,10 @@ def test_the_stock_model_is_called_as_peft_calls_it():
     with model.disable_adapter():
         assert stock_call(model, inputs) is inputs and tokens_before(model) == 0
     assert stock_call(model.base_model, inputs) is inputs
+
+
+def test_a_loss_of_its_own_is_not_left_out():
+    tokens = {"cpt_token_ids": [3, 4], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 4]}
+    config = CPTConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, **tokens)
+    with pytest.raises(AdapterError, match="CPT computes a loss of its own"):
+        stock_call(get_peft_model(tiny_model(), config), {"input_ids": IDS})

@@ -148,6 +148,7 @@ def test_it_does_with_every_family(name: str) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_microbatches_in_flight_over_grpc(method: str, recompute: bool) -> None:
@@ -360,6 +361,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.parametrize(("changes", "said"), WRONG)
 def test_a_wrong_prefix_costs_its_silo_alone(changes: dict[str, Any], said: str) -> None:
     _, trunk = split_model(tiny_model(), 1, 2)
