@@ -146,7 +146,7 @@ class RemoteTrunk(AdapterStandIn):
         cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
         prefix = None
         if self.transport.spec.prefix_tokens:
-            prefix = find_prefix(cache, self.cuts.trunk_range, self.adapter.stock.config)
+            prefix = find_prefix(cache, self.cuts.trunk_range, self.adapter.stock)
         keep_graph = self.keeps_graph(hidden_states, prefix)
         use: CacheUse | None = None
         if cache is not None:

@@ -76,6 +76,7 @@ class Halves:
                 f"{type(client_model).__name__} holds no stock model; expected a client model of "
                 "split_model or load_client_model"
             )
+        self._stock = stock
         self._exit, self._entry = _Exit(slot), _Entry(slot)
         self._first = _half(stock, slot, self._exit, after=False)
         self._second = _half(stock, slot, self._entry, after=True)
@@ -102,7 +103,7 @@ class Halves:
                 labels = {"labels": call.pop("labels")} if "labels" in call else {}
                 prefix = None
                 if _CACHE in call:
-                    prefix = split_prefix(call[_CACHE], self._trunk_layers, self._first.config)
+                    prefix = split_prefix(call[_CACHE], self._trunk_layers, self._stock)
                 self._first.base_model(**call, use_cache=False, return_dict=True)
             if self._exit.arrived is None:
                 raise ModelError(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from flower_split.errors import ModelError
@@ -36,12 +36,21 @@ def empty_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
-def find_prefix(cache: Cache | None, layers: range, config: PreTrainedConfig) -> Tensor | None:
+def find_prefix(cache: Cache | None, layers: range, model: PreTrainedModel) -> Tensor | None:
     """What somebody has put into the cache for `layers`, which another party holds; None for
     nothing. See `take_prefix`."""
     if not isinstance(cache, DynamicCache) or not _length(cache, layers):
         return None
-    return take_prefix(cache, layers, config)
+    _refuse_checkpointing(model)
+    return take_prefix(cache, layers, model.config)
+
+
+def _refuse_checkpointing(model: PreTrainedModel) -> None:
+    if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        raise ModelError(
+            "prefix tuning does not work with gradient checkpointing, which gives layers no cache, "
+            "and so no prefix: turn it off, or use prompt tuning"
+        )
 
 
 def _length(cache: DynamicCache, layers: range) -> int:
@@ -125,19 +134,20 @@ class Prefix:
         return [source for source, _ in found], [grad for _, grad in found if grad is not None]
 
 
-def split_prefix(cache: Cache, layers: range, config: PreTrainedConfig) -> Prefix | None:
+def split_prefix(cache: Cache, layers: range, model: PreTrainedModel) -> Prefix | None:
     """The prefix in `cache`, which then is the first half's; None where there is none.
 
     Args:
         cache: As the stock model is called with it.
         layers: Those of the trunk.
-        config: Of the model.
+        model: The stock model that is called.
 
     Raises:
-        ModelError: see `take_prefix`.
+        ModelError: see `take_prefix`; or the model's layers are checkpointed.
     """
     if not isinstance(cache, DynamicCache) or not _length(cache, layers):
         return None
+    _refuse_checkpointing(model)
     second = copy.copy(cache)
     second.layers = []
     sources: list[Tensor] = []
@@ -151,7 +161,7 @@ def split_prefix(cache: Cache, layers: range, config: PreTrainedConfig) -> Prefi
             leaves += [twin.keys, twin.values]
         second.layers.append(twin)
     return Prefix(
-        trunk=take_prefix(cache, layers, config),
+        trunk=take_prefix(cache, layers, model.config),
         cache=second,
         sources=tuple(sources),
         leaves=tuple(leaves),

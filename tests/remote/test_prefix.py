@@ -269,6 +269,25 @@ def test_a_window_that_the_prefix_fills_is_refused() -> None:
         both.client(**RIGHT)
 
 
+def test_gradient_checkpointing_works_with_prompts_and_is_refused_with_prefixes() -> None:
+    both, prefixed = Both("prompt"), Both(cuts=(0, 1))
+    for model in (both.client, both.whole, prefixed.client):
+        model.train()
+        model.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+    for model in (both.client, both.whole):
+        model(**RIGHT).loss.backward()
+    both.assert_same_gradients()
+    accumulate(both.client, [RIGHT], stages=both.stages)
+    accumulate(both.whole, [RIGHT])
+    both.assert_same_gradients()
+    for fails in (
+        lambda: prefixed.client(**RIGHT),
+        lambda: accumulate(prefixed.client, [RIGHT], stages=prefixed.stages),
+    ):
+        with pytest.raises(ModelError, match="does not work with gradient checkpointing"):
+            fails()
+
+
 def test_a_trunk_that_is_trained_takes_no_prefix() -> None:
     pair = make_pair()
     spec = replace(pair.transport.spec, prefix_tokens=VIRTUAL)
