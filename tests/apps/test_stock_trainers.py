@@ -1,6 +1,7 @@
 """The examples of stock trainers: what a client model gives is what the uncut model gives."""
 
 import importlib
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,20 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import steps
 import torch
+from flwr.clientapp import ClientApp
+from in_process_grid import InProcessGrid
 from peft import get_peft_model
+from split_run import TOLERANCE, largest_difference
 from transformers import AutoModelForCausalLM, set_seed
+from uncut_model import initial_arrays, peft_model
+from uncut_run import PlainExchange, run_uncut
 
 from flower_split.adapters import initial_state, load_state, resolve_lora
+from flower_split.config.run_config import read_run_config
 from flower_split.segments import load_skeleton, resolve_source
+from flower_split.strategies import SplitStrategy, build_inner
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stock_trainers"
 
@@ -80,3 +89,48 @@ def test_trls_trainers(example: Any, name: str) -> None:
     whole = uncut(example("cut_model"))
     set_seed(3)
     assert losses == pytest.approx(trl.main(whole, adamw(whole)), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.medium
+def test_the_trainer_in_a_session_of_a_federated_run(
+    example: Any, run_config: dict[str, Any], state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its adapter and losses are those of plain Flower with the same Trainer of the whole model."""
+    split = example("client_app")
+    folder = run_config["model.name"]
+    values = steps.run_config(folder, **{"train.learning-rate": 1e-2, "train.max-grad-norm": 0.0, "strategy.min-nodes": 2})
+    values |= {name: run_config[name] for name in run_config if name.startswith("data.")}
+    taken: list[Any] = []
+    make = split.trainer_of
+    monkeypatch.setattr(
+        split, "trainer_of", lambda m, b, o=None: (taken.append(b), make(m, b, o))[1]
+    )
+    initial = initial_arrays(folder)
+    grid = InProcessGrid(split.app, 2, run_config=values)
+    config = read_run_config(values)
+    strategy = SplitStrategy(config, build_inner(config.strategy, config.lora))
+    random.seed(0)
+    ours = strategy.start(grid, initial)
+
+    whole, order = ClientApp(), iter(taken)
+
+    @whole.train()
+    def train(message: Any, context: Any) -> Any:
+        silo = PlainExchange(peft_model(folder), message, context)
+        own = [p for p in silo.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0)
+        trained = make(silo.model, batches := next(order), optimizer).train()
+        rows = sum(len(batch["input_ids"]) for batch in batches)
+        return silo.reply({"train-loss": trained.training_loss, "num-examples": rows})
+
+    @whole.evaluate()
+    def evaluate(message: Any, context: Any) -> Any:
+        silo = PlainExchange(peft_model(folder), message, context)
+        loss = make(silo.model, next(order)).evaluate()["eval_loss"]
+        return silo.reply({"eval-loss": loss, "num-examples": 1})
+
+    theirs, _ = run_uncut(build_inner(config.strategy, config.lora), whole, initial, silos=2)
+    assert next(order, None) is None
+    mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
+    assert mine.keys() == plain.keys()
+    assert largest_difference(mine, plain) <= TOLERANCE
