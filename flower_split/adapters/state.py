@@ -7,7 +7,7 @@ order is the order of the uncut model's parameters.
 from collections.abc import Iterator, Mapping
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from flower_split.adapters import methods
@@ -87,7 +87,8 @@ def _has_general(model: nn.Module, adapter: str) -> bool:
 def is_general(config: PeftConfig) -> bool:
     """Whether an adapter of `config` has other tensors than the two factors of each module."""
     return not (
-        type(config) is LoraConfig
+        type(config) in (LoraConfig, AdaLoraConfig)
+        and isinstance(config, LoraConfig)
         and config.bias == "none"
         and not (config.use_dora or config.lora_bias)
         and not (config.modules_to_save or config.trainable_token_indices)

@@ -23,6 +23,7 @@ from flower_split.transport.messages import (
     Discard,
     DropCache,
     Finish,
+    ForwardReply,
     ForwardRequest,
     Release,
     Request,
@@ -70,10 +71,10 @@ class InProcessTransport(Transport):
         self.resumed = self._session.resumed
         self._failure: TrunkError | None = None
 
-    def forward(self, request: ForwardRequest) -> Future[Tensor]:
+    def forward(self, request: ForwardRequest) -> Future[Tensor | ForwardReply]:
         """h1 -> h2."""
 
-        def compute() -> Tensor:
+        def compute() -> Tensor | ForwardReply:
             hidden = self._carry("h1", request.hidden)
             for rule, given in (
                 (ATTENTION_MASK, request.attention_mask),
@@ -82,7 +83,12 @@ class InProcessTransport(Transport):
                 if given is not None:
                     self._meter.add(rule.role, rule.codec.encoded_bytes(given.shape))
             arrived = replace(request, hidden=hidden)  # the codec may have rounded it
-            return self._carry("h2", self._ask(arrived, Tensor))
+            answer = self._session.submit(arrived).result()
+            if isinstance(answer, ForwardReply):
+                return replace(answer, hidden=self._carry("h2", answer.hidden))
+            if not isinstance(answer, Tensor):
+                raise TypeError(f"{type(answer).__name__} does not answer a forward pass")
+            return self._carry("h2", answer)
 
         return self._answer(compute)
 

@@ -100,7 +100,9 @@ def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
     assert not torch.equal(logits(loaded), logits(base_model(case.folder)))
 
 
-@pytest.mark.parametrize("name", ["modules to save", "trainable tokens", "DoRA, Conv1D", "VERA"])
+@pytest.mark.parametrize(
+    "name", ["modules to save", "trainable tokens", "DoRA, Conv1D", "VERA", "ADALORA"]
+)
 def test_the_ready_made_loop_equals_the_uncut_run(folders, tmp_path, name):
     data = {
         "data.path": str(save_texts(tmp_path / "texts.jsonl")),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flower_split.devices import autocast_dtype
+from flower_split.devices import autocast_dtype, autocasting
 from flower_split.segments import Trunk
 from flower_split.server.caches import TrunkCache
 from flower_split.server.compute.rows import cut, join, join_tensors
@@ -73,10 +73,13 @@ class Graph:
         members: "list[Microbatch]",
         budget: ActivationBudget,
         on_change: "Callable[[Graph], None]",
+        *,
+        orthogonality: Tensor | None = None,
     ) -> None:
         self.number = number
         self.leaf = leaf
         self.output = output
+        self.orthogonality = orthogonality
         self.members = members
         self._rows = sum(member.shape[0] for member in members)
         self._budget = budget
@@ -124,6 +127,8 @@ class Microbatch:
     request: ForwardRequest
     graph: Graph | None = None
     """None where the activations are not kept."""
+    orthogonality: float | None = None
+    """AdaLoRA's term as it was computed last; None with any other method."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -171,10 +176,18 @@ class TrunkComputer:
         width = max(microbatch.shape[1] for microbatch in microbatches)
         tokens = width * sum(microbatch.shape[0] for microbatch in microbatches)
         keeps = first.keep_graph and not self._recompute and tokens <= self._budget.room
-        leaf, output = self._run(microbatches, grad=keeps)
+        leaf, output, orthogonality = self._run(microbatches, grad=keeps)
         if keeps:
             number = next(self._numbers)
-            Graph(number, leaf, output, list(microbatches), self._budget, self._on_change)
+            Graph(
+                number,
+                leaf,
+                output,
+                list(microbatches),
+                self._budget,
+                self._on_change,
+                orthogonality=orthogonality,
+            )
         return cut(output.detach(), [microbatch.shape for microbatch in microbatches])
 
     def backward(
@@ -187,12 +200,13 @@ class TrunkComputer:
         graph = microbatches[0].graph
         if graph is not None and graph.serves(microbatches):
             members, leaf, output = graph.members, graph.leaf, graph.output
+            orthogonality = graph.orthogonality
             graph.free()
         else:
             members = list(microbatches)
             for member in members:
                 member.free()
-            leaf, output = self._run(members, grad=True)
+            leaf, output, orthogonality = self._run(members, grad=True)
         given = dict(zip(microbatches, requests, strict=True))
         grads = [
             given[member].grad if member in given else output.new_zeros(*member.shape, 1)
@@ -200,7 +214,8 @@ class TrunkComputer:
         ]
         grads = [grad.expand(*grad.shape[:2], output.shape[2]) for grad in grads]
         wants_input = any(request.wants_input_grad for request in requests)
-        return self._differentiate(members, given, leaf, output, grads, wants_input)
+        term = None if orthogonality is None else (orthogonality, requests[0].orthogonality_grad)
+        return self._differentiate(members, given, leaf, output, grads, wants_input, term)
 
     def _differentiate(
         self,
@@ -210,6 +225,7 @@ class TrunkComputer:
         output: Tensor,
         grads: list[Tensor],
         wants_input: bool,
+        term: tuple[Tensor, float] | None,
     ) -> list[Gradients]:
         parameters = {
             member: [] if member.session.slot is None else member.session.slot.trainable()
@@ -220,7 +236,12 @@ class TrunkComputer:
         if not wanted:
             return [(None, []) for _ in given]
         grad = grads[0] if len(grads) == 1 else join_tensors(grads, output.shape[1])
-        found = list(torch.autograd.grad(output, wanted, grad, allow_unused=True))
+        ends, at_ends = [output], [grad]
+        # Of a session that is computed alone; without a gradient where its adapter was disabled.
+        if term is not None and term[1] and term[0].requires_grad:
+            ends.append(term[0])
+            at_ends.append(term[0].new_tensor(term[1]))
+        found = list(torch.autograd.grad(ends, wanted, at_ends, allow_unused=True))
         inputs: dict[Microbatch, Tensor | None] = {}
         if wants_input:
             whole = found.pop(0)
@@ -234,8 +255,10 @@ class TrunkComputer:
             answers.append((inputs.get(member) if wants else None, mine))
         return answers
 
-    def _run(self, microbatches: Sequence[Microbatch], *, grad: bool) -> tuple[Tensor, Tensor]:
-        """The batch that was laid for them, and what the trunk makes of it."""
+    def _run(
+        self, microbatches: Sequence[Microbatch], *, grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch that was laid for them, what the trunk makes of it, and AdaLoRA's term."""
         first = microbatches[0]
         rows = join([microbatch.request for microbatch in microbatches])
         cache = first.session.open_cache(first.request) if len(microbatches) == 1 else None
@@ -249,9 +272,21 @@ class TrunkComputer:
                 past_key_values=None if cache is None else cache.keys,
                 autocast=autocast_dtype(first.request.autocast or "off"),
             )
+            term = self._orthogonality(first)
         if cache is not None:
             cache.advance(leaf.shape[1])
-        return leaf, output
+        return leaf, output, term
+
+    def _orthogonality(self, microbatch: Microbatch) -> Tensor | None:
+        """AdaLoRA's term of a session's adapter, computed as the silo computes its own part."""
+        slot, request = microbatch.session.slot, microbatch.request
+        if slot is None:
+            return None
+        dtype = autocast_dtype(request.autocast or "off")
+        with autocasting(request.hidden.device, dtype):
+            term = slot.orthogonality()
+        microbatch.orthogonality = None if term is None else float(term.detach())
+        return term
 
     @contextmanager
     def _prepared(self, microbatches: Sequence[Microbatch]) -> Iterator[None]:
