@@ -27,7 +27,6 @@ from flower_split.reporting import read_result
 IDS = torch.arange(4, 14)[None]
 METHODS = {
     "dora": {"peft.use-dora": True, "peft.modules-to-save": "lm_head"},
-    "pissa": {"peft.init-lora-weights": "pissa"},
     "vera": {"peft.type": "vera", "peft.r": 8, "peft.target-modules": "q_proj, down_proj"},
     "adalora": {
         "peft.type": "ADALORA",
@@ -36,6 +35,7 @@ METHODS = {
         "peft.total-step": 20,
         "peft.target-modules": "q_proj, down_proj",
     },
+    "pissa": {"peft.init-lora-weights": "pissa"},
     "tokens": {"peft.trainable-token-indices": "5, 7"},
 }
 
@@ -69,6 +69,7 @@ def logits(tiny, folder):
         return PeftModel.from_pretrained(base, folder).eval()(IDS).logits
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_resumed_exported_and_merged(values, tiny, tmp_path, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -146,6 +147,7 @@ def test_personal_parts_and_own_ranks_are_of_plain_lora(values, tmp_path):
         run(values("dora", tmp_path), node_config={"lora-r": 4})
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("strategy", ["fedadam", "fedmedian", "fedprox"])
 def test_flowers_own_strategies_take_any_method(values, tmp_path, strategy):
     options = {"strategy.proximal-mu": 0.1} if strategy == "fedprox" else {}
