@@ -131,7 +131,7 @@ def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str
     ("kind", "name"),
     [
         ("nf4", "bitsandbytes.functional.quantize_4bit"),
-        ("torchao-int8", "transformers.integrations.torchao.TorchAoQuantize._quantize"),
+        ("torchao-int8", "torchao.quantization.Int8Tensor.from_hp"),
     ],
 )
 def test_each_tensor_is_quantized_as_it_is_read(
