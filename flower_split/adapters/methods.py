@@ -122,6 +122,27 @@ _ADALORA_TAKES = frozenset(
 """Fields of `AdaLoraConfig` that a cut model takes; it has LoRA's others from its parent class."""
 
 
+_ON_ALL = frozenset({"ADALORA", "BEFT", "FOURIERFT", "IA3", "LN_TUNING", "ROAD", "WAVEFT"})
+_ON_BITSANDBYTES = _ON_ALL | {"BOFT", "HIRA", "MISS", "OFT", "VERA"}
+
+ON_QUANTIZED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "nf4": _ON_BITSANDBYTES | {"C3A", "GRALORA"},
+        "nf4-double": _ON_BITSANDBYTES | {"C3A", "GRALORA"},
+        "int8": _ON_BITSANDBYTES | {"LOHA", "LOKR"},
+        "torchao-int8": _ON_ALL | {"C3A", "GRALORA", "LOHA", "LOKR", "RANDLORA"},
+    }
+)
+"""Methods beside plain LoRA, by quantization, that train on quantized weights as PEFT does in the
+uncut model. With the others PEFT fails, or computes with the stored codes as if they were
+weights."""
+
+
+def takes_quantized(settings: PeftSettings, kind: str) -> bool:
+    """Whether a run of these settings can have weights of quantization `kind`."""
+    return settings.is_plain or settings.type in ON_QUANTIZED[kind]
+
+
 def method_names() -> tuple[str, ...]:
     """Every method that the installed PEFT knows, sorted."""
     return tuple(sorted(kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING))
@@ -179,10 +200,12 @@ def method_problems(config: SplitConfig) -> list[str]:
         return [
             f"trunk.shares-adapter is for plain LoRA, and the run has {config.peft}: turn it off"
         ]
-    if config.model.quantization != "none" and not config.peft.is_plain:
+    kind = config.model.quantization
+    if kind != "none" and not takes_quantized(config.peft, kind):
         return [
-            f"model.quantization {config.model.quantization!r} is for plain LoRA, and the run has "
-            f"{config.peft}: leave it at 'none'"
+            f"model.quantization {kind!r} is for plain LoRA and "
+            f"{', '.join(sorted(ON_QUANTIZED[kind]))}, and the run has {config.peft}: leave it at "
+            "'none'"
         ]
     bias = getattr(made, "bias", "none")
     if bias != "none" and config.trunk.adapters != "frozen":

@@ -10,6 +10,7 @@ import sys
 from flower_split.adapters.methods import (
     INITS,
     LORA_KEYS,
+    ON_QUANTIZED,
     REFUSED,
     method_keys,
     method_names,
@@ -54,6 +55,8 @@ folder. `tests/strategies/test_methods.py` shows that for every method below tha
   `init_r` throughout. It needs `trunk.adapters` `"federated"`, or `"frozen"` for a budget of the
   silo's layers alone. In a loop of one's own `session.model.base_model.update_and_allocate(step)`
   goes between `step()` and `zero_grad()`; a client model with it is not saved by PEFT.
+- **`model.quantization`** other than `none` is for plain LoRA and the methods that the second table
+  names: those that PEFT trains on such weights, where the cut model equals the uncut quantized one.
 - **`peft.bias`** trains biases of the layers themselves, of which a trunk has one set for all
   sessions: it needs `trunk.adapters = "frozen"`.
 - **`TRAINABLE_TOKENS`** has no tensors in the trunk: it needs `trunk.adapters = "frozen"`.
@@ -78,6 +81,9 @@ def render() -> str:
         f"\n{len(working_methods())} of {len(method_names())} methods work. Of `LORA`, {own} have "
         f"keys of their own, and `init-lora-weights` takes {inits}.\n"
     )
+    page.append("\n| `model.quantization` | `peft.type` beside plain LoRA |\n|---|---|\n")
+    for kind, methods in ON_QUANTIZED.items():
+        page.append(f"| `{kind}` | {', '.join(f'`{name}`' for name in sorted(methods))} |\n")
     return "".join(page)
 
 
