@@ -67,6 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if sampled is not None and sets[item.function] > sampled.kwargs.get("keep", len(items)):
             item.add_marker("slow")
     if config.option.markexpr == "slow":
+        config.option.loadgroup = True  # xdist passes it on only where it is on the command line
         for item in items:
             item.add_marker(pytest.mark.xdist_group(slow_group(item)))
         items.sort(key=lambda item: longest_first(slow_group(item)))

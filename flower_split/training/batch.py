@@ -21,9 +21,14 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def count_targets(batch: Batch) -> int:
-    """Tokens with loss. The first position has none: a causal model has nothing to predict it."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
+def count_targets(batch: Batch, *, before: int = 0) -> int:
+    """Tokens with loss. The first position has none: a causal model has nothing to predict it.
+
+    Args:
+        batch: With the labels.
+        before: Virtual tokens that the model puts before every row, which have no loss.
+    """
+    return int((batch["labels"][:, 0 if before else 1 :] != IGNORED).sum())
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:

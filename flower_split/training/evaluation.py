@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flower_split.adapters.prompts import tokens_before
 from flower_split.errors import DataError, DivergenceError
 from flower_split.optimization.loss import IGNORED
 from flower_split.training.batch import Batch, device_of, to_device
@@ -39,7 +40,7 @@ def evaluate(
         TrunkError: something went wrong between the silo and the trunk.
     """
     stages = stages or WholeModel(model)
-    device = device_of(model)
+    device, before = device_of(model), tokens_before(model)
     loss_sum, correct, tokens, examples = 0.0, 0, 0, 0
 
     def start(batch: Batch) -> Passage:
@@ -48,7 +49,7 @@ def evaluate(
     def turn(batch: Batch, passage: Passage) -> None:
         nonlocal loss_sum, correct, tokens, examples
         # Position t predicts label t + 1; only the rows of `logits` that count are widened.
-        labels = batch["labels"].to(device)[:, 1:]
+        labels = F.pad(batch["labels"].to(device), (before, 0), value=IGNORED)[:, 1:]
         targets = labels != IGNORED
         logits = passage.output().logits[:, :-1][targets].float()
         loss_sum += float(F.cross_entropy(logits, labels[targets], reduction="sum"))

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from pairs import make_batch, make_pair
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from tiny_models import tiny_model
 
 from flower_split import (
@@ -30,7 +37,22 @@ METHODS = {
     "ia3": IA3Config(
         task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=[]
     ),
+    "head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["v_proj", "lm_head"]),
+    "head-alone": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"]),
+    "first-layer": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], layers_to_transform=[0]
+    ),
+    "embeddings": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens", "up_proj"], exclude_modules="x"
+    ),
+    "tokens": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], trainable_token_indices=[3, 7]
+    ),
+    "whole-head": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    ),
     "prompts": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
 
 

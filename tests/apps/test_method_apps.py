@@ -37,7 +37,14 @@ METHODS = {
     },
     "pissa": {"peft.init-lora-weights": "pissa"},
     "tokens": {"peft.trainable-token-indices": "5, 7"},
+    "prompt": {
+        "peft.type": "p_tuning",
+        "peft.num-virtual-tokens": 4,
+        "peft.encoder-hidden-size": 16,
+        "trunk.adapters": "frozen",
+    },
 }
+TYPES = {"adalora": "ADALORA", "vera": "VERA", "prompt": "P_TUNING"}
 
 
 def run(run_config, nodes=2, **grid):
@@ -48,7 +55,7 @@ def run(run_config, nodes=2, **grid):
 @pytest.fixture
 def values(run_config):
     def of(name, output, **changes):
-        rank = {"lora.r": 8} if name in ("vera", "adalora") else {}
+        rank = {"lora.r": 8} if name in TYPES else {}
         own = {"strategy.min-nodes": 2, "output-dir": str(output), "train.keep-optimizer": False}
         return {**run_config, **own, **rank, **METHODS[name], **changes}
 
@@ -81,15 +88,15 @@ def test_a_run_is_resumed_exported_and_merged(values, tiny, tmp_path, name):
     assert same(adapter(cut / "adapter"), adapter(whole / "adapter"))
 
     card = (whole / "adapter" / "README.md").read_text(encoding="utf-8")
-    told = {"vera": "VERA (r = 8", "adalora": "ADALORA ("}.get(name, "LORA (")
-    assert f"- method: {told}" in card
+    kind = TYPES.get(name, "LORA")
+    assert f"- method: {kind} (" in card
     said = flower_split("export", whole, "--out", tmp_path / "exported")
     assert said.exit_code == 0, said.output
     assert same(adapter(tmp_path / "exported"), adapter(whole / "adapter"))
     config = json.loads((tmp_path / "exported" / "adapter_config.json").read_text())
-    assert config["peft_type"] == told.split()[0]
+    assert config["peft_type"] == kind
     base = AutoModelForCausalLM.from_pretrained(tiny / "model")(IDS).logits
-    assert not torch.equal(logits(tiny, tmp_path / "exported"), base)
+    assert not torch.equal(logits(tiny, tmp_path / "exported")[:, -base.shape[1] :], base)
     for source, more in ((whole / "adapter", []), (whole, ["--merge", tiny / "model"])):
         said = flower_split("export", source, "--out", tmp_path / "m", *more)
         assert said.exit_code == 1 and "merge it there" in said.output
@@ -138,6 +145,8 @@ def test_an_adalora_that_peft_has_cut_to_its_ranks_is_refused_on_a_cut_model(tin
 def test_strategies_of_low_rank_name_what_works(values, tmp_path, strategy):
     with pytest.raises(ConfigError, match=f"{strategy}.*peft.type VERA.*'fedavg'"):
         run(values("vera", tmp_path, **{"strategy.name": strategy}))
+    with pytest.raises(ConfigError, match=f"{strategy}.*peft.type P_TUNING.*'fedavg'"):
+        run(values("prompt", tmp_path, **{"strategy.name": strategy}))
 
 
 def test_personal_parts_and_own_ranks_are_of_plain_lora(values, tmp_path):

@@ -44,7 +44,7 @@ CASES = (
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    ("case", "delivery"), zip(CASES, ("local", "server"), strict=True), ids=("olmo", "lfm2")
+    ("case", "delivery"), list(zip(CASES, ("local", "server"), strict=True)), ids=("olmo", "lfm2")
 )
 def test_it_trains(tmp_path: Path, case: Case, delivery: str) -> None:
     config = tiny_run_config(save_tiny_run(tmp_path), **{"num-server-rounds": 1})

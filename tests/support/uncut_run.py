@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from in_process_grid import FIRST_NODE, InProcessGrid
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from steps import SILOS, run_config, steps_of
-from uncut_model import logits, peft_model
+from uncut_model import load_prompt, logits, peft_model, prompt_state
 
 from flower_split.client import AdapterExchange
 
@@ -33,6 +33,19 @@ class PlainExchange:
         if hasattr(self.model.base_model, "rankallocator"):  # all silos' tensors are of a shape
             self.model.peft_config["default"].rank_pattern = None
         arrays = ArrayRecord(get_peft_model_state_dict(self.model))
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+        return Message(content, reply_to=self.message)
+
+
+class PromptExchange(PlainExchange):
+    """The same of a prompt's encoder: PEFT saves what it gives, and not what is trained."""
+
+    def __init__(self, model, message, context):
+        self.model, self.message = model, message
+        load_prompt(model, message.content["arrays"].to_torch_state_dict())
+
+    def reply(self, metrics):
+        arrays = ArrayRecord(prompt_state(self.model))
         content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
         return Message(content, reply_to=self.message)
 
@@ -56,6 +69,7 @@ def uncut_app(
     steps=steps_of,
     rate=None,
     by_tokens=False,
+    first_target=1,
     losing=frozenset(),
     forgetting=frozenset(),
     seen=None,
@@ -74,6 +88,7 @@ def uncut_app(
             silo's weight.
         rate: Factor of the learning rate by step of the run.
         by_tokens: Whether a step's loss is the mean over the tokens of all its microbatches.
+        first_target: The first token of a row that has a loss: 0 after virtual ones.
         losing: Rounds, (partition, round), whose replies are lost; no later round resumes from
             their AdamW.
         forgetting: Rounds, (partition, round), before which a silo's AdamW is lost.
@@ -125,7 +140,8 @@ def uncut_app(
             }
         for step, microbatches in enumerate(microbatches_of_steps, start=first):
             optimizer.param_groups[0]["lr"] = lr * (rate(step) if rate else 1.0)
-            tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in microbatches)
+            labels = [batch["labels"][:, first_target:] for batch in microbatches]
+            tokens = sum((own != -100).sum() for own in labels)
             for batch in microbatches:
                 extra = {"num_items_in_batch": tokens} if by_tokens else {}
                 loss = model(**batch, **extra).loss

@@ -10,7 +10,7 @@ rows do, and no row's backward pass costs more than three passes.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,8 +58,26 @@ class SessionContext:
     slot: AdapterSlot | None
     seed: int
     """Of its dropout."""
-    open_cache: Callable[[ForwardRequest], TrunkCache | None]
-    """The key-value cache that a request extends."""
+    open_cache: Callable[[ForwardRequest, Tensor | None], TrunkCache | None]
+    """The key-value cache that a request extends, given the prefix that it begins with."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Leaves:
+    """Where the autograd graph of one batch begins."""
+
+    hidden: Tensor
+    """h1, (B, T, H)."""
+    prefix: Tensor | None = None
+    """(2 L R, V, W); of one that is computed alone."""
+    term: Tensor | None = None
+    """AdaLoRA's, a second end of the same graph; of one that is computed alone."""
+
+    @property
+    def tokens(self) -> int:
+        """Rows x tokens, those of the prefix among them."""
+        before = 0 if self.prefix is None else self.prefix.shape[1]
+        return self.hidden.shape[0] * (self.hidden.shape[1] + before)
 
 
 class Graph:
@@ -68,24 +86,21 @@ class Graph:
     def __init__(
         self,
         number: int,
-        leaf: Tensor,
+        leaves: "Leaves",
         output: Tensor,
         members: "list[Microbatch]",
         budget: ActivationBudget,
         on_change: "Callable[[Graph], None]",
-        *,
-        orthogonality: Tensor | None = None,
     ) -> None:
         self.number = number
-        self.leaf = leaf
+        self.leaves = leaves
         self.output = output
-        self.orthogonality = orthogonality
         self.members = members
         self._rows = sum(member.shape[0] for member in members)
         self._budget = budget
         self._on_change = on_change
         self._waiting = set(members)
-        self._tokens = leaf.shape[0] * leaf.shape[1]
+        self._tokens = leaves.tokens
         budget.take(self._tokens)
         for member in members:
             member.graph = self
@@ -136,14 +151,29 @@ class Microbatch:
         rows, tokens = self.request.hidden.shape[:2]
         return rows, tokens
 
+    @property
+    def tokens(self) -> int:
+        """Rows x tokens, those of the prefix among them."""
+        prefix = self.request.prefix
+        rows, tokens = self.shape
+        return rows * (tokens + (0 if prefix is None else prefix.shape[1]))
+
     def free(self) -> None:
         """Forget it."""
         if self.graph is not None:
             self.graph.leave(self)
 
 
-Gradients = tuple[Tensor | None, list[Tensor | None]]
-"""At h1 where it is wanted, and of the adapter's tensors."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gradients:
+    """What the backward pass of one microbatch gave."""
+
+    hidden: Tensor | None = None
+    """At h1, where it is wanted."""
+    prefix: Tensor | None = None
+    """At the prefix, where there was one."""
+    adapter: Sequence[Tensor | None] = ()
+    """Of the adapter's tensors."""
 
 
 class TrunkComputer:
@@ -174,20 +204,13 @@ class TrunkComputer:
         """h2 of each, (B, T, H)."""
         first = microbatches[0].request
         width = max(microbatch.shape[1] for microbatch in microbatches)
-        tokens = width * sum(microbatch.shape[0] for microbatch in microbatches)
+        rows = sum(microbatch.shape[0] for microbatch in microbatches)
+        tokens = width * rows if len(microbatches) > 1 else microbatches[0].tokens
         keeps = first.keep_graph and not self._recompute and tokens <= self._budget.room
-        leaf, output, orthogonality = self._run(microbatches, grad=keeps)
+        leaves, output = self._run(microbatches, grad=keeps)
         if keeps:
             number = next(self._numbers)
-            Graph(
-                number,
-                leaf,
-                output,
-                list(microbatches),
-                self._budget,
-                self._on_change,
-                orthogonality=orthogonality,
-            )
+            Graph(number, leaves, output, list(microbatches), self._budget, self._on_change)
         return cut(output.detach(), [microbatch.shape for microbatch in microbatches])
 
     def backward(
@@ -199,14 +222,13 @@ class TrunkComputer:
         """
         graph = microbatches[0].graph
         if graph is not None and graph.serves(microbatches):
-            members, leaf, output = graph.members, graph.leaf, graph.output
-            orthogonality = graph.orthogonality
+            members, leaves, output = graph.members, graph.leaves, graph.output
             graph.free()
         else:
             members = list(microbatches)
             for member in members:
                 member.free()
-            leaf, output, orthogonality = self._run(members, grad=True)
+            leaves, output = self._run(members, grad=True)
         given = dict(zip(microbatches, requests, strict=True))
         grads = [
             given[member].grad if member in given else output.new_zeros(*member.shape, 1)
@@ -214,59 +236,69 @@ class TrunkComputer:
         ]
         grads = [grad.expand(*grad.shape[:2], output.shape[2]) for grad in grads]
         wants_input = any(request.wants_input_grad for request in requests)
-        term = None if orthogonality is None else (orthogonality, requests[0].orthogonality_grad)
-        return self._differentiate(members, given, leaf, output, grads, wants_input, term)
+        return self._differentiate(members, given, leaves, output, grads, wants_input)
 
     def _differentiate(
         self,
         members: Sequence[Microbatch],
         given: dict[Microbatch, BackwardRequest],
-        leaf: Tensor,
+        leaves: Leaves,
         output: Tensor,
         grads: list[Tensor],
         wants_input: bool,
-        term: tuple[Tensor, float] | None,
     ) -> list[Gradients]:
         parameters = {
             member: [] if member.session.slot is None else member.session.slot.trainable()
             for member in given
         }
-        wanted = [leaf] if wants_input else []
+        wanted = [leaves.hidden] if wants_input else []
+        if leaves.prefix is not None:
+            wanted.append(leaves.prefix)
         wanted += [parameter for own in parameters.values() for parameter in own]
         if not wanted:
-            return [(None, []) for _ in given]
+            return [Gradients() for _ in given]
         grad = grads[0] if len(grads) == 1 else join_tensors(grads, output.shape[1])
         ends, at_ends = [output], [grad]
         # Of a session that is computed alone; without a gradient where its adapter was disabled.
-        if term is not None and term[1] and term[0].requires_grad:
-            ends.append(term[0])
-            at_ends.append(term[0].new_tensor(term[1]))
+        term, at_term = leaves.term, next(iter(given.values())).orthogonality_grad
+        if term is not None and at_term and term.requires_grad:
+            ends.append(term)
+            at_ends.append(term.new_tensor(at_term))
         found = list(torch.autograd.grad(ends, wanted, at_ends, allow_unused=True))
         inputs: dict[Microbatch, Tensor | None] = {}
         if wants_input:
             whole = found.pop(0)
             parts = cut(whole, [member.shape for member in members])
             inputs = dict(zip(members, parts, strict=True))
+        prefix = None
+        if leaves.prefix is not None:
+            prefix = found.pop(0)
+            prefix = torch.zeros_like(leaves.prefix) if prefix is None else prefix
         answers: list[Gradients] = []
         for member, own in parameters.items():
             mine: list[Tensor | None] = [*found[: len(own)]]
             found = found[len(own) :]
             wants = given[member].wants_input_grad
-            answers.append((inputs.get(member) if wants else None, mine))
+            hidden = inputs.get(member) if wants else None
+            answers.append(Gradients(hidden=hidden, prefix=prefix, adapter=mine))
         return answers
 
-    def _run(
-        self, microbatches: Sequence[Microbatch], *, grad: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The batch that was laid for them, what the trunk makes of it, and AdaLoRA's term."""
+    def _run(self, microbatches: Sequence[Microbatch], *, grad: bool) -> tuple[Leaves, Tensor]:
+        """The batch that was laid for them, and what the trunk makes of it."""
         first = microbatches[0]
         rows = join([microbatch.request for microbatch in microbatches])
-        cache = first.session.open_cache(first.request) if len(microbatches) == 1 else None
-        leaf = rows.hidden.detach().requires_grad_(grad)
+        given = first.request.prefix
+        leaves = Leaves(
+            hidden=rows.hidden.detach().requires_grad_(grad),
+            prefix=None if given is None else given.detach().requires_grad_(grad),
+        )
         mask = rows.attention_mask
+        cache: TrunkCache | None = None
         with torch.set_grad_enabled(grad), self._prepared(microbatches):
+            if len(microbatches) == 1:
+                cache = first.session.open_cache(first.request, leaves.prefix)
             output: Tensor = self._trunk(
-                leaf,
+                leaves.hidden,
                 attention_mask=None if mask is None else mask.long(),
                 position_ids=rows.position_ids,
                 past_key_values=None if cache is None else cache.keys,
@@ -274,8 +306,8 @@ class TrunkComputer:
             )
             term = self._orthogonality(first)
         if cache is not None:
-            cache.advance(leaf.shape[1])
-        return leaf, output, term
+            cache.advance(leaves.hidden.shape[1])
+        return replace(leaves, term=term), output
 
     def _orthogonality(self, microbatch: Microbatch) -> Tensor | None:
         """AdaLoRA's term of a session's adapter, computed as the silo computes its own part."""
