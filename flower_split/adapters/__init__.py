@@ -1,5 +1,6 @@
 """Adapters, which are PEFT's throughout: this package is the only one that imports it."""
 
+from flower_split.adapters.adalora.rank_allocation import allocate_ranks
 from flower_split.adapters.export import save_adapter, save_learned, save_whole
 from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
@@ -22,6 +23,7 @@ __all__ = [
     "SessionState",
     "TrunkAdapters",
     "adapter_parameters",
+    "allocate_ranks",
     "fitted",
     "fold",
     "initial_adapter",

@@ -290,7 +290,8 @@ def _check_settings(model: nn.Module, shown: Mapping[str, object]) -> None:
         return
     if (layers := tuner_layers(model)) and not isinstance(layers[0][1], LoraLayer):
         return
-    plain = LoraConfig()
+    # AdaLoRA's has no default without a schedule, which is checked below
+    plain = LoraConfig() if type(config) is LoraConfig else type(config)(total_step=1)  # type: ignore[call-arg]
     told = {key.removeprefix("peft."): v for key, v in shown.items() if key.startswith("peft.")}
     if "method" not in shown:
         told = {"lora_dropout": shown.get("dropout"), "use_rslora": shown.get("rslora")}

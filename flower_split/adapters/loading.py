@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any, overload
 
-from peft import PeftConfig, PeftModel
+from peft import AdaLoraConfig, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -48,6 +48,12 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
     """
     folder = Path(folder)
     config, digest = _read(folder)
+    if isinstance(config, AdaLoraConfig) and config.rank_pattern:
+        raise AdapterError(
+            f"the AdaLoRA adapter in {folder} was cut to its ranks by PEFT (rank_pattern), which "
+            "PEFT loads into a whole model only: use it there. What a run of flower_split exports "
+            "has its masked triplets as zeros, and is loaded into a cut model too"
+        )
     stock = part.model if isinstance(part, Trunk) else part
     if isinstance(part, PeftModel) or hasattr(stock, "peft_config"):
         raise AdapterError("the model has an adapter already: load into one that has none")

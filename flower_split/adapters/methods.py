@@ -6,14 +6,14 @@ from types import MappingProxyType
 from typing import Any
 
 import peft
-from peft import PeftConfig
+from peft import AdaLoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.typing_keys import typed, typing_hints
 from flower_split.config.conflicts import of_bounds
 from flower_split.config.model import LoraSettings
-from flower_split.config.peft import LORA, PeftSettings
+from flower_split.config.peft import ADALORA, LORA, PeftSettings
 from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import ConfigError
@@ -22,7 +22,6 @@ _BANK = "trains one set of tensors for all layers, and no party holds all layers
 
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "ADALORA": "moves ranks between modules by scores of the whole model, and no party has all",
         "ADAMSS": "moves its budget between modules by scores of the whole model, and no party has "
         "all",
         "ADAPTION_PROMPT": "counts the layers of the whole model, and no party holds them all",
@@ -114,6 +113,49 @@ _LORA_TAKES = frozenset(
 tokens that the trunk does not have, or layers that are not the model's."""
 
 
+_ADALORA_TAKES = frozenset(
+    {
+        "beta1",
+        "beta2",
+        "deltaT",
+        "exclude_modules",
+        "init_r",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "orth_reg_weight",
+        "target_modules",
+        "target_r",
+        "tfinal",
+        "tinit",
+        "total_step",
+    }
+)
+"""Fields of `AdaLoraConfig` that a cut model takes; it has LoRA's others from its parent class."""
+
+
+_ON_ALL = frozenset({"ADALORA", "BEFT", "FOURIERFT", "IA3", "LN_TUNING", "ROAD", "WAVEFT"})
+_ON_BITSANDBYTES = _ON_ALL | {"BOFT", "HIRA", "MISS", "OFT", "VERA"}
+
+ON_QUANTIZED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "nf4": _ON_BITSANDBYTES | {"C3A", "GRALORA"},
+        "nf4-double": _ON_BITSANDBYTES | {"C3A", "GRALORA"},
+        "int8": _ON_BITSANDBYTES | {"LOHA", "LOKR"},
+        "torchao-int8": _ON_ALL | {"C3A", "GRALORA", "LOHA", "LOKR", "RANDLORA"},
+    }
+)
+"""Methods beside plain LoRA, by quantization, that train on quantized weights as PEFT does in the
+uncut model. With the others PEFT fails, or computes with the stored codes as if they were
+weights."""
+
+
+def takes_quantized(settings: PeftSettings, kind: str) -> bool:
+    """Whether a run of these settings can have weights of quantization `kind`."""
+    return settings.is_plain or settings.type in ON_QUANTIZED[kind]
+
+
 def method_names() -> tuple[str, ...]:
     """Every method that the installed PEFT knows, sorted."""
     return tuple(sorted(kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING))
@@ -131,6 +173,8 @@ def method_keys(method: str) -> dict[str, Any]:
     held = {field.name for field in fields(kind)} - SET_BY_RUN
     if method == LORA:
         held &= _LORA_TAKES
+    if method == ADALORA:
+        held &= _ADALORA_TAKES
     if method in PROMPTS:
         held -= _SET_BY_MODEL
     return {name: hints[name] for name in hints if name in held}
@@ -163,14 +207,20 @@ def method_problems(config: SplitConfig) -> list[str]:
         made = method_config(config.lora, config.peft)
     except ConfigError as error:
         return str(error).splitlines()
+    if isinstance(made, AdaLoraConfig):
+        found = _rank_problems(made, config)
+        if found:
+            return found
     if config.trunk.shares_adapter and not config.peft.is_plain:
         return [
             f"trunk.shares-adapter is for plain LoRA, and the run has {config.peft}: turn it off"
         ]
-    if config.model.quantization != "none" and not config.peft.is_plain:
+    kind = config.model.quantization
+    if kind != "none" and not takes_quantized(config.peft, kind):
         return [
-            f"model.quantization {config.model.quantization!r} is for plain LoRA, and the run has "
-            f"{config.peft}: leave it at 'none'"
+            f"model.quantization {kind!r} is for plain LoRA and "
+            f"{', '.join(sorted(ON_QUANTIZED[kind]))}, and the run has {config.peft}: leave it at "
+            "'none'"
         ]
     bias = getattr(made, "bias", "none")
     if bias != "none" and config.trunk.adapters != "frozen":
@@ -189,6 +239,29 @@ def _prompt_problems(config: SplitConfig, made: PeftConfig) -> list[str]:
         ]
     count = int(made.num_virtual_tokens)  # type: ignore[attr-defined]
     return of_bounds(config.train, config.trunk, before=count)
+
+
+def _rank_problems(made: AdaLoraConfig, config: SplitConfig) -> list[str]:
+    """What keeps AdaLoRA's ranks from being allocated as PEFT does in the uncut model."""
+    found = list[str]()
+    if config.trunk.adapters == "shared":
+        found.append(
+            "peft.type ADALORA masks by the importances of one silo, and trunk.adapters 'shared' "
+            "has one adapter for all: set trunk.adapters to 'federated' or 'frozen'"
+        )
+    if made.target_r >= made.init_r:
+        found.append(
+            f"peft.target-r {made.target_r} leaves nothing to allocate of peft.init-r "
+            f"{made.init_r}: lower it, or use peft.type LORA"
+        )
+    for name in ("beta1", "beta2"):
+        if not 0 < getattr(made, name) < 1:
+            found.append(f"peft.{name} is {getattr(made, name)}, expected between 0 and 1")
+    for name, least in (("target_r", 1), ("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
+        if getattr(made, name) < least:
+            key = name.replace("_", "-")
+            found.append(f"peft.{key} is {getattr(made, name)}, expected at least {least}")
+    return found
 
 
 def method_config(lora: LoraSettings, settings: PeftSettings) -> PeftConfig:
@@ -221,6 +294,12 @@ def method_values(lora: LoraSettings, settings: PeftSettings) -> dict[str, Any]:
         problems.append(
             f"lora.ranks and lora.alphas are for plain LoRA, and the run has {settings}: leave "
             "them empty"
+        )
+    if settings.type == ADALORA and "total_step" not in settings.options:
+        problems.append(
+            "peft.total-step is missing: AdaLoRA's schedule needs the optimizer steps of a silo in "
+            "the whole run. With train.local-steps it is num-server-rounds times those, without "
+            "the key"
         )
     keys, values = method_keys(settings.type), dict[str, Any]()
     for name, value in settings.options.items():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from flower_split.adapters import methods
@@ -95,7 +95,8 @@ def _has_general(model: nn.Module, adapter: str) -> bool:
 def is_general(config: PeftConfig) -> bool:
     """Whether an adapter of `config` has other tensors than the two factors of each module."""
     return not (
-        type(config) is LoraConfig
+        type(config) in (LoraConfig, AdaLoraConfig)
+        and isinstance(config, LoraConfig)
         and config.bias == "none"
         and not (config.use_dora or config.lora_bias)
         and not (config.modules_to_save or config.trainable_token_indices)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from flower_split.adapters.adalora.orthogonality import orthogonality
+from flower_split.adapters.adalora.rank_allocation import TrunkAllocator
 from flower_split.adapters.folding import add_folded, delete_adapter
 from flower_split.adapters.mixing import RowMixer
 from flower_split.adapters.notices import without_peft_notices
@@ -249,7 +251,23 @@ class TrunkAdapters:
         own = copy.deepcopy(config)
         if isinstance(own, LoraConfig):
             own.init_lora_weights = True  # its tensors are overwritten
+        if isinstance(own, AdaLoraConfig):
+            own.inference_mode = True  # of which PEFT takes several; gradients are set free here
         return own
+
+    def rank_allocator(self, name: str) -> TrunkAllocator | None:
+        """Allocates the ranks of the adapter `name`; None where the method is not AdaLoRA."""
+        config = self._model.peft_config[MASTER]
+        if not isinstance(config, AdaLoraConfig):
+            return None
+        return TrunkAllocator(self.named_parameters(name), config)
+
+    def orthogonality(self, name: str) -> Tensor | None:
+        """AdaLoRA's term of the adapter `name`, a scalar; None where the method is another."""
+        if not isinstance(self._model.peft_config[MASTER], AdaLoraConfig):
+            return None
+        named = self.named_parameters(name).items()
+        return orthogonality(p for n, p in named if not n.endswith("lora_E"))
 
     def trained(self, name: str) -> list[nn.Parameter]:
         """The tensors of the adapter `name` that gradients flow to, in model order."""

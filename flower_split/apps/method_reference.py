@@ -10,6 +10,7 @@ import sys
 from flower_split.adapters.methods import (
     INITS,
     LORA_KEYS,
+    ON_QUANTIZED,
     REFUSED,
     method_keys,
     method_names,
@@ -42,6 +43,20 @@ folder. `tests/strategies/test_methods.py` shows that for every method below tha
 - **What begins from the weights** (DoRA's magnitudes, copies of modules, PiSSA, OLoRA, DeLoRA's
   norms): the server computes what the run begins with, and reads the silos' layers for that.
   PiSSA and OLoRA take it out of the layers' own weights: each party does that with its own.
+- **`ADALORA`** allocates ranks over the whole model: each party has PEFT's allocator for its own
+  layers, the trunk tells the silo its triplets' scores (4 bytes each, when there is something to
+  mask), and the silo tells the threshold over both. `peft.total-step` is a silo's optimizer steps
+  in the whole run; with `train.local-steps` it is `num-server-rounds` times those where it is left
+  out. Steps count from 0 through all rounds. The training loss has the orthogonal term of all
+  modules, as PEFT's has; evaluations are of the cross-entropy alone. Importances begin anew each
+  round, as in a Flower app that makes its PEFT model in each, and are in no checkpoint. A round
+  after the last allocation keeps the ranks of the adapter that it was sent: where silos disagree,
+  those of any. Values are averaged one by one and the export has masked triplets as zeros, at
+  `init_r` throughout. It needs `trunk.adapters` `"federated"`, or `"frozen"` for a budget of the
+  silo's layers alone. In a loop of one's own `session.model.base_model.update_and_allocate(step)`
+  goes between `step()` and `zero_grad()`; a client model with it is not saved by PEFT.
+- **`model.quantization`** other than `none` is for plain LoRA and the methods that the second table
+  names: those that PEFT trains on such weights, where the cut model equals the uncut quantized one.
 - **`peft.bias`** trains biases of the layers themselves, of which a trunk has one set for all
   sessions: it needs `trunk.adapters = "frozen"`.
 - **`TRAINABLE_TOKENS`** has no tensors in the trunk: it needs `trunk.adapters = "frozen"`.
@@ -72,6 +87,9 @@ def render() -> str:
         f"\n{len(working_methods())} of {len(method_names())} methods work. Of `LORA`, {own} have "
         f"keys of their own, and `init-lora-weights` takes {inits}.\n"
     )
+    page.append("\n| `model.quantization` | `peft.type` beside plain LoRA |\n|---|---|\n")
+    for kind, methods in ON_QUANTIZED.items():
+        page.append(f"| `{kind}` | {', '.join(f'`{name}`' for name in sorted(methods))} |\n")
     return "".join(page)
 
 

@@ -8,7 +8,7 @@ from flower_split.errors import ConfigError
 DTYPES = ("float32", "bfloat16", "float16")
 AUTOCAST = ("off", "bfloat16")
 DELIVERY = ("local", "server")
-QUANTIZATIONS = ("none", "nf4", "nf4-double", "int8")
+QUANTIZATIONS = ("none", "nf4", "nf4-double", "int8", "torchao-int8")
 ATTENTION = ("auto", "sdpa", "eager")
 
 
@@ -26,9 +26,9 @@ class ModelConfig:
     attention: str = "auto"
     """Attention implementation: one of `ATTENTION`; `auto` is `sdpa` where the model has it."""
     quantization: str = "none"
-    """How both parties hold the weights of the layers' linear modules, as bitsandbytes quantizes
-    them: one of `QUANTIZATIONS`. `nf4` and `nf4-double` are QLoRA's, `int8` is LLM.int8; see
-    [precision.md](precision.md)."""
+    """How both parties hold the weights of the layers' linear modules: one of `QUANTIZATIONS`. By
+    bitsandbytes `nf4` and `nf4-double` are QLoRA's, and `int8` is LLM.int8; `torchao-int8` is
+    torchao's, of weights alone; see [precision.md](precision.md)."""
     delivery: str = "local"
     """Where a silo has its part of the model from: one of `DELIVERY`. With `server` it needs
     neither the checkpoint nor the hub; see [delivery.md](delivery.md)."""

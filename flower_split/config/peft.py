@@ -1,9 +1,9 @@
 """The adapters' method: which one of PEFT's, and the keys of its own config."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-LORA = "LORA"
+LORA, ADALORA = "LORA", "ADALORA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,13 @@ class PeftSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", self.type.upper())
+
+    def scheduled(self, steps: int) -> "PeftSettings":
+        """The same; with AdaLoRA for a run of `steps` optimizer steps, where `total_step` is not
+        given and they are known."""
+        if self.type != ADALORA or not steps or "total_step" in self.options:
+            return self
+        return replace(self, options={**self.options, "total_step": steps})
 
     @property
     def is_plain(self) -> bool:

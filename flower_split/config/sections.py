@@ -108,6 +108,8 @@ class SplitConfig:
         at_least("num-server-rounds", self.num_server_rounds, 1)
         at_least("seed", self.seed, 0)
         one_of("best-is", self.best_is, DIRECTIONS)
+        steps = self.train.local_steps * self.num_server_rounds
+        object.__setattr__(self, "peft", self.peft.scheduled(steps))
         in_range("round-timeout", self.round_timeout, 0.0, 1e7, open_low=True)
         found = [
             *conflicts.of_bounds(self.train, self.trunk),

@@ -72,6 +72,11 @@ class AdapterAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_ACTION_RESTORE: _ClassVar[AdapterAction]
     ADAPTER_ACTION_SNAPSHOT_MOMENTS: _ClassVar[AdapterAction]
     ADAPTER_ACTION_RESTORE_MOMENTS: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_RANKS_UPDATE: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_RANKS_SCORES: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_RANKS_MASK: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_RANKS_MASK_AGAIN: _ClassVar[AdapterAction]
+    ADAPTER_ACTION_RANKS_RESET: _ClassVar[AdapterAction]
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_BFLOAT16: DType
@@ -118,6 +123,11 @@ ADAPTER_ACTION_SNAPSHOT: AdapterAction
 ADAPTER_ACTION_RESTORE: AdapterAction
 ADAPTER_ACTION_SNAPSHOT_MOMENTS: AdapterAction
 ADAPTER_ACTION_RESTORE_MOMENTS: AdapterAction
+ADAPTER_ACTION_RANKS_UPDATE: AdapterAction
+ADAPTER_ACTION_RANKS_SCORES: AdapterAction
+ADAPTER_ACTION_RANKS_MASK: AdapterAction
+ADAPTER_ACTION_RANKS_MASK_AGAIN: AdapterAction
+ADAPTER_ACTION_RANKS_RESET: AdapterAction
 
 class TensorHeader(_message.Message):
     __slots__ = ("role", "dtype", "codec", "shape", "num_bytes", "crc32")
@@ -326,26 +336,30 @@ class AdapterUse(_message.Message):
     def __init__(self, disabled: bool = ..., copy: _Optional[str] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class ForwardReply(_message.Message):
-    __slots__ = ("microbatch", "tensors")
+    __slots__ = ("microbatch", "tensors", "orthogonality")
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    ORTHOGONALITY_FIELD_NUMBER: _ClassVar[int]
     microbatch: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    orthogonality: float
+    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., orthogonality: _Optional[float] = ...) -> None: ...
 
 class Backward(_message.Message):
-    __slots__ = ("step", "microbatch", "wants_input_grad", "tensors", "adapter_grad")
+    __slots__ = ("step", "microbatch", "wants_input_grad", "tensors", "adapter_grad", "orthogonality_grad")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     WANTS_INPUT_GRAD_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_GRAD_FIELD_NUMBER: _ClassVar[int]
+    ORTHOGONALITY_GRAD_FIELD_NUMBER: _ClassVar[int]
     step: int
     microbatch: int
     wants_input_grad: bool
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     adapter_grad: AdapterGrad
-    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., wants_input_grad: bool = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., adapter_grad: _Optional[_Union[AdapterGrad, str]] = ...) -> None: ...
+    orthogonality_grad: float
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., wants_input_grad: bool = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., adapter_grad: _Optional[_Union[AdapterGrad, str]] = ..., orthogonality_grad: _Optional[float] = ...) -> None: ...
 
 class BackwardReply(_message.Message):
     __slots__ = ("microbatch", "tensors", "norm", "largest")
@@ -422,14 +436,16 @@ class Discard(_message.Message):
     def __init__(self, zeros: bool = ...) -> None: ...
 
 class AdapterCall(_message.Message):
-    __slots__ = ("action", "name", "tensors")
+    __slots__ = ("action", "name", "tensors", "threshold")
     ACTION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     action: AdapterAction
     name: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, action: _Optional[_Union[AdapterAction, str]] = ..., name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    threshold: float
+    def __init__(self, action: _Optional[_Union[AdapterAction, str]] = ..., name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class AdapterTensor(_message.Message):
     __slots__ = ("name", "shape")
@@ -440,14 +456,18 @@ class AdapterTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AdapterReply(_message.Message):
-    __slots__ = ("action", "held", "tensors")
+    __slots__ = ("action", "held", "tensors", "scores", "kept")
     ACTION_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     action: AdapterAction
     held: _containers.RepeatedCompositeFieldContainer[AdapterTensor]
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, action: _Optional[_Union[AdapterAction, str]] = ..., held: _Optional[_Iterable[_Union[AdapterTensor, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    kept: int
+    def __init__(self, action: _Optional[_Union[AdapterAction, str]] = ..., held: _Optional[_Iterable[_Union[AdapterTensor, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., scores: _Optional[_Iterable[float]] = ..., kept: _Optional[int] = ...) -> None: ...
 
 class Summary(_message.Message):
     __slots__ = ("steps", "forwards", "backwards", "tokens", "wire_bytes", "queue")

@@ -54,7 +54,13 @@ def attach_trunk(
             )
     stock = next(m for m in client_model.modules() if isinstance(m, PreTrainedModel))
     remote = slot if isinstance(slot, RemoteTrunk) else RemoteTrunk(slot)
-    remote.connect(transport, stock, trained=trained, trunk_parameters=trunk_parameters)
+    remote.connect(
+        transport,
+        stock,
+        outer=client_model,
+        trained=trained,
+        trunk_parameters=trunk_parameters,
+    )
     if remote is slot:
         return remote
     remote.train(slot.training)

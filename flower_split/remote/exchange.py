@@ -1,5 +1,6 @@
 """The autograd function behind the remote trunk: forward sends h1, backward sends g2."""
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flower_split.remote.border import SiloBorder
+from flower_split.remote.ranks import SessionRanks, opened
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
@@ -16,6 +18,7 @@ from flower_split.transport.messages import (
     AdapterGrad,
     BackwardReply,
     BackwardRequest,
+    ForwardReply,
     ForwardRequest,
 )
 
@@ -26,6 +29,11 @@ class SessionEnd(Protocol):
     transport: Transport
     border: SiloBorder
     adapter: TrunkAdapter
+
+    @property
+    def ranks(self) -> SessionRanks | None:
+        """AdaLoRA's, where the session has it."""
+        ...
 
     def follow_gradient(self) -> None:
         """Have the trunk's gradient follow what was done to the silo's since the last pass."""
@@ -62,12 +70,13 @@ class Exchange(torch.autograd.Function):
         context: TransformContext,
         prefix: Tensor | None,
         *parameters: Tensor,
-    ) -> Tensor:
-        """h2, (B, T, H)."""
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """h2, (B, T, H); with AdaLoRA, and the trunk's part of its term, a scalar."""
         transport = remote.transport
         answer = transport.forward(request)
         with transport.waits.waiting():
-            output = answer.result()
+            reply = answer.result()
+        output = opened(remote.ranks, reply)
         ctx.remote, ctx.transport, ctx.border = remote, transport, remote.border
         ctx.context, ctx.trains = context, remote.adapter.trains() and not request.adapter.disabled
         ctx.prefix = None if prefix is None else prefix.detach()
@@ -75,13 +84,17 @@ class Exchange(torch.autograd.Function):
         ctx.mark = _Mark()
         # A graph that is dropped without a backward pass frees the trunk's activations too.
         ctx.release = weakref.finalize(ctx.mark, transport.release, request.microbatch)
-        return remote.border.incoming("h2", output, context)
+        entered = remote.border.incoming("h2", output, context)
+        if not isinstance(reply, ForwardReply):
+            return entered
+        return entered, torch.tensor(reply.orthogonality, device=entered.device)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *more: Tensor) -> tuple[Tensor | None, ...]:
         """g1, (B, T, H), where the bottom needs it."""
         ctx.release.detach()
+        at_term = float(more[0]) if more else 0.0
         remote: SessionEnd = ctx.remote
         # Not so in autograd.grad for other tensors, nor in backward(inputs=...) without them.
         wanted = ctx.trains and any(map(_is_reached, ctx.leaves))
@@ -93,7 +106,7 @@ class Exchange(torch.autograd.Function):
             kept = "return" if parameters else "measure"
         if kept == "measure":
             remote.follow_gradient()
-        if not (grad.is_meta or bool(torch.isfinite(grad).all())):
+        if not (grad.is_meta or (math.isfinite(at_term) and bool(torch.isfinite(grad).all()))):
             # As a gradient scaler finds out that the scale was too large, and skips the step.
             ctx.transport.release(ctx.context.microbatch)
             gone = grad.new_full(grad.shape, torch.nan) if ctx.needs_input_grad[1] else None
@@ -108,6 +121,7 @@ class Exchange(torch.autograd.Function):
                 grad=ctx.border.outgoing("g2", grad, ctx.context),
                 wants_input_grad=ctx.needs_input_grad[1],
                 adapter_grad=kept,
+                orthogonality_grad=at_term,
                 prefix_shape=() if ctx.prefix is None else tuple(ctx.prefix.shape),
             )
         )

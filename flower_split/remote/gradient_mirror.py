@@ -7,6 +7,7 @@ would have done to the trunk's, and it is read off it before the trunk is asked 
 """
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,3 +123,15 @@ class GradientMirror:
             "zero_grad, scaling by one factor, clip_grad_norm_ and clip_grad_value_. For anything "
             "else attach_trunk(..., trunk_parameters=True) brings its gradients to the silo"
         )
+
+
+def weakly(method: Callable[[bool], None]) -> Callable[[bool], None]:
+    """`method` without keeping its object alive."""
+    held = weakref.WeakMethod(method)
+
+    def call(value: bool) -> None:
+        alive = held()
+        if alive is not None:
+            alive(value)
+
+    return call

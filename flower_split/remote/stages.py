@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flower_split.adapters.adalora.orthogonality import OrthogonalTerm
 from flower_split.adapters.prompts import encoder_parameters, stock_call
 from flower_split.devices import autocasting
 from flower_split.errors import AdapterError
+from flower_split.remote.ranks import opened, own_term
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.segments import Halves, Pause
 from flower_split.transport.messages import AdapterGrad, BackwardReply, BackwardRequest
@@ -55,6 +57,8 @@ class SplitStages:
             prepare=partial(stock_call, client_model),
             preparing=encoder_parameters(client_model),
         )
+        ranks = self._remote.ranks
+        self._term = own_term(client_model, self._remote) if ranks is None else ranks.orthogonal
 
     @property
     def max_in_flight(self) -> int:
@@ -70,7 +74,12 @@ class SplitStages:
         with autocasting(inputs["input_ids"].device, self._autocast):
             pause = self._halves.first(inputs, seed)
         return SplitPassage(
-            self._remote, self._halves, pause, self._autocast, measures=self._measures
+            self._remote,
+            self._halves,
+            pause,
+            self._autocast,
+            measures=self._measures,
+            term=self._term,
         )
 
 
@@ -85,6 +94,7 @@ class SplitPassage:
         pause: The microbatch, at the trunk's place.
         autocast: As for `SplitStages`.
         measures: As for `SplitStages`.
+        term: AdaLoRA's, where the model's adapter is of that method.
 
     Raises:
         ModelError: gradients are asked for in an evaluation session.
@@ -98,8 +108,10 @@ class SplitPassage:
         autocast: torch.dtype | None = None,
         *,
         measures: bool = False,
+        term: OrthogonalTerm | None = None,
     ) -> None:
         self._autocast = autocast
+        self._term = None if term is None else _StagedTerm(term)
         self._remote, self._measures = remote, measures
         self._transport, self._border = remote.transport, remote.border
         self._halves = halves
@@ -130,12 +142,18 @@ class SplitPassage:
     def output(self, **arguments: Any) -> Any:
         """Wait for h2, then compute top and head: what the stock model returns."""
         pause, reply = self._under_way()
-        hidden = self._border.incoming("h2", reply.result(), self._context)
+        hidden = opened(self._remote.ranks, reply.result())
+        hidden = self._border.incoming("h2", hidden, self._context)
         if self._keeps:
             hidden = self._leaf = hidden.detach().requires_grad_()
         self._waiting = None
         with autocasting(hidden.device, self._autocast):
-            return self._halves.second(pause, hidden, **arguments)
+            outputs = self._halves.second(pause, hidden, **arguments)
+            if self._term is not None:
+                ranks = self._remote.ranks
+                trunk = None if ranks is None else ranks.take()
+                self._term.add_to(outputs, trunk, keeps=self._keeps)
+            return outputs
 
     def backward(self, loss: Tensor) -> None:
         """From the loss to h2, and send g2; does not wait."""
@@ -158,6 +176,7 @@ class SplitPassage:
                 grad=self._border.outgoing("g2", leaf.grad, self._context),
                 wants_input_grad=self._pause.hidden.requires_grad,
                 adapter_grad=kept,
+                orthogonality_grad=0.0 if self._term is None else self._term.at_trunk,
                 prefix_shape=() if self._prefix is None else tuple(self._prefix.shape),
             )
         )
@@ -179,6 +198,9 @@ class SplitPassage:
             if grad is not None:
                 sources.append(pause.hidden)
                 grads.append(self._border.incoming("g1", grad, self._context))
+                for end, at_end in () if self._term is None else self._term.at_silo():
+                    sources.append(end)
+                    grads.append(at_end)
             if sources:
                 torch.autograd.backward(sources, grads)
         self._pause = self._waiting = None
@@ -192,3 +214,34 @@ class SplitPassage:
         if self._pause is None or self._waiting is None:
             raise RuntimeError("a passage is taken stage by stage: output, backward, finish")
         return self._pause, self._waiting
+
+
+class _StagedTerm:
+    """AdaLoRA's term of one microbatch, whose graph is cut where that of the pass is."""
+
+    def __init__(self, term: OrthogonalTerm) -> None:
+        self._term = term
+        self._before: Tensor | None = None
+        self._leaves: list[Tensor | None] = [None, None]
+
+    def add_to(self, outputs: Any, trunk: Tensor | None, *, keeps: bool) -> None:
+        """Add it to the loss of `outputs`, which a backward pass may follow."""
+        self._before = self._term.before()
+        leaves = [part if part is None else part.detach() for part in (self._before, trunk)]
+        if keeps:
+            leaves = [None if leaf is None else leaf.requires_grad_() for leaf in leaves]
+        self._leaves = leaves
+        self._term.add_to(outputs, *leaves)
+
+    @property
+    def at_trunk(self) -> float:
+        """Gradient of the loss at the trunk's part."""
+        leaf = self._leaves[1]
+        return 0.0 if leaf is None or leaf.grad is None else float(leaf.grad)
+
+    def at_silo(self) -> list[tuple[Tensor, Tensor]]:
+        """What comes before the trunk's place, and the gradient of the loss there."""
+        before, leaf = self._before, self._leaves[0]
+        if before is None or leaf is None or leaf.grad is None or not before.requires_grad:
+            return []
+        return [(before, leaf.grad)]

@@ -1,6 +1,5 @@
 """The remote trunk: the layer of the client model that stands for all the trunk's layers."""
 
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
@@ -17,7 +16,8 @@ from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
-from flower_split.remote.gradient_mirror import GradientChange, GradientMirror
+from flower_split.remote.gradient_mirror import GradientChange, GradientMirror, weakly
+from flower_split.remote.ranks import SessionRanks, opened, session_ranks
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
 from flower_split.segments import Cuts, Family, PassThrough, TrunkSlot, find_layers, refuse_copy
@@ -53,16 +53,19 @@ class RemoteTrunk(AdapterStandIn):
         """The trunk's adapter as parameters of the client model, where that was asked for."""
         self.measures = False
         """Whether the trunk tells of the pass that is under way by how much it adds to its own."""
-        self._mirror = GradientMirror(self.trunk_gradient, _weakly(self._discard))
+        self._mirror = GradientMirror(self.trunk_gradient, weakly(self._discard))
         self.trunk_gradient.requires_grad_(False)
         self._mask: Tensor | None = None
         self._positions: Tensor | None = None
+        self.ranks: SessionRanks | None = None
+        """AdaLoRA's, where the session has it."""
 
     def connect(
         self,
         transport: Transport,
         model: PreTrainedModel,
         *,
+        outer: nn.Module,
         trained: Collection[str] | None = None,
         trunk_parameters: bool = False,
     ) -> None:
@@ -71,6 +74,7 @@ class RemoteTrunk(AdapterStandIn):
         Args:
             transport: An open session.
             model: The client model.
+            outer: The same as PEFT has wrapped it.
             trained: Names of the silo's adapter tensors that the session trains; None for all.
             trunk_parameters: Whether the trunk's adapter becomes parameters of the client model.
 
@@ -81,6 +85,7 @@ class RemoteTrunk(AdapterStandIn):
         self.border = SiloBorder(transport.spec)
         self.adapter = TrunkAdapter(model, transport, trained)
         self.transport = transport
+        self.ranks = session_ranks(outer, self, transport, self.adapter, self.gradient_change)
         self.steps = self._microbatches = self._backwards = 0
         self._caches = CacheLedger(self.cuts.trunk_range)
         self._mirror.forget()
@@ -159,13 +164,16 @@ class RemoteTrunk(AdapterStandIn):
         if keep_graph:
             own = () if self.own is None else self.own.parameters
             self.trunk_gradient.requires_grad_(self.adapter.is_there and not own)
-            output: Tensor = Exchange.apply(  # type: ignore[no-untyped-call]
+            output: Any = Exchange.apply(  # type: ignore[no-untyped-call]
                 self.trunk_gradient, hidden_states, self, request, context, prefix, *own
             )
+            if self.ranks is not None:
+                output, term = output
+                self.ranks.note(term)
         else:
             answer = self.transport.forward(request)
             with self.transport.waits.waiting():
-                output = self.border.incoming("h2", answer.result(), context)
+                output = self.border.incoming("h2", opened(self.ranks, answer.result()), context)
         return super().forward(output, *args, **kwargs)
 
     def next_request(
@@ -346,6 +354,8 @@ class RemoteTrunk(AdapterStandIn):
         """Put what stands for the trunk's part of the adapter into a state of the client model."""
         if not (self.adapter.is_there and self.adapter.is_wrapped):
             return
+        if self.ranks is not None:
+            self.ranks.refuse_saving()
         self.take_loaded()
         outer = prefix.removesuffix(f"{self.cuts.bottom_layers}.")
         saved = self.adapter.saved() if self.own is None else self.own.saved(keep_vars=keep_vars)
@@ -374,18 +384,6 @@ class RemoteTrunk(AdapterStandIn):
                 "training session"
             )
         return False
-
-
-def _weakly(method: Callable[[bool], None]) -> Callable[[bool], None]:
-    """`method` without keeping its object alive."""
-    held = weakref.WeakMethod(method)
-
-    def call(value: bool) -> None:
-        alive = held()
-        if alive is not None:
-            alive(value)
-
-    return call
 
 
 def find_remote(model: torch.nn.Module) -> RemoteTrunk:

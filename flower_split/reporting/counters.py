@@ -44,7 +44,9 @@ COUNTERS: Mapping[str, Counter] = {
     "seconds-connecting": _seconds("of `seconds`: connecting, and waiting for a place"),
     "seconds-waiting": _seconds("of `seconds`: nothing to do but to wait for the trunk's answers"),
     "bytes-sent": _bytes("payload from silo to trunk: h1, g2, context, prefix and adapter"),
-    "bytes-received": _bytes("payload from trunk to silo: h2, g1, the prefix's gradient and the adapter"),
+    "bytes-received": _bytes(
+        "payload from trunk to silo: h2, g1, the prefix's gradient and the adapter"
+    ),
     "bytes-h1": _bytes("activations at the lower cut, to the trunk"),
     "bytes-h2": _bytes("activations at the upper cut, from the trunk"),
     "bytes-g2": _bytes("gradients at the upper cut, to the trunk"),

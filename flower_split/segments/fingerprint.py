@@ -40,6 +40,7 @@ _QUANTIZED = (
     "load_in_8bit",
     "bnb_4bit_quant_type",
     "bnb_4bit_use_double_quant",
+    "quant_type",
 )
 """What is common of a quantization; the dtype in which it computes is each party's own."""
 

@@ -65,7 +65,7 @@ def refuse_config(config: PreTrainedConfig) -> None:
             "cut a text-only causal language model"
         )
     method = quantization_of(config)
-    if method not in ("", BITSANDBYTES):
+    if method not in ("", BITSANDBYTES) and not _is_weight_only(config):
         raise ModelError(
             f"this {kind} model is quantized by {method}, of which nothing is known when it is "
             "cut; load it in float32, bfloat16 or float16, or set model.quantization"
@@ -94,6 +94,15 @@ def quantization_of(config: PreTrainedConfig) -> str:
     fields = held if isinstance(held, Mapping) else held.to_dict()
     method = fields.get("quant_method") or "an unknown method"
     return str(getattr(method, "value", method))
+
+
+def _is_weight_only(config: PreTrainedConfig) -> bool:
+    """Whether torchao has quantized a model's weights to int8, and no activations."""
+    held: Any = getattr(config, "quantization_config", None)
+    fields = held if isinstance(held, Mapping) else held.to_dict()
+    kinds = fields.get("quant_type")
+    chosen = kinds.get("default") if isinstance(kinds, Mapping) else None
+    return isinstance(chosen, Mapping) and chosen.get("_type") == "Int8WeightOnlyConfig"
 
 
 def _rope_types(parameters: Any) -> Iterator[str]:

@@ -73,7 +73,30 @@ class AdapterCalls:
                     raise SequenceError(f"a snapshot of another optimizer: {error}") from error
             case "list":
                 pass
+            case _:
+                return self._of_ranks(call)
         return AdapterReply(held=held)
+
+    def _of_ranks(self, call: AdapterCall) -> AdapterReply:
+        """What AdaLoRA's allocator at the silo asks of the trunk's."""
+        ranks = self._slot.ranks
+        try:
+            match call.action:
+                case "ranks_update":
+                    self._slot.update_ranks()
+                case "ranks_scores":
+                    return AdapterReply(scores=ranks.scores())
+                case "ranks_mask":
+                    if not math.isfinite(call.threshold):
+                        raise WireError(f"a threshold of {call.threshold}, expected a number")
+                    ranks.mask(call.threshold)
+                case "ranks_mask_again":
+                    return AdapterReply(kept=ranks.mask_again())
+                case _:
+                    ranks.reset()
+        except AdapterError as error:
+            raise SequenceError(str(error)) from error
+        return AdapterReply()
 
     def check_shared(self) -> None:
         """Raise `SequenceError` unless the silo may read and write the trunk's adapter."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from flower_split.adapters import AdapterPlan, TrunkAdapters
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.config.checks import one_of
+from flower_split.config.peft import ADALORA
 from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
 from flower_split.errors import ConfigError, SequenceError
 from flower_split.lowrank import Allowance, Instructions, Scaling
@@ -107,6 +108,11 @@ class TrunkEngine:
         self._lock = self.queue.exclusive()
         self._follows_autocast = follows_autocast
         self._snapshots = snapshots or SnapshotStore()
+        if self.mode == "shared" and self.plan is not None and self.plan.method == ADALORA:
+            raise ConfigError(
+                "AdaLoRA masks by the importances of one silo, and a shared trunk has one adapter "
+                "for all: use mode 'federated' or 'frozen'"
+            )
         if shares_adapter and self.plan is not None and not self.plan.is_plain:
             raise ConfigError(
                 f"a trunk shares an adapter of plain LoRA only, and this is {self.plan.described}: "

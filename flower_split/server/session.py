@@ -3,6 +3,7 @@
 Axes: B rows of a microbatch, T new tokens a row, S tokens with the cached ones, H hidden size.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -35,6 +36,7 @@ from flower_split.transport.messages import (
     Discard,
     DropCache,
     Finish,
+    ForwardReply,
     ForwardRequest,
     QueueUse,
     Release,
@@ -181,14 +183,17 @@ class TrunkSession:
             request = replace(request, autocast="")
         microbatch = Microbatch(session=self._context, request=request)
 
-        def done(job: Job, h2: Answer, _: Gradients) -> Answer:
+        def done(job: Job, h2: Answer, _: Gradients) -> Reply:
             self._last_microbatch = request.microbatch
             if request.keep_graph:
                 self._pending[request.microbatch] = microbatch
             self._forwards += 1
             self._tokens += job.turn.cost
             self._count(job)
-            return None if h2 is None else self._border.outgoing("h2", h2, request)
+            if h2 is None:
+                return None
+            hidden, term = self._border.outgoing("h2", h2, request), microbatch.orthogonality
+            return hidden if term is None else ForwardReply(hidden=hidden, orthogonality=term)
 
         return Job(turn=self._turn(microbatch), microbatch=microbatch, done=done)
 
@@ -205,6 +210,8 @@ class TrunkSession:
             raise WireError(
                 f"g2 is {tuple(request.grad.shape)}, expected {tuple(begun.hidden.shape)}"
             )
+        if not math.isfinite(request.orthogonality_grad):
+            raise WireError(f"orthogonality_grad is {request.orthogonality_grad}")
         if request.adapter_grad == "return":
             if self._calls is None:
                 raise SequenceError("this session's trunk is frozen: its adapter has no gradient")

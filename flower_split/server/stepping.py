@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from flower_split.adapters import AdapterRound, PersonalTensors, TrunkAdapters
+from flower_split.adapters.adalora.rank_allocation import TrunkAllocator
+from flower_split.adapters.state import with_adapter
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import SequenceError
 from flower_split.optimization.moments import load_moments, read_moments
@@ -106,6 +108,32 @@ class AdapterSlot:
         self._gradients: list[Tensor | None] = [None] * len(self._trained)
         self._copies: dict[str, str] = {}
         self._copied = 0
+        self._allocator = adapters.rank_allocator(name)
+
+    @property
+    def ranks(self) -> TrunkAllocator:
+        """Allocates AdaLoRA's ranks.
+
+        Raises:
+            SequenceError: the adapter is of another method.
+        """
+        if self._allocator is None:
+            raise SequenceError("this session's adapter has no ranks to allocate: no AdaLoRA")
+        return self._allocator
+
+    def orthogonality(self) -> Tensor | None:
+        """AdaLoRA's term, a scalar that gradients flow to; None where the method is another."""
+        return None if self._allocator is None else self._adapters.orthogonality(self.name)
+
+    def update_ranks(self) -> None:
+        """Have AdaLoRA's importances go on by the gradient of the last step, which was kept.
+
+        Raises:
+            AdapterError: there is none.
+        """
+        named = self._adapters.named_parameters(self.name)
+        kept = {id(p): g for p, g in zip(self._trained, self._gradients, strict=True)}
+        self.ranks.update({with_adapter(n): kept.get(id(p)) for n, p in named.items()})
 
     @property
     def can_mix(self) -> bool:

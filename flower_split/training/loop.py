@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from flower_split.adapters import allocate_ranks
 from flower_split.config.sections import TrainConfig
 from flower_split.errors import DataError, DivergenceError
 from flower_split.optimization.schedule import check_schedule, learning_rate_factor
@@ -110,6 +111,7 @@ def train_round(
                 optimizer.zero_grad(set_to_none=True)
                 step = gradients.add(microbatches)
                 norm = _step(model, optimizer, rate, config.max_grad_norm)
+                allocate_ranks(model, first_step + number)
             except DivergenceError as exc:
                 raise DivergenceError(
                     f"{exc}, at step {number + 1} of {steps} of this round (step "

@@ -18,6 +18,7 @@ from flower_split.transport.messages import (
     AdapterReply,
     BackwardReply,
     BackwardRequest,
+    ForwardReply,
     ForwardRequest,
     Reply,
     Request,
@@ -82,8 +83,8 @@ class Transport(ABC):
     """What the trunk lets the session hold, as it told when it was opened."""
 
     @abstractmethod
-    def forward(self, request: ForwardRequest) -> Future[Tensor]:
-        """h1 -> h2."""
+    def forward(self, request: ForwardRequest) -> Future[Tensor | ForwardReply]:
+        """h1 -> h2, in a `ForwardReply` with AdaLoRA."""
 
     @abstractmethod
     def backward(self, request: BackwardRequest) -> Future[Tensor | BackwardReply | None]:

@@ -25,6 +25,7 @@ from flower_split.transport.messages import (
     Discard,
     DropCache,
     Finish,
+    ForwardReply,
     ForwardRequest,
     Release,
     Request,
@@ -72,10 +73,10 @@ class InProcessTransport(Transport):
         self.resumed = self._session.resumed
         self._failure: TrunkError | None = None
 
-    def forward(self, request: ForwardRequest) -> Future[Tensor]:
+    def forward(self, request: ForwardRequest) -> Future[Tensor | ForwardReply]:
         """h1 -> h2."""
 
-        def compute() -> Tensor:
+        def compute() -> Tensor | ForwardReply:
             hidden = self._carry("h1", request.hidden)
             for rule, given in (
                 (ATTENTION_MASK, request.attention_mask),
@@ -86,7 +87,12 @@ class InProcessTransport(Transport):
             prefix = None if request.prefix is None else self._carry(PREFIX, request.prefix)
             # the codec may have rounded them
             arrived = replace(request, hidden=hidden, prefix=prefix)
-            return self._carry("h2", self._ask(arrived, Tensor))
+            answer = self._session.submit(arrived).result()
+            if isinstance(answer, ForwardReply):
+                return replace(answer, hidden=self._carry("h2", answer.hidden))
+            if not isinstance(answer, Tensor):
+                raise TypeError(f"{type(answer).__name__} does not answer a forward pass")
+            return self._carry("h2", answer)
 
         return self._answer(compute)
 

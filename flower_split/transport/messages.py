@@ -32,6 +32,11 @@ AdapterAction = Literal[
     "restore",
     "snapshot_moments",
     "restore_moments",
+    "ranks_update",
+    "ranks_scores",
+    "ranks_mask",
+    "ranks_mask_again",
+    "ranks_reset",
 ]
 
 
@@ -140,6 +145,16 @@ class ForwardRequest:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ForwardReply:
+    """What the trunk answers to h1 where its adapters are AdaLoRA's."""
+
+    hidden: Tensor
+    """h2, (B, T, H)."""
+    orthogonality: float
+    """How far the trunk's triplets are from orthogonal; see `adapters.adalora.orthogonality`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BackwardRequest:
     """g2 of one microbatch, for a forward pass made with `keep_graph`."""
 
@@ -150,6 +165,8 @@ class BackwardRequest:
     wants_input_grad: bool = True
     """Whether g1 is to be returned."""
     adapter_grad: AdapterGrad = "add"
+    orthogonality_grad: float = 0.0
+    """Gradient of the loss at `ForwardReply.orthogonality`."""
     prefix_shape: tuple[int, ...] = ()
     """Of the prefix's gradient, which is returned too; the trunk knows it by itself."""
 
@@ -231,6 +248,8 @@ class AdapterCall:
     """Of a copy, or the tag of a snapshot."""
     tensors: tuple[Tensor, ...] = ()
     """All of the adapter's, float32 in the order of `AdapterReply.held`, where it is written."""
+    threshold: float = 0.0
+    """Score of the best triplet that is masked, where some are."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,6 +260,10 @@ class AdapterReply:
     """Name in the uncut model and shape of every tensor, in model order."""
     tensors: tuple[Tensor, ...] = ()
     """The same in values, float32, where they were read."""
+    scores: tuple[float, ...] = ()
+    """Of the triplets, module by module, where they were asked for."""
+    kept: int = 0
+    """Triplets that are not masked, where they were masked again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +368,7 @@ Answerable = ForwardRequest | BackwardRequest | StepRequest | AdapterCall | Fini
 """Requests that get a reply over the wire."""
 Request = Answerable | Release | DropCache | Discard
 """What a silo asks of the trunk in an open session."""
-Reply = Tensor | BackwardReply | StepReply | AdapterReply | SessionSummary | None
-"""h2 or g1 (None where g1 was not wanted; a `BackwardReply` where more than g1 was asked for), or
-the answer to another answerable request; None to those that get none."""
+Reply = Tensor | ForwardReply | BackwardReply | StepReply | AdapterReply | SessionSummary | None
+"""h2 (in a `ForwardReply` with AdaLoRA) or g1 (None where not wanted; a `BackwardReply` where more
+was asked for), or the answer to another answerable request; None to those without
+one."""

@@ -20,6 +20,7 @@ from flower_split.errors import AdapterError, ConfigError
 from flower_split.segments import split_model
 
 LORA = LoraSettings()
+ADALORA = {"peft__type": "ADALORA", "peft__total_step": 20}
 TWO = {"target_modules": "q_proj, v_proj"}
 
 
@@ -66,6 +67,16 @@ def test_an_unknown_method_is_named_with_those_that_work():
         ({"peft__bias": "lora_only"}, "set trunk.adapters to 'frozen'"),
         ({"peft__type": "OFT", "lora__r": 4}, "lora.r would not be used with peft.type OFT"),
         ({"peft__use_dora": True, "lora__ranks": "4,8"}, "lora.ranks and lora.alphas"),
+        ({"peft__type": "ADALORA"}, "peft.total-step is missing"),
+        ({"peft__type": "ADALORA", "peft__r": 4}, "unknown key 'peft.r' for peft.type ADALORA"),
+        (ADALORA | {"peft__target_r": 12}, "leaves nothing to allocate of peft.init-r 12"),
+        (ADALORA | {"peft__target_r": 0}, "peft.target-r is 0, expected at least 1"),
+        (ADALORA | {"peft__deltaT": 0}, "peft.deltaT is 0, expected at least 1"),
+        (ADALORA | {"peft__beta1": 1.0}, "peft.beta1 is 1.0, expected between 0 and 1"),
+        (ADALORA | {"peft__tinit": 20}, "PEFT refuses"),
+        (ADALORA | {"peft__orth_reg_weight": -1.0}, "PEFT refuses"),
+        (ADALORA | {"trunk__adapters": "shared"}, "has one adapter for all"),
+        (ADALORA | {"trunk__shares_adapter": True}, "trunk.shares-adapter is for plain LoRA"),
     ],
 )
 def test_what_a_method_does_not_take_is_told_at_once(keys, said):
@@ -74,6 +85,17 @@ def test_what_a_method_does_not_take_is_told_at_once(keys, said):
             resolve_plan(tiny_model(layers=3), LORA, settings("VERA", r=-1, **TWO))
         return
     assert said in problems(**keys)
+
+
+def test_adaloras_schedule_is_that_of_the_run_where_its_steps_are_known():
+    keys = {"model.name": "m", "num-server-rounds": 5, "peft.type": "adalora"}
+    run = read_run_config(keys | {"train.local-steps": 4}, check_method=method_problems)
+    assert method_config(run.lora, run.peft).total_step == 20
+    given = keys | {"train.local-steps": 4, "peft.total-step": 30}
+    run = read_run_config(given, check_method=method_problems)
+    assert method_config(run.lora, run.peft).total_step == 30
+    plain = read_run_config(keys | {"train.local-steps": 4, "peft.type": "LORA"})
+    assert plain.peft.is_plain
 
 
 def test_values_get_the_types_of_pefts_config():

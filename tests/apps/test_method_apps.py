@@ -7,19 +7,34 @@ import torch
 from exporting import flower_split
 from flwr.app import Context, RecordDict
 from in_process_grid import RUN_ID, InProcessGrid
-from peft import PeftModel
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from flower_split import (
+    LocalTransport,
+    attach_trunk,
+    load_adapter,
+    load_client_model,
+    load_trunk,
+    session_spec,
+)
 from flower_split.apps.client_app import app as client_app
 from flower_split.apps.server_app import app as server_app
-from flower_split.errors import ConfigError
+from flower_split.errors import AdapterError, ConfigError
 from flower_split.reporting import read_result
 
 IDS = torch.arange(4, 14)[None]
 METHODS = {
     "dora": {"peft.use-dora": True, "peft.modules-to-save": "lm_head"},
     "vera": {"peft.type": "vera", "peft.r": 8, "peft.target-modules": "q_proj, down_proj"},
+    "adalora": {
+        "peft.type": "ADALORA",
+        "peft.init-r": 6,
+        "peft.target-r": 2,
+        "peft.total-step": 20,
+        "peft.target-modules": "q_proj, down_proj",
+    },
     "pissa": {"peft.init-lora-weights": "pissa"},
     "tokens": {"peft.trainable-token-indices": "5, 7"},
     "prompt": {
@@ -29,7 +44,7 @@ METHODS = {
         "trunk.adapters": "frozen",
     },
 }
-TYPES = {"vera": "VERA", "prompt": "P_TUNING"}
+TYPES = {"adalora": "ADALORA", "vera": "VERA", "prompt": "P_TUNING"}
 
 
 def run(run_config, nodes=2, **grid):
@@ -103,6 +118,29 @@ def test_a_shared_trunk_learns_by_another_method(values, tiny, tmp_path):
     assert any(tensor.abs().max() > 0 for tensor in trunk)
 
 
+def test_a_tuned_adalora_is_used_through_the_split(values, tiny, tmp_path):
+    run(values("adalora", tmp_path, **{"num-server-rounds": 1}))
+    cuts = {"bottom_layers": 1, "top_layers": 1}
+    client = load_adapter(load_client_model(str(tiny / "model"), **cuts), tmp_path / "adapter")
+    trunk = load_adapter(load_trunk(str(tiny / "model"), **cuts), tmp_path / "adapter")
+    spec = session_spec(client, plan=None, trunk_adapters="frozen", purpose="evaluate")
+    attach_trunk(client, LocalTransport(trunk, spec))
+    with torch.no_grad():
+        assert torch.equal(client(IDS).logits, logits(tiny, tmp_path / "adapter"))
+
+
+def test_an_adalora_that_peft_has_cut_to_its_ranks_is_refused_on_a_cut_model(tiny, tmp_path):
+    config = AdaLoraConfig(init_r=4, target_r=1, total_step=3, target_modules=["q_proj"])
+    base = AutoModelForCausalLM.from_pretrained(tiny / "model")
+    tuned = get_peft_model(base, config)
+    tuned(input_ids=IDS, labels=IDS).loss.backward()
+    tuned.base_model.update_and_allocate(1)
+    tuned.save_pretrained(tmp_path)
+    client = load_client_model(str(tiny / "model"), bottom_layers=1, top_layers=1)
+    with pytest.raises(AdapterError, match="rank_pattern"):
+        load_adapter(client, tmp_path)
+
+
 @pytest.mark.parametrize("strategy", ["fedavglora", "flora", "scaffoldlora", "hetlora"])
 def test_strategies_of_low_rank_name_what_works(values, tmp_path, strategy):
     with pytest.raises(ConfigError, match=f"{strategy}.*peft.type VERA.*'fedavg'"):
@@ -126,7 +164,8 @@ def test_flowers_own_strategies_take_any_method(values, tmp_path, strategy):
     assert adapter(tmp_path / "adapter")
 
 
-def test_every_silo_alone_with_another_method(values, tmp_path):
-    run(values("dora", tmp_path, **{"baseline-alone": True}))
+@pytest.mark.parametrize("name", ["dora", "adalora"])
+def test_every_silo_alone_with_another_method(values, tmp_path, name):
+    run(values(name, tmp_path, **{"baseline-alone": True}))
     report = read_result(tmp_path / "result.json")
     assert report.alone[-1].evaluate["0"]["eval-loss"] > 0

@@ -13,5 +13,6 @@ def test_the_page_is_current():
 
 
 def test_every_method_has_a_row():
-    rows = [line.split("`")[1] for line in render().splitlines() if line.startswith("| `")]
+    table, _, _ = render().partition("| `model.quantization`")
+    rows = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
     assert rows == ["peft.type", *method_names()]

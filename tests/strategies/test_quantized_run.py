@@ -13,6 +13,7 @@ from uncut_run import run_uncut, uncut_app
 from flower_split.segments.loading.quantization import quantization_config
 
 pytest.importorskip("bitsandbytes")
+pytest.importorskip("torchao")
 
 LONG = {"max_position_embeddings": 256}
 ROUNDS = KEEPING["num-server-rounds"]
@@ -23,7 +24,7 @@ def fedavg():
     return FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS)
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", "int8", "torchao-int8"])
 def test_every_adapter_tensor_equals_that_of_the_uncut_run(kind, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     tiny_model(layers=4, hidden_size=64, intermediate_size=128, **LONG).save_pretrained(folder)

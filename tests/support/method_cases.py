@@ -126,6 +126,31 @@ CASES = {
         keys=lora(init_lora_weights="pissa").keys | {"lora.target-modules": "c_attn, c_fc"},
         values=lora(init_lora_weights="pissa").values | {"target_modules": ["c_attn", "c_fc"]},
     ),
+    "ADALORA": of("ADALORA", init_r=6, target_r=2, tinit=1, deltaT=2, total_step=6),
+    "ADALORA, final rounds": of(
+        "ADALORA", init_r=6, target_r=2, tfinal=4, total_step=6, orth_reg_weight=0.1, lora_alpha=3
+    ),
+    "ADALORA, silos only": replace(
+        of("ADALORA", init_r=6, target_r=2, total_step=6, layers_to_transform="0, 3", frozen=True),
+        values=of("ADALORA", init_r=6, target_r=2, total_step=6).values
+        | {"layers_to_transform": [0, 3]},
+    ),
+    "ADALORA, Conv1D": MethodCase(
+        method="ADALORA",
+        family="gpt2",
+        keys={
+            "peft.target-modules": "c_attn, c_fc",
+            "peft.init-r": 6,
+            "peft.target-r": 2,
+            "peft.total-step": 6,
+        },
+        values={
+            "target_modules": ["c_attn", "c_fc"],
+            "init_r": 6,
+            "target_r": 2,
+            "total_step": 6,
+        },
+    ),
     "BEFT": of("BEFT"),
     "BOFT": of("BOFT", boft_block_size=4),
     "C3A": of("C3A", block_size=4),

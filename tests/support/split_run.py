@@ -37,11 +37,15 @@ def split_app(*, connect=GrpcTransport, steps=steps_of, before=None, seen=None):
             partition = context.node_config["partition-id"]
             microbatches_of_steps, examples = steps(partition, session.server_round)
             session.model.train()
-            for microbatches in microbatches_of_steps:
+            ranks = getattr(session.model.base_model, "update_and_allocate", None)
+            first = (session.server_round - 1) * len(microbatches_of_steps)
+            for number, microbatches in enumerate(microbatches_of_steps, start=first):
                 for batch in microbatches:
                     loss = session.model(**batch).loss
                     loss.backward()
                 session.optimizer.step()
+                if ranks is not None:
+                    ranks(number)
                 session.optimizer.zero_grad()
             return session.reply({"train-loss": loss.item()}, num_examples=examples)
 

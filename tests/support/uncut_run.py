@@ -30,6 +30,8 @@ class PlainExchange:
         pass
 
     def reply(self, metrics):
+        if hasattr(self.model.base_model, "rankallocator"):  # all silos' tensors are of a shape
+            self.model.peft_config["default"].rank_pattern = None
         arrays = ArrayRecord(get_peft_model_state_dict(self.model))
         content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
         return Message(content, reply_to=self.message)
@@ -129,6 +131,13 @@ def uncut_app(
         before = {name: tensor.clone() for name, tensor in before.items()}
         model.train()
         first = (number - 1) * len(microbatches_of_steps)
+        ranks = getattr(model.base_model, "rankallocator", None)
+        if ranks is not None and number > 1:  # what a round after the last allocation keeps
+            model.peft_config["default"].rank_pattern = {
+                name: (value != 0).view(-1).tolist()
+                for name, value in model.base_model.model.named_parameters()
+                if "lora_E" in name
+            }
         for step, microbatches in enumerate(microbatches_of_steps, start=first):
             optimizer.param_groups[0]["lr"] = lr * (rate(step) if rate else 1.0)
             labels = [batch["labels"][:, first_target:] for batch in microbatches]
@@ -141,13 +150,15 @@ def uncut_app(
             if bound:
                 torch.nn.utils.clip_grad_norm_(trained.values(), bound)
             optimizer.step()
+            if ranks is not None:
+                model.base_model.update_and_allocate(step)
             optimizer.zero_grad()
         if (partition, number) not in losing:
             own = {n: copy.deepcopy(optimizer.state[p]) for n, p in trained.items()}
             kept[partition] = lora, state | own
         seen[number, partition] = SimpleNamespace(
             before=before,
-            after=get_peft_model_state_dict(model),
+            after=None if ranks else get_peft_model_state_dict(model),
             message=message,
             model=model,
             logits=logits(model),

@@ -1,21 +1,27 @@
-"""Quantization of base weights while a segment is loaded, by transformers and bitsandbytes.
+"""Quantization of base weights while a segment is loaded, by transformers and what it calls.
 
 Each tensor is quantized as soon as it has been read, so that the segment never stands in memory in
 full precision. QLoRA is Dettmers et al. 2023 (arXiv:2305.14314), LLM.int8 Dettmers et al. 2022
 (arXiv:2208.07339).
 """
 
+import importlib
 import importlib.util
 
 import torch
-from transformers import BitsAndBytesConfig
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from flower_split.config.checks import one_of
 from flower_split.config.model import QUANTIZATIONS
-from flower_split.errors import ConfigError
+from flower_split.errors import ConfigError, ModelError
+
+QuantizationConfig = BitsAndBytesConfig | TorchAoConfig
+
+TORCHAO = "torchao-int8"
 
 
-def quantization_config(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_config(name: str, dtype: torch.dtype) -> QuantizationConfig | None:
     """The stock loader's settings for a quantization of the configuration.
 
     Args:
@@ -23,16 +29,20 @@ def quantization_config(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | N
         dtype: In which the quantized layers compute.
 
     Raises:
-        ConfigError: there is no such quantization, or bitsandbytes is not installed.
+        ConfigError: there is no such quantization, or what does it is not installed.
     """
     one_of("model.quantization", name, QUANTIZATIONS)
     if name == "none":
         return None
-    if importlib.util.find_spec("bitsandbytes") is None:
+    package = "torchao" if name == TORCHAO else "bitsandbytes"
+    if importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"model.quantization {name!r} needs bitsandbytes, which is not installed: "
+            f"model.quantization {name!r} needs {package}, which is not installed: "
             "pip install 'flower-split[quantization]' on the server and on every silo"
         )
+    if name == TORCHAO:
+        settings = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
+        return TorchAoConfig(settings)
     if name == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -41,3 +51,24 @@ def quantization_config(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | N
         bnb_4bit_use_double_quant=name == "nf4-double",
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def check_quantized(model: PreTrainedModel, settings: QuantizationConfig | None) -> None:
+    """Raise `ModelError` where `settings` quantize nothing of a segment's layers.
+
+    torchao passes over modules that are none of torch's linear ones, such as GPT-2's, in silence.
+    """
+    if not isinstance(settings, TorchAoConfig):
+        return
+    kind = importlib.import_module("torchao.utils").TorchAOBaseTensor
+    held = [
+        (name, isinstance(module.weight, kind))
+        for name, module in model.base_model.named_modules()
+        if type(module).__name__ == "Conv1D" or isinstance(module, nn.Linear)
+    ]
+    if held and not any(quantized for _, quantized in held):
+        raise ModelError(
+            f"torchao quantizes nothing of this {model.config.model_type} model, whose modules are "
+            f"such as {held[0][0]}: set model.quantization to one of bitsandbytes' (nf4, "
+            "nf4-double, int8), or 'none'"
+        )

@@ -14,11 +14,12 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from flower_split.errors import FlowerSplitError, WeightsError
 from flower_split.segments.loading.experts import unlike_expert
+from flower_split.segments.loading.quantization import QuantizationConfig, check_quantized
 
 _progress: Any = transformers_logging
 
@@ -37,7 +38,7 @@ def load_stock(
     attention: str,
     name: str,
     path: Path,
-    quantization: BitsAndBytesConfig | None = None,
+    quantization: QuantizationConfig | None = None,
 ) -> PreTrainedModel:
     """A model of the class `stock`, after `punch`, with `tensors` for all that is left of it.
 
@@ -79,6 +80,7 @@ def load_stock(
                 f"the tensors of {path} do not make a {config.model_type} model: {reason}"
             ) from exc
     _check(info, tensors, path)
+    check_quantized(model, quantization)
     # Of its own class again, the model can be copied, saved and wrapped like any other.
     model.__class__ = stock
     torch.nn.Module.to(model, device)  # what is in no checkpoint: stand-ins, rotary frequencies
@@ -90,7 +92,7 @@ def placement(device: torch.device) -> dict[str, Any]:
     return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
-def _quantizing(quantization: BitsAndBytesConfig, device: torch.device) -> dict[str, Any]:
+def _quantizing(quantization: QuantizationConfig, device: torch.device) -> dict[str, Any]:
     # without a map the stock loader would choose an accelerator by itself
     return {"quantization_config": quantization, "device_map": {"": device}}
 

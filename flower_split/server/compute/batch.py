@@ -10,12 +10,12 @@ rows do, and no row's backward pass costs more than three passes.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from flower_split.devices import autocast_dtype
+from flower_split.devices import autocast_dtype, autocasting
 from flower_split.segments import Trunk
 from flower_split.server.caches import TrunkCache
 from flower_split.server.compute.rows import cut, join, join_tensors
@@ -70,6 +70,8 @@ class Leaves:
     """h1, (B, T, H)."""
     prefix: Tensor | None = None
     """(2 L R, V, W); of one that is computed alone."""
+    term: Tensor | None = None
+    """AdaLoRA's, a second end of the same graph; of one that is computed alone."""
 
     @property
     def tokens(self) -> int:
@@ -140,6 +142,8 @@ class Microbatch:
     request: ForwardRequest
     graph: Graph | None = None
     """None where the activations are not kept."""
+    orthogonality: float | None = None
+    """AdaLoRA's term as it was computed last; None with any other method."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -254,7 +258,13 @@ class TrunkComputer:
         if not wanted:
             return [Gradients() for _ in given]
         grad = grads[0] if len(grads) == 1 else join_tensors(grads, output.shape[1])
-        found = list(torch.autograd.grad(output, wanted, grad, allow_unused=True))
+        ends, at_ends = [output], [grad]
+        # Of a session that is computed alone; without a gradient where its adapter was disabled.
+        term, at_term = leaves.term, next(iter(given.values())).orthogonality_grad
+        if term is not None and at_term and term.requires_grad:
+            ends.append(term)
+            at_ends.append(term.new_tensor(at_term))
+        found = list(torch.autograd.grad(ends, wanted, at_ends, allow_unused=True))
         inputs: dict[Microbatch, Tensor | None] = {}
         if wants_input:
             whole = found.pop(0)
@@ -294,9 +304,21 @@ class TrunkComputer:
                 past_key_values=None if cache is None else cache.keys,
                 autocast=autocast_dtype(first.request.autocast or "off"),
             )
+            term = self._orthogonality(first)
         if cache is not None:
             cache.advance(leaves.hidden.shape[1])
-        return leaves, output
+        return replace(leaves, term=term), output
+
+    def _orthogonality(self, microbatch: Microbatch) -> Tensor | None:
+        """AdaLoRA's term of a session's adapter, computed as the silo computes its own part."""
+        slot, request = microbatch.session.slot, microbatch.request
+        if slot is None:
+            return None
+        dtype = autocast_dtype(request.autocast or "off")
+        with autocasting(request.hidden.device, dtype):
+            term = slot.orthogonality()
+        microbatch.orthogonality = None if term is None else float(term.detach())
+        return term
 
     @contextmanager
     def _prepared(self, microbatches: Sequence[Microbatch]) -> Iterator[None]:

@@ -44,6 +44,8 @@ MOST_TENSORS = 1 << 16
 _LONGEST_TENSOR_NAME = 512
 LARGEST_SCALE = 1e6
 """Factor of an adapter's scaling, in magnitude."""
+LARGEST_SCORE = 1e30
+"""Of a triplet, and of AdaLoRA's orthogonality and its gradient, in magnitude."""
 _NEEDS_NAME = {"copy", "snapshot", "restore", "snapshot_moments", "restore_moments"}
 
 
@@ -107,7 +109,12 @@ def read_constants(step: pb.Step, agreed: OptimizerSettings) -> OptimizerSetting
 
 def adapter_call(call: AdapterCall, headers: Sequence[pb.TensorHeader]) -> pb.AdapterCall:
     """The message."""
-    return pb.AdapterCall(action=ADAPTER_ACTIONS[call.action], name=call.name, tensors=headers)
+    return pb.AdapterCall(
+        action=ADAPTER_ACTIONS[call.action],
+        name=call.name,
+        tensors=headers,
+        threshold=call.threshold if call.action == "ranks_mask" else None,
+    )
 
 
 def check_call(call: pb.AdapterCall, limits: SessionLimits) -> Sequence[Announced]:
@@ -124,6 +131,9 @@ def check_call(call: pb.AdapterCall, limits: SessionLimits) -> Sequence[Announce
         raise WireError(f"adapter: {action} with the name {call.name!r}")
     if bool(call.tensors) != (action == "write"):
         raise WireError(f"adapter: {action} with {len(call.tensors)} tensors")
+    if (action == "ranks_mask") != call.HasField("threshold"):
+        raise WireError(f"adapter: {action} with a threshold of {call.threshold}")
+    check_number("threshold", call.threshold)
     return _announced(call.tensors, ADAPTER_UP, limits)
 
 
@@ -132,7 +142,13 @@ def adapter_reply(
 ) -> pb.AdapterReply:
     """The message."""
     held = [pb.AdapterTensor(name=name, shape=shape) for name, shape in reply.held]
-    return pb.AdapterReply(action=ADAPTER_ACTIONS[call.action], held=held, tensors=headers)
+    return pb.AdapterReply(
+        action=ADAPTER_ACTIONS[call.action],
+        held=held,
+        tensors=headers,
+        scores=reply.scores,
+        kept=reply.kept,
+    )
 
 
 def check_reply(
@@ -150,6 +166,10 @@ def check_reply(
     for tensor in reply.held:
         if len(tensor.name) > _LONGEST_TENSOR_NAME or len(tensor.shape) > 8:
             raise WireError("an adapter tensor's name or shape is too long")
+    if reply.scores and call.action != "ranks_scores":
+        raise WireError(f"scores in a reply to adapter action {call.action}")
+    for score in reply.scores:
+        check_number("a triplet's score", score)
     announced = _announced(reply.tensors, ADAPTER_DOWN, limits)
     read = reply.held if call.action == "read" else ()
     expected = [_matrix_shape(tensor.shape) for tensor in read]
@@ -162,7 +182,9 @@ def held_tensors(reply: pb.AdapterReply, tensors: Sequence[Tensor]) -> AdapterRe
     """The reply, its tensors in their own shapes."""
     held = tuple((tensor.name, tuple(tensor.shape)) for tensor in reply.held)
     shaped = (t.reshape(shape) for t, (_, shape) in zip(tensors, held, strict=False))
-    return AdapterReply(held=held, tensors=tuple(shaped))
+    return AdapterReply(
+        held=held, tensors=tuple(shaped), scores=tuple(reply.scores), kept=reply.kept
+    )
 
 
 def check_grads(headers: Sequence[pb.TensorHeader], limits: SessionLimits) -> Sequence[Announced]:
@@ -188,6 +210,12 @@ def _announced(
             f"{total} elements of adapter tensors, expected at most {limits.max_adapter_elements}"
         )
     return announced
+
+
+def check_number(name: str, value: float) -> None:
+    """Raise `WireError` unless `value` is finite and of sane magnitude."""
+    if not (math.isfinite(value) and abs(value) <= LARGEST_SCORE):
+        raise WireError(f"{name}: {value}, expected at most {LARGEST_SCORE:g} in magnitude")
 
 
 def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from flower_split.transport.grpc.adapter_frames import (
     adapter_reply,
     as_matrix,
     check_grads,
+    check_number,
     check_reply,
     held_tensors,
 )
@@ -26,6 +27,7 @@ from flower_split.transport.messages import (
     BackwardReply,
     BackwardRequest,
     Finish,
+    ForwardReply,
     ForwardRequest,
     QueueUse,
     Reply,
@@ -60,6 +62,14 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
         case ForwardRequest(), Tensor():
             tensors = (encode_tensor(reply, rules["h2"]),)
             forward = pb.ForwardReply(microbatch=request.microbatch, tensors=[tensors[0].header])
+            return EncodedReply(head=pb.ServerFrame(forward=forward), tensors=tensors)
+        case ForwardRequest(), ForwardReply():
+            tensors = (encode_tensor(reply.hidden, rules["h2"]),)
+            forward = pb.ForwardReply(
+                microbatch=request.microbatch,
+                tensors=[tensors[0].header],
+                orthogonality=reply.orthogonality,
+            )
             return EncodedReply(head=pb.ServerFrame(forward=forward), tensors=tensors)
         case BackwardRequest(), Tensor() | None:
             grads = () if reply is None else (encode_tensor(reply, rules["g1"]),)
@@ -156,6 +166,9 @@ class ReplyReader:
                     largest=head.backward.largest,
                     adapter_grads=tuple(tensors),
                 )
+            case ForwardRequest() if head.forward.HasField("orthogonality"):
+                told = head.forward.orthogonality
+                return ForwardReply(hidden=tensors[0], orthogonality=told)
             case ForwardRequest() | BackwardRequest():
                 return tensors[0] if tensors else None
             case AdapterCall():
@@ -180,6 +193,7 @@ class ReplyReader:
         match self._request, kind:
             case ForwardRequest() as request, "forward":
                 _check_number("microbatch", frame.forward.microbatch, request.microbatch)
+                check_number("orthogonality", frame.forward.orthogonality)
                 h2 = (self._rules["h2"], request.hidden.shape)
                 return _check_tensors(frame.forward.tensors, [h2])
             case BackwardRequest() as request, "backward":

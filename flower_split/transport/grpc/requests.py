@@ -30,6 +30,7 @@ from flower_split.transport.grpc.adapter_frames import (
     adapter_use,
     as_matrix,
     check_call,
+    check_number,
     read_adapter_use,
     read_constants,
     to_constants,
@@ -104,6 +105,7 @@ def _encode(request: Request, rules: HopRules) -> EncodedRequest:
                 wants_input_grad=request.wants_input_grad,
                 tensors=[grad.header],
                 adapter_grad=ADAPTER_GRADS[request.adapter_grad],
+                orthogonality_grad=request.orthogonality_grad,
             )
             return EncodedRequest(head=pb.ClientFrame(backward=backward), tensors=(grad,))
         case StepRequest():
@@ -201,6 +203,7 @@ class PendingRequest:
                     grad=tensors[0],
                     wants_input_grad=backward.wants_input_grad,
                     adapter_grad=GRAD_NAMES[backward.adapter_grad],
+                    orthogonality_grad=backward.orthogonality_grad,
                 )
             case "step":
                 step = self.head.step
@@ -219,7 +222,9 @@ class PendingRequest:
             case "adapter":
                 call = self.head.adapter
                 action = ACTION_NAMES[call.action]
-                return AdapterCall(action=action, name=call.name, tensors=tuple(tensors))
+                return AdapterCall(
+                    action=action, name=call.name, tensors=tuple(tensors), threshold=call.threshold
+                )
             case "release":
                 return Release(microbatch=self.head.release.microbatch)
             case "drop_cache":
@@ -279,6 +284,7 @@ class RequestReader:
                 if frame.backward.adapter_grad not in GRAD_NAMES:
                     number = frame.backward.adapter_grad
                     raise WireError(f"backward: unknown number {number} of what to do with grads")
+                check_number("orthogonality_grad", frame.backward.orthogonality_grad)
                 return [self._check_size(check_header(headers[0], self._rules["g2"]))]
             case "step":
                 self._check_step(frame.step)

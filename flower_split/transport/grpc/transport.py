@@ -31,6 +31,7 @@ from flower_split.transport.messages import (
     Discard,
     DropCache,
     Finish,
+    ForwardReply,
     ForwardRequest,
     Release,
     SessionSpec,
@@ -120,7 +121,7 @@ class GrpcTransport(Transport):
         self.limits = read_welcome(welcome)
         self.resumed = welcome.resumed
 
-    def forward(self, request: ForwardRequest) -> Future[Tensor]:
+    def forward(self, request: ForwardRequest) -> Future[Tensor | ForwardReply]:
         """h1 -> h2."""
         return self._stream.ask(request)
 

@@ -1,7 +1,7 @@
 """Quantized base weights: a cut model computes as the uncut model that is quantized alike."""
 
 import gc
-import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 
 pytest.importorskip("bitsandbytes")
+pytest.importorskip("torchao")
 
-KINDS = ("nf4", "nf4-double", "int8")
+KINDS = ("nf4", "nf4-double", "int8", "torchao-int8")
 LORA = LoraSettings(r=4, alpha=8.0)
 CUTS = {"bottom_layers": 1, "top_layers": 2}
 
@@ -85,6 +86,10 @@ def tiny_skeleton(folder: Path) -> PreTrainedModel:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_equals_the_uncut_quantized_models(folder: Path, kind: str) -> None:
+    if kind == "torchao-int8" and folder.name == "gpt2":
+        with pytest.raises(ModelError, match=r"torchao quantizes nothing of this gpt2 model"):
+            cut(folder, kind)
+        return
     client, _ = cut(folder, kind)
     uncut = tiny_skeleton(folder)
     whole = get_peft_model(quantized(folder, kind), resolve_lora(uncut, LORA).peft_config())
@@ -112,7 +117,7 @@ def test_an_int8_model_in_memory_is_refused(folder: Path) -> None:
         split_model(quantized(folder, "int8"), 1, 2)
 
 
-@pytest.mark.parametrize("kind", ["nf4", "nf4-double"])
+@pytest.mark.parametrize("kind", ["nf4", "nf4-double", "torchao-int8"])
 def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str) -> None:
     model = quantized(folder, kind).eval()
     client, trunk = split_model(model, 1, 2)
@@ -122,8 +127,15 @@ def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str
         assert torch.equal(client(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("nf4", "bitsandbytes.functional.quantize_4bit"),
+        ("torchao-int8", "torchao.quantization.Int8Tensor.from_hp"),
+    ],
+)
 def test_each_tensor_is_quantized_as_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never more than two of the layers' weights are there in full precision."""
     tiny_model(layers=8, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
@@ -132,8 +144,7 @@ def test_each_tensor_is_quantized_as_it_is_read(
 
     gc.collect()
     gc.freeze()  # what the tests before left is not looked through again and again
-    bitsandbytes = importlib.import_module("bitsandbytes")
-    quantize = bitsandbytes.functional.quantize_4bit
+    quantize = pkgutil.resolve_name(name)
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         nonlocal most
@@ -141,7 +152,7 @@ def test_each_tensor_is_quantized_as_it_is_read(
         full = [
             t
             for t in gc.get_objects()
-            if type(t) is Tensor
+            if type(t) in (Tensor, torch.nn.Parameter)
             and t.dtype == torch.float32
             and t.numel() >= size
             and not t.is_meta
@@ -149,9 +160,9 @@ def test_each_tensor_is_quantized_as_it_is_read(
         most = max(most, len({t.untyped_storage().data_ptr() for t in full}))
         return quantize(*args, **kwargs)
 
-    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", counting)
+    monkeypatch.setattr(name, counting)
     try:
-        load_trunk(tmp_path, **CUTS, quantization="nf4")
+        load_trunk(tmp_path, **CUTS, quantization=kind)
     finally:
         gc.unfreeze()
     assert 0 < most <= 4, most
@@ -160,7 +171,7 @@ def test_each_tensor_is_quantized_as_it_is_read(
 def test_both_ends_must_be_quantized_alike(folder: Path) -> None:
     client, _ = cut(folder, "nf4")
     plain = load_client_model(folder, **CUTS)
-    for kind in ("none", "int8", "nf4-double"):
+    for kind in ("none", "int8", "nf4-double", *(["torchao-int8"] * (folder.name == "llama"))):
         trunk = load_trunk(folder, **CUTS, quantization=kind)
         for silo in (client, plain):
             if kind == "none" and silo is plain:
@@ -186,6 +197,8 @@ def test_without_bitsandbytes_it_is_said_what_to_install(
     monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'flower-split\[quantization\]'"):
         load_trunk(folder, **CUTS, quantization="nf4")
+    with pytest.raises(ConfigError, match="needs torchao, which is not installed"):
+        load_trunk(folder, **CUTS, quantization="torchao-int8")
     with pytest.raises(ConfigError, match="quantization must be one of"):
         load_trunk(folder, **CUTS, quantization="gguf")
 

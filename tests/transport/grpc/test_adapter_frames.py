@@ -18,7 +18,9 @@ from flower_split.transport.messages import (
     AdapterReply,
     AdapterUse,
     BackwardReply,
+    BackwardRequest,
     Discard,
+    ForwardReply,
     Reply,
     Request,
     SessionLimits,
@@ -215,3 +217,45 @@ def test_a_silo_takes_nothing_that_it_did_not_ask_for(request_: Request, reply: 
 
 def test_the_welcome_says_whether_the_adapter_is_shared() -> None:
     assert read_welcome(welcome_frame(SHARED).welcome).max_adapter_elements == 20
+
+
+def test_ranks_arrive_as_they_were_told() -> None:
+    masked = AdapterCall(action="ranks_mask", threshold=0.25)
+    call = arrived(masked)
+    assert isinstance(call, AdapterCall) and (call.action, call.threshold) == ("ranks_mask", 0.25)
+    scored = answered(AdapterCall(action="ranks_scores"), AdapterReply(scores=(0.5, 0.0, 1.5)))
+    assert isinstance(scored, AdapterReply) and scored.scores == (0.5, 0.0, 1.5)
+    kept = answered(AdapterCall(action="ranks_mask_again"), AdapterReply(kept=7))
+    assert isinstance(kept, AdapterReply) and kept.kept == 7
+    told = arrived(backward(0, orthogonality_grad=0.125))
+    assert isinstance(told, BackwardRequest) and told.orthogonality_grad == 0.125
+    reply = answered(forward(0), ForwardReply(hidden=forward(0).hidden, orthogonality=2.5))
+    assert isinstance(reply, ForwardReply) and reply.orthogonality == 2.5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e31])
+def test_numbers_of_ranks_are_finite(value: float) -> None:
+    with pytest.raises(WireError, match="threshold"):
+        arrived(AdapterCall(action="ranks_mask", threshold=value))
+    with pytest.raises(WireError, match="orthogonality_grad"):
+        arrived(backward(0, orthogonality_grad=value))
+    with pytest.raises(WireError, match="score"):
+        answered(AdapterCall(action="ranks_scores"), AdapterReply(scores=(value,)))
+    with pytest.raises(WireError, match="orthogonality"):
+        answered(forward(0), ForwardReply(hidden=forward(0).hidden, orthogonality=value))
+
+
+def test_ranks_come_where_they_were_asked_for() -> None:
+    with pytest.raises(WireError, match="scores in a reply"):
+        answered(AdapterCall(action="list"), AdapterReply(scores=(1.0,)))
+    (frame,) = request_frames(AdapterCall(action="ranks_scores"))
+    frame.adapter.threshold = 1.0
+    with pytest.raises(WireError, match="with a threshold"):
+        RequestReader(spec(), SHARED).feed(frame)
+
+
+def test_other_methods_get_not_a_byte_longer() -> None:
+    (head, *_) = request_frames(backward(0))
+    assert not head.backward.ListFields()[-1][0].name.startswith("orthogonality")
+    (call,) = request_frames(AdapterCall(action="list"))
+    assert [field.name for field, _ in call.adapter.ListFields()] == ["action"]
