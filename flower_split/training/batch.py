@@ -6,10 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.optimization.loss import IGNORED
 
 Batch = Mapping[str, Tensor]
-"""Keyword arguments of a stock causal language model, with `labels` (B, T), -100 for no loss."""
+"""Keyword arguments of a stock model, with `labels` (B, T), -100 for no loss; or (B,), those of
+sequences that are classified."""
 
 
 class Batches(Protocol):
@@ -21,9 +23,10 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def count_targets(batch: Batch) -> int:
-    """Tokens with loss. The first position has none: a causal model has nothing to predict it."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
+def count_targets(batch: Batch, task: str = CAUSAL_LM) -> int:
+    """Labels with loss. The first position of a causal model has none: nothing predicts it."""
+    labels = batch["labels"]
+    return int(((labels[:, 1:] if task == CAUSAL_LM else labels) != IGNORED).sum())
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:

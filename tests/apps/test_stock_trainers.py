@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
-from flower_split.adapters import initial_state, load_state, resolve_lora
-from flower_split.segments import load_skeleton, resolve_source
+from flower_split.adapters import load_state, read_state
+from flower_split.config.tasks import CAUSAL, Task
+from flower_split.segments import resolve_source
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stock_trainers"
 
@@ -31,13 +32,18 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleT
             del sys.modules[name]
 
 
-def uncut(cut: ModuleType) -> Any:
+def uncut(cut: ModuleType, task: Task = CAUSAL) -> Any:
     """The uncut model with the adapter that the client model and its trunk start from."""
     folder = resolve_source(cut.BASE).folder
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    plan = resolve_lora(load_skeleton(cut.BASE), cut.LORA)
-    whole = get_peft_model(base, plan.peft_config())
-    load_state(whole, initial_state(load_skeleton(cut.BASE), cut.LORA, seed=0))
+    base: Any = AutoModelForCausalLM
+    labels: dict[str, Any] = {}
+    if task.classifies:
+        base, labels = AutoModelForSequenceClassification, {"num_labels": len(task.labels)}
+    model = base.from_pretrained(folder, dtype=torch.float32, **labels)
+    model.config.pad_token_id = cut.tokenizer().pad_token_id
+    plan, state = cut.start(task)
+    whole = get_peft_model(model, plan.peft_config())
+    load_state(whole, state)
     return whole
 
 
@@ -68,6 +74,27 @@ def test_accelerates_loop(example: Any) -> None:
     loop = example("accelerate_loop")
     whole = uncut(example("cut_model"))
     assert loop.main() == pytest.approx(loop.main(whole, adamw(whole)), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_trls_reward_trainer(example: Any) -> None:
+    pytest.importorskip("trl")
+    cut, reward = example("cut_model"), example("reward")
+    client, whole = cut.cut_model(task=cut.REWARD), uncut(cut, cut.REWARD)
+    set_seed(3)
+    losses = reward.main(client)
+    set_seed(3)
+    assert losses == pytest.approx(reward.main(whole, adamw(whole)), rel=1e-5, abs=1e-7)
+    trained = read_state(whole)
+    silos = read_state(client)
+    assert {"base_model.model.score.weight"} < set(silos) < set(trained)
+    for name, tensor in silos.items():
+        assert torch.allclose(tensor, trained[name], rtol=1e-4, atol=1e-6), name
+    # The trunk's part shows in what is computed through it.
+    tokens = cut.tokenizer()(cut.TEXTS, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        rewards, expected = (model.eval()(**tokens).logits for model in (client, whole))
+    assert torch.allclose(rewards, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

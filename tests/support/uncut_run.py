@@ -54,6 +54,7 @@ def uncut_app(
     steps=steps_of,
     rate=None,
     by_tokens=False,
+    share=None,
     losing=frozenset(),
     forgetting=frozenset(),
     seen=None,
@@ -72,6 +73,7 @@ def uncut_app(
             silo's weight.
         rate: Factor of the learning rate by step of the run.
         by_tokens: Whether a step's loss is the mean over the tokens of all its microbatches.
+        share: Factor of a microbatch's loss, made of it and its step's; 1 without.
         losing: Rounds, (partition, round), whose replies are lost; no later round resumes from
             their AdamW.
         forgetting: Rounds, (partition, round), before which a silo's AdamW is lost.
@@ -116,10 +118,12 @@ def uncut_app(
         first = (number - 1) * len(microbatches_of_steps)
         for step, microbatches in enumerate(microbatches_of_steps, start=first):
             optimizer.param_groups[0]["lr"] = lr * (rate(step) if rate else 1.0)
-            tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in microbatches)
             for batch in microbatches:
-                extra = {"num_items_in_batch": tokens} if by_tokens else {}
-                loss = model(**batch, **extra).loss
+                extra = {}
+                if by_tokens:
+                    tokens = sum((one["labels"][:, 1:] != -100).sum() for one in microbatches)
+                    extra["num_items_in_batch"] = tokens
+                loss = model(**batch, **extra).loss * (share(batch, microbatches) if share else 1)
                 loss.backward()
             silo.correct_gradients()
             if bound:
