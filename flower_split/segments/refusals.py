@@ -59,8 +59,8 @@ def refuse_config(config: PreTrainedConfig) -> None:
     kind = config.model_type
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
         raise UnsupportedFamilyError(
-            f"{kind} with an encoder or cross-attention cannot be cut; expected a decoder-only "
-            "causal language model"
+            f"{kind} with an encoder or cross-attention cannot be cut; expected a model of one "
+            "stack of layers"
         )
     if config.get_text_config(decoder=True) is not config:
         raise UnsupportedFamilyError(

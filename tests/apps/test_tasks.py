@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from in_process_grid import RUN_ID, InProcessGrid
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
@@ -19,6 +20,7 @@ from uncut_run import run_uncut, uncut_app
 from flower_split.adapters import method_problems
 from flower_split.apps.client_app import app as client_app
 from flower_split.apps.server_app import app as server_app
+from flower_split.client import SplitSession
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
 from flower_split.config.run_config import read_run_config
@@ -28,8 +30,9 @@ from flower_split.config.tasks import (
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
 )
+from flower_split.errors import FlowerSplitError, ModelError
 from flower_split.reporting import read_result
-from flower_split.strategies import TrunkHost
+from flower_split.strategies import SplitStrategy, TrunkHost
 
 SILOS, ROUNDS = 2, 2
 TASK_TYPES = {SEQUENCE_CLASSIFICATION: "SEQ_CLS", TOKEN_CLASSIFICATION: "TOKEN_CLS"}
@@ -89,7 +92,13 @@ def logits(model):
     return model.eval()(input_ids=IDS, attention_mask=(IDS != 0).long()).logits
 
 
-@pytest.mark.parametrize("name", CASES)
+FURTHER = ("bert, sequences", "llama, tokens")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in FURTHER)) for name in CASES],
+)
 def test_a_run_equals_the_uncut_one(values, folders, tmp_path, name):
     family, task = CASES[name]
     given = values(name)
@@ -160,3 +169,86 @@ def macro_f1(wanted, found):
         if either:
             scores.append(2 * right / either)
     return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.labels": ""}, r"model\.task 'sequence-classification' needs model\.labels"),
+        ({"model.labels": "one"}, "name two labels at least"),
+        ({"data.prompt": "prompt"}, r"data\.prompt is for model\.task 'causal-lm'"),
+        ({"sample-prompt": "the"}, r"sample-prompt is for model\.task 'causal-lm'"),
+        ({"data.mlm-probability": 0.3}, r"data\.mlm-probability is for model\.task 'masked-lm'"),
+        ({"strategy.name": "flora"}, r"flora.*peft\.modules-to-save 'classifier, score'"),
+        ({"model.quantization": "nf4"}, r"is for plain LoRA"),
+        ({"model.task": "causal-lm"}, r"model\.labels would not be used"),
+        ({"model.task": "masked-lm", "model.labels": ""}, "'llama' has no masked language model"),
+        ({"model.task": "summarizing"}, r"model\.task.*'summarizing'"),
+    ],
+)
+def test_what_does_not_fit_the_task_is_told_at_the_start(values, changes, said):
+    with pytest.raises(FlowerSplitError, match=f"(?s){said}"):
+        run(values("llama, sequences", **changes))
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_and_one_of_another_task_is_not(values, tmp_path):
+    given = values("llama, sequences", **{"train.keep-optimizer": False})
+    run({**given, "output-dir": str(tmp_path / "whole")})
+    run({**given, "num-server-rounds": 1})
+    run({**given, "resume": True})
+    folders = [tmp_path / name / "adapter" for name in ("whole", "out")]
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    with pytest.raises(FlowerSplitError, match=r"model\.labels was 'no,maybe,yes'"):
+        run({**given, "resume": True, "model.labels": "no, yes, maybe"})
+
+
+def test_delivered_models_and_shared_trunks_learn_to_classify(values, tmp_path):
+    own, delivered = (str(tmp_path / name) for name in ("own", "delivered"))
+    shared = {"trunk.adapters": "shared", "num-server-rounds": 1}
+    run(values("bert, sequences", **shared, **{"output-dir": own}))
+    server = {"model.delivery": "server", "output-dir": delivered}
+    cache = {"cache-dir": str(tmp_path / "cache")}
+    run(values("bert, sequences", **shared, **server), node_config=cache)
+    file = "adapter/adapter_model.safetensors"
+    ours, theirs = (load_file(f"{out}/{file}") for out in (own, delivered))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedprox", "fedmedian"])
+def test_flowers_own_strategies_take_a_head(values, tmp_path, name):
+    options = {"strategy.proximal-mu": 0.1} if name == "fedprox" else {}
+    run(values("bert, tokens", **{"strategy.name": name, "num-server-rounds": 1, **options}))
+    assert read_result(tmp_path / "out" / "result.json").rounds[-1].aggregated["f1"] >= 0
+
+
+def test_masked_models_take_low_rank_strategies(values, tmp_path):
+    run(values("bert, masked", **{"strategy.name": "flora", "num-server-rounds": 1}))
+    assert read_result(tmp_path / "out" / "result.json").rounds[-1].aggregated["perplexity"] > 0
+
+
+def test_a_task_without_texts_to_continue_says_so(values):
+    said = []
+
+    def asks(session):
+        with pytest.raises(ModelError, match="continues no text"):
+            session.generate("the sum")
+        said.append(True)
+
+    run_app = ClientApp()
+
+    @run_app.evaluate()
+    def evaluate(message, context):
+        with SplitSession(message, context) as session:
+            asks(session)
+            found = session.evaluate()
+            return session.reply(found.reported(), num_examples=found.weight("masked-lm"))
+
+    given = values("bert, masked", **{"num-server-rounds": 1, "evaluate-initial": True})
+    config = read_run_config(given)
+    grid = InProcessGrid(run_app, SILOS, run_config=given)
+    inner = FedAvg(fraction_train=0.0, min_available_nodes=SILOS)
+    SplitStrategy(config, inner).start(grid)
+    assert said
