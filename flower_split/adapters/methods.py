@@ -226,6 +226,11 @@ def _check_name(method: str, name: str, key: str, keys: Mapping[str, Any]) -> No
         raise ConfigError(f"{key} has a key of its own: set {LORA_KEYS[name]}")
     if name in SET_BY_RUN:
         raise ConfigError(f"{key} is set by the run itself: leave it out")
+    if name == "modules_to_save" and name not in keys:
+        raise ConfigError(
+            f"peft.type {method} trains no modules as a whole ({key}), as the head of a classifier "
+            "is trained: choose another method"
+        )
     if name not in keys:
         valid = sorted(f"peft.{one.replace('_', '-')}" for one in keys)
         raise ConfigError(

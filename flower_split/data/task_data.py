@@ -4,6 +4,7 @@ Texts get the special tokens that the tokenizer gives them. Words of a token cla
 label on their first token, and the loss looks at no other one.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -209,13 +210,13 @@ def _masked(
     It is drawn anew while there is none, as happens to short texts: such a batch has no loss.
     """
     padding = batch["attention_mask"] == 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(_DRAWS):
-            ids, labels = masking.torch_mask_tokens(batch["input_ids"].clone())
-            ids, labels = ids.masked_fill(padding, pad_id), labels.masked_fill(padding, IGNORED)
-            if bool((labels != IGNORED).any()):
-                return {**batch, "input_ids": ids, "labels": labels}
+    own = copy.copy(masking)  # silos may draw at once, in threads of one process
+    own.generator = torch.Generator().manual_seed(seed)
+    for _ in range(_DRAWS):
+        ids, labels = own.torch_mask_tokens(batch["input_ids"].clone())
+        ids, labels = ids.masked_fill(padding, pad_id), labels.masked_fill(padding, IGNORED)
+        if bool((labels != IGNORED).any()):
+            return {**batch, "input_ids": ids, "labels": labels}
     raise DataError(
         f"no token of {len(padding)} texts was drawn to be guessed, {_DRAWS} times: raise "
         "data.mlm-probability or train.batch-size, or use longer texts"

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from exporting import flower_split
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
@@ -36,6 +37,7 @@ from flower_split.strategies import SplitStrategy, TrunkHost
 
 SILOS, ROUNDS = 2, 2
 TASK_TYPES = {SEQUENCE_CLASSIFICATION: "SEQ_CLS", TOKEN_CLASSIFICATION: "TOKEN_CLS"}
+TARGETS = {"llama, sequences": "q_proj, up_proj", "llama, tokens": "all-linear"}
 IDS = torch.tensor([[5, 6, 7, 8, 9], [6, 7, 8, 0, 0]])
 
 
@@ -53,7 +55,7 @@ def values(folders, tmp_path):
             folders[family],
             **{
                 **KEEPING,
-                "lora.target-modules": "query, dense" if family == "bert" else "q_proj, up_proj",
+                "lora.target-modules": TARGETS.get(name, "query, dense"),
                 "strategy.min-nodes": SILOS,
                 "num-server-rounds": ROUNDS,
                 "strategy.fraction-evaluate": 1.0,
@@ -80,7 +82,10 @@ def predictions(batch):
 
 def lora(run_config, task):
     targets = [name.strip() for name in run_config["lora.target-modules"].split(",")]
-    values = {"r": 4, "lora_alpha": 8, "target_modules": targets}
+    wanted = targets if len(targets) > 1 else targets[0]
+    values = {"r": 4, "lora_alpha": 8, "target_modules": wanted}
+    if wanted == "all-linear":  # PEFT would take the head for one of them
+        values["modules_to_save"] = ["score"]
     return {
         "config": partial(LoraConfig, task_type=TASK_TYPES.get(task), **values),
         "base": uncut_base(task),
@@ -138,6 +143,9 @@ def test_a_run_equals_the_uncut_one(values, folders, tmp_path, name):
     assert (logits(loaded) - logits(whole)).abs().max() <= 1e-5
     written = json.loads((adapter / "adapter_config.json").read_text())
     assert written["task_type"] == TASK_TYPES.get(task)
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    assert f"- task: {task}\n" in card
+    assert ("- labels: no, maybe, yes\n" in card) == (task in CLASSIFYING)
 
     # What is told of all silos is what the uncut model does on their data put together.
     told = read_result(tmp_path / "out" / "result.json").rounds[-1].aggregated
@@ -180,6 +188,7 @@ def macro_f1(wanted, found):
         ({"sample-prompt": "the"}, r"sample-prompt is for model\.task 'causal-lm'"),
         ({"data.mlm-probability": 0.3}, r"data\.mlm-probability is for model\.task 'masked-lm'"),
         ({"strategy.name": "flora"}, r"flora.*peft\.modules-to-save 'classifier, score'"),
+        ({"peft.type": "TRAINABLE_TOKENS"}, r"trains no modules as a whole"),
         ({"model.quantization": "nf4"}, r"is for plain LoRA"),
         ({"model.task": "causal-lm"}, r"model\.labels would not be used"),
         ({"model.task": "masked-lm", "model.labels": ""}, "'llama' has no masked language model"),
@@ -224,8 +233,16 @@ def test_flowers_own_strategies_take_a_head(values, tmp_path, name):
     assert read_result(tmp_path / "out" / "result.json").rounds[-1].aggregated["f1"] >= 0
 
 
-def test_masked_models_take_low_rank_strategies(values, tmp_path):
+def test_masked_models_take_low_rank_strategies_and_are_merged(values, folders, tmp_path):
     run(values("bert, masked", **{"strategy.name": "flora", "num-server-rounds": 1}))
+    made = tmp_path / "merged"
+    said = flower_split("export", tmp_path / "out", "--out", made, "--merge", folders["bert"])
+    assert said.exit_code == 0, said.output
+    base = uncut_base(MASKED_LM)
+    wrapped = PeftModel.from_pretrained(base(folders["bert"]), tmp_path / "out" / "adapter")
+    assert (logits(base(made)) - logits(wrapped)).abs().max() <= 1e-6
+    named = json.loads((made / "config.json").read_text())["architectures"]
+    assert named == ["BertForMaskedLM"]
     assert read_result(tmp_path / "out" / "result.json").rounds[-1].aggregated["perplexity"] > 0
 
 
