@@ -12,10 +12,7 @@ PROTOS := $(wildcard protos/*.proto)
 # Tests start hundreds of processes; each would compile the whole package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Without compiled files each test process would compile the package and the tests anew.
-unexport PYTHONDONTWRITEBYTECODE
-
-.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow lint format types contract proto proto-check wheel clean
+.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow test-exhaustive lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -38,13 +35,16 @@ bench-strategies: $(STAMP)
 	$(BIN)/python examples/bench-strategies/compare.py --out $(STRATEGIES)
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not medium"
+	$(BIN)/python -m pytest -m "not slow and not medium and not exhaustive"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-exhaustive: $(STAMP)
+	$(BIN)/python -m pytest -m exhaustive
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ if "FLOWER_SPLIT_CACHE" not in os.environ:
 import pytest
 import torch
 from hypothesis import settings
+from started_processes import python_path
 from suites import longest_first, slow_group, takes_long
 
 from flower_split.devices import choice
@@ -35,8 +37,9 @@ MOST_PROCESSES = 4
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run a whole suite in a process for each core, and tests that are named in this one.
+    """Run a whole suite in a process more than there are cores, and named tests in this one.
 
+    One process more, because tests wait for timers and for processes that they started.
     In the slow suite those stay together that share what is costly to start.
     Elsewhere a process takes neighbours too, and what is left of another's when its own are done.
     `-n` decides otherwise, and without pytest-xdist there is one process.
@@ -45,26 +48,37 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
         slow = config.option.markexpr == "slow"
-        config.option.numprocesses = min(MOST_PROCESSES, os.cpu_count() or 1)
+        config.option.numprocesses = min(MOST_PROCESSES, 1 + (os.cpu_count() or 1))
         config.option.dist = "loadgroup" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what the quick suite leaves out, and begin with the longest of the slow groups."""
-    sampled = set()
+    """Mark what the faster suites leave out, and begin with the longest of the slow groups."""
+    sets: Counter[object] = Counter()
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
-        again = item.get_closest_marker("sampled") is not None and item.function in sampled
-        sampled.add(item.function)
-        if again or takes_long(item):
+        sets[item.function] += 1
+        sampled = item.get_closest_marker("sampled")
+        if (sampled is not None and sets[item.function] > 1) or takes_long(item):
             item.add_marker("medium")
+        if sampled is not None and sets[item.function] > sampled.kwargs.get("keep", len(items)):
+            item.add_marker("slow")
     if config.option.markexpr == "slow":
+        config.option.loadgroup = True  # xdist passes it on only where it is on the command line
         for item in items:
             item.add_marker(pytest.mark.xdist_group(slow_group(item)))
         items.sort(key=lambda item: longest_first(slow_group(item)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lighter_processes() -> Iterator[None]:
+    """Those that tests start; in this one, tests of quantization need bitsandbytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", python_path())
+        yield
 
 
 @pytest.fixture(autouse=True)

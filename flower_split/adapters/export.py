@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flower_split.adapters.folding import patterned_config
 from flower_split.adapters.plan import PEFT_PREFIX, TASK_TYPES, AdapterPlan
+from flower_split.adapters.prompts import exported
 from flower_split.adapters.reading import TENSORS, read_adapter_folder
 from flower_split.adapters.state import check_state
 from flower_split.errors import AdapterError
@@ -37,6 +38,8 @@ def save_adapter(
     """
     check_state(state, dict(plan.shapes))
     ordered = {name: state[name] for name in plan.names}
+    if plan.is_prompt:
+        ordered = exported(ordered, plan.peft_config())
     return _write(ordered, plan.peft_config(), folder, base_model, _scale_of(plan))
 
 

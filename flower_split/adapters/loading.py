@@ -40,11 +40,6 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
     """
     folder = Path(folder)
     config, digest = _read(folder)
-    if config.peft_type == "PREFIX_TUNING":
-        raise AdapterError(
-            "prefix tuning puts keys and values into the trunk's layers, which a silo does not "
-            "send: use the adapter with the whole model"
-        )
     stock = part.model if isinstance(part, Trunk) else part
     if isinstance(part, PeftModel) or hasattr(stock, "peft_config"):
         raise AdapterError("the model has an adapter already: load into one that has none")

@@ -11,13 +11,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.typing_keys import typed, typing_hints
+from flower_split.config.conflicts import of_bounds
 from flower_split.config.model import LoraSettings
 from flower_split.config.peft import LORA, PeftSettings
 from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.sections import SplitConfig
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import ConfigError
 
-_VIRTUAL = "puts virtual tokens before the silo's, of which the trunk does not know"
 _BANK = "trains one set of tensors for all layers, and no party holds all layers"
 
 REFUSED: Mapping[str, str] = MappingProxyType(
@@ -26,18 +27,14 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "ADAMSS": "moves its budget between modules by scores of the whole model, and no party has "
         "all",
         "ADAPTION_PROMPT": "counts the layers of the whole model, and no party holds them all",
-        "CARTRIDGE": "trains keys and values for all layers, and no party holds all layers",
-        "CPT": _VIRTUAL,
+        "CPT": "computes a loss of its own, by kinds of tokens that a run's data does not have",
         "FROD": "decomposes the weights of all layers together, and no party has all",
         "LILY": _BANK,
-        "MULTITASK_PROMPT_TUNING": _VIRTUAL,
+        "MULTITASK_PROMPT_TUNING": "needs a task id with every row, which a run's data has not",
         "OSF": "projects every gradient by a decomposition of the weights, which the sessions of a "
         "trunk have in common",
         "POLY": "needs a task id with every batch, which is not sent to the trunk",
-        "PREFIX_TUNING": "trains keys and values for all layers, and no party holds all layers",
-        "PROMPT_TUNING": _VIRTUAL,
         "PVERA": "draws noise in every layer, so that a run cannot be that of the uncut model",
-        "P_TUNING": _VIRTUAL,
         "SHADOW": "runs a second model beside all layers, and no party holds all layers",
         "SHIRA": "keeps positions of weights in whole numbers, of which there is no average",
         "SUPERTUNING": "keeps positions of weights in whole numbers, of which there is no average",
@@ -48,6 +45,23 @@ REFUSED: Mapping[str, str] = MappingProxyType(
     }
 )
 """Methods of PEFT that a cut model does not take, and why."""
+
+PREFIXES = frozenset({"CARTRIDGE", "PREFIX_TUNING"})
+"""Methods that train keys and values which every layer begins with."""
+
+PROMPTS = PREFIXES | {"PROMPT_TUNING", "P_TUNING"}
+"""Methods that train what comes before a row, in an encoder that is the silo's."""
+
+_SET_BY_MODEL = frozenset(
+    {
+        "modules_to_save",
+        "num_attention_heads",
+        "num_layers",
+        "num_transformer_submodules",
+        "token_dim",
+    }
+)
+"""Fields of a prompt's config that PEFT reads off the model, and one beside the prompt."""
 
 INITS = (True, False, "gaussian", "olora", "orthogonal", "pissa")
 """LoRA's initialisations that need nothing but the layer's own weights and the run's seed."""
@@ -118,6 +132,8 @@ def method_keys(method: str) -> dict[str, Any]:
     held = {field.name for field in fields(kind)} - SET_BY_RUN
     if method == LORA:
         held &= _LORA_TAKES
+    if method in PROMPTS:
+        held -= _SET_BY_MODEL
     return {name: hints[name] for name in hints if name in held}
 
 
@@ -163,7 +179,22 @@ def method_problems(config: SplitConfig) -> list[str]:
             f"peft.bias {bias!r} trains the layers' own biases, which the sessions of a trunk have "
             "in common: set trunk.adapters to 'frozen', or leave peft.bias out"
         ]
-    return []
+    return _prompt_problems(config, made) if config.peft.type in PROMPTS else []
+
+
+def _prompt_problems(config: SplitConfig, made: PeftConfig) -> list[str]:
+    if config.trunk.adapters != "frozen":
+        return [
+            f"peft.type {config.peft.type} trains a prompt, which is the silo's, and nothing in "
+            "the trunk: set trunk.adapters to 'frozen'"
+        ]
+    if config.model.task != CAUSAL_LM:
+        return [
+            f"peft.type {config.peft.type} puts a prompt before causal language models, and "
+            f"model.task is {config.model.task!r}: choose another method"
+        ]
+    count = int(made.num_virtual_tokens)  # type: ignore[attr-defined]
+    return of_bounds(config.train, config.trunk, before=count)
 
 
 def method_config(lora: LoraSettings, settings: PeftSettings) -> PeftConfig:
@@ -173,6 +204,10 @@ def method_config(lora: LoraSettings, settings: PeftSettings) -> PeftConfig:
         ConfigError: with everything that is wrong with the settings, one a line.
     """
     values = method_values(lora, settings)
+    if settings.type in PROMPTS and values.get("num_virtual_tokens", 0) < 1:
+        raise ConfigError(
+            f"peft.type {settings.type} needs peft.num-virtual-tokens, a whole number of at least 1"
+        )
     try:
         with without_peft_notices():
             return config_class(settings.type)(task_type="CAUSAL_LM", **values)
@@ -224,7 +259,7 @@ def method_values(lora: LoraSettings, settings: PeftSettings) -> dict[str, Any]:
 def _check_name(method: str, name: str, key: str, keys: Mapping[str, Any]) -> None:
     if method == LORA and name in LORA_KEYS:
         raise ConfigError(f"{key} has a key of its own: set {LORA_KEYS[name]}")
-    if name in SET_BY_RUN:
+    if name in SET_BY_RUN or (method in PROMPTS and name in _SET_BY_MODEL):
         raise ConfigError(f"{key} is set by the run itself: leave it out")
     if name == "modules_to_save" and name not in keys:
         raise ConfigError(

@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flower_split.adapters.methods import RESIDUAL_INITS, config_class
+from flower_split.adapters.methods import PROMPTS, RESIDUAL_INITS, config_class
 from flower_split.adapters.notices import without_peft_notices
+from flower_split.adapters.prompts import at_random
 from flower_split.config.peft import LORA
 from flower_split.config.sections import LoraSettings
 from flower_split.config.tasks import (
@@ -84,6 +85,11 @@ class AdapterPlan:
     def is_plain(self) -> bool:
         """Whether the adapter is plain LoRA, of one rank and alpha, and nothing else."""
         return self.method == LORA and not self.options
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether a prompt is trained, and nothing in any layer."""
+        return self.method in PROMPTS
 
     @property
     def described(self) -> str:
@@ -153,7 +159,9 @@ class AdapterPlan:
                 target_modules=list(self.targets if targets is None else targets),
             )
         values = copy.deepcopy(dict(self.options))
-        if targets is None:
+        if self.is_prompt:
+            values = values if targets is None else at_random(values)
+        elif targets is None:
             values.setdefault("target_modules", list(self.targets))
         else:
             values |= self._of_part(values, targets)
@@ -180,7 +188,7 @@ class AdapterPlan:
             targets=own,
             copies=copies,
         )
-        if self.is_plain:
+        if self.is_plain or self.is_prompt:
             return part
         values = dict(self.options)
         values |= self._of_part(values, (*own, *copies))

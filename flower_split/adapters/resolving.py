@@ -14,7 +14,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flower_split.adapters.hollow import hollow, weights_of
-from flower_split.adapters.methods import RESIDUAL_INITS, config_class, method_values
+from flower_split.adapters.methods import (
+    PREFIXES,
+    PROMPTS,
+    RESIDUAL_INITS,
+    config_class,
+    method_values,
+)
 from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.plan import (
     ADAPTER,
@@ -23,6 +29,12 @@ from flower_split.adapters.plan import (
     AdapterPlan,
     initial_state,
     resolve_lora,
+)
+from flower_split.adapters.prompts import (
+    at_random,
+    embeddings_name,
+    resolved_values,
+    starts_from_words,
 )
 from flower_split.adapters.state import adapter_tensors, read_state
 from flower_split.config.peft import LORA, PeftSettings
@@ -58,6 +70,8 @@ def resolve_plan(
     if settings.is_plain:
         return resolve_lora(skeleton, lora)
     values = method_values(lora, settings)
+    if settings.type in PROMPTS:
+        return _resolve_prompt(skeleton, settings, values)
     _check_targets(skeleton, settings, values.get("target_modules"))
     wrapped = _Hollowed(skeleton, settings, values, seed=0)
     first, tensors = wrapped.model, adapter_tensors(wrapped.model)
@@ -95,6 +109,32 @@ def resolve_plan(
     )
 
 
+def _resolve_prompt(
+    skeleton: PreTrainedModel, settings: PeftSettings, values: Mapping[str, Any]
+) -> AdapterPlan:
+    wrapped = _Hollowed(skeleton, settings, at_random(values), seed=0).model
+    whole = resolved_values(values, wrapped.peft_config[ADAPTER])
+    words: Any = wrapped.word_embeddings
+    if settings.type not in PREFIXES and words.weight.shape[1] != whole["token_dim"]:
+        raise AdapterError(
+            f"{settings} makes virtual tokens of {whole['token_dim']} numbers, and the embeddings "
+            f"of this {skeleton.config.model_type} model have {words.weight.shape[1]}: PEFT cannot "
+            "put them together, use PREFIX_TUNING"
+        )
+    return AdapterPlan(
+        r=0,
+        alpha=0.0,
+        dropout=0.0,
+        rslora=False,
+        fan_in_fan_out=False,
+        targets=(),
+        modules=(),
+        shapes=tuple((n, tuple(t.shape)) for n, t in adapter_tensors(wrapped).items()),
+        method=settings.type,
+        options=tuple(sorted(whole.items())),
+    )
+
+
 def initial_adapter(
     skeleton: PreTrainedModel,
     plan: AdapterPlan,
@@ -118,7 +158,10 @@ def initial_adapter(
     """
     if plan.is_plain:
         return initial_state(skeleton, lora, seed=seed)
-    weights = weights_of(parts, (*plan.modules, *plan.copies))
+    read = [*plan.modules, *plan.copies]
+    if plan.is_prompt and starts_from_words(dict(plan.options)):
+        read.append(embeddings_name(hollow(skeleton), plan.peft_config(())))
+    weights = weights_of(parts, read) if read else {}
     if plan.changes_weights:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
     model = hollow(skeleton, weights=weights)

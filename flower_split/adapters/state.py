@@ -5,6 +5,7 @@ order is the order of the uncut model's parameters.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from flower_split.adapters import methods
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
+from flower_split.adapters.prompts import is_frozen, is_prompt, prompt_tensors
 from flower_split.errors import AdapterError
 from flower_split.segments import Cuts, PassThrough, layer_index
 
@@ -22,7 +24,7 @@ def adapter_parameters(
     """Name in the uncut model and parameter of what is trained of `adapter`, in model order."""
     if _has_general(model, adapter):
         for name, tensor in adapter_tensors(model, adapter).items():
-            if isinstance(tensor, nn.Parameter):
+            if isinstance(tensor, nn.Parameter) and not is_frozen(name):
                 yield name, tensor
         return
     marker = f".{adapter}"
@@ -40,6 +42,8 @@ def adapter_tensors(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tenso
     Raises:
         AdapterError: what PEFT saves is not what the model holds.
     """
+    if is_prompt(_config_of(model, adapter)):
+        return dict[str, Tensor](prompt_tensors(model, adapter))
     if not _has_general(model, adapter):
         return dict(adapter_parameters(model, adapter))
     held = dict(_held(model))
@@ -77,8 +81,12 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}", buffer
 
 
+def _config_of(model: nn.Module, adapter: str) -> Any:
+    return getattr(model, "peft_config", {}).get(adapter)
+
+
 def _has_general(model: nn.Module, adapter: str) -> bool:
-    config = getattr(model, "peft_config", {}).get(adapter)
+    config = _config_of(model, adapter)
     if config is None or config.peft_type.value in methods.REFUSED:
         return False
     return is_general(config)

@@ -61,9 +61,9 @@ def wrap(
     model.requires_grad_(False)
     targets, copies = held_targets(model, plan), held_copies(model, plan)
     _check_fresh(model, copies)
-    if not targets and not copies:
+    if not targets and not copies and not plan.is_prompt:
         return model
-    if not targets and plan.method != "TRAINABLE_TOKENS":
+    if not targets and not plan.is_prompt and plan.method != "TRAINABLE_TOKENS":
         raise AdapterError(
             f"this party would train {', '.join(copies)} as a whole and no other module: name a "
             "target module among its layers, or move the cut"

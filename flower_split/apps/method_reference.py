@@ -45,6 +45,12 @@ folder. `tests/strategies/test_methods.py` shows that for every method below tha
 - **`peft.bias`** trains biases of the layers themselves, of which a trunk has one set for all
   sessions: it needs `trunk.adapters = "frozen"`.
 - **`TRAINABLE_TOKENS`** has no tensors in the trunk: it needs `trunk.adapters = "frozen"`.
+- **Prompts** (`PROMPT_TUNING`, `P_TUNING`, `PREFIX_TUNING`, `CARTRIDGE`) are the silo's: they need
+  `trunk.adapters = "frozen"`. Their virtual tokens count towards the model's context and the
+  trunk's bounds. The first token after a prompt has a loss, as in PEFT. Of an encoder every tensor
+  is averaged, and exported is what it gives, which is what PEFT saves.
+  `peft.prompt-tuning-init` needs its tokenizer at the server only. A prefix's keys and values for
+  the trunk's layers travel with every microbatch, see [wire](wire.md).
 
 This page is written by `python -m flower_split.apps.method_reference`.
 

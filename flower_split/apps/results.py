@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from flower_split.optimization.loss import perplexity
 from flower_split.reporting import RoundResult, RunResult, installed_versions
+from flower_split.reporting.counters import bytes_counter
 from flower_split.reporting.result import EVAL_LOSS
 from flower_split.strategies import NodeRecord, SplitResult
 from flower_split.transport.messages import WireBytes
@@ -87,7 +88,7 @@ def _rounds(result: SplitResult, names: Mapping[int, str]) -> list[RoundResult]:
 
 
 def _wire_bytes(costs: Costs) -> dict[str, dict[str, int]]:
-    by_hop = {hop: _total(costs, f"bytes-{hop}") for hop in WireBytes()}
+    by_hop = {hop: _total(costs, bytes_counter(hop)) for hop in WireBytes()}
     return {
         silo: {hop: held[silo] for hop, held in by_hop.items() if silo in held}
         for silo in dict.fromkeys(silo for silo, cost in costs if cost)

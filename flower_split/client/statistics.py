@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from flower_split.reporting.counters import trunk_counters
+from flower_split.config.wire import HOPS
+from flower_split.reporting.counters import bytes_counter, trunk_counters
 from flower_split.transport.base import Transport
-from flower_split.transport.messages import SessionSummary
+from flower_split.transport.messages import CONTEXT, SessionSummary
 
 Statistics = dict[str, str | int | float]
 
@@ -36,7 +37,11 @@ class SessionCost:
             "tokens-per-second": summary.tokens / max(now - self.connected, 1e-6),
             "bytes-sent": transport.bytes_sent,
             "bytes-received": transport.bytes_received,
-            **{f"bytes-{hop}": n for hop, n in transport.wire_bytes.items()},
+            **{
+                bytes_counter(hop): count
+                for hop, count in transport.wire_bytes.items()
+                if count or hop in (*HOPS, CONTEXT)
+            },
             "seconds": now - self.started,
             "seconds-before": self.process_age,
             "seconds-loading": self.loaded - self.started,

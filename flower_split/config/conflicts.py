@@ -10,17 +10,27 @@ from flower_split.config.trunk import TlsConfig, TrunkConfig
 from flower_split.errors import ConfigError
 
 
-def of_bounds(train: TrainConfig, trunk: TrunkConfig) -> list[str]:
-    """Microbatches of silos that the trunk would refuse."""
+def of_bounds(train: TrainConfig, trunk: TrunkConfig, *, before: int = 0) -> list[str]:
+    """Microbatches of silos that the trunk would refuse.
+
+    Args:
+        train: The run's.
+        trunk: The run's.
+        before: Virtual tokens that the adapters' method puts before every row.
+    """
     found = list[str]()
+    length = train.max_length + before
+    named = f"train.max-length {train.max_length}"
+    if before:
+        named = f"({named} + peft.num-virtual-tokens {before})"
     for key, batch in (
         ("train.batch-size", train.batch_size),
         ("train.eval-batch-size", train.eval_batch_size),
     ):
-        tokens = batch * train.max_length
+        tokens = batch * length
         if tokens > trunk.max_message_tokens:
             found.append(
-                f"{key} {batch} x train.max-length {train.max_length} is {tokens} tokens, more "
+                f"{key} {batch} x {named} is {tokens} tokens, more "
                 f"than trunk.max-message-tokens {trunk.max_message_tokens} allows in a microbatch"
             )
     if train.in_flight > trunk.max_in_flight:
@@ -28,11 +38,11 @@ def of_bounds(train: TrainConfig, trunk: TrunkConfig) -> list[str]:
             f"train.in-flight {train.in_flight} is more than trunk.max-in-flight "
             f"{trunk.max_in_flight}: the trunk would not keep that many microbatches of a silo"
         )
-    held = max(1, train.in_flight) * train.batch_size * train.max_length
+    held = max(1, train.in_flight) * train.batch_size * length
     if 0 < trunk.max_activation_tokens < held:
         found.append(
             f"train.in-flight {train.in_flight} (at least 1) x train.batch-size "
-            f"{train.batch_size} x train.max-length {train.max_length} is {held} tokens, more than "
+            f"{train.batch_size} x {named} is {held} tokens, more than "
             f"trunk.max-activation-tokens {trunk.max_activation_tokens} lets the trunk keep"
         )
     return found

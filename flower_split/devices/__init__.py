@@ -1,7 +1,12 @@
 """Devices: which one computes, in what precision, and how tensors get there and back."""
 
 from flower_split.devices.allocator import keep_freed_memory
-from flower_split.devices.autocast import as_inner, autocast_dtype, autocasting
+from flower_split.devices.autocast import (
+    as_inner,
+    autocast_dtype,
+    autocasting,
+    current_autocast,
+)
 from flower_split.devices.choice import resolve_device
 from flower_split.devices.staging import beside_compute, mark_ready, to_device, to_host
 
@@ -10,6 +15,7 @@ __all__ = [
     "autocast_dtype",
     "autocasting",
     "beside_compute",
+    "current_autocast",
     "keep_freed_memory",
     "mark_ready",
     "resolve_device",

@@ -27,6 +27,13 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return context
 
 
+def current_autocast(device: torch.device) -> str:
+    """Name of the dtype of the autocast that is on; empty where none is."""
+    if not _is_on(device):
+        return ""
+    return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+
+
 def as_inner(tensor: Tensor) -> Tensor:
     """`tensor` as the inside of an uncut model has it, also where a graph begins with it.
 

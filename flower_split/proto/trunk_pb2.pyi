@@ -36,6 +36,8 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_POSITION_IDS: _ClassVar[Role]
     ROLE_ADAPTER_UP: _ClassVar[Role]
     ROLE_ADAPTER_DOWN: _ClassVar[Role]
+    ROLE_PREFIX: _ClassVar[Role]
+    ROLE_PREFIX_GRAD: _ClassVar[Role]
 
 class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -92,6 +94,8 @@ ROLE_ATTENTION_MASK: Role
 ROLE_POSITION_IDS: Role
 ROLE_ADAPTER_UP: Role
 ROLE_ADAPTER_DOWN: Role
+ROLE_PREFIX: Role
+ROLE_PREFIX_GRAD: Role
 PURPOSE_UNSPECIFIED: Purpose
 PURPOSE_TRAIN: Purpose
 PURPOSE_EVALUATE: Purpose
@@ -212,7 +216,7 @@ class Optimizer(_message.Message):
     def __init__(self, beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_learning_rate: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter")
+    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter", "prefix_tokens")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +238,7 @@ class Hello(_message.Message):
     PACK_FIELD_NUMBER: _ClassVar[int]
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
     LOADED_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     ticket: Ticket
     purpose: Purpose
@@ -255,7 +260,8 @@ class Hello(_message.Message):
     pack: str
     transforms: _containers.RepeatedScalarFieldContainer[str]
     loaded_adapter: str
-    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ...) -> None: ...
+    prefix_tokens: int
+    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ..., prefix_tokens: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens", "resumed", "max_adapter_elements")
@@ -472,7 +478,7 @@ class QueueUse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., length: _Optional[int] = ..., rows: _Optional[int] = ..., rows_beside: _Optional[int] = ...) -> None: ...
 
 class WireBytes(_message.Message):
-    __slots__ = ("h1", "h2", "g2", "g1", "context", "adapter_up", "adapter_down")
+    __slots__ = ("h1", "h2", "g2", "g1", "context", "adapter_up", "adapter_down", "prefix", "prefix_grad")
     H1_FIELD_NUMBER: _ClassVar[int]
     H2_FIELD_NUMBER: _ClassVar[int]
     G2_FIELD_NUMBER: _ClassVar[int]
@@ -480,6 +486,8 @@ class WireBytes(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_UP_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_DOWN_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_GRAD_FIELD_NUMBER: _ClassVar[int]
     h1: int
     h2: int
     g2: int
@@ -487,7 +495,9 @@ class WireBytes(_message.Message):
     context: int
     adapter_up: int
     adapter_down: int
-    def __init__(self, h1: _Optional[int] = ..., h2: _Optional[int] = ..., g2: _Optional[int] = ..., g1: _Optional[int] = ..., context: _Optional[int] = ..., adapter_up: _Optional[int] = ..., adapter_down: _Optional[int] = ...) -> None: ...
+    prefix: int
+    prefix_grad: int
+    def __init__(self, h1: _Optional[int] = ..., h2: _Optional[int] = ..., g2: _Optional[int] = ..., g1: _Optional[int] = ..., context: _Optional[int] = ..., adapter_up: _Optional[int] = ..., adapter_down: _Optional[int] = ..., prefix: _Optional[int] = ..., prefix_grad: _Optional[int] = ...) -> None: ...
 
 class DeliverRequest(_message.Message):
     __slots__ = ("protocol_version", "ticket", "digest", "offset")

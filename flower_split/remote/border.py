@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from flower_split.errors import ModelError, WireError
 from flower_split.transforms import TransformChain, TransformContext
-from flower_split.transport.messages import SessionSpec
+from flower_split.transport.messages import PREFIX, PREFIX_GRAD, SessionSpec
 
 
 class SiloBorder:
@@ -20,6 +21,7 @@ class SiloBorder:
     """
 
     def __init__(self, spec: SessionSpec) -> None:
+        self._spec = spec
         self._chain = TransformChain(spec, "silo")
 
     def context(
@@ -33,6 +35,31 @@ class SiloBorder:
             device=hidden.device,
             dtype=hidden.dtype,
         )
+
+    def prefix(self, prefix: Tensor, context: TransformContext) -> Tensor:
+        """The prefix, (2 L R, V, W), as a request carries it: detached.
+
+        Raises:
+            ModelError: it is not as long as the session's.
+        """
+        if prefix.shape[1] != self._spec.prefix_tokens:
+            raise ModelError(
+                f"the key-value cache has {prefix.shape[1]} tokens that are not the trunk's, and "
+                f"the session was opened for a prefix of {self._spec.prefix_tokens}: open it after "
+                "the client model is wrapped, or pass a new DynamicCache"
+            )
+        return self.outgoing(PREFIX, prefix, context)
+
+    def prefix_grad(self, grad: Tensor | None, prefix: Tensor, context: TransformContext) -> Tensor:
+        """The prefix's gradient, (2 L R, V, W), on its device and in its dtype.
+
+        Raises:
+            WireError: the trunk answered none, or one of another shape.
+        """
+        if grad is None or grad.shape != prefix.shape:
+            found = "none" if grad is None else tuple(grad.shape)
+            raise WireError(f"prefix_grad: {found}, expected {tuple(prefix.shape)}")
+        return self.incoming(PREFIX_GRAD, grad, context)
 
     def outgoing(self, hop: str, tensor: Tensor, context: TransformContext) -> Tensor:
         """h1 or g2, (B, T, H), as a request carries it: detached.

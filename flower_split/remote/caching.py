@@ -102,12 +102,15 @@ class CacheLedger:
         self._numbers = itertools.count()
         self._dead: list[int] = []
 
-    def use(self, cache: Cache, tokens: int, *, kept: bool) -> CacheUse:
-        """Count `tokens` more in `cache`, and say what the trunk must know of it.
+    def use(
+        self, cache: Cache, tokens: int, *, kept: bool, begins: bool = False
+    ) -> CacheUse | None:
+        """Count `tokens` more in `cache`, and say what the trunk must know of it; None for nothing.
 
         Args:
             cache: The silo's cache, as the stock model passes it to its layers.
             tokens: New tokens a row.
+            begins: Whether what the cache has is a prefix that goes to the trunk with this pass.
             kept: Whether the trunk shall keep keys: no for a pass with gradients, whose cache the
                 stock model makes by default and nobody reads.
 
@@ -116,13 +119,15 @@ class CacheLedger:
         """
         view, stand_ins = self._find(cache)
         past = stand_ins[0].get_seq_length()
-        if past:
+        if past and not begins:
             self._check_past(view, stand_ins, past, kept=kept)
         edits = view.take_edits()
         for layer in stand_ins:
             layer.advance(tokens)
         view.advance(past, tokens, edits)
         view.keys.kept = kept
+        if begins and not kept:
+            return None  # nobody will extend it
         return CacheUse(cache_id=view.keys.cache_id, past_length=past, edits=edits)
 
     def drop_dead(self, transport: Transport) -> None:

@@ -48,8 +48,8 @@ class Exchange(torch.autograd.Function):
     """One microbatch's round trip through the trunk.
 
     `mirror` is the parameter whose gradient stands for that of the trunk's adapter: it makes
-    autograd call `backward` also where nothing below the cut is trained. `parameters` are the
-    trunk's adapter itself, where the silo holds it.
+    autograd call `backward` also where nothing below the cut is trained. `prefix` is that of the
+    request, with its graph. `parameters` are the trunk's adapter itself, where the silo holds it.
     """
 
     @staticmethod
@@ -60,6 +60,7 @@ class Exchange(torch.autograd.Function):
         remote: SessionEnd,
         request: ForwardRequest,
         context: TransformContext,
+        prefix: Tensor | None,
         *parameters: Tensor,
     ) -> Tensor:
         """h2, (B, T, H)."""
@@ -69,6 +70,7 @@ class Exchange(torch.autograd.Function):
             output = answer.result()
         ctx.remote, ctx.transport, ctx.border = remote, transport, remote.border
         ctx.context, ctx.trains = context, remote.adapter.trains() and not request.adapter.disabled
+        ctx.prefix = None if prefix is None else prefix.detach()
         ctx.leaves = [_accumulator(leaf) for leaf in (parameters or (mirror,))]
         ctx.mark = _Mark()
         # A graph that is dropped without a backward pass frees the trunk's activations too.
@@ -83,7 +85,7 @@ class Exchange(torch.autograd.Function):
         remote: SessionEnd = ctx.remote
         # Not so in autograd.grad for other tensors, nor in backward(inputs=...) without them.
         wanted = ctx.trains and any(map(_is_reached, ctx.leaves))
-        parameters = ctx.needs_input_grad[5:]
+        parameters = ctx.needs_input_grad[6:]
         kept: AdapterGrad = "drop"
         mirrored: Tensor | None
         own: tuple[Tensor | None, ...]
@@ -97,7 +99,8 @@ class Exchange(torch.autograd.Function):
             gone = grad.new_full(grad.shape, torch.nan) if ctx.needs_input_grad[1] else None
             mirrored = remote.told_gradient(torch.nan, torch.nan) if kept == "measure" else None
             own = tuple(torch.full_like(p, torch.nan) for p in remote.own_parameters(kept))
-            return mirrored, gone, None, None, None, *(own or (None for _ in parameters))
+            side = None if ctx.prefix is None else torch.full_like(ctx.prefix, torch.nan)
+            return mirrored, gone, None, None, None, side, *(own or (None for _ in parameters))
         answer = ctx.transport.backward(
             BackwardRequest(
                 step=ctx.context.step,
@@ -105,22 +108,25 @@ class Exchange(torch.autograd.Function):
                 grad=ctx.border.outgoing("g2", grad, ctx.context),
                 wants_input_grad=ctx.needs_input_grad[1],
                 adapter_grad=kept,
+                prefix_shape=() if ctx.prefix is None else tuple(ctx.prefix.shape),
             )
         )
         with ctx.transport.waits.waiting():
             reply = answer.result()
-        mirrored = None
+        mirrored = side = None
         own = tuple(None for _ in parameters)
         gradient = reply
         if isinstance(reply, BackwardReply):
             gradient = reply.grad
-            if kept == "return":
+            if ctx.prefix is not None:
+                side = ctx.border.prefix_grad(reply.prefix_grad, ctx.prefix, ctx.context)
+            elif kept == "return":
                 own = remote.own_gradients(reply.adapter_grads)
             else:
                 mirrored = remote.told_gradient(reply.norm, reply.largest)
         if gradient is not None:
             gradient = ctx.border.incoming("g1", gradient, ctx.context)
-        return mirrored, gradient, None, None, None, *own
+        return mirrored, gradient, None, None, None, side, *own
 
 
 def _accumulator(leaf: Tensor) -> Any:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from flower_split.adapters import AdapterPlan
+from flower_split.adapters.prompts import prefix_tokens
 from flower_split.adapters.state import weights_dtype
 from flower_split.config.wire import WireConfig
 from flower_split.optimization.settings import OptimizerSettings
@@ -58,4 +59,5 @@ def session_spec(
         silo=silo,
         session_states=session_states,
         loaded_adapter=slot.loaded_adapter,
+        prefix_tokens=prefix_tokens(client_model),
     )

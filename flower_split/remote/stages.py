@@ -9,11 +9,13 @@ bottom's backward pass begins when g1 has arrived. No thread waits for anything 
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flower_split.adapters.prompts import encoder_parameters, stock_call
 from flower_split.devices import autocasting
 from flower_split.errors import AdapterError
 from flower_split.remote.trunk import RemoteTrunk, find_remote
@@ -47,7 +49,12 @@ class SplitStages:
         self._remote = find_remote(client_model)
         self._autocast = autocast
         self._measures = measures
-        self._halves = Halves(client_model, self._remote)
+        self._halves = Halves(
+            client_model,
+            self._remote,
+            prepare=partial(stock_call, client_model),
+            preparing=encoder_parameters(client_model),
+        )
 
     @property
     def max_in_flight(self) -> int:
@@ -98,7 +105,8 @@ class SplitPassage:
         self._halves = halves
         self._pause: Pause | None = pause
         self._leaf: Tensor | None = None
-        self._keeps = remote.keeps_graph(pause.hidden)
+        self._prefix = None if pause.prefix is None else pause.prefix.trunk
+        self._keeps = remote.keeps_graph(pause.hidden, self._prefix)
         if self._keeps and remote.own is not None:
             raise AdapterError(
                 "microbatches in flight have no gradients for the trunk's adapter as parameters: "
@@ -106,7 +114,9 @@ class SplitPassage:
                 "place of session.train() and session.accumulate()"
             )
         remote.measures = measures and self._keeps
-        request, self._context = remote.next_request(pause.hidden, keep_graph=self._keeps)
+        request, self._context = remote.next_request(
+            pause.hidden, keep_graph=self._keeps, prefix=self._prefix
+        )
         self._waiting: Future[Any] | None = self._transport.forward(request)
         # A passage that is dropped without a backward pass frees the trunk's activations too.
         self._release = weakref.finalize(self, self._transport.release, request.microbatch)
@@ -148,19 +158,29 @@ class SplitPassage:
                 grad=self._border.outgoing("g2", leaf.grad, self._context),
                 wants_input_grad=self._pause.hidden.requires_grad,
                 adapter_grad=kept,
+                prefix_shape=() if self._prefix is None else tuple(self._prefix.shape),
             )
         )
 
     def finish(self) -> None:
         """Wait for g1, then go back through the bottom."""
         if self._waiting is not None and self._pause is not None:
-            grad, hidden = self._waiting.result(), self._pause.hidden
-            if isinstance(grad, BackwardReply):
+            grad, pause = self._waiting.result(), self._pause
+            sources, grads = list[Tensor](), list[Tensor]()
+            if pause.prefix is not None and self._prefix is not None:
+                sources, grads = pause.prefix.reached()
+                side = grad.prefix_grad if isinstance(grad, BackwardReply) else None
+                sources.append(self._prefix)
+                grads.append(self._border.prefix_grad(side, self._prefix, self._context))
+                grad = grad.grad if isinstance(grad, BackwardReply) else grad
+            elif isinstance(grad, BackwardReply):
                 self._remote.measure_gradient(grad.norm, grad.largest)
                 grad = grad.grad
             if grad is not None:
-                grad = self._border.incoming("g1", grad, self._context)
-                torch.autograd.backward(hidden, grad)
+                sources.append(pause.hidden)
+                grads.append(self._border.incoming("g1", grad, self._context))
+            if sources:
+                torch.autograd.backward(sources, grads)
         self._pause = self._waiting = None
 
     def abandon(self) -> None:

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.adapters.stand_in import AdapterStandIn
 from flower_split.adapters.state import weights_dtype, with_adapter, without_adapter
-from flower_split.devices import mark_ready
+from flower_split.devices import current_autocast, mark_ready
 from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
@@ -21,6 +21,7 @@ from flower_split.remote.gradient_mirror import GradientChange, GradientMirror
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
 from flower_split.segments import Cuts, Family, PassThrough, TrunkSlot, find_layers, refuse_copy
+from flower_split.segments.prefix import find_prefix
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import AdapterGrad, CacheUse, ForwardRequest, SessionSummary
@@ -143,18 +144,23 @@ class RemoteTrunk(AdapterStandIn):
         """
         tokens = hidden_states.shape[1]
         cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
-        keep_graph = self.keeps_graph(hidden_states)
+        prefix = None
+        if self.transport.spec.prefix_tokens:
+            prefix = find_prefix(cache, self.cuts.trunk_range, self.adapter.stock)
+        keep_graph = self.keeps_graph(hidden_states, prefix)
         use: CacheUse | None = None
         if cache is not None:
-            use = self._caches.use(cache, tokens, kept=not keep_graph)
+            use = self._caches.use(cache, tokens, kept=not keep_graph, begins=prefix is not None)
             self._caches.drop_dead(self.transport)
-        request, context = self.next_request(hidden_states, keep_graph=keep_graph, cache=use)
+        request, context = self.next_request(
+            hidden_states, keep_graph=keep_graph, cache=use, prefix=prefix
+        )
         self.measures = keep_graph and self.adapter.is_there and self.own is None
         if keep_graph:
             own = () if self.own is None else self.own.parameters
             self.trunk_gradient.requires_grad_(self.adapter.is_there and not own)
             output: Tensor = Exchange.apply(  # type: ignore[no-untyped-call]
-                self.trunk_gradient, hidden_states, self, request, context, *own
+                self.trunk_gradient, hidden_states, self, request, context, prefix, *own
             )
         else:
             answer = self.transport.forward(request)
@@ -163,7 +169,12 @@ class RemoteTrunk(AdapterStandIn):
         return super().forward(output, *args, **kwargs)
 
     def next_request(
-        self, hidden: Tensor, *, keep_graph: bool, cache: CacheUse | None = None
+        self,
+        hidden: Tensor,
+        *,
+        keep_graph: bool,
+        cache: CacheUse | None = None,
+        prefix: Tensor | None = None,
     ) -> tuple[ForwardRequest, TransformContext]:
         """The request for h1 of the next microbatch, with what the stock model was called with,
         and the context in which its further tensors leave and enter.
@@ -172,6 +183,7 @@ class RemoteTrunk(AdapterStandIn):
             hidden: h1, (B, T, H).
             keep_graph: Whether a backward pass will follow, see `keeps_graph`.
             cache: The key-value cache that the pass extends.
+            prefix: What the trunk's layers begin with, (2 L R, V, W).
 
         Raises:
             TransformError: a transform of the session failed.
@@ -203,21 +215,18 @@ class RemoteTrunk(AdapterStandIn):
                 f"the adapter {use.copy!r} is active, a copy that the trunk does not train: call "
                 "the model under torch.no_grad()"
             )
-        device = hidden.device.type
-        autocast = ""
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            autocast = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
         request = ForwardRequest(
             step=self.steps,
             microbatch=self._microbatches,
             hidden=self.border.outgoing("h1", hidden, context),
             attention_mask=self._mask,
             position_ids=self._positions,
+            prefix=None if prefix is None else self.border.prefix(prefix, context),
             keep_graph=keep_graph,
             dropout=self.training,
             cache=cache,
             adapter=use,
-            autocast=autocast,
+            autocast=current_autocast(hidden.device),
         )
         self._microbatches += 1
         return request, context
@@ -347,8 +356,8 @@ class RemoteTrunk(AdapterStandIn):
     def _discard(self, zeros: bool) -> None:
         self.transport.discard(zeros=zeros)
 
-    def keeps_graph(self, hidden: Tensor) -> bool:
-        """Whether there will be a backward pass through the trunk for h1.
+    def keeps_graph(self, hidden: Tensor, prefix: Tensor | None = None) -> bool:
+        """Whether there will be a backward pass through the trunk for h1 and a prefix.
 
         Raises:
             ModelError: gradients are asked for in an evaluation session.
@@ -356,9 +365,10 @@ class RemoteTrunk(AdapterStandIn):
         spec = self.transport.spec
         if not torch.is_grad_enabled():
             return False
+        wanted = hidden.requires_grad or (prefix is not None and prefix.requires_grad)
         if spec.purpose == "train":
-            return hidden.requires_grad or spec.trunk_adapters != "frozen"
-        if hidden.requires_grad:
+            return wanted or spec.trunk_adapters != "frozen"
+        if wanted:
             raise ModelError(
                 "this session is for evaluation: call the model under torch.no_grad(), or open a "
                 "training session"

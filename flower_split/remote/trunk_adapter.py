@@ -309,7 +309,7 @@ class TrunkAdapter:
         self._begun = True
 
     def _trunks_modules(self) -> set[str]:
-        spec, (path, _) = self._transport.spec, find_layers(self._stock())
+        spec, (path, _) = self._transport.spec, find_layers(self.stock)
         cuts = Cuts(
             bottom_layers=spec.bottom_layers,
             top_layers=spec.top_layers,
@@ -317,7 +317,9 @@ class TrunkAdapter:
         )
         return {name for name in self.modules if layer_index(name, path) in cuts.trunk_range}
 
-    def _stock(self) -> PreTrainedModel:
+    @property
+    def stock(self) -> PreTrainedModel:
+        """The stock model inside it."""
         return next(m for m in self.model.modules() if isinstance(m, PreTrainedModel))
 
     def _expects_layers(self) -> bool:

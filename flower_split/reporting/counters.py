@@ -43,13 +43,15 @@ COUNTERS: Mapping[str, Counter] = {
     "seconds-loading": _seconds("of `seconds`: loading model and adapter, a download included"),
     "seconds-connecting": _seconds("of `seconds`: connecting, and waiting for a place"),
     "seconds-waiting": _seconds("of `seconds`: nothing to do but to wait for the trunk's answers"),
-    "bytes-sent": _bytes("payload from silo to trunk: h1, g2 and context"),
-    "bytes-received": _bytes("payload from trunk to silo: h2 and g1"),
+    "bytes-sent": _bytes("payload from silo to trunk: h1, g2, context and prefix"),
+    "bytes-received": _bytes("payload from trunk to silo: h2, g1 and the prefix's gradient"),
     "bytes-h1": _bytes("activations at the lower cut, to the trunk"),
     "bytes-h2": _bytes("activations at the upper cut, from the trunk"),
     "bytes-g2": _bytes("gradients at the upper cut, to the trunk"),
     "bytes-g1": _bytes("gradients at the lower cut, from the trunk"),
     "bytes-context": _bytes("attention masks and position ids, to the trunk"),
+    "bytes-prefix": _bytes("keys and values of a prefix, to the trunk; where there is one"),
+    "bytes-prefix-grad": _bytes("gradients at the prefix, from the trunk; where there is one"),
     "trunk-forwards": Counter(meaning="microbatches that passed the trunk", unit="", whole=True),
     "trunk-tokens": Counter(
         meaning="positions that passed the trunk, padding included", unit="", whole=True
@@ -76,6 +78,11 @@ COUNTERS: Mapping[str, Counter] = {
     "delivery-seconds": _seconds("of `seconds-loading`: that download"),
 }
 """By the name under which replies, `result.json` and TensorBoard have them."""
+
+
+def bytes_counter(hop: str) -> str:
+    """The counter of a hop's bytes, by the hop's name in `WireBytes`."""
+    return f"bytes-{hop.replace('_', '-')}"
 
 
 def trunk_counters(summary: SessionSummary) -> dict[str, int | float]:

@@ -141,7 +141,8 @@ def place_stand_ins(cache: Cache, absent: range, on_edit: OnEdit | None = None) 
             if not isinstance(layer, CacheLayer) or _in_use(layer):
                 raise ModelError(
                     f"cache layer {index} is a {type(layer).__name__} that is in use or of "
-                    "another kind; a split model needs a new DynamicCache"
+                    "another kind; a split model needs a new DynamicCache, and with prefix tuning "
+                    "a session that was opened after the model was wrapped"
                 )
             layer = _stand_in(layer, on_edit if index == absent.start else None)
             cache.layers[index] = layer

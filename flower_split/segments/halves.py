@@ -11,7 +11,7 @@ Nothing is copied but the hull: adapters, hooks, modes and gradients are the cli
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from flower_split.errors import ModelError
 from flower_split.segments.layers import find_layers
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub
+from flower_split.segments.prefix import Prefix, split_prefix
 from flower_split.segments.randomness import (
     RandomState,
     random_numbers,
@@ -40,8 +41,10 @@ class Pause:
 
     hidden: Tensor
     """h1, (B, T, H), with the graph of the first half."""
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     """What the second half is called with, beside the hidden states."""
+    prefix: Prefix | None
+    """What the trunk's and the second half's layers begin with; None for nothing."""
     random: RandomState | None
     """Where the pass's random numbers stand; None where it draws the caller's."""
 
@@ -52,19 +55,31 @@ class Halves:
     Args:
         client_model: From `split_model` or `load_client_model`, wrapped by PEFT or not.
         slot: Its layer at the trunk's place.
+        prepare: Makes of a call of the client model one of the stock model inside.
+        preparing: The tensors with which it does.
 
     Raises:
         ModelError: a tensor that is trained belongs to both halves or to none, so that gradients
             could not be added up in the order of the whole pass.
     """
 
-    def __init__(self, client_model: nn.Module, slot: PassThrough) -> None:
+    def __init__(
+        self,
+        client_model: nn.Module,
+        slot: PassThrough,
+        *,
+        prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        preparing: Collection[nn.Parameter] = (),
+    ) -> None:
+        self._prepare = prepare
+        self._trunk_layers = slot.cuts.trunk_range
         stock = next((m for m in client_model.modules() if isinstance(m, PreTrainedModel)), None)
         if stock is None:
             raise ModelError(
                 f"{type(client_model).__name__} holds no stock model; expected a client model of "
                 "split_model or load_client_model"
             )
+        self._stock = stock
         self._exit, self._entry = _Exit(slot), _Entry(slot)
         self._uncached = without_unknown(stock.base_model, use_cache=False)
         self._reads_ids = task_of_model(stock) != CAUSAL_LM
@@ -73,7 +88,8 @@ class Halves:
         hull = _hull(stock)
         self._hulls = [*zip(_hull(self._first), hull, strict=True)]
         self._hulls += zip(_hull(self._second), hull, strict=True)
-        _check_trained(client_model, slot, self._first, self._second)
+        aside = {*slot.parameters(recurse=False), *preparing}
+        _check_trained(client_model, aside, self._first, self._second)
 
     def first(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> Pause:
         """Embeddings and bottom.
@@ -86,10 +102,13 @@ class Halves:
             ModelError: the stock model did not come to the trunk's place.
         """
         self._follow_modes()
-        call = dict(inputs)
-        labels = {"labels": call.pop("labels")} if "labels" in call else {}
         try:
-            with random_numbers(call["input_ids"].device, seed):
+            with random_numbers(inputs["input_ids"].device, seed):
+                call = dict(self._prepare(inputs))
+                labels = {"labels": call.pop("labels")} if "labels" in call else {}
+                prefix = None
+                if _CACHE in call:
+                    prefix = split_prefix(call[_CACHE], self._trunk_layers, self._stock)
                 self._first.base_model(**call, **self._uncached, return_dict=True)
             if self._exit.arrived is None:
                 raise ModelError(
@@ -100,9 +119,15 @@ class Halves:
         finally:
             self._exit.arrived = None
         if not self._reads_ids:
-            del call["input_ids"]
+            for given in _ROWS & call.keys():
+                del call[given]
+        if prefix is not None:
+            call[_CACHE] = prefix.cache
         return Pause(
-            hidden=hidden, inputs={**call, **labels}, random=None if seed is None else state
+            hidden=hidden,
+            inputs={**call, **labels},
+            prefix=prefix,
+            random=None if seed is None else state,
         )
 
     def second(self, pause: Pause, hidden: Tensor, **more: Any) -> Any:
@@ -148,6 +173,11 @@ class _Embedded:
         if args:
             return (None, *args[1:]), call
         return args, {**call, "input_ids": None}
+
+
+_CACHE = "past_key_values"
+_ROWS = {"input_ids", "inputs_embeds"}
+"""Arguments of which the second half has the hidden states instead."""
 
 
 class _Exit(PassThrough):
@@ -216,9 +246,10 @@ def _hull(stock: PreTrainedModel) -> list[nn.Module]:
     ]
 
 
-def _check_trained(client_model: nn.Module, slot: nn.Module, *halves: nn.Module) -> None:
+def _check_trained(
+    client_model: nn.Module, aside: Collection[nn.Parameter], *halves: nn.Module
+) -> None:
     first, second = (set(half.parameters()) for half in halves)
-    aside = set(slot.parameters(recurse=False))
     for name, parameter in client_model.named_parameters():
         if parameter in aside:
             continue

@@ -28,6 +28,8 @@ class PassThrough(nn.Module):
     returns_tuple: bool
     family: Family
     """Of the layer at the trunk's place only: the family's entry."""
+    cuts: Cuts
+    """Of the same layer only: where the model was cut."""
 
     def __init__(self, layer: nn.Module, *, returns_tuple: bool | None = None) -> None:
         super().__init__()

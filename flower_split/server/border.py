@@ -7,7 +7,7 @@ from torch import Tensor
 from flower_split.devices import to_device
 from flower_split.segments import Trunk
 from flower_split.transforms import TransformChain, TransformContext
-from flower_split.transport.messages import ForwardRequest, SessionSpec
+from flower_split.transport.messages import PREFIX, ForwardRequest, SessionSpec
 
 
 class TrunkBorder:
@@ -38,7 +38,10 @@ class TrunkBorder:
             attention_mask=None if mask is None else to_device(mask, self._device),
             position_ids=None if positions is None else to_device(positions, self._device),
         )
-        return replace(entered, hidden=self.incoming("h1", request.hidden, entered))
+        entered = replace(entered, hidden=self.incoming("h1", request.hidden, entered))
+        if request.prefix is None:
+            return entered
+        return replace(entered, prefix=self.incoming(PREFIX, request.prefix, entered))
 
     def incoming(self, hop: str, tensor: Tensor, microbatch: ForwardRequest) -> Tensor:
         """h1 or g2, (B, T, H), in the trunk's dtype and on its device.

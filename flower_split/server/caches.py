@@ -4,11 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from flower_split.errors import SequenceError, TrunkBusyError, WireError
 from flower_split.segments import Trunk
 from flower_split.segments.cache import StandIn, place_stand_ins
+from flower_split.segments.prefix import empty_cache, unpack
+from flower_split.server.key_shapes import key_shape
 from flower_split.transport.messages import CacheEdit, CacheUse
 
 
@@ -78,8 +81,16 @@ class SessionCaches:
         self._max_tokens = max_tokens
         self._caches: dict[int, TrunkCache] = {}
 
-    def use(self, use: CacheUse, rows: int, tokens: int) -> TrunkCache:
+    def use(
+        self, use: CacheUse, rows: int, tokens: int, prefix: Tensor | None = None
+    ) -> TrunkCache:
         """The cache for a forward pass over `rows` x `tokens`, brought up to date.
+
+        Args:
+            use: What the silo says of it.
+            rows: Of the pass.
+            tokens: Of the pass, in a row.
+            prefix: What a new cache begins with, (2 L R, V, W).
 
         Raises:
             SequenceError: the cache does not hold what the silo thinks it holds.
@@ -87,7 +98,12 @@ class SessionCaches:
             TrunkBusyError: the pass would exceed the bound.
         """
         cache = self._caches.get(use.cache_id)
-        if cache is None:
+        if prefix is not None:
+            if cache is not None:
+                raise SequenceError(f"cache {use.cache_id} is known: a prefix begins a new one")
+            self._admit(rows, prefix.shape[1] + tokens, without=use.cache_id)
+            cache = self._new_cache(rows, prefix)
+        elif cache is None:
             if use.past_length or any(edit.kind != "reset" for edit in use.edits):
                 raise SequenceError(
                     f"cache {use.cache_id} is not known and cannot hold {use.past_length} tokens"
@@ -109,13 +125,15 @@ class SessionCaches:
         self._caches[use.cache_id] = cache
         return cache
 
-    def scratch(self, rows: int) -> TrunkCache:
+    def scratch(self, rows: int, prefix: Tensor | None = None) -> TrunkCache:
         """A cache for one pass with gradients, which nobody will extend.
+
+        It begins with `prefix`, (2 L R, V, W), and its graph.
 
         The stock code takes restarting position ids for packed sequences only where it has no
         cache, so that the trunk must have one whenever the silo's model has.
         """
-        return self._new_cache(rows)
+        return self._new_cache(rows, prefix)
 
     def drop(self, cache_id: int) -> None:
         """Free a cache; one that is not there is no error."""
@@ -135,13 +153,22 @@ class SessionCaches:
                 "trunk.max-cached-tokens"
             )
 
-    def _new_cache(self, rows: int) -> TrunkCache:
-        cuts = self._trunk.cuts
-        keys = DynamicCache(config=self._trunk.config)
+    def _new_cache(self, rows: int, prefix: Tensor | None = None) -> TrunkCache:
+        cuts, config = self._trunk.cuts, self._trunk.config
+        keys = DynamicCache(config=config) if prefix is None else empty_cache(config)
         bottom = range(cuts.bottom_layers)
         top = range(cuts.trunk_range.stop, cuts.num_layers)
         stand_ins = [*place_stand_ins(keys, bottom), *place_stand_ins(keys, top)]
-        return TrunkCache(keys=keys, stand_ins=stand_ins, rows=rows)
+        cache = TrunkCache(keys=keys, stand_ins=stand_ins, rows=rows)
+        if prefix is not None:
+            held = cuts.trunk_range
+            heads = key_shape(self._trunk)[0]
+            for index, (key, value) in zip(
+                held, unpack(prefix, rows, heads, len(held)), strict=True
+            ):
+                keys.update(key, value, index)
+            cache.advance(prefix.shape[1])
+        return cache
 
 
 def _within(values: tuple[int, ...], rows: range) -> bool:

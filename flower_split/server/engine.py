@@ -18,7 +18,7 @@ from flower_split.segments import Trunk
 from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.queue import BatchSettings, TrunkQueue
-from flower_split.server.handshake import check_spec, check_wire
+from flower_split.server.handshake import check_prefix, check_spec, check_wire
 from flower_split.server.session import TrunkSession
 from flower_split.server.session_states import SiloState
 from flower_split.server.silo_names import SiloNames
@@ -52,6 +52,8 @@ class TrunkEngine:
         shares_adapter: Whether a silo may read and write the trunk's part of its adapter.
         follows_autocast: Whether a trunk without autocast of its own computes under the silo's.
         snapshots: What silos have had kept of their adapters; in memory where not given.
+        prefix_tokens: Tokens of the prefix that a session must have been opened with; None leaves
+            it to the silo, 0 allows none. Only a frozen trunk takes one.
 
     Raises:
         ConfigError: mode and plan contradict each other, or a codec or transform of `wire` is of no
@@ -76,6 +78,7 @@ class TrunkEngine:
         shares_adapter: bool = False,
         follows_autocast: bool = True,
         snapshots: SnapshotStore | None = None,
+        prefix_tokens: int | None = None,
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
@@ -92,6 +95,7 @@ class TrunkEngine:
             check_wire(wire)
         self._pack = pack
         self._dtype = dtype
+        self._prefix_tokens = prefix_tokens
         self._wire = wire
         self._optimizer = optimizer
         self._numbers = itertools.count()
@@ -134,6 +138,7 @@ class TrunkEngine:
             optimizer=self._optimizer or OptimizerSettings(),
             pack=self._pack,
             loaded_adapter=self.trunk.loaded_adapter,
+            prefix_tokens=self._prefix_tokens or 0,
         )
 
     def open(self, spec: SessionSpec, ticket: Ticket | None) -> Future[BackendSession]:
@@ -153,6 +158,7 @@ class TrunkEngine:
         record = prepared or TicketRecord()
         start = record.start()
         scaling = self._check(spec, None if start is None else start.allowance)
+        width = check_prefix(spec, self.trunk, self.limits) if spec.prefix_tokens else 0
         border = TrunkBorder(self.trunk, spec)
         instructions = Instructions() if start is None else start.instructions
         if ticket is not None and spec.silo:
@@ -190,6 +196,7 @@ class TrunkEngine:
             ),
             follows_autocast=self._follows_autocast,
             fixed_optimizer=self._optimizer is not None,
+            prefix_width=width,
         )
 
     def prepare(self, ticket: Ticket, start: TrunkStart) -> TicketRecord:
@@ -290,6 +297,8 @@ class TrunkEngine:
             free.add("optimizer")
         if not self._dtype:
             free.add("dtype")
+        if self._prefix_tokens is None:
+            free.add("prefix_tokens")
         return check_spec(self.describe(spec.purpose), spec, free=free, allowance=allowance)
 
 

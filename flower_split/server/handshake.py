@@ -8,8 +8,10 @@ from flower_split.compression.table import CODEC_TABLE
 from flower_split.config.wire import HOPS, WireConfig
 from flower_split.errors import AdapterError, HandshakeError
 from flower_split.lowrank import Allowance, Scaling, scaling_from_fields
+from flower_split.segments import Trunk
+from flower_split.server.key_shapes import key_shape
 from flower_split.transforms.table import TRANSFORM_TABLE
-from flower_split.transport.messages import SessionSpec
+from flower_split.transport.messages import SessionLimits, SessionSpec
 
 ALWAYS_FREE = frozenset({"purpose", "seed", "silo", "session_states"})
 """Fields that are the silo's own affair."""
@@ -66,6 +68,43 @@ def check_spec(
         if own_rest != rest:
             raise _differing(*_first_difference("adapter", own_rest, rest))
     return scaling
+
+
+def check_prefix(spec: SessionSpec, trunk: Trunk, limits: SessionLimits) -> int:
+    """Width of the prefix that a session asks for: heads x head size of the trunk's keys.
+
+    To be called where the trunk computes.
+
+    Raises:
+        HandshakeError: this trunk, or this session, takes none; says why.
+    """
+    if spec.trunk_adapters != "frozen":
+        raise HandshakeError(
+            f"prefix_tokens: a trunk whose adapters are {spec.trunk_adapters!r} takes no prefix; "
+            "set trunk.adapters to 'frozen'"
+        )
+    if spec.wire.transforms:
+        raise HandshakeError(
+            f"prefix_tokens: the transforms {', '.join(spec.wire.transforms)} change the four hops "
+            "alone, and a prefix would pass them by: leave wire.transforms empty, or use prompt "
+            "tuning"
+        )
+    try:
+        heads, size = key_shape(trunk)
+    except ValueError as error:
+        raise HandshakeError(
+            f"prefix_tokens: the layers of this {trunk.config.model_type} trunk take no prefix, "
+            f"{error}: use prompt tuning"
+        ) from error
+    elements = 2 * len(trunk.cuts.trunk_range) * spec.prefix_tokens * heads * size
+    most = limits.max_message_tokens
+    if spec.prefix_tokens >= most or elements > most * trunk.hidden_size:
+        raise HandshakeError(
+            f"prefix_tokens: {spec.prefix_tokens} for {len(trunk.cuts.trunk_range)} layers are "
+            f"{elements} numbers, and the trunk takes at most {most} tokens of "
+            f"{trunk.hidden_size}: lower peft.num-virtual-tokens, or raise trunk.max-message-tokens"
+        )
+    return heads * size
 
 
 def _allowed(told: dict[str, object], allowance: Allowance | None) -> Scaling | None:

@@ -21,13 +21,14 @@ from flower_split.segments import Trunk
 from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.caches import SessionCaches, TrunkCache
-from flower_split.server.compute.batch import Microbatch, SessionContext
+from flower_split.server.compute.batch import Gradients, Microbatch, SessionContext
 from flower_split.server.compute.queue import Answer, Job, TrunkQueue
 from flower_split.server.compute.scheduler import Turn
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.ticket_record import TicketRecord
 from flower_split.transport.bounds import check_forward
 from flower_split.transport.messages import (
+    PREFIX_GRAD,
     AdapterCall,
     BackwardReply,
     BackwardRequest,
@@ -65,6 +66,7 @@ class TrunkSession:
         calls: Answers what the silo wants done with the adapter; None for a frozen trunk.
         follows_autocast: Whether the trunk computes under the silo's autocast.
         fixed_optimizer: Whether a step's constants must be those of the handshake.
+        prefix_width: W of the session's prefix, heads x head size; 0 where it has none.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class TrunkSession:
         calls: AdapterCalls | None = None,
         follows_autocast: bool = False,
         fixed_optimizer: bool = False,
+        prefix_width: int = 0,
     ) -> None:
+        self._prefix_width = prefix_width
         self.resumed = resumed
         self._calls = calls
         self._follows_autocast = follows_autocast
@@ -162,7 +166,12 @@ class TrunkSession:
             raise SequenceError(
                 f"microbatch {request.microbatch} does not follow {self._last_microbatch}"
             )
-        check_forward(request, self._trunk.hidden_size, self._limits)
+        check_forward(request, self._trunk.hidden_size, self._limits, self._spec)
+        if request.prefix is not None and request.prefix.shape[2] != self._prefix_width:
+            raise WireError(
+                f"prefix: {request.prefix.shape[2]} wide, the trunk's keys and values are "
+                f"{self._prefix_width}"
+            )
         if request.keep_graph:
             self._check_keeping(request)
         if request.adapter.copy and self._slot is None:
@@ -172,7 +181,7 @@ class TrunkSession:
             request = replace(request, autocast="")
         microbatch = Microbatch(session=self._context, request=request)
 
-        def done(job: Job, h2: Answer, _: Sequence[Tensor | None]) -> Answer:
+        def done(job: Job, h2: Answer, _: Gradients) -> Answer:
             self._last_microbatch = request.microbatch
             if request.keep_graph:
                 self._pending[request.microbatch] = microbatch
@@ -202,14 +211,18 @@ class TrunkSession:
             self._calls.check_shared()
         request = replace(request, grad=self._border.incoming("g2", request.grad, begun))
 
-        def done(job: Job, g1: Answer, gradients: Sequence[Tensor | None]) -> Reply:
+        def done(job: Job, g1: Answer, found: Gradients) -> Reply:
+            gradients = found.adapter
             self._pending.pop(request.microbatch, None)
             if self._slot is not None and request.adapter_grad in ("add", "measure"):
                 self._slot.accumulate(gradients)
             self._backwards += 1
             self._count(job)
             left = None if g1 is None else self._border.outgoing("g1", g1, begun)
-            return self._backward_reply(request, left, gradients)
+            if found.prefix is None:
+                return self._backward_reply(request, left, gradients)
+            side = self._border.outgoing(PREFIX_GRAD, found.prefix, begun)
+            return BackwardReply(grad=left, prefix_grad=side)
 
         turn = self._turn(microbatch, backward=True)
         return Job(turn=turn, microbatch=microbatch, grad=request, done=done)
@@ -249,8 +262,8 @@ class TrunkSession:
                 f"{len(self._pending)} microbatches wait for their backward pass, the trunk's "
                 "limit. Make backward passes sooner, or raise trunk.max-in-flight"
             )
-        waiting = sum(rows * tokens for rows, tokens in (m.shape for m in self._pending.values()))
-        tokens = request.hidden.shape[0] * request.hidden.shape[1]
+        waiting = sum(microbatch.tokens for microbatch in self._pending.values())
+        tokens = Microbatch(session=self._context, request=request).tokens
         bound = self._queue.budget.max_tokens
         if bound and waiting + tokens > bound:
             raise TrunkBusyError(
@@ -321,13 +334,13 @@ class TrunkSession:
             microbatch.free()
         self._pending.clear()
 
-    def _open_cache(self, request: ForwardRequest) -> TrunkCache | None:
-        if request.cache is None:
-            return None
+    def _open_cache(self, request: ForwardRequest, prefix: Tensor | None) -> TrunkCache | None:
         rows, tokens = request.hidden.shape[:2]
+        if request.cache is None:
+            return None if prefix is None else self._caches.scratch(rows, prefix)
         if request.keep_graph:
-            return self._caches.scratch(rows)
-        return self._caches.use(request.cache, rows, tokens)
+            return self._caches.scratch(rows, prefix)
+        return self._caches.use(request.cache, rows, tokens, prefix)
 
     def _check_open(self) -> None:
         if self._ended:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from flower_split.adapters.prompts import tokens_before
 from flower_split.config.seeds import derive_seed
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import DataError, DivergenceError
@@ -122,7 +123,8 @@ def accumulate(
         DataError: no microbatch has a target token.
         DivergenceError: a microbatch's loss is not finite; its backward pass did not run.
     """
-    counts = [count_targets(batch, task) for batch in microbatches]
+    before = tokens_before(model)
+    counts = [count_targets(batch, task, before=before) for batch in microbatches]
     total = sum(counts)
     if total == 0:
         raise DataError("the batches of this step have no token with loss: all labels are -100")

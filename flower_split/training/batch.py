@@ -23,10 +23,18 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def count_targets(batch: Batch, task: str = CAUSAL_LM) -> int:
-    """Labels with loss. The first position of a causal model has none: nothing predicts it."""
+def count_targets(batch: Batch, task: str = CAUSAL_LM, *, before: int = 0) -> int:
+    """Labels with loss. The first position of a causal model has none: nothing predicts it.
+
+    Args:
+        batch: With the labels.
+        task: What the model is for.
+        before: Virtual tokens that the model puts before every row, which have no loss.
+    """
     labels = batch["labels"]
-    return int(((labels[:, 1:] if task == CAUSAL_LM else labels) != IGNORED).sum())
+    if task == CAUSAL_LM and not before:
+        labels = labels[:, 1:]
+    return int((labels != IGNORED).sum())
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:

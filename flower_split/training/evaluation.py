@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flower_split.adapters.prompts import tokens_before
 from flower_split.config.tasks import CAUSAL, Task
 from flower_split.errors import DataError, DivergenceError
 from flower_split.optimization.label_counts import LabelCounts
@@ -43,7 +44,7 @@ def evaluate(
         TrunkError: something went wrong between the silo and the trunk.
     """
     stages = stages or WholeModel(model)
-    device = device_of(model)
+    device, before = device_of(model), tokens_before(model)
     loss_sum, correct, tokens, examples = 0.0, 0, 0, 0
     right, actual, predicted = torch.zeros(3, len(task.labels), dtype=torch.int64)
 
@@ -55,7 +56,8 @@ def evaluate(
         labels, logits = batch["labels"].to(device), passage.output().logits
         examples += len(labels)
         if task == CAUSAL:  # position t predicts label t + 1
-            labels, logits = labels[:, 1:], logits[:, :-1]
+            labels = F.pad(labels, (before, 0), value=IGNORED)[:, 1:]
+            logits = logits[:, :-1]
         targets = labels != IGNORED
         logits = logits[targets].float()  # only the rows that count are widened
         wanted, found = labels[targets], logits.argmax(-1)

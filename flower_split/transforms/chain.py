@@ -39,11 +39,13 @@ class TransformChain:
     def outgoing(self, hop: str, tensor: Tensor, context: TransformContext) -> Tensor:
         """What leaves of `tensor`, (B, T, H): detached, in the session's dtype.
 
+        A prefix and its gradient pass no transform; a session with both is refused.
+
         Raises:
             TransformError: a transform failed.
         """
         tensor = tensor.detach()
-        for one in self._by_hop[hop]:
+        for one in self._by_hop.get(hop, ()):
             tensor = self._apply(one, one.outgoing, hop, tensor, context)
         return self._placement.outgoing(hop, tensor, context)
 
@@ -55,7 +57,7 @@ class TransformChain:
             TransformError: a transform failed.
         """
         tensor = self._placement.incoming(hop, tensor, context)
-        for one in reversed(self._by_hop[hop]):
+        for one in reversed(self._by_hop.get(hop, ())):
             tensor = self._apply(one, one.incoming, hop, tensor, context)
         return tensor
 

@@ -10,7 +10,12 @@ import math
 from collections.abc import Sequence
 
 from flower_split.errors import TrunkBusyError, WireError
-from flower_split.transport.messages import ForwardRequest, SessionLimits
+from flower_split.transport.messages import (
+    CacheUse,
+    ForwardRequest,
+    SessionLimits,
+    SessionSpec,
+)
 
 Shape = Sequence[int]
 
@@ -75,14 +80,74 @@ def check_context(
         )
 
 
-def check_forward(request: ForwardRequest, hidden_size: int, limits: SessionLimits) -> None:
-    """Raise unless the tensors of `request` may be computed; see the two checks."""
+def check_prefix(
+    shape: Shape, hidden: Shape, spec: SessionSpec, limits: SessionLimits, hidden_size: int | None
+) -> None:
+    """Raise unless a prefix of that shape, (2 L R, V, W), may go with h1.
+
+    Args:
+        shape: Of the prefix.
+        hidden: Of h1, (B, T, H).
+        spec: Of the session, which says V.
+        limits: Of the session.
+        hidden_size: H of the model; None takes any.
+
+    Raises:
+        WireError: the session has no prefix, or none of that shape.
+        TrunkBusyError: rows and prefix together are more than a microbatch may have.
+    """
+    if not spec.prefix_tokens:
+        raise WireError("prefix: this session was opened without one")
+    rows, tokens = hidden[:2]
+    tensors = 2 * (spec.num_layers - spec.bottom_layers - spec.top_layers)
+    if len(shape) != 3 or shape[0] not in (tensors, tensors * rows) or shape[2] < 1:
+        raise WireError(
+            f"prefix: shape {tuple(shape)}, expected {tensors} keys and values, of one or of "
+            f"{rows} rows each"
+        )
+    if shape[1] != spec.prefix_tokens:
+        raise WireError(f"prefix: {shape[1]} tokens, the session's has {spec.prefix_tokens}")
+    most = limits.max_message_tokens
+    if rows * (tokens + shape[1]) > most or math.prod(shape) > most * (hidden_size or shape[2]):
+        raise TrunkBusyError(
+            f"prefix: {rows} x {tokens} tokens with {shape[1]} before each, of shape "
+            f"{tuple(shape)}; the trunk takes at most {most} tokens. Lower train.batch-size or "
+            "peft.num-virtual-tokens, or raise trunk.max-message-tokens"
+        )
+
+
+def past_of(use: CacheUse | None, prefix: int) -> int:
+    """Tokens that a pass has before its own.
+
+    Args:
+        use: The cache that it extends; None for none.
+        prefix: Tokens of the prefix that it brings; 0 for none.
+
+    Raises:
+        WireError: it extends a cache that has something else in it than the prefix.
+    """
+    if use is None:
+        return prefix
+    if prefix and (use.edits or use.past_length != prefix):
+        raise WireError(
+            f"prefix of {prefix} tokens for a cache of {use.past_length} tokens; it is what a "
+            "cache begins with"
+        )
+    return use.past_length
+
+
+def check_forward(
+    request: ForwardRequest, hidden_size: int, limits: SessionLimits, spec: SessionSpec
+) -> None:
+    """Raise unless the tensors of `request` may be computed; see the checks."""
     hidden, mask, positions = request.hidden, request.attention_mask, request.position_ids
     check_hidden("h1", hidden.shape, limits, hidden_size)
+    if request.prefix is not None:
+        check_prefix(request.prefix.shape, hidden.shape, spec, limits, hidden_size)
     check_context(
         hidden.shape,
         None if mask is None else mask.shape,
         None if positions is None else positions.shape,
-        0 if request.cache is None else request.cache.past_length,
+        past_of(request.cache, 0 if request.prefix is None else request.prefix.shape[1]),
         limits,
     )

@@ -16,6 +16,8 @@ from flower_split.errors import SequenceError, TrunkError
 from flower_split.serialization.headers import TensorRule
 from flower_split.transport.base import Transport, TrunkBackend
 from flower_split.transport.messages import (
+    PREFIX,
+    PREFIX_GRAD,
     AdapterCall,
     AdapterReply,
     BackwardReply,
@@ -81,7 +83,9 @@ class InProcessTransport(Transport):
             ):
                 if given is not None:
                     self._meter.add(rule.role, rule.codec.encoded_bytes(given.shape))
-            arrived = replace(request, hidden=hidden)  # the codec may have rounded it
+            prefix = None if request.prefix is None else self._carry(PREFIX, request.prefix)
+            # the codec may have rounded them
+            arrived = replace(request, hidden=hidden, prefix=prefix)
             return self._carry("h2", self._ask(arrived, Tensor))
 
         return self._answer(compute)
@@ -94,8 +98,10 @@ class InProcessTransport(Transport):
             answer = self._session.submit(arrived).result()
             if isinstance(answer, BackwardReply):
                 g1 = None if answer.grad is None else self._carry("g1", answer.grad)
+                given = answer.prefix_grad
+                own = None if given is None else self._carry(PREFIX_GRAD, given)
                 self._count(ADAPTER_DOWN, answer.adapter_grads)
-                return replace(answer, grad=g1)
+                return replace(answer, grad=g1, prefix_grad=own)
             return self._carry("g1", answer) if isinstance(answer, Tensor) else None
 
         return self._answer(compute)

@@ -73,6 +73,9 @@ class SessionSpec:
     """SHA-256 by which the silo's weights were delivered, hexadecimal; empty for its own."""
     loaded_adapter: str = ""
     """SHA-256 of the trained adapter that both have loaded, hexadecimal; empty for none."""
+    prefix_tokens: int = 0
+    """Tokens of the prefix that a pass may begin with: keys and values of the trunk's layers, which
+    the silo trains. 0 for none."""
     protocol_version: int = PROTOCOL_VERSION
 
 
@@ -123,6 +126,9 @@ class ForwardRequest:
     """(B, S) of bool: true where a token is real."""
     position_ids: Tensor | None = None
     """(B, T) or (1, T) of int64."""
+    prefix: Tensor | None = None
+    """(2 L R, V, W): keys and values in turn of the trunk's L layers, R rows each, V tokens, W over
+    all heads. R is B, or 1 where it is the same for all rows. The cache begins with it."""
     keep_graph: bool = False
     """Whether a backward pass will follow."""
     dropout: bool = False
@@ -144,6 +150,13 @@ class BackwardRequest:
     wants_input_grad: bool = True
     """Whether g1 is to be returned."""
     adapter_grad: AdapterGrad = "add"
+    prefix_shape: tuple[int, ...] = ()
+    """Of the prefix's gradient, which is returned too; the trunk knows it by itself."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the answer has more than g1."""
+        return self.adapter_grad in ("measure", "return") or bool(self.prefix_shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,6 +165,8 @@ class BackwardReply:
 
     grad: Tensor | None = None
     """g1, (B, T, H); None where it was not wanted."""
+    prefix_grad: Tensor | None = None
+    """Gradient of the loss at the prefix, in its shape; None where there is no prefix."""
     norm: float = 0.0
     """2-norm of the adapter's gradient of the step so far, where it was to be measured."""
     largest: float = 0.0
@@ -244,6 +259,8 @@ CONTEXT = "context"
 """Under which attention masks and position ids are counted together."""
 ADAPTER_UP, ADAPTER_DOWN = "adapter_up", "adapter_down"
 """Under which adapter tensors are counted, where a silo writes and reads them."""
+PREFIX, PREFIX_GRAD = "prefix", "prefix_grad"
+"""Names of the prefix and its gradient, under which they are counted too."""
 
 
 class WireBytes(Mapping[str, int]):
@@ -254,7 +271,7 @@ class WireBytes(Mapping[str, int]):
     """
 
     def __init__(self, **counts: int) -> None:
-        names = (*HOPS, CONTEXT, ADAPTER_UP, ADAPTER_DOWN)
+        names = (*HOPS, CONTEXT, ADAPTER_UP, ADAPTER_DOWN, PREFIX, PREFIX_GRAD)
         unknown = counts.keys() - {*names}
         if unknown:
             raise ValueError(f"bytes of {sorted(unknown)}, expected {[*names]}")
@@ -275,7 +292,7 @@ class WireBytes(Mapping[str, int]):
     @property
     def upward(self) -> int:
         """From the silo to the trunk."""
-        return sum(self[name] for name in (*UPWARD_HOPS, CONTEXT, ADAPTER_UP))
+        return sum(self[name] for name in (*UPWARD_HOPS, CONTEXT, ADAPTER_UP, PREFIX))
 
     @property
     def downward(self) -> int:

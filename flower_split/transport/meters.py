@@ -6,9 +6,16 @@ from contextlib import contextmanager
 
 from flower_split.config.wire import HOPS
 from flower_split.serialization.tables import ROLE_NAMES
-from flower_split.transport.messages import ADAPTER_DOWN, ADAPTER_UP, CONTEXT, WireBytes
+from flower_split.transport.messages import (
+    ADAPTER_DOWN,
+    ADAPTER_UP,
+    CONTEXT,
+    PREFIX,
+    PREFIX_GRAD,
+    WireBytes,
+)
 
-_BY_THEMSELVES = {*HOPS, ADAPTER_UP, ADAPTER_DOWN}
+_BY_THEMSELVES = {*HOPS, ADAPTER_UP, ADAPTER_DOWN, PREFIX, PREFIX_GRAD}
 _COUNTED_AS: dict[int, str] = {
     role: name if name in _BY_THEMSELVES else CONTEXT for role, name in ROLE_NAMES.items()
 }

@@ -8,7 +8,7 @@ from flower_split.config.wire import HOPS
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import TensorRule
 from flower_split.serialization.tables import DTYPE_BY_NAME, ROLE_NUMBERS
-from flower_split.transport.messages import SessionSpec
+from flower_split.transport.messages import PREFIX, PREFIX_GRAD, SessionSpec
 
 ATTENTION_MASK = TensorRule(
     role=pb.ROLE_ATTENTION_MASK, dtype=torch.bool, codec=RAW_BOOL, num_dims=2
@@ -21,7 +21,9 @@ ADAPTER_UP, ADAPTER_DOWN = (
 
 
 class HopRules:
-    """The rules of the four hops under one session's dtype and codecs.
+    """The rules of the four hops under one session's dtype and codecs, and those of a prefix.
+
+    A prefix is encoded as h1 is, and its gradient as g1.
 
     Raises:
         ConfigError: a codec that another package adds is of no use.
@@ -29,13 +31,13 @@ class HopRules:
 
     def __init__(self, spec: SessionSpec) -> None:
         self._rules = {
-            hop: TensorRule(
-                role=ROLE_NUMBERS[hop],
+            name: TensorRule(
+                role=ROLE_NUMBERS[name],
                 dtype=DTYPE_BY_NAME[spec.dtype],
                 codec=CODEC_TABLE.named(getattr(spec.wire, hop)),
                 num_dims=3,
             )
-            for hop in HOPS
+            for name, hop in {**{hop: hop for hop in HOPS}, PREFIX: "h1", PREFIX_GRAD: "g1"}.items()
         }
 
     def __getitem__(self, hop: str) -> TensorRule:

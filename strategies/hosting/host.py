@@ -17,11 +17,12 @@ from flower_split.adapters import (
     method_problems,
     resolve_plan,
 )
+from flower_split.adapters.methods import PREFIXES
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
-from flower_split.errors import ConfigError
+from flower_split.errors import AdapterError, ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import (
     Trunk,
@@ -35,6 +36,7 @@ from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.server import TrunkServer
 from flower_split.server.grpc.service import ServiceLimits
+from flower_split.server.key_shapes import key_shape
 from flower_split.server.session_states import SiloState
 from flower_split.server.ticket_record import TrunkStart
 from flower_split.server.tickets import TicketBook
@@ -84,6 +86,7 @@ class TrunkHost:
         self._tls = server_tls(config)  # before the model is loaded: it fails in no time
         with ExitStack() as stack:
             trunk = self._resolve()
+            _check_prefix(trunk, self._whole_plan)
             pack = self._pack = self._make_pack(stack)
             self._engine = TrunkEngine(
                 trunk,
@@ -98,6 +101,7 @@ class TrunkHost:
                 pack="" if pack is None else pack.digest,
                 dtype=config.model.dtype,
                 shares_adapter=config.trunk.shares_adapter,
+                prefix_tokens=self._before if self._whole_plan.method in PREFIXES else 0,
                 follows_autocast=False,  # each party has a key of its own
             )
             self._server = stack.enter_context(
@@ -268,7 +272,8 @@ class TrunkHost:
         config, model = self.config, self.config.model
         task = model.as_task()
         skeleton = load_skeleton(model.name, revision=model.revision, task=task)
-        _check_length(skeleton, config.train.max_length)
+        self._before = int(config.peft.options.get("num_virtual_tokens", 0))
+        _check_length(skeleton, config.train.max_length, self._before)
         trunk = load_trunk(
             model.name,
             bottom_layers=config.split.bottom_layers,
@@ -320,14 +325,36 @@ class TrunkHost:
         )
 
 
-def _check_length(model: PreTrainedModel, max_length: int) -> None:
-    """Raise `ConfigError` when sequences may be longer than the model was made for."""
+def _check_length(model: PreTrainedModel, max_length: int, before: int) -> None:
+    """Raise `ConfigError` when sequences, with so many virtual tokens before them, may be longer
+    than the model was made for."""
     settings = model.config.get_text_config(decoder=True)
     context = getattr(settings, "max_position_embeddings", None)
-    if isinstance(context, int) and max_length > context:
+    if isinstance(context, int) and max_length + before > context:
+        virtual = f" + peft.num-virtual-tokens {before}" if before else ""
         raise ConfigError(
-            f"train.max-length {max_length} is more than the {context} tokens of the model's "
-            f"context: set it to at most {context}"
+            f"train.max-length {max_length}{virtual} is more than the {context} tokens of the "
+            f"model's context: set train.max-length to at most {context - before}"
+        )
+
+
+def _check_prefix(trunk: Trunk, plan: AdapterPlan) -> None:
+    """Raise `AdapterError` where PEFT's prefix is none for the trunk's layers, nor the model's."""
+    if plan.method not in PREFIXES:
+        return
+    made = int(dict(plan.options)["token_dim"])
+    try:
+        heads, size = key_shape(trunk)
+    except ValueError as error:
+        raise AdapterError(
+            f"peft.type {plan.method}: the layers of this {trunk.config.model_type} model take no "
+            f"prefix, {error}: use PROMPT_TUNING"
+        ) from error
+    if heads * size != made:
+        raise AdapterError(
+            f"peft.type {plan.method}: PEFT makes keys of {made} numbers for this "
+            f"{trunk.config.model_type} model, whose layers keep {heads} x {size}: it does not "
+            "work with the whole model either, use PROMPT_TUNING"
         )
 
 

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from pairs import make_batch, make_pair
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from tiny_models import tiny_model
 
 from flower_split import (
@@ -31,6 +38,7 @@ METHODS = {
         task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=[]
     ),
     "prompts": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
 
 

@@ -86,7 +86,8 @@ def evaluate(message, context):
         return session.reply({"eval-loss": session.evaluate().loss})
 
 
-@pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.sampled(keep=1)
+@pytest.mark.parametrize("in_flight", [3, 1])
 def test_losses_and_adapter_equal_those_of_a_loop_that_waits(client_app, run, in_flight):
     settings = {"train.batch-size": 2, "train.accumulation": 3, "num-server-rounds": 2}
     report, adapter = run(client_app, **settings, **{"train.in-flight": in_flight})

@@ -19,10 +19,17 @@ from flower_split.reporting import read_result
 IDS = torch.arange(4, 14)[None]
 METHODS = {
     "dora": {"peft.use-dora": True, "peft.modules-to-save": "lm_head"},
-    "pissa": {"peft.init-lora-weights": "pissa"},
     "vera": {"peft.type": "vera", "peft.r": 8, "peft.target-modules": "q_proj, down_proj"},
+    "pissa": {"peft.init-lora-weights": "pissa"},
     "tokens": {"peft.trainable-token-indices": "5, 7"},
+    "prompt": {
+        "peft.type": "p_tuning",
+        "peft.num-virtual-tokens": 4,
+        "peft.encoder-hidden-size": 16,
+        "trunk.adapters": "frozen",
+    },
 }
+TYPES = {"vera": "VERA", "prompt": "P_TUNING"}
 
 
 def run(run_config, nodes=2, **grid):
@@ -33,7 +40,7 @@ def run(run_config, nodes=2, **grid):
 @pytest.fixture
 def values(run_config):
     def of(name, output, **changes):
-        rank = {"lora.r": 8} if name == "vera" else {}
+        rank = {"lora.r": 8} if name in TYPES else {}
         own = {"strategy.min-nodes": 2, "output-dir": str(output), "train.keep-optimizer": False}
         return {**run_config, **own, **rank, **METHODS[name], **changes}
 
@@ -54,6 +61,7 @@ def logits(tiny, folder):
         return PeftModel.from_pretrained(base, folder).eval()(IDS).logits
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_resumed_exported_and_merged(values, tiny, tmp_path, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -65,15 +73,15 @@ def test_a_run_is_resumed_exported_and_merged(values, tiny, tmp_path, name):
     assert same(adapter(cut / "adapter"), adapter(whole / "adapter"))
 
     card = (whole / "adapter" / "README.md").read_text(encoding="utf-8")
-    told = "VERA (r = 8" if name == "vera" else "LORA ("
-    assert f"- method: {told}" in card
+    kind = TYPES.get(name, "LORA")
+    assert f"- method: {kind} (" in card
     said = flower_split("export", whole, "--out", tmp_path / "exported")
     assert said.exit_code == 0, said.output
     assert same(adapter(tmp_path / "exported"), adapter(whole / "adapter"))
     config = json.loads((tmp_path / "exported" / "adapter_config.json").read_text())
-    assert config["peft_type"] == ("VERA" if name == "vera" else "LORA")
+    assert config["peft_type"] == kind
     base = AutoModelForCausalLM.from_pretrained(tiny / "model")(IDS).logits
-    assert not torch.equal(logits(tiny, tmp_path / "exported"), base)
+    assert not torch.equal(logits(tiny, tmp_path / "exported")[:, -base.shape[1] :], base)
     for source, more in ((whole / "adapter", []), (whole, ["--merge", tiny / "model"])):
         said = flower_split("export", source, "--out", tmp_path / "m", *more)
         assert said.exit_code == 1 and "merge it there" in said.output
@@ -99,6 +107,8 @@ def test_a_shared_trunk_learns_by_another_method(values, tiny, tmp_path):
 def test_strategies_of_low_rank_name_what_works(values, tmp_path, strategy):
     with pytest.raises(ConfigError, match=f"{strategy}.*peft.type VERA.*'fedavg'"):
         run(values("vera", tmp_path, **{"strategy.name": strategy}))
+    with pytest.raises(ConfigError, match=f"{strategy}.*peft.type P_TUNING.*'fedavg'"):
+        run(values("prompt", tmp_path, **{"strategy.name": strategy}))
 
 
 def test_personal_parts_and_own_ranks_are_of_plain_lora(values, tmp_path):
@@ -108,6 +118,7 @@ def test_personal_parts_and_own_ranks_are_of_plain_lora(values, tmp_path):
         run(values("dora", tmp_path), node_config={"lora-r": 4})
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("strategy", ["fedadam", "fedmedian", "fedprox"])
 def test_flowers_own_strategies_take_any_method(values, tmp_path, strategy):
     options = {"strategy.proximal-mu": 0.1} if strategy == "fedprox" else {}

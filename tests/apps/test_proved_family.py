@@ -43,8 +43,9 @@ CASES = (
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("delivery", ["local", "server"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "delivery"), list(zip(CASES, ("local", "server"), strict=True)), ids=("olmo", "lfm2")
+)
 def test_it_trains(tmp_path: Path, case: Case, delivery: str) -> None:
     config = tiny_run_config(save_tiny_run(tmp_path), **{"num-server-rounds": 1})
     case.model().save_pretrained(tmp_path / "model")

@@ -31,7 +31,7 @@ def shared(tmp_path_factory):
 
 
 def train(federation, tiny, output, silos=None, **changes):
-    """Start a run and wait until `silos`, or all of its own, train: (run id, own ports, clients)."""
+    """Start a run and wait until `silos`, or all, train: (run id, own ports, ClientApps)."""
     own = set(federation.listening())
     given = {**LONG, **changes}
     run_id = federation.submit(tiny.app, output_dir=str(output), **given)

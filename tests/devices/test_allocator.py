@@ -92,12 +92,13 @@ def test_a_block_that_is_too_large_is_given_back() -> None:
 
 
 @glibc
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize(
     "environment",
     [
         {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB)},
-        {"MALLOC_TRIM_THRESHOLD_": "131072"},
         {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
+        {"MALLOC_TRIM_THRESHOLD_": "131072"},
         {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"},
     ],
     ids=lambda environment: "=".join(*environment.items()),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from started_processes import python_path
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +155,7 @@ def run(tree: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, "PYTHONPATH": python_path(tree)},
         capture_output=True,
         text=True,
         check=False,

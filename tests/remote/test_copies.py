@@ -37,11 +37,12 @@ def compiled(model: Any) -> Any:
     return torch.compile(model, backend="eager")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_model_computes_the_same_with_a_cache_and_padding() -> None:
     whole, client = pair()
     fast = compiled(client)
-    for length in (10, 7, 9):
+    for length in (10, 7):
         mask = torch.ones_like(IDS[:, :length])
         mask[0, :3] = 0
         one = fast(IDS[:, :length], attention_mask=mask)

@@ -18,6 +18,12 @@ def test_a_sample_is_as_written(model_type: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model_type", TYPES[3::12])
+def test_a_larger_sample_is_as_written(model_type: str) -> None:
+    assert prove_type(model_type).line == written_rows()[model_type], WRITE
+
+
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_all_are_as_written(shard: int) -> None:

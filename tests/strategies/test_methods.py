@@ -13,11 +13,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from split_run import TOLERANCE, largest_difference, run_split
 from steps import KEEPING, run_config
 from tiny_checkpoint import save_texts, save_tiny_model
-from uncut_model import base_model, logits, peft_model
-from uncut_run import run_uncut, uncut_app
+from uncut_model import base_model, load_prompt, logits, peft_model, prompt_state
+from uncut_run import PromptExchange, run_uncut, uncut_app
 
 from flower_split.adapters import method_problems, save_learned
-from flower_split.adapters.methods import working_methods
+from flower_split.adapters.methods import PREFIXES, PROMPTS, working_methods
 from flower_split.apps.client_app import app as ready_made
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import silo_batches
@@ -67,9 +67,17 @@ class OfCase:
 
     def start(self):
         """PEFT's own."""
+        if self.is_prompt:
+            return ArrayRecord(prompt_state(self.model()))
         return ArrayRecord(get_peft_model_state_dict(self.model(), save_embedding_layers=False))
 
+    @property
+    def is_prompt(self):
+        return self.config.peft.type in PROMPTS
+
     def uncut(self, initial, **options):
+        if self.is_prompt:
+            options["exchange"] = PromptExchange
         app = uncut_app(self.folder, config=self.values, loras=self._lora, **options)
         result, _ = run_uncut(fedavg(), app, initial, silos=SILOS, rounds=ROUNDS)
         return result.arrays.to_torch_state_dict()
@@ -79,7 +87,13 @@ def test_every_working_method_has_a_case():
     assert {case.method for case in CASES.values()} == set(working_methods())
 
 
-@pytest.mark.parametrize("name", CASES)
+FURTHER = {"PROMPT_TUNING, words", "P_TUNING, LSTM", "PREFIX_TUNING, projected"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in FURTHER else n for n in CASES],
+)
 def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
     case = OfCase(folders, name)
     with TrunkHost(case.config) as host:
@@ -88,19 +102,30 @@ def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
         result, _ = run_split(case.values, fedavg(), silos=SILOS, host=host)
         ours = result.adapter
         save_learned(ours, host.plan, tmp_path, base_model=str(case.folder))
+    if case.is_prompt:
+        begun = case.start().to_torch_state_dict()
+        assert all(torch.equal(begun[n], t) for n, t in initial.to_torch_state_dict().items())
     theirs = case.uncut(initial)
     assert set(ours) == set(theirs)
     assert any(not torch.equal(theirs[k], v) for k, v in initial.to_torch_state_dict().items())
     assert largest_difference(ours, theirs) <= TOLERANCE
 
     whole = case.model()
-    set_peft_model_state_dict(whole, theirs)
+    (load_prompt if case.is_prompt else set_peft_model_state_dict)(whole, theirs)
     loaded = PeftModel.from_pretrained(base_model(case.folder), tmp_path)
     assert (logits(loaded) - logits(whole)).abs().max() <= 1e-5
     assert not torch.equal(logits(loaded), logits(base_model(case.folder)))
 
 
-@pytest.mark.parametrize("name", ["modules to save", "trainable tokens", "DoRA, Conv1D", "VERA"])
+@pytest.mark.sampled(keep=6)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("modules to save", "trainable tokens", "DoRA, Conv1D", "VERA"),
+        *("P_TUNING", "PREFIX_TUNING"),
+        *("PROMPT_TUNING", "PREFIX_TUNING, projected", "CARTRIDGE"),
+    ],
+)
 def test_the_ready_made_loop_equals_the_uncut_run(folders, tmp_path, name):
     data = {
         "data.path": str(save_texts(tmp_path / "texts.jsonl")),
@@ -116,7 +141,8 @@ def test_the_ready_made_loop_equals_the_uncut_run(folders, tmp_path, name):
         batches = [dict(batch) for batch in silo.train(server_round)]
         return [batches[i : i + 2] for i in range(0, len(batches), 2)], silo.num_train
 
-    theirs = case.uncut(case.start(), steps=silo_steps, by_tokens=True)
+    first = 0 if case.is_prompt and case.config.peft.type not in PREFIXES else 1
+    theirs = case.uncut(case.start(), steps=silo_steps, by_tokens=True, first_target=first)
     grid = InProcessGrid(ready_made, SILOS, run_config=case.values, threads=SILOS)
     ours = SplitStrategy(case.config, fedavg()).start(grid).adapter
     assert largest_difference(ours, theirs) <= TOLERANCE

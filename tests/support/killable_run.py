@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from started_processes import python_path
+
 SILOS = 3
 
 
@@ -67,7 +69,7 @@ class Runner:
             env={
                 **os.environ,
                 "CUDA_VISIBLE_DEVICES": "",  # equality to the bit is the CPU's
-                "PYTHONPATH": str(Path(__file__).parent),
+                "PYTHONPATH": python_path(Path(__file__).parent),
                 "GRPC_ENABLE_FORK_SUPPORT": "0",
             },
         )

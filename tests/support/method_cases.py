@@ -47,6 +47,12 @@ def listed(case, **values):
     return replace(case, values=case.values | values)
 
 
+def prompt(method, **values):
+    """A method that trains what comes before a row, three tokens of it."""
+    case = of(method, targets=False, frozen=True, num_virtual_tokens=3, **values)
+    return replace(case, keys=case.keys | {"train.max-length": 128})
+
+
 SEEDED = {"save_projection": False}
 
 CASES = {
@@ -146,4 +152,18 @@ CASES = {
     ),
     "VERA": of("VERA", r=8, hidden=SEEDED),
     "WAVEFT": of("WAVEFT", n_frequency=20),
+    "PROMPT_TUNING": prompt("PROMPT_TUNING"),
+    "PROMPT_TUNING, words": replace(
+        prompt("PROMPT_TUNING", prompt_tuning_init="SAMPLE_VOCAB"), family="gpt2"
+    ),
+    "PREFIX_TUNING": prompt("PREFIX_TUNING"),
+    "PREFIX_TUNING, projected": replace(
+        prompt("PREFIX_TUNING", prefix_projection=True, encoder_hidden_size=12), family="gpt2"
+    ),
+    "CARTRIDGE": prompt("CARTRIDGE"),
+    "P_TUNING": prompt("P_TUNING", encoder_hidden_size=12),
+    "P_TUNING, LSTM": replace(
+        prompt("P_TUNING", encoder_reparameterization_type="LSTM", encoder_num_layers=1),
+        family="gpt2",
+    ),
 }

@@ -37,6 +37,22 @@ def initial_arrays(folder, **lora):
     return ArrayRecord(get_peft_model_state_dict(peft_model(folder, **lora)))
 
 
+def prompt_state(model):
+    """What is trained of a prompt, by the names that a run gives it."""
+    encoder = model.prompt_encoder["default"]
+    held = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    if set(held) == {"embedding.weight"}:
+        return {"prompt_embeddings": held["embedding.weight"]}
+    return {f"prompt_encoder.{name}": tensor for name, tensor in held.items()}
+
+
+def load_prompt(model, state):
+    """Overwrite what is trained of a prompt."""
+    named = {"prompt_embeddings": "embedding.weight"}
+    inner = {named.get(n, n.removeprefix("prompt_encoder.")): t for n, t in state.items()}
+    model.prompt_encoder["default"].load_state_dict(inner)
+
+
 @torch.no_grad()
 def logits(model):
     """Of a fixed input."""

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from in_process_grid import FIRST_NODE, InProcessGrid
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from steps import SILOS, run_config, steps_of
-from uncut_model import logits, peft_model
+from uncut_model import load_prompt, logits, peft_model, prompt_state
 
 from flower_split.client import AdapterExchange
 
@@ -31,6 +31,19 @@ class PlainExchange:
 
     def reply(self, metrics):
         arrays = ArrayRecord(get_peft_model_state_dict(self.model))
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+        return Message(content, reply_to=self.message)
+
+
+class PromptExchange(PlainExchange):
+    """The same of a prompt's encoder: PEFT saves what it gives, and not what is trained."""
+
+    def __init__(self, model, message, context):
+        self.model, self.message = model, message
+        load_prompt(model, message.content["arrays"].to_torch_state_dict())
+
+    def reply(self, metrics):
+        arrays = ArrayRecord(prompt_state(self.model))
         content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
         return Message(content, reply_to=self.message)
 
@@ -55,6 +68,7 @@ def uncut_app(
     rate=None,
     by_tokens=False,
     share=None,
+    first_target=1,
     losing=frozenset(),
     forgetting=frozenset(),
     seen=None,
@@ -74,6 +88,7 @@ def uncut_app(
         rate: Factor of the learning rate by step of the run.
         by_tokens: Whether a step's loss is the mean over the tokens of all its microbatches.
         share: Factor of a microbatch's loss, made of it and its step's; 1 without.
+        first_target: The first token of a row that has a loss: 0 after virtual ones.
         losing: Rounds, (partition, round), whose replies are lost; no later round resumes from
             their AdamW.
         forgetting: Rounds, (partition, round), before which a silo's AdamW is lost.
@@ -121,8 +136,9 @@ def uncut_app(
             for batch in microbatches:
                 extra = {}
                 if by_tokens:
-                    tokens = sum((one["labels"][:, 1:] != -100).sum() for one in microbatches)
-                    extra["num_items_in_batch"] = tokens
+                    tokens = sum(
+                        (one["labels"][:, first_target:] != -100).sum() for one in microbatches
+                    )
                 loss = model(**batch, **extra).loss * (share(batch, microbatches) if share else 1)
                 loss.backward()
             silo.correct_gradients()

@@ -58,8 +58,24 @@ class SessionContext:
     slot: AdapterSlot | None
     seed: int
     """Of its dropout."""
-    open_cache: Callable[[ForwardRequest], TrunkCache | None]
-    """The key-value cache that a request extends."""
+    open_cache: Callable[[ForwardRequest, Tensor | None], TrunkCache | None]
+    """The key-value cache that a request extends, given the prefix that it begins with."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Leaves:
+    """Where the autograd graph of one batch begins."""
+
+    hidden: Tensor
+    """h1, (B, T, H)."""
+    prefix: Tensor | None = None
+    """(2 L R, V, W); of one that is computed alone."""
+
+    @property
+    def tokens(self) -> int:
+        """Rows x tokens, those of the prefix among them."""
+        before = 0 if self.prefix is None else self.prefix.shape[1]
+        return self.hidden.shape[0] * (self.hidden.shape[1] + before)
 
 
 class Graph:
@@ -68,21 +84,21 @@ class Graph:
     def __init__(
         self,
         number: int,
-        leaf: Tensor,
+        leaves: "Leaves",
         output: Tensor,
         members: "list[Microbatch]",
         budget: ActivationBudget,
         on_change: "Callable[[Graph], None]",
     ) -> None:
         self.number = number
-        self.leaf = leaf
+        self.leaves = leaves
         self.output = output
         self.members = members
         self._rows = sum(member.shape[0] for member in members)
         self._budget = budget
         self._on_change = on_change
         self._waiting = set(members)
-        self._tokens = leaf.shape[0] * leaf.shape[1]
+        self._tokens = leaves.tokens
         budget.take(self._tokens)
         for member in members:
             member.graph = self
@@ -131,14 +147,29 @@ class Microbatch:
         rows, tokens = self.request.hidden.shape[:2]
         return rows, tokens
 
+    @property
+    def tokens(self) -> int:
+        """Rows x tokens, those of the prefix among them."""
+        prefix = self.request.prefix
+        rows, tokens = self.shape
+        return rows * (tokens + (0 if prefix is None else prefix.shape[1]))
+
     def free(self) -> None:
         """Forget it."""
         if self.graph is not None:
             self.graph.leave(self)
 
 
-Gradients = tuple[Tensor | None, list[Tensor | None]]
-"""At h1 where it is wanted, and of the adapter's tensors."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gradients:
+    """What the backward pass of one microbatch gave."""
+
+    hidden: Tensor | None = None
+    """At h1, where it is wanted."""
+    prefix: Tensor | None = None
+    """At the prefix, where there was one."""
+    adapter: Sequence[Tensor | None] = ()
+    """Of the adapter's tensors."""
 
 
 class TrunkComputer:
@@ -169,12 +200,13 @@ class TrunkComputer:
         """h2 of each, (B, T, H)."""
         first = microbatches[0].request
         width = max(microbatch.shape[1] for microbatch in microbatches)
-        tokens = width * sum(microbatch.shape[0] for microbatch in microbatches)
+        rows = sum(microbatch.shape[0] for microbatch in microbatches)
+        tokens = width * rows if len(microbatches) > 1 else microbatches[0].tokens
         keeps = first.keep_graph and not self._recompute and tokens <= self._budget.room
-        leaf, output = self._run(microbatches, grad=keeps)
+        leaves, output = self._run(microbatches, grad=keeps)
         if keeps:
             number = next(self._numbers)
-            Graph(number, leaf, output, list(microbatches), self._budget, self._on_change)
+            Graph(number, leaves, output, list(microbatches), self._budget, self._on_change)
         return cut(output.detach(), [microbatch.shape for microbatch in microbatches])
 
     def backward(
@@ -186,13 +218,13 @@ class TrunkComputer:
         """
         graph = microbatches[0].graph
         if graph is not None and graph.serves(microbatches):
-            members, leaf, output = graph.members, graph.leaf, graph.output
+            members, leaves, output = graph.members, graph.leaves, graph.output
             graph.free()
         else:
             members = list(microbatches)
             for member in members:
                 member.free()
-            leaf, output = self._run(members, grad=True)
+            leaves, output = self._run(members, grad=True)
         given = dict(zip(microbatches, requests, strict=True))
         grads = [
             given[member].grad if member in given else output.new_zeros(*member.shape, 1)
@@ -200,13 +232,13 @@ class TrunkComputer:
         ]
         grads = [grad.expand(*grad.shape[:2], output.shape[2]) for grad in grads]
         wants_input = any(request.wants_input_grad for request in requests)
-        return self._differentiate(members, given, leaf, output, grads, wants_input)
+        return self._differentiate(members, given, leaves, output, grads, wants_input)
 
     def _differentiate(
         self,
         members: Sequence[Microbatch],
         given: dict[Microbatch, BackwardRequest],
-        leaf: Tensor,
+        leaves: Leaves,
         output: Tensor,
         grads: list[Tensor],
         wants_input: bool,
@@ -215,10 +247,12 @@ class TrunkComputer:
             member: [] if member.session.slot is None else member.session.slot.trainable()
             for member in given
         }
-        wanted = [leaf] if wants_input else []
+        wanted = [leaves.hidden] if wants_input else []
+        if leaves.prefix is not None:
+            wanted.append(leaves.prefix)
         wanted += [parameter for own in parameters.values() for parameter in own]
         if not wanted:
-            return [(None, []) for _ in given]
+            return [Gradients() for _ in given]
         grad = grads[0] if len(grads) == 1 else join_tensors(grads, output.shape[1])
         found = list(torch.autograd.grad(output, wanted, grad, allow_unused=True))
         inputs: dict[Microbatch, Tensor | None] = {}
@@ -226,32 +260,43 @@ class TrunkComputer:
             whole = found.pop(0)
             parts = cut(whole, [member.shape for member in members])
             inputs = dict(zip(members, parts, strict=True))
+        prefix = None
+        if leaves.prefix is not None:
+            prefix = found.pop(0)
+            prefix = torch.zeros_like(leaves.prefix) if prefix is None else prefix
         answers: list[Gradients] = []
         for member, own in parameters.items():
             mine: list[Tensor | None] = [*found[: len(own)]]
             found = found[len(own) :]
             wants = given[member].wants_input_grad
-            answers.append((inputs.get(member) if wants else None, mine))
+            hidden = inputs.get(member) if wants else None
+            answers.append(Gradients(hidden=hidden, prefix=prefix, adapter=mine))
         return answers
 
-    def _run(self, microbatches: Sequence[Microbatch], *, grad: bool) -> tuple[Tensor, Tensor]:
+    def _run(self, microbatches: Sequence[Microbatch], *, grad: bool) -> tuple[Leaves, Tensor]:
         """The batch that was laid for them, and what the trunk makes of it."""
         first = microbatches[0]
         rows = join([microbatch.request for microbatch in microbatches])
-        cache = first.session.open_cache(first.request) if len(microbatches) == 1 else None
-        leaf = rows.hidden.detach().requires_grad_(grad)
+        given = first.request.prefix
+        leaves = Leaves(
+            hidden=rows.hidden.detach().requires_grad_(grad),
+            prefix=None if given is None else given.detach().requires_grad_(grad),
+        )
         mask = rows.attention_mask
+        cache: TrunkCache | None = None
         with torch.set_grad_enabled(grad), self._prepared(microbatches):
+            if len(microbatches) == 1:
+                cache = first.session.open_cache(first.request, leaves.prefix)
             output: Tensor = self._trunk(
-                leaf,
+                leaves.hidden,
                 attention_mask=None if mask is None else mask.long(),
                 position_ids=rows.position_ids,
                 past_key_values=None if cache is None else cache.keys,
                 autocast=autocast_dtype(first.request.autocast or "off"),
             )
         if cache is not None:
-            cache.advance(leaf.shape[1])
-        return leaf, output
+            cache.advance(leaves.hidden.shape[1])
+        return leaves, output
 
     @contextmanager
     def _prepared(self, microbatches: Sequence[Microbatch]) -> Iterator[None]:

@@ -25,7 +25,13 @@ from flower_split.errors import SequenceError, TrunkBusyError
 from flower_split.segments import Trunk
 from flower_split.segments.families import known_family
 from flower_split.segments.randomness import has_dropout
-from flower_split.server.compute.batch import ActivationBudget, Graph, Microbatch, TrunkComputer
+from flower_split.server.compute.batch import (
+    ActivationBudget,
+    Gradients,
+    Graph,
+    Microbatch,
+    TrunkComputer,
+)
 from flower_split.server.compute.rows import mixing_key
 from flower_split.server.compute.scheduler import Scheduler, Turn
 from flower_split.transport.messages import BackwardRequest, Reply
@@ -77,8 +83,8 @@ class Job:
     """Other sessions' rows in its batch."""
 
 
-Done = Callable[[Job, Answer, Sequence[Tensor | None]], Reply]
-"""Takes h2 or g1 of a job as computed, and the adapter's gradients after a backward pass."""
+Done = Callable[[Job, Answer, Gradients], Reply]
+"""Takes h2 or g1 of a job as computed, and all gradients after a backward pass."""
 
 
 class TrunkQueue:
@@ -254,10 +260,10 @@ class TrunkQueue:
         microbatches = [job.microbatch for job in jobs]
         grads = [job.grad for job in jobs if job.grad is not None]
         answers: Sequence[Answer]
-        gradients: Sequence[Sequence[Tensor | None]] = [()] * len(jobs)
+        gradients = [Gradients()] * len(jobs)
         if grads:
-            found = self._computer.backward(microbatches, grads)
-            answers, gradients = [g1 for g1, _ in found], [own for _, own in found]
+            gradients = self._computer.backward(microbatches, grads)
+            answers = [found.hidden for found in gradients]
         else:
             answers = self._computer.forward(microbatches)
         for job, answer, own in zip(jobs, answers, gradients, strict=True):

@@ -33,13 +33,15 @@ class Rows:
 def mixing_key(request: ForwardRequest) -> Hashable | None:
     """Requests with equal keys can share a batch; None for one that must be alone.
 
-    Alone is who extends a key-value cache, or computes with another adapter than its own.
-    Without a mask another attention kernel runs than with
-    one, and by their positions the stock code then finds several texts in a row, which padding
-    would disturb: so masked and unmasked requests stay apart, and unmasked ones with positions
-    share a batch only at the same length.
+    Alone is who extends a key-value cache, begins with a prefix, or computes with another adapter
+    than its own. Without a mask another attention kernel runs than with one, and by their positions
+    the stock code then finds several texts in a row, which padding would disturb: so masked and
+    unmasked requests stay apart, and unmasked ones with positions share a batch only at the same
+    length.
     """
-    if request.cache is not None or request.adapter != OWN_ADAPTER:
+    if request.cache is not None or request.prefix is not None:
+        return None
+    if request.adapter != OWN_ADAPTER:
         return None
     masked, placed = request.attention_mask is not None, request.position_ids is not None
     length = request.hidden.shape[1] if placed and not masked else 0

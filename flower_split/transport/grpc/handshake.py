@@ -77,6 +77,7 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
         hello.session_states.extend(spec.session_states)
         hello.pack = spec.pack
         hello.loaded_adapter = spec.loaded_adapter
+        hello.prefix_tokens = spec.prefix_tokens
     except ValueError as exc:
         raise HandshakeError(f"a number of the session does not fit the wire: {exc}") from exc
     return pb.ClientFrame(hello=hello)
@@ -120,6 +121,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         session_states=tuple(hello.session_states),
         pack=hello.pack,
         loaded_adapter=hello.loaded_adapter,
+        prefix_tokens=hello.prefix_tokens,
         protocol_version=hello.protocol_version,
     )
     return spec, read_ticket(hello)

@@ -19,6 +19,7 @@ from flower_split.transport.grpc.adapter_frames import (
     held_tensors,
 )
 from flower_split.transport.messages import (
+    PREFIX_GRAD,
     AdapterCall,
     AdapterReply,
     Answerable,
@@ -68,6 +69,8 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
             return EncodedReply(head=pb.ServerFrame(backward=backward), tensors=grads)
         case BackwardRequest(), BackwardReply():
             g1 = () if reply.grad is None else (encode_tensor(reply.grad, rules["g1"]),)
+            if reply.prefix_grad is not None:
+                g1 = (*g1, encode_tensor(reply.prefix_grad, rules[PREFIX_GRAD]))
             own = (encode_tensor(as_matrix(grad), ADAPTER_DOWN) for grad in reply.adapter_grads)
             grads = (*g1, *own)
             backward = pb.BackwardReply(
@@ -143,10 +146,12 @@ class ReplyReader:
         if head is None:
             raise SequenceError("a reply was asked for before it arrived")
         match self._request:
-            case BackwardRequest(adapter_grad="measure" | "return") as request:
+            case BackwardRequest() as request if request.wants_more:
                 grad = tensors.pop(0) if request.wants_input_grad else None
+                prefix_grad = tensors.pop(0) if request.prefix_shape else None
                 return BackwardReply(
                     grad=grad,
+                    prefix_grad=prefix_grad,
                     norm=head.backward.norm,
                     largest=head.backward.largest,
                     adapter_grads=tuple(tensors),
@@ -175,16 +180,21 @@ class ReplyReader:
         match self._request, kind:
             case ForwardRequest() as request, "forward":
                 _check_number("microbatch", frame.forward.microbatch, request.microbatch)
-                return _check_tensors(frame.forward.tensors, (self._rules["h2"],), request.hidden)
+                h2 = (self._rules["h2"], request.hidden.shape)
+                return _check_tensors(frame.forward.tensors, [h2])
             case BackwardRequest() as request, "backward":
                 _check_number("microbatch", frame.backward.microbatch, request.microbatch)
-                rules = (self._rules["g1"],) if request.wants_input_grad else ()
+                rules = list[Expected]()
+                if request.wants_input_grad:
+                    rules.append((self._rules["g1"], request.grad.shape))
+                if request.prefix_shape:
+                    rules.append((self._rules[PREFIX_GRAD], request.prefix_shape))
                 headers, more = list(frame.backward.tensors), list[pb.TensorHeader]()
                 if request.adapter_grad == "return":
                     headers, more = headers[: len(rules)], headers[len(rules) :]
                 checked_norms((frame.backward.norm, frame.backward.largest))
                 return [
-                    *_check_tensors(headers, rules, request.grad),
+                    *_check_tensors(headers, rules),
                     *check_grads(more, self._limits),
                 ]
             case AdapterCall() as request, "adapter":
@@ -216,13 +226,19 @@ def _check_number(name: str, got: int, expected: int) -> None:
         raise SequenceError(f"a reply to {name} {got}, expected {expected}")
 
 
+Expected = tuple[TensorRule, Sequence[int]]
+"""What a tensor of a reply must look like, and its shape."""
+
+
 def _check_tensors(
-    headers: Sequence[pb.TensorHeader], rules: Sequence[TensorRule], sent: Tensor
+    headers: Sequence[pb.TensorHeader], expected: Sequence[Expected]
 ) -> Sequence[Announced]:
-    if len(headers) != len(rules):
-        raise WireError(f"a reply with {len(headers)} tensors, expected {len(rules)}")
-    announced = [check_header(header, rule) for header, rule in zip(headers, rules, strict=True)]
-    for tensor in announced:
-        if tensor.shape != tuple(sent.shape):
-            raise WireError(f"{tensor.rule.name}: {tensor.shape}, expected {tuple(sent.shape)}")
+    if len(headers) != len(expected):
+        raise WireError(f"a reply with {len(headers)} tensors, expected {len(expected)}")
+    announced = list[Announced]()
+    for header, (rule, shape) in zip(headers, expected, strict=True):
+        tensor = check_header(header, rule)
+        if tensor.shape != tuple(shape):
+            raise WireError(f"{rule.name}: {tensor.shape}, expected {tuple(shape)}")
+        announced.append(tensor)
     return announced

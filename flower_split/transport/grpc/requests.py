@@ -18,9 +18,10 @@ from flower_split.serialization.tables import (
     DTYPE_FROM_WIRE,
     DTYPE_NAMES,
     DTYPE_TO_WIRE,
+    ROLE_NUMBERS,
 )
 from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
-from flower_split.transport.bounds import check_context, check_hidden
+from flower_split.transport.bounds import check_context, check_hidden, check_prefix, past_of
 from flower_split.transport.grpc.adapter_frames import (
     ACTION_NAMES,
     ADAPTER_GRADS,
@@ -34,6 +35,7 @@ from flower_split.transport.grpc.adapter_frames import (
     to_constants,
 )
 from flower_split.transport.messages import (
+    PREFIX,
     AdapterCall,
     BackwardRequest,
     CacheEdit,
@@ -138,6 +140,8 @@ def _encode_forward(request: ForwardRequest, rules: HopRules) -> EncodedRequest:
         tensors.append(encode_tensor(request.attention_mask, ATTENTION_MASK))
     if request.position_ids is not None:
         tensors.append(encode_tensor(request.position_ids, POSITION_IDS))
+    if request.prefix is not None:
+        tensors.append(encode_tensor(request.prefix, rules[PREFIX]))
     forward = pb.Forward(
         step=request.step,
         microbatch=request.microbatch,
@@ -234,6 +238,7 @@ class RequestReader:
         self._limits = limits
         self._hidden_size = hidden_size
         self._optimizer = spec.optimizer
+        self._spec = spec
         self._pending: PendingRequest | None = None
 
     def feed(self, frame: pb.ClientFrame) -> PendingRequest | None:
@@ -297,24 +302,29 @@ class RequestReader:
         if headers and headers[0].role == ATTENTION_MASK.role:
             mask = check_header(headers.pop(0), ATTENTION_MASK)
             announced.append(mask)
-        if headers:
+        if headers and headers[0].role == POSITION_IDS.role:
             positions = check_header(headers.pop(0), POSITION_IDS)
             announced.append(positions)
+        prefix = 0
         if headers:
-            raise WireError("forward with more tensors than h1, attention_mask and position_ids")
+            given = check_header(headers.pop(0), self._rules[PREFIX])
+            check_prefix(given.shape, hidden.shape, self._spec, self._limits, self._hidden_size)
+            announced.append(given)
+            prefix = given.shape[1]
+        if headers:
+            raise WireError(
+                "forward with more tensors than h1, attention_mask, position_ids and prefix"
+            )
         check_context(
             hidden.shape,
             None if mask is None else mask.shape,
             None if positions is None else positions.shape,
-            forward.cache.past_length if forward.HasField("cache") else 0,
+            past_of(_read_cache(forward), prefix),
             self._limits,
         )
         read_adapter_use(forward)
         if forward.autocast and DTYPE_FROM_WIRE.get(forward.autocast) not in NARROW:
             raise WireError(f"autocast: number {forward.autocast}, expected a dtype of 16 bits")
-        for edit in forward.cache.edits:
-            if edit.kind not in _EDIT_NAMES:
-                raise WireError(f"cache edit of unknown kind {edit.kind}")
         return announced
 
     def _check_size(self, tensor: Announced) -> Announced:
@@ -332,35 +342,42 @@ class RequestReader:
                 raise WireError(f"{name}: {value}, expected a finite number of at least 0")
 
 
+def _read_cache(forward: pb.Forward) -> CacheUse | None:
+    if not forward.HasField("cache"):
+        return None
+    cache = forward.cache
+    for edit in cache.edits:
+        if edit.kind not in _EDIT_NAMES:
+            raise WireError(f"cache edit of unknown kind {edit.kind}")
+    edits = tuple(
+        CacheEdit(kind=_EDIT_NAMES[edit.kind], values=tuple(edit.values)) for edit in cache.edits
+    )
+    return CacheUse(cache_id=cache.cache_id, past_length=cache.past_length, edits=edits)
+
+
 def _forward(forward: pb.Forward, tensors: list[Tensor]) -> ForwardRequest:
-    mask = positions = None
+    mask = positions = prefix = None
     for header, tensor in zip(forward.tensors, tensors, strict=True):
         if header.role == ATTENTION_MASK.role:
             mask = tensor
         elif header.role == POSITION_IDS.role:
             positions = tensor
+        elif header.role == ROLE_NUMBERS[PREFIX]:
+            prefix = tensor
     if positions is not None:
         low, high = _POSITION_RANGE
         if int(positions.min()) < low or int(positions.max()) > high:
             raise WireError(f"position_ids: values outside {low} to {high}")
-    cache = None
-    if forward.HasField("cache"):
-        edits = tuple(
-            CacheEdit(kind=_EDIT_NAMES[edit.kind], values=tuple(edit.values))
-            for edit in forward.cache.edits
-        )
-        cache = CacheUse(
-            cache_id=forward.cache.cache_id, past_length=forward.cache.past_length, edits=edits
-        )
     return ForwardRequest(
         step=forward.step,
         microbatch=forward.microbatch,
         hidden=tensors[0],
         attention_mask=mask,
         position_ids=positions,
+        prefix=prefix,
         keep_graph=forward.keep_graph,
         dropout=forward.dropout,
-        cache=cache,
+        cache=_read_cache(forward),
         adapter=read_adapter_use(forward),
         autocast=DTYPE_NAMES[DTYPE_FROM_WIRE[forward.autocast]] if forward.autocast else "",
     )

@@ -130,6 +130,8 @@ def test_each_tensor_is_quantized_as_it_is_read(
     size = 64 * 128
     most = 0
 
+    gc.collect()
+    gc.freeze()  # what the tests before left is not looked through again and again
     bitsandbytes = importlib.import_module("bitsandbytes")
     quantize = bitsandbytes.functional.quantize_4bit
 
@@ -148,7 +150,10 @@ def test_each_tensor_is_quantized_as_it_is_read(
         return quantize(*args, **kwargs)
 
     monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", counting)
-    load_trunk(tmp_path, **CUTS, quantization="nf4")
+    try:
+        load_trunk(tmp_path, **CUTS, quantization="nf4")
+    finally:
+        gc.unfreeze()
     assert 0 < most <= 4, most
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from affine_backend import AffineBackend, forward, spec
 from hosting import eventually, hosting, nothing_left
+from started_processes import python_path
 
 from flower_split.errors import TrunkUnavailableError
 from flower_split.server.grpc.service import ServiceLimits
@@ -48,14 +49,13 @@ sys.stdin.read()
 @contextmanager
 def running(script: str, argument: str) -> Iterator["subprocess.Popen[str]"]:
     """A Python process that has printed its first line."""
-    path = os.pathsep.join([str(SUPPORT), *sys.path])
     with subprocess.Popen(
         [sys.executable, "-c", script, argument],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": python_path(SUPPORT, *sys.path)},
     ) as process:
         try:
             yield process

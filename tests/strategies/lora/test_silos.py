@@ -45,6 +45,7 @@ def failures(result):
     return {r.node_id - FIRST_NODE: r.failure for r in result.of("train", 1) if r.failure}
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("mode", MODES)
 def test_mixed_ranks_and_folded_factors_in_every_mode(run, mode):
     result, _ = run("flora", mode=mode, loras=MIXED)
@@ -68,6 +69,7 @@ def test_silos_of_different_ranks_at_once_do_not_disturb_each_other(run):
         assert (array.numpy() == at_once.arrays[name].numpy()).all(), name
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("name", "changes", "is_own"),
@@ -104,6 +106,7 @@ def test_what_a_silo_keeps_of_its_layers_is_in_no_message_to_the_server(
     assert len(files) >= 3
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_rank_that_the_strategy_cannot_take_costs_its_silo_and_no_other(run, mode):
     result, _ = run("fedexlora", mode=mode, loras=[{}, {"r": 2}, {}])
@@ -198,7 +201,8 @@ def test_neither_half_goes_on_from_a_round_that_did_not_count(run, monkeypatch):
             assert all((went_on_from[n] == t).all() == same for n, t in were.items())
 
 
-@pytest.mark.parametrize("name", ["fedsalora", "scaffoldlora"])
+@pytest.mark.sampled(keep=1)
+@pytest.mark.parametrize("name", ["scaffoldlora", "fedsalora"])
 def test_a_run_that_is_resumed_ends_as_one_that_was_not_interrupted(run, tmp_path, name):
     changes = {"num-server-rounds": 3, "train.keep-optimizer": True}
     whole, _ = run(name, changes={**changes, "output-dir": str(tmp_path / "whole")})

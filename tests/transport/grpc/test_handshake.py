@@ -46,6 +46,7 @@ FRACTION = st.floats(0, 1)
         ),
         seed=UINT64,
         pack=st.text(max_size=70),
+        prefix_tokens=UINT32,
     ),
     ticket=st.none()
     | st.builds(

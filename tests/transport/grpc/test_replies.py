@@ -1,6 +1,7 @@
 """Replies arrive as they were meant, and a silo takes nothing that it did not ask for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from flower_split.proto import trunk_pb2 as pb
 from flower_split.transport.grpc.replies import ReplyReader, encode_reply
 from flower_split.transport.messages import (
     Answerable,
+    BackwardReply,
     Finish,
     QueueUse,
     Reply,
@@ -84,6 +86,31 @@ def test_a_reply_of_another_shape_is_refused(
 ) -> None:
     with pytest.raises(WireError, match=message):
         ReplyReader(request_, RULES).feed(frames_of(request_, reply)[0])
+
+
+SHAPE = (6, 5, 4)
+
+
+@pytest.mark.parametrize("wants", [False, True])
+def test_a_prefix_s_gradient_arrives_as_it_was_meant(wants: bool) -> None:
+    request = backward(3, wants_input_grad=wants, prefix_shape=SHAPE, adapter_grad="drop")
+    g1 = torch.randn(2, 4, 8) if wants else None
+    reply = BackwardReply(grad=g1, prefix_grad=torch.randn(SHAPE))
+    reader = ReplyReader(request, RULES)
+    assert [reader.feed(frame) for frame in frames_of(request, reply)][-1]
+    got = reader.reply()
+    assert isinstance(got, BackwardReply) and got.prefix_grad is not None
+    assert torch.equal(got.prefix_grad, reply.prefix_grad)  # type: ignore[arg-type]
+    assert (got.grad is None) if g1 is None else torch.equal(got.grad, g1)  # type: ignore[arg-type]
+    for wrong, said in (
+        (BackwardReply(grad=g1), f"{int(wants)} tensors, expected {int(wants) + 1}"),
+        (replace(reply, prefix_grad=torch.zeros(6, 5, 3)), r"prefix_grad: \(6, 5, 3\), expected"),
+    ):
+        with pytest.raises(WireError, match=said):
+            ReplyReader(request, RULES).feed(frames_of(request, wrong)[0])
+    with pytest.raises(WireError, match=r"expected [01]"):
+        plain = backward(3, wants_input_grad=wants, adapter_grad="drop")
+        ReplyReader(plain, RULES).feed(frames_of(request, reply)[0])
 
 
 def flip(frame: pb.ServerFrame) -> None:

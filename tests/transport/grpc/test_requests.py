@@ -82,6 +82,55 @@ def test_a_forward_arrives_as_it_was_meant(
         assert same, name
 
 
+WITH_PREFIX = spec(prefix_tokens=5, trunk_adapters="frozen")
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_prefix_arrives_as_it_was_meant(rows: int, cached: bool) -> None:
+    request = forward(
+        0,
+        prefix=torch.randn(6 * rows, 5, 4),
+        attention_mask=torch.ones(2, 9, dtype=torch.bool),
+        cache=CacheUse(cache_id=1, past_length=5) if cached else None,
+    )
+    *first, last = frames_of(request)
+    receiving = RequestReader(WITH_PREFIX, LIMITS, 8)
+    assert all(receiving.feed(frame) is None for frame in first)
+    pending = receiving.feed(last)
+    assert isinstance(pending, PendingRequest)
+    got = pending.build()
+    assert isinstance(got, ForwardRequest) and got.cache == request.cache
+    assert got.prefix is not None and torch.equal(got.prefix, request.prefix)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "message"),
+    [
+        ((6, 4, 4), {}, "4 tokens, the session's has 5"),
+        ((18, 5, 4), {}, "expected 6 keys and values, of one or of 2 rows each"),
+        ((12, 5, 1 << 19), {}, "the trunk takes at most 64 tokens"),
+        ((6, 5, 4), {"cache": CacheUse(cache_id=1, past_length=4)}, "for a cache of 4 tokens"),
+        (
+            (6, 5, 4),
+            {"cache": CacheUse(cache_id=1, past_length=5, edits=(CacheEdit(kind="reset"),))},
+            "it is what a cache begins with",
+        ),
+        ((6, 5, 4), {"attention_mask": torch.ones(2, 4, dtype=torch.bool)}, r"expected \(2, 9\)"),
+    ],
+)
+def test_a_prefix_out_of_bounds_is_refused_before_it_is_read(
+    shape: tuple[int, int, int], changes: dict[str, object], message: str
+) -> None:
+    frame = frames_of(forward(0, prefix=torch.zeros(6, 5, 4), **changes))[0]
+    header = frame.forward.tensors[-1]
+    header.shape[:], header.num_bytes = shape, 4 * shape[0] * shape[1] * shape[2]
+    with pytest.raises(TrunkError, match=message):
+        RequestReader(WITH_PREFIX, LIMITS, 8).feed(frame)
+    with pytest.raises(WireError, match="this session was opened without one"):
+        reader().feed(frame)
+
+
 @pytest.mark.parametrize("wants", [False, True])
 def test_a_backward_arrives_as_it_was_meant(wants: bool) -> None:
     request = backward(5, 2, 3, 8, step=2, wants_input_grad=wants)
@@ -211,7 +260,7 @@ def unknown_edit(frame: pb.ClientFrame) -> None:
     ("change", "message"),
     [
         (lambda frame: frame.forward.ClearField("tensors"), "forward without tensors"),
-        (double, "forward with more tensors|expected tensor position_ids, got h1"),
+        (double, "forward with more tensors|expected tensor prefix, got h1"),
         (shuffle, "expected tensor h1, got attention_mask"),
         (unknown_edit, "cache edit of unknown kind 99"),
     ],
