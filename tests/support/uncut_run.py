@@ -136,9 +136,8 @@ def uncut_app(
             for batch in microbatches:
                 extra = {}
                 if by_tokens:
-                    tokens = sum(
-                        (one["labels"][:, first_target:] != -100).sum() for one in microbatches
-                    )
+                    labels = [one["labels"][:, first_target:] for one in microbatches]
+                    extra["num_items_in_batch"] = sum((own != -100).sum() for own in labels)
                 loss = model(**batch, **extra).loss * (share(batch, microbatches) if share else 1)
                 loss.backward()
             silo.correct_gradients()
