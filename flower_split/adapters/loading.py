@@ -2,17 +2,25 @@
 
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any, overload
 
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from flower_split.adapters.reading import CONFIG, TENSORS
 from flower_split.errors import AdapterError
-from flower_split.segments import PassThrough, Trunk, TrunkSlot
+from flower_split.segments import (
+    PassThrough,
+    Stub,
+    Trunk,
+    TrunkSlot,
+    held_by_trunk,
+    layers_path,
+)
 
 _ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"}
 """Settings that are no part of what an adapter computes."""
@@ -44,8 +52,9 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
     if isinstance(part, PeftModel) or hasattr(stock, "peft_config"):
         raise AdapterError("the model has an adapter already: load into one that has none")
     if isinstance(part, Trunk):
-        if not config.is_prompt_learning:
-            wrapped = _wrapped(stock, folder)
+        if _reaches(part, folder):
+            _leave_stubs_out(config, stock)
+            wrapped = _wrapped(stock, folder, config)
             part.without_adapter = wrapped.disable_adapter
         part.loaded_adapter = digest
         part.requires_grad_(False)
@@ -56,7 +65,7 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
             "load_adapter takes a client model of split_model or load_client_model before "
             "attach_trunk, or a trunk"
         )
-    client = _wrapped(stock, folder)
+    client = _wrapped(stock, folder, config)
     for module in stock.modules():
         if isinstance(module, PassThrough):
             module.take_given()  # the trunk's owner loads the trunk's part
@@ -64,11 +73,36 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
     return client
 
 
-def _wrapped(stock: PreTrainedModel, folder: Path) -> PeftModel:
+def _reaches(trunk: Trunk, folder: Path) -> bool:
+    """Whether a tensor of the adapter belongs to one of the trunk's layers."""
+    path = layers_path(trunk.model)
+    with safe_open(folder / TENSORS, framework="pt") as file:
+        return any(held_by_trunk(name, path, trunk.cuts) for name in file.keys())  # noqa: SIM118
+
+
+def _leave_stubs_out(config: PeftConfig, trunk: PreTrainedModel) -> None:
+    """Have PEFT pass over embeddings and head, which are the silo's and stubs in the trunk."""
+    stubs = [name for name, module in trunk.named_modules() if isinstance(module, Stub)]
+    given = getattr(config, "exclude_modules", None) or []
+    if isinstance(given, str):
+        config.exclude_modules = "|".join([f"(?:{given})", *map(re.escape, stubs)])
+    else:
+        config.exclude_modules = [*given, *stubs]
+    kept = [
+        name
+        for name in getattr(config, "modules_to_save", None) or []
+        if not any(stub == name or stub.endswith(f".{name}") for stub in stubs)
+    ]
+    config.modules_to_save = kept or None
+    if hasattr(config, "trainable_token_indices"):
+        config.trainable_token_indices = None
+
+
+def _wrapped(stock: PreTrainedModel, folder: Path, config: PeftConfig) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         try:
-            return PeftModel.from_pretrained(stock, str(folder)).eval()
+            return PeftModel.from_pretrained(stock, str(folder), config=config).eval()
         except (ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
             raise AdapterError(
                 f"the adapter in {folder} does not fit the model: {error}"

@@ -43,8 +43,8 @@ COUNTERS: Mapping[str, Counter] = {
     "seconds-loading": _seconds("of `seconds`: loading model and adapter, a download included"),
     "seconds-connecting": _seconds("of `seconds`: connecting, and waiting for a place"),
     "seconds-waiting": _seconds("of `seconds`: nothing to do but to wait for the trunk's answers"),
-    "bytes-sent": _bytes("payload from silo to trunk: h1, g2, context and prefix"),
-    "bytes-received": _bytes("payload from trunk to silo: h2, g1 and the prefix's gradient"),
+    "bytes-sent": _bytes("payload from silo to trunk: h1, g2, context, prefix and adapter"),
+    "bytes-received": _bytes("payload from trunk to silo: h2, g1, the prefix's gradient and the adapter"),
     "bytes-h1": _bytes("activations at the lower cut, to the trunk"),
     "bytes-h2": _bytes("activations at the upper cut, from the trunk"),
     "bytes-g2": _bytes("gradients at the upper cut, to the trunk"),
@@ -52,6 +52,8 @@ COUNTERS: Mapping[str, Counter] = {
     "bytes-context": _bytes("attention masks and position ids, to the trunk"),
     "bytes-prefix": _bytes("keys and values of a prefix, to the trunk; where there is one"),
     "bytes-prefix-grad": _bytes("gradients at the prefix, from the trunk; where there is one"),
+    "bytes-adapter-up": _bytes("the trunk's adapter, written by the silo; where it is shared"),
+    "bytes-adapter-down": _bytes("the trunk's adapter and its gradients; where it is shared"),
     "trunk-forwards": Counter(meaning="microbatches that passed the trunk", unit="", whole=True),
     "trunk-tokens": Counter(
         meaning="positions that passed the trunk, padding included", unit="", whole=True

@@ -18,6 +18,7 @@ from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.loading.tables import TableSizes, table_sizes
 from flower_split.segments.pass_through import (
     PassThrough,
+    Stub,
     TrunkPlace,
     TrunkSlot,
     refuse_copy,
@@ -38,6 +39,7 @@ __all__ = [
     "Pause",
     "SiloShare",
     "Source",
+    "Stub",
     "TableSizes",
     "Top",
     "Trunk",

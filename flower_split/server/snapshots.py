@@ -21,6 +21,9 @@ MOST_SILOS = 256
 MOST_SNAPSHOTS = 16
 """Of one silo; the oldest one goes for a new one. A checkpoint has two: adapter and moments."""
 
+MOST_BYTES = 4 << 30
+"""In memory, of all silos together; the oldest ones of the silo that has most go first."""
+
 
 class SnapshotStore:
     """The snapshots of all silos of one trunk, on the CPU.
@@ -30,6 +33,7 @@ class SnapshotStore:
             None keeps them in memory alone.
         most: Snapshots of one silo.
         most_silos: Silos whose snapshots are in memory.
+        most_bytes: In memory, of all silos together.
     """
 
     def __init__(
@@ -38,10 +42,12 @@ class SnapshotStore:
         *,
         most: int = MOST_SNAPSHOTS,
         most_silos: int = MOST_SILOS,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._most = most
         self._most_silos = most_silos
+        self._most_bytes = most_bytes
         self._lock = threading.Lock()
         self._held: dict[str, dict[str, Mapping[str, Tensor]]] = {}
 
@@ -50,9 +56,14 @@ class SnapshotStore:
 
         Raises:
             WireError: the tag is malformed.
-            SequenceError: they cannot be written.
+            SequenceError: they cannot be written, or are larger than all snapshots may be.
         """
         path = self._path(silo, tag)
+        if _bytes(tensors) > self._most_bytes:
+            raise SequenceError(
+                f"a snapshot of {_bytes(tensors)} bytes, where all together may have "
+                f"{self._most_bytes}"
+            )
         with self._lock:
             own = self._held.pop(silo, {})
             self._held[silo] = own
@@ -60,9 +71,9 @@ class SnapshotStore:
                 del self._held[name]
             own.pop(tag, None)
             own[tag] = dict(tensors)
-            gone = list(own)[: -self._most]
-            for old in gone:
+            for old in list(own)[: -self._most]:
                 del own[old]
+            self._keep_within_bytes()
         if path is None:
             return
         try:
@@ -105,9 +116,22 @@ class SnapshotStore:
             )
         )
 
+    def _keep_within_bytes(self) -> None:
+        sizes = {
+            silo: sum(map(_bytes, snapshots.values())) for silo, snapshots in self._held.items()
+        }
+        while sum(sizes.values()) > self._most_bytes:
+            largest = max(sizes, key=lambda silo: sizes[silo])
+            oldest = self._held[largest].pop(next(iter(self._held[largest])))
+            sizes[largest] -= _bytes(oldest)
+
     def _path(self, silo: str, tag: str) -> Path | None:
         if not is_tag(tag):
             raise WireError("a snapshot's tag is 64 hexadecimal digits")
         if self._folder is None:
             return None
         return self._folder / (silo.encode().hex() or "-") / f"{tag}.safetensors"
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

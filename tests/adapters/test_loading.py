@@ -37,6 +37,20 @@ METHODS = {
     "ia3": IA3Config(
         task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=[]
     ),
+    "head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["v_proj", "lm_head"]),
+    "head-alone": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"]),
+    "first-layer": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], layers_to_transform=[0]
+    ),
+    "embeddings": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens", "up_proj"], exclude_modules="x"
+    ),
+    "tokens": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], trainable_token_indices=[3, 7]
+    ),
+    "whole-head": LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    ),
     "prompts": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }

@@ -49,6 +49,23 @@ def test_the_oldest_of_a_silo_goes(folder: Path | None) -> None:
     assert store.get("bank", TAGS[0]).keys() == {"a", "b"}
 
 
+def test_the_silo_that_has_most_makes_room_for_the_others() -> None:
+    size = sum(t.nbytes for t in tensors(0).values())
+    store = SnapshotStore(most_bytes=4 * size)
+    store.put("bank", TAGS[0], tensors(0))
+    for tag in TAGS:
+        store.put("clinic", tag, tensors(1))
+    assert store.get("bank", TAGS[0]).keys() == {"a", "b"}
+    for tag in TAGS[:3]:
+        with pytest.raises(SequenceError, match="has no snapshot"):
+            store.get("clinic", tag)
+    for tag in TAGS[3:]:
+        assert store.get("clinic", tag).keys() == {"a", "b"}
+    with pytest.raises(SequenceError, match=f"{5 * size} bytes.* may have {4 * size}"):
+        store.put("bank", TAGS[1], {str(n): t for n in range(5) for t in [torch.zeros(size // 4)]})
+    assert store.get("bank", TAGS[0]).keys() == {"a", "b"}
+
+
 def test_another_process_finds_those_of_a_folder(tmp_path: Path) -> None:
     SnapshotStore(tmp_path).put("clinic", TAGS[0], tensors(0))
     found = SnapshotStore(tmp_path).get("clinic", TAGS[0])
