@@ -22,6 +22,7 @@ from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.strategies.inner import allowance_of, check_inner, weight_key
 from flower_split.strategies.output import checkpoint_folder
 from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
+from flower_split.strategies.union_metrics import of_union
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ class SplitStrategy(Strategy):
                     raise RoundError(sessions.too_few())
                 logger.warning("%s", sessions.too_few())
             return None
-        return self.inner.aggregate_evaluate(server_round, received)
+        metrics = self.inner.aggregate_evaluate(server_round, received)
+        return None if metrics is None else of_union(metrics, self.config.model.task)
 
     def start(
         self,

@@ -1,10 +1,19 @@
 """A client model with a LoRA adapter, and its trunk in the same process for a first look."""
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from flower_split import LocalTransport, attach_trunk, load_client_model, load_tokenizer, load_trunk
-from flower_split.adapters import initial_state, load_state, resolve_lora, split_state, wrap
-from flower_split.config.sections import LoraSettings
+from flower_split.adapters import (
+    AdapterPlan,
+    initial_adapter,
+    load_state,
+    resolve_plan,
+    split_state,
+    wrap,
+)
+from flower_split.config.sections import LoraSettings, PeftSettings
+from flower_split.config.tasks import CAUSAL, Task
 from flower_split.remote import session_spec
 from flower_split.segments import layers_path, load_skeleton
 from flower_split.server.engine import TrunkEngine
@@ -14,19 +23,33 @@ CUTS = {"bottom_layers": 2, "top_layers": 2}
 LORA = LoraSettings(r=4, alpha=8.0)
 
 
-def cut_model(*, trunk_parameters: bool = False):
+REWARD = Task(name="sequence-classification", labels=("reward",))
+
+
+def start(task: Task = CAUSAL) -> tuple[AdapterPlan, dict[str, Tensor]]:
+    """Which modules get which adapter, and its tensors, as both parties begin with them."""
+    skeleton, settings = load_skeleton(BASE, task=task), PeftSettings()
+    if task.classifies:
+        settings = settings.with_heads()  # trained as a whole, as PEFT does it
+    plan = resolve_plan(skeleton, LORA, settings)
+    parts = [load_client_model(BASE, **CUTS, task=task), load_trunk(BASE, **CUTS, task=task).model]
+    return plan, initial_adapter(skeleton, plan, LORA, parts, seed=0)
+
+
+def cut_model(*, trunk_parameters: bool = False, task: Task = CAUSAL):
     """The silo's part of the model, attached to a trunk that trains an adapter of its own.
 
     Args:
         trunk_parameters: Whether any optimizer shall train the trunk's adapter, and not
             `SplitAdamW` alone.
+        task: What the model is for.
     """
-    skeleton, trunk = load_skeleton(BASE), load_trunk(BASE, **CUTS)
-    plan = resolve_lora(skeleton, LORA)
-    start = initial_state(skeleton, LORA, seed=0)
-    own, trunks = split_state(start, layers_path(skeleton), trunk.cuts)
+    trunk = load_trunk(BASE, **CUTS, task=task)
+    plan, whole = start(task)
+    own, trunks = split_state(whole, layers_path(trunk.model), trunk.cuts)
     engine = TrunkEngine(trunk, plan=plan, initial=trunks, shares_adapter=trunk_parameters)
-    client = wrap(load_client_model(BASE, **CUTS), plan)  # PEFT's LoRA on the silo's layers
+    client = load_client_model(BASE, **CUTS, task=task)
+    client = wrap(client, plan)  # PEFT's LoRA on the silo's layers
     load_state(client, own)
     spec = session_spec(client, plan=plan, trunk_adapters="federated")
     attach_trunk(client, LocalTransport(engine, spec), trunk_parameters=trunk_parameters)

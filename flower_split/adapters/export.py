@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flower_split.adapters.folding import patterned_config
-from flower_split.adapters.plan import PEFT_PREFIX, AdapterPlan
+from flower_split.adapters.plan import PEFT_PREFIX, TASK_TYPES, AdapterPlan
 from flower_split.adapters.prompts import exported
 from flower_split.adapters.reading import TENSORS, read_adapter_folder
 from flower_split.adapters.state import check_state
@@ -60,6 +60,7 @@ def save_learned(
         scale=_scale_of(plan) or 1.0,
         base_model=base_model,
         fan_in_fan_out=plan.fan_in_fan_out,
+        task_type=TASK_TYPES[plan.task],
     )
 
 
@@ -70,6 +71,7 @@ def save_whole(
     scale: float,
     base_model: str,
     fan_in_fan_out: bool = False,
+    task_type: str | None = "CAUSAL_LM",
 ) -> Path:
     """As `save_adapter`, of an adapter with any ranks and with what was folded into the model.
 
@@ -82,6 +84,7 @@ def save_whole(
         scale: Of the tensors that are not folded ones.
         base_model: Name or path of the model, for `adapter_config.json`.
         fan_in_fan_out: Whether the modules keep their weights transposed, as GPT-2's do.
+        task_type: PEFT's name of the task; None for none, as of masked language models.
 
     Raises:
         AdapterError: a tensor is no LoRA factor, its partner is missing, or a value is not finite.
@@ -89,7 +92,7 @@ def save_whole(
     whole = combined(state, scale)
     check_state(whole, {name: tuple(tensor.shape) for name, tensor in whole.items()})
     ranks = {p.module.removeprefix(PEFT_PREFIX): whole[p.a].shape[0] for p in pair_up(whole)}
-    config = patterned_config(ranks, fan_in_fan_out=fan_in_fan_out)
+    config = patterned_config(ranks, fan_in_fan_out=fan_in_fan_out, task_type=task_type)
     return _write(whole, config, folder, base_model, 1.0)
 
 

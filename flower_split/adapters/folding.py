@@ -125,17 +125,20 @@ def _adapted(model: nn.Module, adapter: str) -> list[tuple[str, LoraLayer]]:
     ]
 
 
-def patterned_config(ranks: Mapping[str, int], *, fan_in_fan_out: bool = False) -> LoraConfig:
+def patterned_config(
+    ranks: Mapping[str, int], *, fan_in_fan_out: bool = False, task_type: str | None = "CAUSAL_LM"
+) -> LoraConfig:
     """PEFT's configuration of an adapter of scale 1 whose modules have different ranks.
 
     Args:
         ranks: Rank by full name of the module.
         fan_in_fan_out: Whether the modules keep their weights transposed, as GPT-2's do.
+        task_type: PEFT's name of the task.
     """
     top = max(ranks.values())
     differing = {name: rank for name, rank in ranks.items() if rank != top}
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=top,
         lora_alpha=top,
         target_modules=list(ranks),

@@ -86,7 +86,7 @@ def _reaches(trunk: Trunk, folder: Path) -> bool:
         return any(held_by_trunk(name, path, trunk.cuts) for name in file.keys())  # noqa: SIM118
 
 
-def _leave_stubs_out(config: PeftConfig, trunk: PreTrainedModel) -> None:
+def _leave_stubs_out(config: Any, trunk: PreTrainedModel) -> None:
     """Have PEFT pass over embeddings and head, which are the silo's and stubs in the trunk."""
     stubs = [name for name, module in trunk.named_modules() if isinstance(module, Stub)]
     given = getattr(config, "exclude_modules", None) or []

@@ -18,21 +18,22 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.adapters.reading import read_adapter_folder
+from flower_split.config.tasks import CAUSAL, Task
 from flower_split.errors import AdapterError, FlowerSplitError, ModelError, WeightsError
 from flower_split.lowrank import pair_up
 from flower_split.segments import load_tokenizer, resolve_source
 from flower_split.segments.loading.skeleton import read_config
+from flower_split.segments.stock_classes import auto_class
 
 logger = logging.getLogger(__name__)
 
 _ROWS = 1024  # of a weight that are compared at once
-_STOCK: Any = AutoModelForCausalLM
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +46,7 @@ class _Update:
     """(r, columns of the weight), float32."""
 
 
-def save_merged(adapter: Path, model: str, folder: Path) -> None:
+def save_merged(adapter: Path, model: str, folder: Path, *, task: Task = CAUSAL) -> None:
     """Write `model` with the adapter merged into its weights, in the weights' own dtype.
 
     Weights that the model ties are untied where the adapter changes one of them: the written
@@ -55,6 +56,7 @@ def save_merged(adapter: Path, model: str, folder: Path) -> None:
         adapter: A PEFT folder.
         model: The uncut model, as for `resolve_source`.
         folder: Gets the model in safetensors, and its tokenizer where it has one.
+        task: What the model is for, without labels: adapters with a head are not merged.
 
     Raises:
         ModelError: `model` cannot be loaded, or cannot be written.
@@ -62,7 +64,8 @@ def save_merged(adapter: Path, model: str, folder: Path) -> None:
             and adapter.
     """
     state = read_adapter_folder(adapter).state
-    base = _load_base(model)
+    base = _load_base(model, task)
+    stock = auto_class(base.config)
     updates = _updates(base, state, model)
     before = _digests(base)
     _untie(base, updates)
@@ -70,20 +73,20 @@ def save_merged(adapter: Path, model: str, folder: Path) -> None:
     _check_left_alone(before, written, updates)
     _save(base, folder, model)
     del base
-    _check_written(folder, written, model)
+    _check_written(folder, written, model, stock)
     try:
         load_tokenizer(model).save_pretrained(folder)
     except WeightsError as error:  # a model without a tokenizer is complete without one
         logger.warning("the merged model has no tokenizer: %s", error)
 
 
-def _load_base(model: str) -> PreTrainedModel:
+def _load_base(model: str, task: Task) -> PreTrainedModel:
     try:
         source = resolve_source(model)
-        config = read_config(source)
+        config = read_config(source, task)
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError("it is quantized; give the model in float32, bfloat16 or float16")
-        base, info = _STOCK.from_pretrained(
+        base, info = auto_class(config).from_pretrained(
             source.repository or str(source.folder),
             config=config,
             dtype="auto",
@@ -91,7 +94,7 @@ def _load_base(model: str) -> PreTrainedModel:
             **({"revision": source.folder.name} if source.repository else {}),
         )
     except (FlowerSplitError, OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{model} cannot be loaded as a causal language model: {error}") from error
+        raise ModelError(f"{model} cannot be loaded for {task.name}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{model} lacks {len(missing)} tensors of a {config.model_type} model (first: "
@@ -224,10 +227,10 @@ def _save(merged: PreTrainedModel, folder: Path, model: str) -> None:
         ) from error
 
 
-def _check_written(folder: Path, written: Mapping[str, str], model: str) -> None:
+def _check_written(folder: Path, written: Mapping[str, str], model: str, stock: Any) -> None:
     """Raise `AdapterError` unless stock code reads from `folder` what `written` tells of."""
     try:
-        found = _digests(_STOCK.from_pretrained(str(folder), dtype="auto"))
+        found = _digests(stock.from_pretrained(str(folder), dtype="auto"))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AdapterError(f"the merged model cannot be read back: {error}") from error
     names = written.keys() | found.keys()

@@ -16,6 +16,7 @@ from flower_split.config.model import LoraSettings
 from flower_split.config.peft import ADALORA, LORA, PeftSettings
 from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.sections import SplitConfig
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import ConfigError
 
 _BANK = "trains one set of tensors for all layers, and no party holds all layers"
@@ -237,6 +238,11 @@ def _prompt_problems(config: SplitConfig, made: PeftConfig) -> list[str]:
             f"peft.type {config.peft.type} trains a prompt, which is the silo's, and nothing in "
             "the trunk: set trunk.adapters to 'frozen'"
         ]
+    if config.model.task != CAUSAL_LM:
+        return [
+            f"peft.type {config.peft.type} puts a prompt before causal language models, and "
+            f"model.task is {config.model.task!r}: choose another method"
+        ]
     count = int(made.num_virtual_tokens)  # type: ignore[attr-defined]
     return of_bounds(config.train, config.trunk, before=count)
 
@@ -334,6 +340,11 @@ def _check_name(method: str, name: str, key: str, keys: Mapping[str, Any]) -> No
         raise ConfigError(f"{key} has a key of its own: set {LORA_KEYS[name]}")
     if name in SET_BY_RUN or (method in PROMPTS and name in _SET_BY_MODEL):
         raise ConfigError(f"{key} is set by the run itself: leave it out")
+    if name == "modules_to_save" and name not in keys:
+        raise ConfigError(
+            f"peft.type {method} trains no modules as a whole ({key}), as the head of a classifier "
+            "is trained: choose another method"
+        )
     if name not in keys:
         valid = sorted(f"peft.{one.replace('_', '-')}" for one in keys)
         raise ConfigError(

@@ -25,14 +25,30 @@ from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.prompts import at_random
 from flower_split.config.peft import LORA
 from flower_split.config.sections import LoraSettings
+from flower_split.config.tasks import (
+    CAUSAL_LM,
+    MASKED_LM,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Scaling
+from flower_split.segments.stock_classes import task_of
 
 ADAPTER = "default"
 """PEFT's name of the adapter that is trained and exported."""
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the names of a wrapped model's modules."""
+
+
+TASK_TYPES = {
+    CAUSAL_LM: "CAUSAL_LM",
+    SEQUENCE_CLASSIFICATION: "SEQ_CLS",
+    TOKEN_CLASSIFICATION: "TOKEN_CLS",
+    MASKED_LM: None,
+}
+"""PEFT's names of the tasks; it has none for masked language models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +73,8 @@ class AdapterPlan:
     """PEFT's name of the method."""
     options: tuple[tuple[str, Any], ...] = ()
     """Fields of PEFT's config that are not at their default, JSON values; none of plain LoRA."""
+    task: str = CAUSAL_LM
+    """What the model is for."""
     copies: tuple[str, ...] = ()
     """Full names of the modules that are trained as a whole, or some rows of which are."""
     fixed: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -127,9 +145,12 @@ class AdapterPlan:
             targets: Full names of the part's modules with an adapter, and of its `copies`; None for
                 the whole model.
         """
+        # PEFT would look for a classifier's head in a part that has none.
+        whole = targets is None or self.task == CAUSAL_LM
+        task_type = TASK_TYPES[self.task] if whole else None
         if self.is_plain:
             return LoraConfig(
-                task_type="CAUSAL_LM",
+                task_type=task_type,
                 r=self.r,
                 lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT takes it as a float
                 lora_dropout=self.dropout,
@@ -148,7 +169,7 @@ class AdapterPlan:
         if self.fan_in_fan_out:
             values["fan_in_fan_out"] = True
         with without_peft_notices():
-            return kind(task_type="CAUSAL_LM", **values)
+            return kind(task_type=task_type, **values)
 
     def restricted(self, modules: Sequence[str], names: Sequence[str]) -> "AdapterPlan":
         """The plan of a part of the model as if it was the whole.
@@ -208,6 +229,8 @@ def plan_to_fields(plan: AdapterPlan) -> dict[str, Any]:
     """JSON from which `plan_from_fields` makes the same plan, but for what is `fixed`."""
     told = asdict(plan)
     del told["fixed"]
+    if plan.task == CAUSAL_LM:
+        del told["task"]
     return {n: v for n, v in told.items() if n not in _GENERAL} if plan.is_plain else told
 
 
@@ -228,6 +251,7 @@ def plan_from_fields(fields: Mapping[str, Any]) -> AdapterPlan:
             modules=tuple(fields["modules"]),
             shapes=tuple((name, tuple(shape)) for name, shape in fields["shapes"]),
             method=str(fields.get("method", LORA)),
+            task=str(fields.get("task", CAUSAL_LM)),
             options=tuple((name, value) for name, value in fields.get("options", ())),
             copies=tuple(fields.get("copies", ())),
         )
@@ -262,6 +286,7 @@ def resolve_lora(skeleton: PreTrainedModel, lora: LoraSettings) -> AdapterPlan:
         alpha=lora.alpha,
         dropout=lora.dropout,
         rslora=lora.rslora,
+        task=task_of(skeleton.config),
         targets=tuple(sorted(resolved if resolved is not None else ())),
         fan_in_fan_out=all(isinstance(m.get_base_layer(), Conv1D) for m in layers.values()),
         modules=tuple(layers),
@@ -303,7 +328,7 @@ def _wrapped_skeleton(skeleton: PreTrainedModel, lora: LoraSettings) -> PeftMode
     torch.nn.Module.to(on_meta, torch.device("meta"))
     wanted = list(lora.target_modules)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=TASK_TYPES[task_of(skeleton.config)],
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT computes with it as a float
         lora_dropout=lora.dropout,
@@ -334,5 +359,5 @@ def _wrapped_skeleton(skeleton: PreTrainedModel, lora: LoraSettings) -> PeftMode
             f"{on_meta.config.model_type} model, which has {', '.join(available)}: {error}"
         ) from error
     if not isinstance(model, PeftModel):
-        raise AdapterError(f"PEFT made a {type(model).__name__} of a causal language model")
+        raise AdapterError(f"PEFT made a {type(model).__name__} of a stock model")
     return model

@@ -52,6 +52,8 @@ class AdapterFolder:
     """Named as PEFT names them; the plain product of a module's two is its whole update."""
     base_model: str
     fan_in_fan_out: bool
+    task_type: str | None
+    """PEFT's name of the task; None where it has none."""
 
 
 def read_adapter_folder(folder: Path) -> AdapterFolder:
@@ -74,6 +76,7 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
             state=_at_scale_one(state, config),
             base_model=config.base_model_name_or_path or "",
             fan_in_fan_out=config.fan_in_fan_out,
+            task_type=values.get("task_type"),
         )
     except AdapterError:
         raise

@@ -1,5 +1,6 @@
 """Resolving: the plan of any method of PEFT on the uncut model, and the adapter it begins with."""
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.plan import (
     ADAPTER,
     PEFT_PREFIX,
+    TASK_TYPES,
     AdapterPlan,
     initial_state,
     resolve_lora,
@@ -38,6 +40,7 @@ from flower_split.adapters.state import adapter_tensors, read_state
 from flower_split.config.peft import LORA, PeftSettings
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
+from flower_split.segments.stock_classes import task_of
 
 _PEFT_SAYS = (
     ValueError,
@@ -100,6 +103,7 @@ def resolve_plan(
         shapes=tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items()),
         method=settings.type,
         options=tuple(sorted(values.items())),
+        task=task_of(skeleton.config),
         copies=copies,
         fixed=fixed,
     )
@@ -206,7 +210,7 @@ class _Hollowed:
         drawn_from: int = 0,
     ) -> None:
         base = hollow(skeleton, seed=seed)
-        plain = dict(values)
+        plain = copy.deepcopy(dict(values))
         if plain.get("init_lora_weights") in RESIDUAL_INITS:
             plain["init_lora_weights"] = True  # of the same names and shapes
         before = [(name, p, p.data_ptr(), p._version) for name, p in base.named_parameters()]
@@ -214,7 +218,8 @@ class _Hollowed:
         """Ids of those that the model had before."""
         try:
             with torch.random.fork_rng(devices=[]), without_peft_notices(patterns=False):
-                config = config_class(settings.type)(task_type="CAUSAL_LM", **plain)
+                task_type = TASK_TYPES[task_of(skeleton.config)]
+                config = config_class(settings.type)(task_type=task_type, **plain)
                 torch.manual_seed(drawn_from)
                 model = get_peft_model(base, config, adapter_name=ADAPTER)
         except _PEFT_SAYS as error:
@@ -222,7 +227,7 @@ class _Hollowed:
                 f"{settings} does not fit this {skeleton.config.model_type} model: {error}"
             ) from error
         if not isinstance(model, PeftModel):
-            raise AdapterError(f"PEFT made a {type(model).__name__} of a causal language model")
+            raise AdapterError(f"PEFT made a {type(model).__name__} of a stock model")
         for name, parameter, place, version in before:
             if parameter.data_ptr() != place or parameter._version != version:
                 raise AdapterError(

@@ -10,6 +10,7 @@ from flower_split.adapters.plan import ADAPTER, AdapterPlan
 from flower_split.adapters.resolving import digests, fixed_tensors
 from flower_split.adapters.state import adapter_tensors
 from flower_split.errors import AdapterError
+from flower_split.segments import TrunkPlace
 
 
 def held_targets(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:
@@ -32,6 +33,19 @@ def held_copies(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:
     )
 
 
+def _check_fresh(model: PreTrainedModel, copies: tuple[str, ...]) -> None:
+    """Raise `AdapterError` where something was drawn at random and is not trained."""
+    fresh = [n for m in model.modules() if isinstance(m, TrunkPlace) for n in m.fresh]
+    left = [name for name in fresh if not name.startswith(tuple(f"{c}." for c in copies))]
+    if left:
+        module = left[0].rpartition(".")[0]
+        last = module.rpartition(".")[2] if module.count(".") == 1 else module.split(".")[1]
+        raise AdapterError(
+            f"the checkpoint lacks {left[0]!r} of the head, and nobody would train it: add its "
+            f"module to peft.modules-to-save (such as {last!r}), or take a checkpoint that has it"
+        )
+
+
 def wrap(
     model: PreTrainedModel, plan: AdapterPlan, adapter: str = ADAPTER
 ) -> PeftModel | PreTrainedModel:
@@ -46,6 +60,7 @@ def wrap(
     """
     model.requires_grad_(False)
     targets, copies = held_targets(model, plan), held_copies(model, plan)
+    _check_fresh(model, copies)
     if not targets and not copies and not plan.is_prompt:
         return model
     if not targets and not plan.is_prompt and plan.method != "TRAINABLE_TOKENS":

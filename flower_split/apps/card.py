@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from flower_split.adapters import AdapterPlan
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.lowrank import combined_ranks
 from flower_split.reporting.model_card import ModelCard
 from flower_split.strategies import SplitResult
@@ -48,6 +49,8 @@ def model_card(
         alpha=plan.alpha,
         rslora=plan.rslora,
         method=plan.described,
+        task=str(settings.get("model.task") or CAUSAL_LM),
+        labels=str(settings.get("model.labels") or "").replace(",", ", "),
         module_ranks=set(combined_ranks(adapter).values()) if plan.is_plain else (),
         examples={
             record.silo: int(count)

@@ -76,12 +76,13 @@ def check_command(
     again: Annotated[
         bool, typer.Option("--again", help="Prove its family anew, whatever was kept.")
     ] = False,
+    task: Annotated[str, typer.Option(help="What it is for, as in model.task.")] = "causal-lm",
 ) -> None:
     """Say whether a model is exact when it is cut; its family is proved if it has no entry."""
     from flower_split.apps.check import check
 
     try:
-        print(check(model, revision=revision, again=again))
+        print(check(model, revision=revision, again=again, task=task))
     except FlowerSplitError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

@@ -21,7 +21,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Loss, perplexity and accuracy on the silo's held-out data, through the trunk."""
+    """Loss, accuracy and the task's own metric on the silo's held-out data, through the trunk."""
     from flower_split.apps.process import set_up_process
     from flower_split.client import SplitSession
 
@@ -30,13 +30,7 @@ def evaluate(message: Message, context: Context) -> Message:
         found = session.evaluate()
         if session.invitation.sample:
             session.generate(session.config.sample_prompt)
-        return session.reply(
-            {
-                "eval-loss": found.loss,
-                "perplexity": found.perplexity,
-                "token-accuracy": found.token_accuracy,
-            }
-        )
+        return session.reply(found.reported(), num_examples=found.weight(session.config.model.task))
 
 
 @app.query()

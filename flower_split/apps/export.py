@@ -14,6 +14,7 @@ from flower_split.adapters import save_whole
 from flower_split.adapters.merging import save_merged
 from flower_split.apps.export_source import Source, from_adapter, from_checkpoint, is_adapter
 from flower_split.apps.personal import PersonalPart
+from flower_split.config.tasks import CAUSAL, MASKED_LM, Task
 from flower_split.errors import StateError
 from flower_split.lowrank import personalised
 from flower_split.reporting.model_card import CARD, personal_card
@@ -72,7 +73,9 @@ def export(
             else:
                 found.write(adapter)
             if merge:
-                save_merged(adapter, merge, made)
+                # An adapter with a head is refused whatever the model is for.
+                task = Task(name=MASKED_LM) if found.task == MASKED_LM else CAUSAL
+                save_merged(adapter, merge, made, task=task)
                 what = f"{merge} with {what}"
             else:
                 adapter.rename(made)
@@ -94,6 +97,7 @@ def _write_personal(source: Source, parts: Sequence[PersonalPart], folder: Path)
         scale=1.0,
         base_model=source.base_model,
         fan_in_fan_out=source.fan_in_fan_out,
+        task_type=source.task_type,
     )
 
 

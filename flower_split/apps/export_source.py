@@ -11,12 +11,13 @@ from flower_split.adapters import (
     save_learned,
     save_whole,
 )
-from flower_split.adapters.plan import plan_from_fields
+from flower_split.adapters.plan import TASK_TYPES, plan_from_fields
 from flower_split.adapters.reading import CONFIG
 from flower_split.apps.card import model_card
 from flower_split.apps.personal import PersonalPart, find_personal, personal_folders, personal_part
 from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import MANIFEST
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import AdapterError, StateError
 from flower_split.lowrank import combined
 from flower_split.reporting.model_card import CARD, bare_card
@@ -44,6 +45,10 @@ class Source:
     """Gives its factors, of scale 1 and with what was folded into the model among them."""
     write: Callable[[Path], object]
     """Writes it as a standard PEFT folder."""
+    task_type: str | None = "CAUSAL_LM"
+    """PEFT's name of the task."""
+    task: str = CAUSAL_LM
+    """What the model is for, as far as that is known."""
     private: bool = False
     """Whether only its owner may read it."""
     run: str = ""
@@ -94,6 +99,7 @@ def from_adapter(source: Path) -> Source:
         base_model=found.base_model,
         fan_in_fan_out=found.fan_in_fan_out,
         card=told.read_text(encoding="utf-8") if told.is_file() else bare_card(found.base_model),
+        task_type=found.task_type,
         private=not source.stat().st_mode & 0o077,
         whole=lambda: found.state,
         write=lambda folder: save_whole(
@@ -102,6 +108,7 @@ def from_adapter(source: Path) -> Source:
             scale=1.0,
             base_model=found.base_model,
             fan_in_fan_out=found.fan_in_fan_out,
+            task_type=found.task_type,
         ),
     )
 
@@ -134,6 +141,8 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
             else _no_factors(f"round {checkpoint.server_round}")
         ),
         write=lambda folder: save_learned(adapter, plan, folder, base_model=base),
+        task_type=TASK_TYPES[plan.task],
+        task=str(state.settings.get("model.task") or CAUSAL_LM),
         run=state.origin_run_id,
         server_round=checkpoint.server_round,
         trunk={held.silo: held for held in read_session_states(checkpoint)},

@@ -82,7 +82,8 @@ def _load(
     config: SplitConfig, source: ModelSource, device: torch.device, lora: LoraSettings
 ) -> ClientModel:
     settings = config.model
-    skeleton = load_skeleton(source.name, revision=source.revision)
+    task = settings.as_task()
+    skeleton = load_skeleton(source.name, revision=source.revision, task=task)
     plan = resolve_plan(skeleton, lora, config.peft)
     client = load_client_model(
         source.name,
@@ -93,6 +94,7 @@ def _load(
         attention=settings.attention,
         device=str(device),
         quantization=settings.quantization,
+        task=task,
     )
     held, whole = (sum(map(_elements, m.parameters())) for m in (client, skeleton))
     return ClientModel(model=wrap(client, plan), plan=plan, share=held / whole)

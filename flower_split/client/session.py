@@ -24,9 +24,10 @@ from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.data import encode_prompt
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
-from flower_split.errors import FlowerSplitError, SequenceError, SiloError
+from flower_split.errors import FlowerSplitError, ModelError, SequenceError, SiloError
 from flower_split.lowrank import LORA_RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.remote.trunk import find_remote
@@ -261,6 +262,7 @@ class SplitSession:
                 in_flight=train.in_flight,
                 seed=self.seed,
                 first_step=steps * (self.server_round - 1),
+                task=self.config.model.task,
             )
         with mode(self.model, training=True):
             return self._gradients.add(microbatches)
@@ -291,19 +293,29 @@ class SplitSession:
                 first_step=steps * (self.server_round - 1),
                 total_steps=steps * self.invitation.num_rounds,
                 progress=progress,
+                task=self.config.model.task,
             )
 
     def evaluate(self) -> EvalMetrics:
-        """Loss, perplexity and token accuracy on the held-out data."""
+        """Loss and accuracy on the held-out data, and perplexity or a classifier's F1."""
         return evaluate(
             self.model,
             self.eval_batches(),
             stages=SplitStages(self.model, autocast=self._autocast),
             depth=self.config.train.in_flight,
+            task=self.config.model.as_task(),
         )
 
     def generate(self, prompt: str, max_new_tokens: int = SAMPLE_TOKENS) -> str:
-        """`prompt` continued greedily through the trunk; the reply carries it as the sample."""
+        """`prompt` continued greedily through the trunk; the reply carries it as the sample.
+
+        Raises:
+            ModelError: the run's task is not to continue texts.
+        """
+        if (task := self.config.model.task) != CAUSAL_LM:
+            raise ModelError(
+                f"model.task {task!r} continues no text: call session.model on session.eval_batches"
+            )
         with self.autocast():
             self._sample = _continued(self.model, self.tokenizer, prompt, max_new_tokens)
         return self._sample

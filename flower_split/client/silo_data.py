@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig, Partition
 from flower_split.config.sections import DataConfig, SplitConfig
+from flower_split.config.tasks import Task
 from flower_split.data import SiloData, eval_batches, load_silo, train_batches
 from flower_split.segments import load_tokenizer, table_sizes
 from flower_split.training import Batches
@@ -75,13 +76,20 @@ def silo_batches(
     """
     data = node.own_data(config.data)
     source = source or ModelSource(config.model)
-    tokenizer, silo = _load(source, data, config.train.max_length, config.seed, node.partition)
+    task = config.model.as_task()
+    length = config.train.max_length
+    tokenizer, silo = _load(source, data, length, config.seed, node.partition, task)
     return SiloBatches(tokenizer=tokenizer, silo=silo, order=node.partition_id or 0, config=config)
 
 
 @lru_cache(maxsize=MOST_SILOS)
 def _load(
-    source: ModelSource, data: DataConfig, max_length: int, seed: int, partition: Partition | None
+    source: ModelSource,
+    data: DataConfig,
+    max_length: int,
+    seed: int,
+    partition: Partition | None,
+    task: Task,
 ) -> tuple[PreTrainedTokenizerBase, SiloData]:
     tokenizer = load_tokenizer(source.name, revision=source.revision)
     number, of = partition or (None, None)
@@ -92,6 +100,7 @@ def _load(
         partition_id=number,
         num_partitions=of,
         seed=seed,
-        tables=table_sizes(source.name, revision=source.revision),
+        tables=table_sizes(source.name, revision=source.revision, task=task),
+        task=task,
     )
     return tokenizer, silo

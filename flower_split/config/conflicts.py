@@ -1,8 +1,10 @@
 """Conflicts: settings of sections that are each valid and contradict one another, in sentences."""
 
 from flower_split.config.address import Address, is_any, is_loopback
+from flower_split.config.data import DataConfig
 from flower_split.config.model import ModelConfig
 from flower_split.config.rounds import StrategyConfig
+from flower_split.config.tasks import CAUSAL_LM, CLASSIFYING, MASKED_LM, SEQUENCE_CLASSIFICATION
 from flower_split.config.training import TrainConfig
 from flower_split.config.trunk import TlsConfig, TrunkConfig
 from flower_split.errors import ConfigError
@@ -55,6 +57,25 @@ def of_quantization(model: ModelConfig, trunk: TrunkConfig) -> list[str]:
             "for itself: set one of them to its default"
         ]
     return []
+
+
+def of_task(model: ModelConfig, data: DataConfig, sample_prompt: str) -> list[str]:
+    """Settings of another task than the run's."""
+    task, found = model.task, list[str]()
+    default = DataConfig()
+    for key, value, usual, tasks in (
+        ("data.prompt", data.prompt, default.prompt, (CAUSAL_LM,)),
+        ("data.text-pair", data.text_pair, default.text_pair, (SEQUENCE_CLASSIFICATION,)),
+        ("data.label", data.label, default.label, CLASSIFYING),
+        ("data.mlm-probability", data.mlm_probability, default.mlm_probability, (MASKED_LM,)),
+        ("sample-prompt", sample_prompt, "", (CAUSAL_LM,)),
+    ):
+        if value != usual and task not in tasks:
+            found.append(
+                f"{key} is for model.task {' and '.join(map(repr, tasks))}, and the run's is "
+                f"{task!r}: leave it at its default, or change model.task"
+            )
+    return found
 
 
 def of_address(trunk: TrunkConfig) -> list[str]:

@@ -21,6 +21,15 @@ class DataConfig:
     """Field with the text to learn; with `prompt` set, the target text."""
     prompt: str = ""
     """Field with the prompt, which gets no loss; empty for plain language modelling."""
+    text_pair: str = ""
+    """Field with the second text of a pair, for `model.task` `sequence-classification`; empty for
+    single texts."""
+    label: str = "label"
+    """Field with the label, for a classifier: a name of `model.labels` or its id. For
+    `token-classification` `text` is the field with the list of words, and this that with a label
+    for each word."""
+    mlm_probability: float = 0.15
+    """Share of the tokens that are to be guessed, for `model.task` `masked-lm`."""
     partitioner: str = "iid"
     """How one data set becomes silos: `iid`, `dirichlet`, `natural`, or `none`."""
     partition_by: str = ""
@@ -39,3 +48,7 @@ class DataConfig:
         in_range("data.eval-fraction", self.eval_fraction, 0.0, 0.9)
         in_range("data.dirichlet-alpha", self.dirichlet_alpha, 0.0, 1e6, open_low=True)
         at_least("data.max-examples", self.max_examples, 0)
+        in_range("data.mlm-probability", self.mlm_probability, 0.0, 1.0, open_low=True)
+        for key, field in (("data.text", self.text), ("data.label", self.label)):
+            if not field:
+                raise ConfigError(f"{key} must name a field of the examples; it is empty")

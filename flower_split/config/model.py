@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from flower_split.config.checks import at_least, in_range, one_of
+from flower_split.config.tasks import CAUSAL_LM, Task
 from flower_split.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -20,6 +21,10 @@ class ModelConfig:
     """A local folder, a package resource `package:folder`, or a Hugging Face model id."""
     revision: str = ""
     """Commit, tag or branch on the hub; empty for the default branch."""
+    task: str = CAUSAL_LM
+    """What is learned: one of `TASKS`; see [tasks.md](tasks.md)."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels that a classifier tells apart, in the order of their ids."""
     dtype: str = "float32"
     """The silo's weights and activations, and the trunk's where `trunk.dtype` is empty: one of
     `DTYPES`. Adapters are float32 in any case; see [precision.md](precision.md)."""
@@ -36,10 +41,23 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("model.name must name a folder or a hub model; it is empty")
+        if len(self.as_task().labels) == 1:
+            raise ConfigError(
+                f"model.labels names {self.labels[0]!r} alone, and there is nothing to tell apart: "
+                "name two labels at least, with commas"
+            )
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.attention", self.attention, ATTENTION)
         one_of("model.quantization", self.quantization, QUANTIZATIONS)
         one_of("model.delivery", self.delivery, DELIVERY)
+
+    def as_task(self) -> Task:
+        """The task, by which loaders choose the stock class.
+
+        Raises:
+            ConfigError: the labels do not fit the task.
+        """
+        return Task(name=self.task, labels=self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flower_split.config.tasks import HEADS
+
 LORA, ADALORA = "LORA", "ADALORA"
 
 
@@ -36,6 +38,14 @@ class PeftSettings:
     def key(self) -> tuple[Any, ...]:
         """What tells settings apart."""
         return self.type, *sorted(self.options.items())
+
+    def with_heads(self) -> "PeftSettings":
+        """The same, with the heads of classifiers among what is trained as a whole, as PEFT has
+        them."""
+        given = str(self.options.get("modules_to_save", ""))
+        named = [name.strip() for name in given.split(",") if name.strip()]
+        text = ", ".join(dict.fromkeys((*HEADS, *named)))
+        return replace(self, options={**self.options, "modules_to_save": text})
 
     def __str__(self) -> str:
         given = (f"peft.{n.replace('_', '-')} {v!r}" for n, v in sorted(self.options.items()))

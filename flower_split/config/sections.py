@@ -17,6 +17,7 @@ from flower_split.config.model import (
     AUTOCAST,
     DELIVERY,
     DTYPES,
+    QUANTIZATIONS,
     CutConfig,
     LoraSettings,
     ModelConfig,
@@ -28,6 +29,7 @@ from flower_split.config.rounds import (
     EarlyStopConfig,
     StrategyConfig,
 )
+from flower_split.config.tasks import CLASSIFYING, TASKS
 from flower_split.config.training import SCHEDULES, TrainConfig
 from flower_split.config.trunk import TLS_MODES, TRUNK_ADAPTERS, TlsConfig, TrunkConfig
 from flower_split.config.wire import CODECS, HOPS, WireConfig
@@ -41,7 +43,9 @@ __all__ = [
     "DIRECTIONS",
     "DTYPES",
     "HOPS",
+    "QUANTIZATIONS",
     "SCHEDULES",
+    "TASKS",
     "TLS_MODES",
     "TRUNK_ADAPTERS",
     "CheckpointConfig",
@@ -105,6 +109,8 @@ class SplitConfig:
     """Prompt that is continued through the split before and after training; empty for none."""
 
     def __post_init__(self) -> None:
+        if self.model.task in CLASSIFYING:
+            object.__setattr__(self, "peft", self.peft.with_heads())
         at_least("num-server-rounds", self.num_server_rounds, 1)
         at_least("seed", self.seed, 0)
         one_of("best-is", self.best_is, DIRECTIONS)
@@ -114,6 +120,7 @@ class SplitConfig:
         found = [
             *conflicts.of_bounds(self.train, self.trunk),
             *conflicts.of_quantization(self.model, self.trunk),
+            *conflicts.of_task(self.model, self.data, self.sample_prompt),
             *conflicts.of_address(self.trunk),
             *conflicts.of_tls(self.tls, self.trunk),
             *self._schedule_conflicts(),

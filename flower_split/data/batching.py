@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from flower_split.config.seeds import derive_seed
+from flower_split.data.task_data import TaskDataset
 from flower_split.data.tokenizing import TokenizedDataset
 from flower_split.errors import DataError
 from flower_split.optimization.loss import IGNORED
+
+Dataset = TokenizedDataset | TaskDataset
 
 OnePass = Callable[[int], Iterator[dict[str, Tensor]]]
 """The batches of a pass, by the number of the pass from 0."""
@@ -32,7 +35,7 @@ class Passes:
 
 
 def train_batches(
-    dataset: TokenizedDataset, batch_size: int, *, seed: int, silo: int, round_number: int
+    dataset: Dataset, batch_size: int, *, seed: int, silo: int, round_number: int
 ) -> Passes:
     """A round's training batches: each iteration a pass in an order of its own.
 
@@ -55,7 +58,7 @@ def train_batches(
     )
 
 
-def eval_batches(dataset: TokenizedDataset, batch_size: int) -> Passes:
+def eval_batches(dataset: Dataset, batch_size: int) -> Passes:
     """The batches of held-out data, in its own order at every iteration.
 
     Raises:
@@ -68,21 +71,30 @@ def eval_batches(dataset: TokenizedDataset, batch_size: int) -> Passes:
 
 
 def batches(
-    dataset: TokenizedDataset, batch_size: int, *, seed: int, epoch: int
+    dataset: Dataset, batch_size: int, *, seed: int, epoch: int
 ) -> Iterator[dict[str, Tensor]]:
     """One pass over the data in mixed order, the same for the same seed and epoch.
 
     Yields:
         `input_ids`, `attention_mask`, `labels`: (rows, tokens) int64, rows padded on the right
-        to the longest of the batch. The last batch may have fewer than `batch_size` rows.
+        to the longest of the batch. The last batch may have fewer than `batch_size` rows. `labels`
+        are (rows,) where sequences are classified.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "batches", epoch))
     order: list[int] = torch.randperm(len(dataset), generator=generator).tolist()
-    return _collated(dataset, order, batch_size)
+    return _collated(dataset, order, batch_size, derive_seed(seed, "masks", epoch))
 
 
-def collate(dataset: TokenizedDataset, rows: Sequence[int]) -> dict[str, Tensor]:
-    """The batch of the given examples, as `batches` yields it."""
+def collate(dataset: Dataset, rows: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
+    """The batch of the given examples, as `batches` yields it.
+
+    Args:
+        dataset: Has them.
+        rows: Their places.
+        seed: Of what is masked, where the task masks tokens.
+    """
+    if isinstance(dataset, TaskDataset):
+        return dataset.collate(rows, seed)
     sequences = [dataset.sequences[row] for row in rows]
     size = (len(rows), max(map(len, sequences)))
     input_ids = torch.full(size, dataset.pad_id, dtype=torch.int64)
@@ -96,7 +108,7 @@ def collate(dataset: TokenizedDataset, rows: Sequence[int]) -> dict[str, Tensor]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def _num_batches(dataset: TokenizedDataset, batch_size: int, purpose: str) -> int:
+def _num_batches(dataset: Dataset, batch_size: int, purpose: str) -> int:
     if len(dataset) == 0:
         raise DataError(
             f"there is no example to {purpose}: give the silo more data, or set data.eval-fraction "
@@ -106,7 +118,7 @@ def _num_batches(dataset: TokenizedDataset, batch_size: int, purpose: str) -> in
 
 
 def _collated(
-    dataset: TokenizedDataset, order: Sequence[int], batch_size: int
+    dataset: Dataset, order: Sequence[int], batch_size: int, seed: int = 0
 ) -> Iterator[dict[str, Tensor]]:
     for start in range(0, len(order), batch_size):
-        yield collate(dataset, order[start : start + batch_size])
+        yield collate(dataset, order[start : start + batch_size], derive_seed(seed, start))

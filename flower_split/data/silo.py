@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from flower_split.config.sections import DataConfig
+from flower_split.config.tasks import CAUSAL, Task
+from flower_split.data.batching import Dataset
 from flower_split.data.examples import Examples, Rows
 from flower_split.data.held_out import hold_out, limit
 from flower_split.data.partitioning import partition
 from flower_split.data.sources import load_examples
-from flower_split.data.tokenizing import TokenizedDataset, tokenize
+from flower_split.data.task_data import encode_task
+from flower_split.data.tokenizing import tokenize
 from flower_split.errors import DataError
 from flower_split.segments import TableSizes
 
@@ -18,9 +21,9 @@ from flower_split.segments import TableSizes
 class SiloData:
     """What a silo trains on and what it is evaluated on."""
 
-    train: TokenizedDataset
+    train: Dataset
     """Training data; never empty."""
-    held_out: TokenizedDataset
+    held_out: Dataset
     """Held-out data; empty where `data.eval-fraction` is 0 and `data.eval-path` is empty."""
 
     @property
@@ -39,6 +42,7 @@ def load_silo(
     seed: int,
     source: str | Rows | None = None,
     tables: TableSizes | None = None,
+    task: Task = CAUSAL,
 ) -> SiloData:
     """One silo's data, tokenised.
 
@@ -54,6 +58,7 @@ def load_silo(
         seed: The run's seed, the same in every silo.
         source: A `datasets.Dataset` or a list of dicts to use in place of `config.path`.
         tables: What the model knows; None does not check against it.
+        task: What the model is for.
 
     Raises:
         DataError: data is missing, empty or broken, the silo would have none, or a text has a
@@ -67,7 +72,11 @@ def load_silo(
         source=source,
     )
 
-    def tokenized(examples: Examples) -> TokenizedDataset:
+    def tokenized(examples: Examples) -> Dataset:
+        if task != CAUSAL:
+            return encode_task(
+                examples, tokenizer, config, task, max_length=max_length, tables=tables
+            )
         return tokenize(
             examples,
             tokenizer,

@@ -100,7 +100,7 @@ def tokenize(
         lengths.append(len(head))
         kept.append(index)
     if tables is not None:
-        _check_known(examples, sequences, kept, tokenizer, tables)
+        check_known(examples, sequences, kept, tokenizer, tables)
     dropped = len(examples) - len(sequences)
     if examples and not sequences:
         raise DataError(
@@ -117,7 +117,7 @@ def tokenize(
     )
 
 
-def _check_known(
+def check_known(
     examples: Examples,
     sequences: Sequence[Tensor],
     kept: Sequence[int],

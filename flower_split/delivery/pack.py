@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from flower_split.config.tasks import CAUSAL, Task
 from flower_split.delivery.manifest import MAX_SMALL_BYTES, SMALL_FILES, Item, Manifest
 from flower_split.errors import WeightsError
 from flower_split.segments.loading.extents import Extent, file_header
@@ -85,13 +86,18 @@ class Pack:
         bottom_layers: int,
         top_layers: int,
         revision: str = "",
+        task: Task = CAUSAL,
         part_bytes: int = PART_BYTES,
     ) -> None:
         started = time.monotonic()
         self._parts: dict[str, Part] = {}
         self._descriptors: dict[Path, int] = {}
         share = silo_share(
-            source, bottom_layers=bottom_layers, top_layers=top_layers, revision=revision
+            source,
+            bottom_layers=bottom_layers,
+            top_layers=top_layers,
+            revision=revision,
+            task=task,
         )
         with ExitStack() as stack:
             self._stack = stack

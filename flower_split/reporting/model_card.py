@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flower_split.config.tasks import CAUSAL_LM
+
 CARD = "README.md"
 """Name of the model card's file."""
 
@@ -36,6 +38,10 @@ class ModelCard:
     rslora: bool = False
     method: str = ""
     """PEFT's method and what was chosen of it, in words; empty for plain LoRA."""
+    task: str = CAUSAL_LM
+    """What the model is for."""
+    labels: str = ""
+    """Names of the labels in the order of the head's rows, with commas; empty where it has none."""
     module_ranks: Collection[int] = ()
     """Ranks of the exported modules, which have what was folded into the model in them."""
     examples: Mapping[str, int] = field(default_factory=dict)
@@ -48,6 +54,8 @@ class ModelCard:
         """The card as Markdown."""
         facts: dict[str, Any] = {
             "base model": f"{self.base_model}{f' at {self.revision}' if self.revision else ''}",
+            **({"task": self.task} if self.task != CAUSAL_LM else {}),
+            **({"labels": self.labels} if self.labels else {}),
             "layers with the silos": f"{self.bottom_layers} bottom, {self.top_layers} top",
             "adapters of the layers between": self.trunk_adapters,
             **self._method(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.optimization.loss import IGNORED
 from flower_split.segments.ends import Bottom, Top
@@ -16,6 +17,7 @@ from flower_split.segments.families import Family, known_family
 from flower_split.segments.joining import join
 from flower_split.segments.refusals import refuse_model
 from flower_split.segments.splitting import split_model, split_segments
+from flower_split.segments.stock_classes import task_of_model
 from flower_split.segments.trunk import Trunk
 
 _ROWS, _TOKENS = 3, 14
@@ -78,6 +80,11 @@ def check_exact_cuts(
 ) -> None:
     """`check_exact` at several cuts, each (bottom_layers, top_layers)."""
     refuse_model(model)
+    if (task := task_of_model(model)) != CAUSAL_LM:
+        raise ModelError(
+            f"check_exact compares causal language models, and this {type(model).__name__} is for "
+            f"{task}: try its family with flower-split check MODEL --task {task}"
+        )
     kind = model.config.model_type
     family = family or known_family(kind) or Family(model_type=kind)
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -5,13 +5,20 @@ Other packages add families by the entry-point group `flower_split.families`::
     [project.entry-points."flower_split.families"]
     olmo = "my_package.families:OLMO"
 
-The name is the `model_type`; what it leads to is a `Family`, or a function without arguments that
+The name is the `model_type`, or for another task than `causal-lm` that and the task, as in
+`bert/masked-lm`; what it leads to is a `Family`, or a function without arguments that
 returns one. Silos and trunk need the package alike.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from flower_split.config.tasks import (
+    CAUSAL_LM,
+    MASKED_LM,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
 from flower_split.errors import ConfigError, UnsupportedFamilyError
 from flower_split.plugins import PluginTable
 
@@ -32,9 +39,21 @@ class Family:
     mixes_rows: bool = False
     """Whether every row of a batch is computed for itself and from left to right, so that rows of
     several silos can share one, padded on the right."""
+    task: str = CAUSAL_LM
+    """What its models are for; `after` depends on it."""
     caches: bool = True
     """Whether a cache of keys and values, or of states, can be filled by two parties. Without one
     a text is generated with `use_cache=False`."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the table of families."""
+        return family_key(self.model_type, self.task)
+
+
+def family_key(model_type: str, task: str = CAUSAL_LM) -> str:
+    """Name of a family: its `model_type`, with the task where that is not the usual one."""
+    return model_type if task == CAUSAL_LM else f"{model_type}/{task}"
 
 
 _MIXING = (
@@ -53,18 +72,43 @@ _MIXING = (
 )
 
 
+_RETURNING = ("bloom", "falcon", "gptj", "gpt_neo")
+_ENCODERS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+_DECODERS = (
+    *("bloom", "gemma", "gemma2", "gpt2", "gpt_neo", "gpt_neox", "llama", "mistral"),
+    *("phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"),
+)
+_HEADED = {
+    SEQUENCE_CLASSIFICATION: (*_ENCODERS, *_DECODERS, "gptj", "opt"),
+    TOKEN_CLASSIFICATION: (*_ENCODERS, *_DECODERS),
+    MASKED_LM: _ENCODERS,
+}
+"""Model types by task, which the test suite proves too."""
+_HEAD_NAMES = (
+    *("classifier", "cls", "generator_predictions", "pooler", "pre_classifier", "score"),
+    *("vocab_layer_norm", "vocab_transform"),
+)
+
+
 def _entries() -> dict[str, Family]:
     """Families that the test suite proves, so that no start has to; and those that mix rows."""
     found = [
         *(Family(model_type=name, mixes_rows=True) for name in _MIXING),
-        *(
-            Family(model_type=name, returns_tuple=True, mixes_rows=True)
-            for name in ("bloom", "falcon", "gptj", "gpt_neo")
-        ),
+        *(Family(model_type=name, returns_tuple=True, mixes_rows=True) for name in _RETURNING),
         # Experts compute tokens of all rows together.
         *(Family(model_type=name) for name in ("mixtral", "qwen3_moe")),
     ]
-    return {family.model_type: family for family in found}
+    for task, types in _HEADED.items():
+        found += [
+            Family(
+                model_type=name,
+                task=task,
+                after=(*Family(model_type=name).after, *_HEAD_NAMES),
+                returns_tuple=name in _RETURNING,
+            )
+            for name in types
+        ]
+    return {family.key: family for family in found}
 
 
 _OWN = _entries()
@@ -94,9 +138,9 @@ class _Plugins(PluginTable[Family]):
                 f"model family {name!r} of {packages} must be a Family of flower_split.segments, "
                 f"or a function that returns one, not a {type(loaded).__name__}"
             )
-        if loaded.model_type != name:
+        if loaded.key != name:
             raise ConfigError(
-                f"model family {name!r} of {packages} has the model_type {loaded.model_type!r}: "
+                f"model family {name!r} of {packages} has the model_type {loaded.key!r}: "
                 "name the entry point after it"
             )
         return loaded
@@ -111,19 +155,20 @@ def register_family(family: Family) -> None:
     Make sure first that it is exact: `check_exact(model, bottom_layers, top_layers, family=family)`
     on a small model whose configuration has no neutral values (scales, soft-capping, windows).
     """
-    FAMILIES[family.model_type] = family
+    FAMILIES[family.key] = family
 
 
-def known_family(model_type: str) -> Family | None:
+def known_family(model_type: str, task: str = CAUSAL_LM) -> Family | None:
     """The entry of a family, be it ours, registered or a plug-in's; None for an unknown one.
 
     Raises:
         UnsupportedFamilyError: a plug-in is broken, or several take the name, or one takes ours.
     """
-    registered = FAMILIES.get(model_type)
+    key = family_key(model_type, task)
+    registered = FAMILIES.get(key)
     try:
-        if registered is None or model_type in _OWN:
-            plugin = _PLUGINS[model_type]
+        if registered is None or key in _OWN:
+            plugin = _PLUGINS[key]
             return registered or plugin
     except KeyError:
         return None

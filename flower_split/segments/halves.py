@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.devices import as_inner
 from flower_split.errors import ModelError
 from flower_split.segments.layers import find_layers
@@ -30,6 +31,8 @@ from flower_split.segments.randomness import (
     random_state,
     set_random_state,
 )
+from flower_split.segments.segment import without_unknown
+from flower_split.segments.stock_classes import task_of_model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +81,8 @@ class Halves:
             )
         self._stock = stock
         self._exit, self._entry = _Exit(slot), _Entry(slot)
+        self._uncached = without_unknown(stock.base_model, use_cache=False)
+        self._reads_ids = task_of_model(stock) != CAUSAL_LM
         self._first = _half(stock, slot, self._exit, after=False)
         self._second = _half(stock, slot, self._entry, after=True)
         hull = _hull(stock)
@@ -104,7 +109,7 @@ class Halves:
                 prefix = None
                 if _CACHE in call:
                     prefix = split_prefix(call[_CACHE], self._trunk_layers, self._stock)
-                self._first.base_model(**call, use_cache=False, return_dict=True)
+                self._first.base_model(**call, **self._uncached, return_dict=True)
             if self._exit.arrived is None:
                 raise ModelError(
                     f"the stock {self._first.config.model_type} model returned without running "
@@ -113,8 +118,9 @@ class Halves:
             hidden, state = self._exit.arrived
         finally:
             self._exit.arrived = None
-        for given in _ROWS & call.keys():
-            del call[given]
+        if not self._reads_ids:
+            for given in _ROWS & call.keys():
+                del call[given]
         if prefix is not None:
             call[_CACHE] = prefix.cache
         return Pause(
@@ -134,21 +140,39 @@ class Halves:
         """
         self._follow_modes()
         self._entry.given = (hidden, pause.random)
+        call = {**pause.inputs, **more, **self._uncached, "return_dict": True}
+        instead = _Embedded(hidden.detach())
+        hook: Any = None
+        if self._reads_ids:  # a classifying head finds the padding by them
+            hook = self._second.base_model.register_forward_pre_hook(instead, with_kwargs=True)
+        else:
+            call["inputs_embeds"] = instead.hidden
         try:
             with random_numbers(hidden.device, None if pause.random is None else 0):
-                return self._second(
-                    **pause.inputs,
-                    **more,
-                    inputs_embeds=hidden.detach(),
-                    use_cache=False,
-                    return_dict=True,
-                )
+                return self._second(**call)
         finally:
             self._entry.given = None
+            if hook is not None:
+                hook.remove()
 
     def _follow_modes(self) -> None:
         for ours, theirs in self._hulls:
             ours.training = theirs.training
+
+
+class _Embedded:
+    """A hook of the base model: hidden states in place of the token ids that its caller has."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+    def __call__(
+        self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = {**kwargs, "inputs_embeds": self.hidden}
+        if args:
+            return (None, *args[1:]), call
+        return args, {**call, "input_ids": None}
 
 
 _CACHE = "past_key_values"

@@ -90,6 +90,8 @@ class TrunkPlace(PassThrough):
         self.fingerprint = fingerprint
         self.loaded_adapter = ""
         """SHA-256 of the trained adapter that the client model has loaded; empty for none."""
+        self.fresh: tuple[str, ...] = ()
+        """Names of the head's tensors that the checkpoint lacked, drawn at random."""
 
 
 class TrunkSlot(TrunkPlace):

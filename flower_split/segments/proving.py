@@ -24,11 +24,13 @@ import torch
 import transformers
 from transformers import PreTrainedConfig
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import UnsupportedFamilyError
 from flower_split.segments.families import GROUP, Family, known_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.refusals import refuse_config
 from flower_split.segments.shrinking import shrunk
+from flower_split.segments.stock_classes import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,18 +61,24 @@ def family_of(config: PreTrainedConfig) -> Family:
             its plug-in is broken.
         ModelError: an option of `config` rules out cutting it.
     """
-    found = known_family(config.model_type)
+    task = task_of(config)
+    found = known_family(config.model_type, task)
     if found is not None:
         return found
     refuse_config(config)
     verdict = _verdict(config)
     if verdict.family is None:
         raise UnsupportedFamilyError(
-            f"model family {config.model_type!r} is not exact when it is cut: {verdict.reason}. "
+            f"model family {config.model_type!r}{_for(task)} is not exact when it is cut: "
+            f"{verdict.reason}. "
             "Exact families are in docs/models.md; a package can add an entry that "
             f"flower_split.check_exact passes, in the entry-point group {GROUP}"
         )
     return verdict.family
+
+
+def _for(task: str) -> str:
+    return "" if task == CAUSAL_LM else f" with model.task {task!r}"
 
 
 def forget_verdict(config: PreTrainedConfig) -> None:
@@ -119,6 +127,8 @@ def _key(config: PreTrainedConfig) -> str:
         "torch": torch.__version__,
         "twin": fingerprint(shrunk(config)),
     }
+    if (task := task_of(config)) != CAUSAL_LM:
+        parts["task"] = task
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -209,8 +219,8 @@ def _prove(config: PreTrainedConfig) -> Verdict:
     Raises:
         UnsupportedFamilyError: the process failed, which is no verdict.
     """
-    kind = config.model_type
-    logger.info("model family %r has no entry: proving on a small twin that it is exact", kind)
+    kind = config.model_type + _for(task_of(config))
+    logger.info("model family %s has no entry: proving on a small twin that it is exact", kind)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="flower-split-proof-") as folder:
         answer = Path(folder) / "verdict.json"
@@ -239,12 +249,12 @@ def _prove(config: PreTrainedConfig) -> Verdict:
             failure = "" if verdict else "it left no verdict"
     if verdict is None:
         raise UnsupportedFamilyError(
-            f"whether model family {kind!r} is exact when it is cut could not be found out "
+            f"whether model family {kind} is exact when it is cut could not be found out "
             f"({failure}). Try again, or run `flower-split check MODEL` by itself"
         )
     if verdict.family is not None:
         logger.info(
-            "model family %r is exact when it is cut: a small twin equals the uncut model to the "
+            "model family %s is exact when it is cut: a small twin equals the uncut model to the "
             "bit%s (%.0f s, once for these versions)",
             kind,
             "" if verdict.family.caches else ", without a cache",

@@ -12,6 +12,8 @@ from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.families import Family
 from flower_split.segments.layers import find_layers
 from flower_split.segments.outside import head_of, outside_modules
+from flower_split.segments.segment import without_unknown
+from flower_split.segments.stock_classes import task_of_model
 
 _ROWS, _TOKENS = 2, 9
 
@@ -64,6 +66,7 @@ def read_family(model: PreTrainedModel, *, caches: bool = True) -> Family:
         )
     return Family(
         model_type=kind,
+        task=task_of_model(model),
         after=tuple(sorted(after)),
         returns_tuple=record.returns == {True},
         caches=caches,
@@ -106,7 +109,11 @@ def _call(model: PreTrainedModel, layers: nn.ModuleList, outside: list[nn.Module
         return note
 
     generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        raise UnsupportedFamilyError(
+            f"{model.config.model_type} has no table of tokens, and cannot be cut"
+        )
     ids = torch.randint(0, vocabulary, (_ROWS, _TOKENS), generator=generator).to(model.device)
     modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
@@ -120,7 +127,8 @@ def _call(model: PreTrainedModel, layers: nn.ModuleList, outside: list[nn.Module
         model.eval()
         try:
             with torch.no_grad():
-                model(input_ids=ids, labels=ids, use_cache=False)
+                call = without_unknown(model.base_model, use_cache=False)
+                model(input_ids=ids, **call)
         except Exception as error:  # whatever the stock code raises
             raise ModelError(
                 f"the stock code of {model.config.model_type} fails on plain token ids with "

@@ -6,9 +6,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.outside import head_of
 from flower_split.segments.pass_through import PassThrough, Stub
+from flower_split.segments.stock_classes import task_of_model
 
 BITSANDBYTES = "bitsandbytes"
 _OUTPUTS = {
@@ -38,7 +40,8 @@ def refuse_model(model: nn.Module) -> None:
             "an LLM.int8 model in memory cannot be cut: its modules cannot share their weights. "
             "Load the parts with load_client_model and load_trunk, quantization='int8'"
         )
-    if model.base_model is model or head_of(model) is None:
+    causal = task_of_model(model) == CAUSAL_LM
+    if model.base_model is model or (causal and head_of(model) is None):
         raise ModelError(
             f"expected a causal language model with a head, not {type(model).__name__}; load it "
             "with AutoModelForCausalLM"
@@ -56,8 +59,8 @@ def refuse_config(config: PreTrainedConfig) -> None:
     kind = config.model_type
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
         raise UnsupportedFamilyError(
-            f"{kind} with an encoder or cross-attention cannot be cut; expected a decoder-only "
-            "causal language model"
+            f"{kind} with an encoder or cross-attention cannot be cut; expected a model of one "
+            "stack of layers"
         )
     if config.get_text_config(decoder=True) is not config:
         raise UnsupportedFamilyError(

@@ -1,5 +1,6 @@
 """A segment: the stock model run whole, of which one stretch of layers computes."""
 
+import inspect
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,6 +12,12 @@ from flower_split.devices import as_inner
 from flower_split.errors import ModelError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.layers import find_layers
+
+
+def without_unknown(base: nn.Module, **arguments: Any) -> dict[str, Any]:
+    """Those of `arguments` that a base model's forward pass names: encoders know no caches."""
+    named = inspect.signature(base.forward).parameters
+    return {name: value for name, value in arguments.items() if name in named}
 
 
 class Segment(nn.Module):

@@ -14,12 +14,16 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from flower_split.config.tasks import CAUSAL_LM, CLASSIFYING
+from flower_split.segments.stock_classes import task_of
+
 WIDTH, HEADS, HEAD_WIDTH = 32, 4, 8
 VOCABULARY = 128
 POSITIONS = 64
 WINDOW = 6
 """Shorter than the texts of the proof."""
 EXPERTS = 4
+LABELS = 3
 LEAST_LAYERS, MOST_LAYERS = 4, 24
 
 _NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "model_type", "quantization_config")
@@ -44,7 +48,17 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     small = _Shrinking(settings, names, layers, kept).of_all(settings)
     small[names.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
     _fit_heads(small)
-    return type(config)(**small)
+    twin = type(config)(**small)
+    if (task := task_of(config)) != CAUSAL_LM:
+        twin.architectures = config.architectures
+        twin.id2label = {number: f"LABEL_{number}" for number in range(LABELS)}
+        twin.label2id = {label: number for number, label in twin.id2label.items()}
+        if task in CLASSIFYING:
+            twin.problem_type = "single_label_classification"
+            twin.classifier_dropout = 0.0  # 0.1 of decoders that do not say
+        if twin.pad_token_id is None:
+            twin.pad_token_id = 3
+    return twin
 
 
 def _kept_layers(settings: Mapping[str, Any], layers: int) -> list[int]:

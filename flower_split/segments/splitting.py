@@ -5,17 +5,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.families import Family, known_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import find_layers
-from flower_split.segments.loading.skeleton import stock_class
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub, TrunkSlot
 from flower_split.segments.proving import family_of
 from flower_split.segments.refusals import refuse_config, refuse_model
+from flower_split.segments.stock_classes import stock_class, task_of_model
 from flower_split.segments.trunk import Trunk
 
 
@@ -66,6 +67,11 @@ def split_segments(
         CutError: the cuts do not fit the model.
         UnsupportedFamilyError: the family is not known to be exact when it is cut.
     """
+    if (task := task_of_model(model)) != CAUSAL_LM:
+        raise ModelError(
+            f"bottom, trunk and top as modules of their own are for causal language models, and "
+            f"this {type(model).__name__} is for {task}: cut it with split_model"
+        )
     cuts, family = _examine(model, bottom_layers, top_layers, family)
     bottom, trunk, top = share(model), share(model), share(model)
     _keep(bottom, cuts.bottom_range, family, before=True)
@@ -123,7 +129,7 @@ def punch_trunk(model: PreTrainedModel, cuts: Cuts, family: Family | None = None
 def _set_uncached(model: PreTrainedModel) -> None:
     """Have the model make no cache by itself."""
     model.config.use_cache = False
-    if model.generation_config is not None:
+    if getattr(model, "generation_config", None) is not None:
         model.generation_config.use_cache = False
 
 
@@ -138,15 +144,18 @@ def _examine(
 
 
 def _family_of_class(model: PreTrainedModel) -> Family:
-    if known_family(model.config.model_type) is None:
-        stock = stock_class(model.config)
+    task = task_of_model(model)
+    config = copy.deepcopy(model.config)
+    config.architectures = [stock_class(config, task).__name__]
+    if known_family(config.model_type, task) is None:
+        stock = stock_class(config)
         if type(model) is not stock:
             raise UnsupportedFamilyError(
                 f"a family is proved for its stock class {stock.__name__}, not for a "
                 f"{type(model).__name__}; run check_exact(model, bottom_layers, top_layers, "
                 "family=…) and pass that family here"
             )
-    return family_of(model.config)
+    return family_of(config)
 
 
 def _keep(

@@ -30,6 +30,7 @@ class Trunk(Segment):
         # State-space models call it otherwise.
         named = "cache_params" in taken and "past_key_values" not in taken
         self._cache_argument = "cache_params" if named else "past_key_values"
+        self._known = frozenset(taken)
         self.autocast: torch.dtype | None = None
         """Dtype of matrix products, whatever the weights' is and whatever the caller's autocast."""
         self.loaded_adapter = ""
@@ -59,12 +60,15 @@ class Trunk(Segment):
             ModelError: the stock model did not run the trunk's layers.
         """
         with autocasting(hidden.device, self.autocast or autocast):
+            call = {
+                "position_ids": position_ids,
+                "use_cache": past_key_values is not None,
+                self._cache_argument: past_key_values,
+            }
             output = self._through(
                 hidden,
                 inputs_embeds=hidden.detach(),
                 attention_mask=attention_mask,
-                position_ids=position_ids,
-                use_cache=past_key_values is not None,
-                **{self._cache_argument: past_key_values},
+                **{name: value for name, value in call.items() if name in self._known},
             )
         return output.to(hidden.dtype)

@@ -16,6 +16,7 @@ from torch import nn
 
 from flower_split.adapters.prompts import tokens_before
 from flower_split.config.seeds import derive_seed
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import DataError, DivergenceError
 from flower_split.training.batch import Batch, count_targets, device_of, to_device
 from flower_split.training.depth import Depth
@@ -48,6 +49,7 @@ class Accumulator:
             finds the number by measurement, see `Depth`.
         seed: Of the random numbers.
         first_step: Optimizer steps of the run before the first one here.
+        task: What the model is for, one of `flower_split.config` `TASKS`.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Accumulator:
         in_flight: int = 0,
         seed: int = 0,
         first_step: int = 0,
+        task: str = CAUSAL_LM,
     ) -> None:
+        self._task = task
         self._model = model
         self._stages = stages or WholeModel(model)
         self._in_flight = in_flight
@@ -83,10 +87,11 @@ class Accumulator:
                 derive_seed(self._seed, "microbatch", self._step, place)
                 for place in range(len(microbatches))
             ],
+            task=self._task,
         )
         if len(microbatches) == self._full_step:
             self._depth.observe(
-                tokens=sum(batch["labels"].numel() for batch in microbatches),
+                tokens=sum(_positions(batch) for batch in microbatches),
                 seconds=time.perf_counter() - began,
                 waited=step.waited,
             )
@@ -101,6 +106,7 @@ def accumulate(
     stages: Stages | None = None,
     depth: int = 1,
     seeds: Sequence[int] | None = None,
+    task: str = CAUSAL_LM,
 ) -> StepLoss:
     """Add the gradient of one optimizer step to the model's `.grad`s.
 
@@ -111,19 +117,21 @@ def accumulate(
         depth: Microbatches in flight; no more than `stages` can have are.
         seeds: Of every microbatch's random numbers; None draws the caller's, which makes dropout
             depend on the depth.
+        task: What the model is for.
 
     Raises:
         DataError: no microbatch has a target token.
         DivergenceError: a microbatch's loss is not finite; its backward pass did not run.
     """
     before = tokens_before(model)
-    counts = [count_targets(batch, before=before) for batch in microbatches]
+    counts = [count_targets(batch, task, before=before) for batch in microbatches]
     total = sum(counts)
     if total == 0:
         raise DataError("the batches of this step have no token with loss: all labels are -100")
     stages = stages or WholeModel(model)
     device = device_of(model)
-    by_total = takes_num_items(model)
+    # Classifiers take `num_items_in_batch` by name or by none, and divide by it or not.
+    by_total = task == CAUSAL_LM and takes_num_items(model)
     losses: list[float] = []
 
     def start(number: int) -> Passage:
@@ -147,6 +155,10 @@ def accumulate(
     waited = run_pipeline(numbers, min(depth, stages.max_in_flight), start, turn)
     stages.note_waited(waited)
     return StepLoss(loss=sum(losses), tokens=total, waited=waited)
+
+
+def _positions(batch: Batch) -> int:
+    return batch.get("input_ids", batch["labels"]).numel()
 
 
 def takes_num_items(model: nn.Module) -> bool:

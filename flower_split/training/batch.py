@@ -6,10 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.optimization.loss import IGNORED
 
 Batch = Mapping[str, Tensor]
-"""Keyword arguments of a stock causal language model, with `labels` (B, T), -100 for no loss."""
+"""Keyword arguments of a stock model, with `labels` (B, T), -100 for no loss; or (B,), those of
+sequences that are classified."""
 
 
 class Batches(Protocol):
@@ -21,14 +23,18 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def count_targets(batch: Batch, *, before: int = 0) -> int:
-    """Tokens with loss. The first position has none: a causal model has nothing to predict it.
+def count_targets(batch: Batch, task: str = CAUSAL_LM, *, before: int = 0) -> int:
+    """Labels with loss. The first position of a causal model has none: nothing predicts it.
 
     Args:
         batch: With the labels.
+        task: What the model is for.
         before: Virtual tokens that the model puts before every row, which have no loss.
     """
-    return int((batch["labels"][:, 0 if before else 1 :] != IGNORED).sum())
+    labels = batch["labels"]
+    if task == CAUSAL_LM and not before:
+        labels = labels[:, 1:]
+    return int((labels != IGNORED).sum())
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from flower_split.adapters.prompts import tokens_before
+from flower_split.config.tasks import CAUSAL, Task
 from flower_split.errors import DataError, DivergenceError
+from flower_split.optimization.label_counts import LabelCounts
 from flower_split.optimization.loss import IGNORED
 from flower_split.training.batch import Batch, device_of, to_device
 from flower_split.training.metrics import EvalMetrics
@@ -23,6 +25,7 @@ def evaluate(
     *,
     stages: Stages | None = None,
     depth: int = 0,
+    task: Task = CAUSAL,
 ) -> EvalMetrics:
     """Loss, perplexity and accuracy over all target tokens, however they are batched.
 
@@ -33,6 +36,7 @@ def evaluate(
         batches: Held-out data.
         stages: How `model` is called; None calls it in one piece, one batch after the other.
         depth: Batches in flight; 0 for as many as `stages` can have. It changes no result.
+        task: What the model is for.
 
     Raises:
         DataError: no batch has a target token.
@@ -42,20 +46,29 @@ def evaluate(
     stages = stages or WholeModel(model)
     device, before = device_of(model), tokens_before(model)
     loss_sum, correct, tokens, examples = 0.0, 0, 0, 0
+    right, actual, predicted = torch.zeros(3, len(task.labels), dtype=torch.int64)
 
     def start(batch: Batch) -> Passage:
         return stages.start({k: v for k, v in to_device(batch, device).items() if k != "labels"})
 
     def turn(batch: Batch, passage: Passage) -> None:
-        nonlocal loss_sum, correct, tokens, examples
-        # Position t predicts label t + 1; only the rows of `logits` that count are widened.
-        labels = F.pad(batch["labels"].to(device), (before, 0), value=IGNORED)[:, 1:]
-        targets = labels != IGNORED
-        logits = passage.output().logits[:, :-1][targets].float()
-        loss_sum += float(F.cross_entropy(logits, labels[targets], reduction="sum"))
-        correct += int((logits.argmax(-1) == labels[targets]).sum())
-        tokens += len(logits)
+        nonlocal loss_sum, correct, tokens, examples, right, actual, predicted
+        labels, logits = batch["labels"].to(device), passage.output().logits
         examples += len(labels)
+        if task == CAUSAL:  # position t predicts label t + 1
+            labels = F.pad(labels, (before, 0), value=IGNORED)[:, 1:]
+            logits = logits[:, :-1]
+        targets = labels != IGNORED
+        logits = logits[targets].float()  # only the rows that count are widened
+        wanted, found = labels[targets], logits.argmax(-1)
+        loss_sum += float(F.cross_entropy(logits, wanted, reduction="sum"))
+        correct += int((found == wanted).sum())
+        tokens += len(logits)
+        if task.classifies:
+            size = len(task.labels)
+            right += wanted[found == wanted].bincount(minlength=size).cpu()
+            actual += wanted.bincount(minlength=size).cpu()
+            predicted += found.bincount(minlength=size).cpu()
 
     limit = stages.max_in_flight
     with mode(model, training=False):
@@ -72,4 +85,11 @@ def evaluate(
         token_accuracy=correct / tokens,
         tokens=tokens,
         examples=examples,
+        labels=LabelCounts(
+            right=tuple(right.tolist()),
+            actual=tuple(actual.tolist()),
+            predicted=tuple(predicted.tolist()),
+        )
+        if task.classifies
+        else None,
     )

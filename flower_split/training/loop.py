@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from flower_split.adapters import allocate_ranks
 from flower_split.config.sections import TrainConfig
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import DataError, DivergenceError
 from flower_split.optimization.schedule import check_schedule, learning_rate_factor
 from flower_split.training.accumulation import Accumulator
@@ -63,6 +64,7 @@ def train_round(
     first_step: int = 0,
     total_steps: int | None = None,
     progress: Callable[[StepReport], None] | None = None,
+    task: str = CAUSAL_LM,
 ) -> TrainMetrics:
     """Train for one round, in training mode; afterwards every module is in its mode again.
 
@@ -81,6 +83,7 @@ def train_round(
         first_step: Optimizer steps of the run before this round, where the schedule resumes.
         total_steps: Optimizer steps of the whole run; None for those of this round.
         progress: Called after every step.
+        task: What the model is for, one of `flower_split.config` `TASKS`.
 
     Raises:
         DataError: there are no batches, or a step without a token that has loss.
@@ -96,7 +99,12 @@ def train_round(
     start = time.perf_counter()
     loss_sum, tokens, examples, rate, waited = 0.0, 0, 0, 0.0, 0.0
     gradients = Accumulator(
-        model, stages=stages, in_flight=config.in_flight, seed=seed, first_step=first_step
+        model,
+        stages=stages,
+        in_flight=config.in_flight,
+        seed=seed,
+        first_step=first_step,
+        task=task,
     )
     norms = list[float]()
     with mode(model, training=True):

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from flower_split.config.tasks import CAUSAL_LM
+from flower_split.optimization.label_counts import LabelCounts, macro_f1, to_metrics
 from flower_split.optimization.loss import perplexity
 
 
@@ -43,12 +45,39 @@ class EvalMetrics:
     """Target tokens evaluated on: those with loss."""
     examples: int
     """Sequences evaluated on."""
+    labels: LabelCounts | None = None
+    """How often each label was found, of a classifier; None of a language model."""
 
     @property
     def perplexity(self) -> float:
         """e to the loss, see `flower_split.optimization.loss`."""
         return perplexity(self.loss)
 
+    def reported(self) -> dict[str, float | list[float]]:
+        """What a silo reports, by name; of a classifier's counts the server makes F1."""
+        if self.labels is None:
+            return {
+                "eval-loss": self.loss,
+                "perplexity": self.perplexity,
+                "token-accuracy": self.token_accuracy,
+            }
+        return {
+            "eval-loss": self.loss,
+            "accuracy": self.token_accuracy,
+            "f1": macro_f1(self.labels),
+            **to_metrics(self.labels),
+        }
+
+    def weight(self, task: str) -> int | None:
+        """Weight of the silo in averages: its predictions, by which its means become sums.
+
+        None for causal language models, whose silos are weighed by their examples.
+        """
+        return None if task == CAUSAL_LM else self.tokens
+
     def as_dict(self) -> dict[str, float | int]:
         """All metrics by name, perplexity among them."""
-        return {**asdict(self), "perplexity": self.perplexity}
+        found = {name: value for name, value in asdict(self).items() if name != "labels"}
+        if self.labels is not None:
+            return {**found, "f1": macro_f1(self.labels)}
+        return {**found, "perplexity": self.perplexity}

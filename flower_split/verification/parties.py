@@ -52,7 +52,7 @@ def make_parties(twin: Twin, adapters: Adapters, bottom: int, top: int, attentio
     """
     whole = twin.whole(attention)
     plan, state = adapters
-    cuts = {"bottom_layers": bottom, "top_layers": top, "attention": attention}
+    cuts = {"bottom_layers": bottom, "top_layers": top, "attention": attention, "task": twin.task}
     client: Any = load_client_model(twin.folder, **cuts)  # type: ignore[arg-type]
     trunk = load_trunk(twin.folder, **cuts)  # type: ignore[arg-type]
     align(client)

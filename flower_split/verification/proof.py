@@ -11,12 +11,13 @@ from dataclasses import replace
 
 from transformers import PreTrainedConfig
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import AdapterError, FlowerSplitError, ModelError, UnsupportedFamilyError
 from flower_split.segments import FAMILIES, Family, register_family
-from flower_split.segments.loading.skeleton import stock_class
 from flower_split.segments.reading import read_family
 from flower_split.segments.refusals import refuse_config, refuse_model
 from flower_split.segments.shrinking import shrunk
+from flower_split.segments.stock_classes import stock_class
 from flower_split.verification.batches import batches
 from flower_split.verification.comparison import failing_at
 from flower_split.verification.generation import check_generation
@@ -80,17 +81,20 @@ def _prove(twin: Twin, family: Family) -> None:
                     parties = make_parties(twin, adapters, bottom, top, attention)
                 except AdapterError:  # none of these layers has what the adapters are for
                     parties = make_parties(twin, (None, {}), bottom, top, attention)
-            check_training(parties, family, list(batches(vocabulary, typed)), where)
-            check_generation(parties, family, vocabulary, where)
+            task, pad_id = twin.task.name, getattr(text, "pad_token_id", None) or 0
+            given = list(batches(vocabulary, typed, task=task, pad_id=pad_id))
+            check_training(parties, family, given, where)
+            if task == CAUSAL_LM:
+                check_generation(parties, family, vocabulary, where)
 
 
 @contextmanager
 def _registered(family: Family) -> Iterator[None]:
-    before = FAMILIES.get(family.model_type)
+    before = FAMILIES.get(family.key)
     register_family(family)
     try:
         yield
     finally:
-        del FAMILIES[family.model_type]
+        del FAMILIES[family.key]
         if before is not None:
             register_family(before)

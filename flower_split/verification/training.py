@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from flower_split.adapters import read_state
 from flower_split.errors import UnsupportedFamilyError
 from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.segments import Family, held_by_trunk, layer_index, layers_path
+from flower_split.segments.segment import without_unknown
 from flower_split.verification.batches import Batch
 from flower_split.verification.comparison import Results, compare, failing_at
 from flower_split.verification.parties import OPTIMIZER, Parties
@@ -29,7 +31,8 @@ def check_training(parties: Parties, family: Family, batches: Sequence[Batch], w
     with failing_at(f"{where}, steps"):
         _check_steps(parties, batches[0], f"{where}, steps")
     for batch in batches:
-        for cache in (True, False) if batch.cached else (False,):
+        known = _known(parties.client, use_cache=True)
+        for cache in (True, False) if batch.cached and known else (False,):
             _check_pass(parties, family, batch, cache, where)
 
 
@@ -76,9 +79,15 @@ def _expected(parties: Parties, batch: Batch, cache: bool, at: str) -> Results |
 
 def _results(model: Any, batch: Batch, given: dict[str, Any]) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
-    output = model(**batch.inputs, **given)
+    output = model(**batch.inputs, **_known(model, **given))
     output.loss.backward()
     return {"loss": output.loss.detach(), "logits": output.logits.detach(), **_gradients(model)}
+
+
+def _known(model: nn.Module, **given: Any) -> dict[str, Any]:
+    """What of `given` the stock model takes, wrapped by PEFT or not."""
+    stock = next(m for m in model.modules() if isinstance(m, PreTrainedModel))
+    return without_unknown(stock.base_model, **given)
 
 
 def _staged(client: Any, batch: Batch) -> dict[str, Tensor]:
@@ -107,7 +116,7 @@ def _check_steps(parties: Parties, batch: Batch, where: str) -> None:
     split = SplitAdamW(parties.client, lr=_RATE)
     for model, optimizer in ((parties.whole, whole), (parties.client, split)):
         for _ in range(2):
-            model(**batch.inputs, use_cache=False).loss.backward()
+            model(**batch.inputs, **_known(model, use_cache=False)).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     expected = read_state(parties.whole)

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from flower_split.config.tasks import CLASSIFYING, Task
 from flower_split.errors import ModelError
-from flower_split.segments.loading.skeleton import stock_class
+from flower_split.segments.stock_classes import auto_class, stock_class, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,7 @@ class Twin:
 
     def whole(self, attention: str) -> PreTrainedModel:
         """The uncut model, in training mode; without dropout, by its configuration."""
-        auto: Any = AutoModelForCausalLM
-        model = auto.from_pretrained(
+        model = auto_class(self.config).from_pretrained(
             self.folder,
             attn_implementation=attention,
             dtype=torch.float32,
@@ -34,6 +34,13 @@ class Twin:
         )
         align(model)
         return cast(PreTrainedModel, model.train())
+
+    @property
+    def task(self) -> Task:
+        """What it is for."""
+        name = task_of(self.config)
+        labels = [*(self.config.id2label or {}).values()] if name in CLASSIFYING else ()
+        return Task(name=name, labels=tuple(labels))
 
     @property
     def attentions(self) -> list[str]:
@@ -49,7 +56,7 @@ def make_twin(config: PreTrainedConfig, seed: int = 0) -> Iterator[Twin]:
     Raises:
         ModelError: transformers cannot make such a model.
     """
-    auto: Any = AutoModelForCausalLM
+    auto = auto_class(config)
     with tempfile.TemporaryDirectory(prefix="flower-split-twin-") as folder:
         try:
             with torch.random.fork_rng(devices=[]):
@@ -57,6 +64,7 @@ def make_twin(config: PreTrainedConfig, seed: int = 0) -> Iterator[Twin]:
                 model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
                 _stir(model)
             model.save_pretrained(folder)
+            model.config.architectures = config.architectures or model.config.architectures
         except Exception as error:  # whatever the stock code raises
             raise ModelError(
                 f"no small {config.model_type} model can be made: {type(error).__name__}: {error}"

@@ -263,13 +263,15 @@ class TrunkHost:
             bottom_layers=self.config.split.bottom_layers,
             top_layers=self.config.split.top_layers,
             revision=self.config.model.revision,
+            task=self.config.model.as_task(),
         )
         return stack.enter_context(pack)
 
     def _resolve(self) -> Trunk:
         """Load the trunk, and find out which adapter tensors there are and who holds them."""
         config, model = self.config, self.config.model
-        skeleton = load_skeleton(model.name, revision=model.revision)
+        task = model.as_task()
+        skeleton = load_skeleton(model.name, revision=model.revision, task=task)
         self._before = int(config.peft.options.get("num_virtual_tokens", 0))
         _check_length(skeleton, config.train.max_length, self._before)
         trunk = load_trunk(
@@ -281,6 +283,7 @@ class TrunkHost:
             attention=model.attention,
             device=str(resolve_device(config.trunk.device, key="trunk.device")),
             quantization=model.quantization,
+            task=task,
         )
         trunk.autocast = autocast_dtype(config.trunk.autocast)
         self._mode = config.trunk.adapters
@@ -318,6 +321,7 @@ class TrunkHost:
             revision=model.revision,
             dtype=model.dtype,
             attention=model.attention,
+            task=model.as_task(),
         )
 
 

@@ -15,13 +15,14 @@ from flwr.clientapp import ClientApp
 from in_process_grid import InProcessGrid
 from peft import get_peft_model
 from split_run import TOLERANCE, largest_difference
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 from uncut_model import initial_arrays, peft_model
 from uncut_run import PlainExchange, run_uncut
 
-from flower_split.adapters import initial_state, load_state, resolve_lora
+from flower_split.adapters import load_state, read_state
 from flower_split.config.run_config import read_run_config
-from flower_split.segments import load_skeleton, resolve_source
+from flower_split.config.tasks import CAUSAL, Task
+from flower_split.segments import resolve_source
 from flower_split.strategies import SplitStrategy, build_inner
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stock_trainers"
@@ -40,13 +41,18 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleT
             del sys.modules[name]
 
 
-def uncut(cut: ModuleType) -> Any:
+def uncut(cut: ModuleType, task: Task = CAUSAL) -> Any:
     """The uncut model with the adapter that the client model and its trunk start from."""
     folder = resolve_source(cut.BASE).folder
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    plan = resolve_lora(load_skeleton(cut.BASE), cut.LORA)
-    whole = get_peft_model(base, plan.peft_config())
-    load_state(whole, initial_state(load_skeleton(cut.BASE), cut.LORA, seed=0))
+    base: Any = AutoModelForCausalLM
+    labels: dict[str, Any] = {}
+    if task.classifies:
+        base, labels = AutoModelForSequenceClassification, {"num_labels": len(task.labels)}
+    model = base.from_pretrained(folder, dtype=torch.float32, **labels)
+    model.config.pad_token_id = cut.tokenizer().pad_token_id
+    plan, state = cut.start(task)
+    whole = get_peft_model(model, plan.peft_config())
+    load_state(whole, state)
     return whole
 
 
@@ -80,6 +86,27 @@ def test_accelerates_loop(example: Any) -> None:
 
 
 @pytest.mark.slow
+def test_trls_reward_trainer(example: Any) -> None:
+    pytest.importorskip("trl")
+    cut, reward = example("cut_model"), example("reward")
+    client, whole = cut.cut_model(task=cut.REWARD), uncut(cut, cut.REWARD)
+    set_seed(3)
+    losses = reward.main(client)
+    set_seed(3)
+    assert losses == pytest.approx(reward.main(whole, adamw(whole)), rel=1e-5, abs=1e-7)
+    trained = read_state(whole)
+    silos = read_state(client)
+    assert {"base_model.model.score.weight"} < set(silos) < set(trained)
+    for name, tensor in silos.items():
+        assert torch.allclose(tensor, trained[name], rtol=1e-4, atol=1e-6), name
+    # The trunk's part shows in what is computed through it.
+    tokens = cut.tokenizer()(cut.TEXTS, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        rewards, expected = (model.eval()(**tokens).logits for model in (client, whole))
+    assert torch.allclose(rewards, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
 def test_trls_trainers(example: Any, name: str) -> None:
     pytest.importorskip("trl")
@@ -98,7 +125,9 @@ def test_the_trainer_in_a_session_of_a_federated_run(
     """Its adapter and losses are those of plain Flower with the same Trainer of the whole model."""
     split = example("client_app")
     folder = run_config["model.name"]
-    values = steps.run_config(folder, **{"train.learning-rate": 1e-2, "train.max-grad-norm": 0.0, "strategy.min-nodes": 2})
+    values = steps.run_config(
+        folder, **{"train.learning-rate": 1e-2, "train.max-grad-norm": 0.0, "strategy.min-nodes": 2}
+    )
     values |= {name: run_config[name] for name in run_config if name.startswith("data.")}
     taken: list[Any] = []
     make = split.trainer_of

@@ -12,7 +12,7 @@ from transformers import (
     Gemma3Config,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaForSequenceClassification,
+    LlamaForQuestionAnswering,
     LlamaModel,
     PreTrainedConfig,
     T5Config,
@@ -44,7 +44,7 @@ def test_a_class_of_ones_own_is_not_taken_for_the_stock_one(cut: Any) -> None:
 
 def test_an_encoder_decoder_is_refused() -> None:
     config = T5Config(vocab_size=50, d_model=32, num_layers=4, num_heads=4, d_ff=48, d_kv=8)
-    with pytest.raises(UnsupportedFamilyError, match="decoder-only"):
+    with pytest.raises(UnsupportedFamilyError, match="one stack of layers"):
         split_model(T5ForConditionalGeneration(config), 1, 1)
 
 
@@ -111,7 +111,7 @@ def test_an_option_set_on_a_model_is_refused_when_it_is_cut() -> None:
 
 def test_a_model_without_a_language_modelling_head_is_refused() -> None:
     config = CASE_BY_NAME["llama"].config()
-    for model in (LlamaModel(config), LlamaForSequenceClassification(config)):
+    for model in (LlamaModel(config), LlamaForQuestionAnswering(config)):
         with pytest.raises(ModelError, match="AutoModelForCausalLM"):
             split_model(model, 1, 1)
 

@@ -114,11 +114,11 @@ def prove_type(model_type: str) -> Row:
         try:
             family = prove(config)
         except ModelError as error:
-            return Row(model_type=model_type, exact=False, reason=_shortened(str(error)))
+            return Row(model_type=model_type, exact=False, reason=shortened(str(error)))
     return Row(model_type=model_type, exact=True, caches=family.caches)
 
 
-def _shortened(reason: str) -> str:
+def shortened(reason: str) -> str:
     """What is the same each time: no amounts, no folders."""
     line = reason.split("; without a cache, ")[0].splitlines()[0]
     line = re.sub(r" by [\d.]+(e[-+]\d+)?", "", line)

@@ -7,16 +7,18 @@ from steps import TARGETS
 from transformers import AutoModelForCausalLM
 
 
-def base_model(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def base_model(folder, auto=AutoModelForCausalLM, **changes):
+    return auto.from_pretrained(folder, dtype=torch.float32, **changes)
 
 
-def peft_model(folder, *, r=4, alpha=8, rslora=False, targets=TARGETS, config=None):
+def peft_model(
+    folder, *, r=4, alpha=8, rslora=False, targets=TARGETS, config=None, base=base_model
+):
     """The uncut model with PEFT's adapters, initialised by PEFT from seed 0.
 
-    `config` makes PEFT's configuration, where it is not LoRA's of the rest.
+    `config` makes PEFT's configuration, where it is not LoRA's of the rest; `base` the model.
     """
-    model = base_model(folder)
+    model = base(folder)
     torch.manual_seed(0)
     if config is not None:
         return get_peft_model(model, config())

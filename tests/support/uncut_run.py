@@ -69,6 +69,7 @@ def uncut_app(
     steps=steps_of,
     rate=None,
     by_tokens=False,
+    share=None,
     first_target=1,
     losing=frozenset(),
     forgetting=frozenset(),
@@ -88,6 +89,7 @@ def uncut_app(
             silo's weight.
         rate: Factor of the learning rate by step of the run.
         by_tokens: Whether a step's loss is the mean over the tokens of all its microbatches.
+        share: Factor of a microbatch's loss, made of it and its step's; 1 without.
         first_target: The first token of a row that has a loss: 0 after virtual ones.
         losing: Rounds, (partition, round), whose replies are lost; no later round resumes from
             their AdamW.
@@ -140,11 +142,12 @@ def uncut_app(
             }
         for step, microbatches in enumerate(microbatches_of_steps, start=first):
             optimizer.param_groups[0]["lr"] = lr * (rate(step) if rate else 1.0)
-            labels = [batch["labels"][:, first_target:] for batch in microbatches]
-            tokens = sum((own != -100).sum() for own in labels)
             for batch in microbatches:
-                extra = {"num_items_in_batch": tokens} if by_tokens else {}
-                loss = model(**batch, **extra).loss
+                extra = {}
+                if by_tokens:
+                    labels = [one["labels"][:, first_target:] for one in microbatches]
+                    extra["num_items_in_batch"] = sum((own != -100).sum() for own in labels)
+                loss = model(**batch, **extra).loss * (share(batch, microbatches) if share else 1)
                 loss.backward()
             silo.correct_gradients()
             if bound:

@@ -10,21 +10,24 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from flower_split.config.checks import one_of
 from flower_split.config.sections import ATTENTION, DTYPES
+from flower_split.config.tasks import CAUSAL, Task
 from flower_split.devices import resolve_device
 from flower_split.errors import ModelError, WeightsError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.families import Family
 from flower_split.segments.fingerprint import fingerprint
-from flower_split.segments.layers import layer_index, layers_path
+from flower_split.segments.layers import find_layers, layer_index, layers_path
 from flower_split.segments.loading.quantization import quantization_config
-from flower_split.segments.loading.skeleton import make_skeleton, read_config, stock_class
+from flower_split.segments.loading.skeleton import make_skeleton, read_config
 from flower_split.segments.loading.source import resolve_source
 from flower_split.segments.loading.stock_loader import load_stock
 from flower_split.segments.loading.weight_files import WeightFiles
+from flower_split.segments.outside import outside_modules
 from flower_split.segments.pass_through import Stub
 from flower_split.segments.proving import family_of
 from flower_split.segments.refusals import quantization_of, refuse_config
 from flower_split.segments.splitting import punch_client, punch_trunk
+from flower_split.segments.stock_classes import stock_class
 from flower_split.segments.trunk import Trunk
 
 Punch = Callable[[PreTrainedModel, Cuts, Family], None]
@@ -42,6 +45,7 @@ def load_client_model(
     attention: str = "auto",
     device: str = "cpu",
     quantization: str = "none",
+    task: Task = CAUSAL,
 ) -> PreTrainedModel:
     """The client model of a checkpoint, in evaluation mode, as `split_model` makes it.
 
@@ -56,6 +60,8 @@ def load_client_model(
         attention: Attention implementation: one of `flower_split.config` `ATTENTION`.
         device: As for `flower_split.devices.resolve_device`; each tensor goes there as it is read.
         quantization: Of the layers' linear modules: one of `flower_split.config` `QUANTIZATIONS`.
+        task: What the model is for. What its head lacks in the checkpoint is drawn at random,
+            alike at every party.
 
     Raises:
         WeightsError: there is no such checkpoint, or it lacks what the silo needs.
@@ -65,10 +71,11 @@ def load_client_model(
         ConfigError: `dtype` or `attention` is none of those known, or there is no such device.
     """
     plan = LoadPlan(
-        source, revision, bottom_layers, top_layers, dtype, attention, device, quantization
+        source, revision, bottom_layers, top_layers, dtype, attention, device, quantization, task
     )
     model = plan.load(punch_client, plan.of_silo)
-    model.generation_config = _generation_config(plan.source.folder) or model.generation_config
+    if (found := _generation_config(plan.source.folder)) is not None and task == CAUSAL:
+        model.generation_config = found
     return model
 
 
@@ -82,6 +89,7 @@ def load_trunk(
     attention: str = "auto",
     device: str = "cpu",
     quantization: str = "none",
+    task: Task = CAUSAL,
 ) -> Trunk:
     """The trunk of a checkpoint, in evaluation mode, as `split_model` makes it.
 
@@ -89,7 +97,7 @@ def load_trunk(
     `load_client_model`.
     """
     plan = LoadPlan(
-        source, revision, bottom_layers, top_layers, dtype, attention, device, quantization
+        source, revision, bottom_layers, top_layers, dtype, attention, device, quantization, task
     )
     model = plan.load(punch_trunk, lambda index: not plan.of_silo(index))
     # Not of `plan.config`: some families settle open values of it when the model is made.
@@ -112,12 +120,14 @@ class LoadPlan:
         attention: str,
         device: str = "cpu",
         quantization: str = "none",
+        task: Task = CAUSAL,
     ) -> None:
         one_of("dtype", dtype, DTYPES)
         one_of("attention", attention, ATTENTION)
         self.device = resolve_device(device)
         self.source = resolve_source(source, revision)
-        self.config = read_config(self.source)
+        self.task = task
+        self.config = read_config(self.source, task)
         self.family = family_of(self.config)
         refuse_config(self.config)
         if method := quantization_of(self.config):
@@ -189,7 +199,17 @@ class LoadPlan:
             name=self.source.name,
             path=path,
             quantization=self.quantization,
+            head=self._head,
         )
+
+    def _head(self) -> tuple[str, ...]:
+        """Names of the modules that a checkpoint of another task may lack."""
+        if self.task == CAUSAL:
+            return ()
+        skeleton = make_skeleton(self.config)
+        outside = outside_modules(skeleton, find_layers(skeleton)[1])
+        paths = {id(module): path for path, module in skeleton.named_modules()}
+        return tuple(paths[id(m)] for _, name, m in outside if name in self.family.after)
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:

@@ -34,11 +34,11 @@ def quantization_config(name: str, dtype: torch.dtype) -> QuantizationConfig | N
     one_of("model.quantization", name, QUANTIZATIONS)
     if name == "none":
         return None
-    package = "torchao" if name == TORCHAO else "bitsandbytes"
+    package, extra = ("torchao",) * 2 if name == TORCHAO else ("bitsandbytes", "quantization")
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"model.quantization {name!r} needs {package}, which is not installed: "
-            "pip install 'flower-split[quantization]' on the server and on every silo"
+            f"pip install 'flower-split[{extra}]' on the server and on every silo"
         )
     if name == TORCHAO:
         settings = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()

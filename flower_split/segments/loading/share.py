@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flower_split.config.tasks import CAUSAL, Task
 from flower_split.errors import WeightsError
 from flower_split.segments.layers import layer_index, layers_path
 from flower_split.segments.loading.extents import Extent
@@ -30,7 +31,12 @@ class SiloShare:
 
 
 def silo_share(
-    source: str | Path, *, bottom_layers: int, top_layers: int, revision: str = ""
+    source: str | Path,
+    *,
+    bottom_layers: int,
+    top_layers: int,
+    revision: str = "",
+    task: Task = CAUSAL,
 ) -> SiloShare:
     """The tensors of a checkpoint that a client model at these cuts consists of; none is read.
 
@@ -42,11 +48,12 @@ def silo_share(
         bottom_layers: Layers the silo holds after the embeddings.
         top_layers: Layers the silo holds before the head.
         revision: Commit, tag or branch on the hub; empty for the default branch.
+        task: What the model is for.
 
     Raises:
         ModelError: as `load_client_model`, or the configuration names files of its own choice.
     """
-    plan = LoadPlan(source, revision, bottom_layers, top_layers, "float32", "auto")
+    plan = LoadPlan(source, revision, bottom_layers, top_layers, "float32", "auto", task=task)
     if named := getattr(plan.config, "transformers_weights", None):
         raise WeightsError(
             f"config.json of {plan.source.name} names {named!r} as transformers_weights, which "

@@ -1,45 +1,49 @@
 """The skeleton of a model: what its configuration alone tells."""
 
+import contextlib
 import copy
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from flower_split.config.tasks import CAUSAL, SEQUENCE_CLASSIFICATION, Task
 from flower_split.errors import UnsupportedFamilyError, WeightsError
 from flower_split.segments.loading.model_folder import refuse_adapter_beside, without_config
 from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.loading.stock_loader import STOCK_LOCK
+from flower_split.segments.stock_classes import auto_class, stock_class, task_of
 
 _EXPERTS = ("eager", "grouped_mm", "batched_mm")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
-def load_skeleton(source: str | Path | PreTrainedConfig, revision: str = "") -> PreTrainedModel:
+def load_skeleton(
+    source: str | Path | PreTrainedConfig, revision: str = "", task: Task = CAUSAL
+) -> PreTrainedModel:
     """The whole uncut model on the meta device: names, shapes and modules, but no weights.
 
     Args:
         source: As for `resolve_source`, or a configuration.
         revision: Commit, tag or branch on the hub; empty for the default branch.
+        task: Of the model; a configuration names its own.
 
     Raises:
         WeightsError: there is no such model, or its configuration cannot be read.
-        UnsupportedFamilyError: it is no causal language model of transformers.
+        UnsupportedFamilyError: transformers has no such model for the task.
     """
     if isinstance(source, PreTrainedConfig):
         return make_skeleton(source)
-    return make_skeleton(read_config(resolve_source(source, revision)))
+    return make_skeleton(read_config(resolve_source(source, revision), task))
 
 
 def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenizerBase:
@@ -70,14 +74,15 @@ def load_tokenizer(source: str | Path, revision: str = "") -> PreTrainedTokenize
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def read_config(source: Source) -> PreTrainedConfig:
-    """The configuration of a model.
+def read_config(source: Source, task: Task = CAUSAL) -> PreTrainedConfig:
+    """The configuration of a model, which names the stock class of the task.
 
     What it says of kernels is left out: whoever makes a model of it chooses them.
 
     Raises:
         WeightsError: there is none, it cannot be read, or an adapter lies beside it.
-        UnsupportedFamilyError: transformers does not know the model's family.
+        UnsupportedFamilyError: transformers does not know the model's family, or has no model of
+            it for the task.
     """
     path = source.find("config.json")
     if path is None:
@@ -110,22 +115,32 @@ def read_config(source: Source) -> PreTrainedConfig:
             f"{path} sets experts_implementation to {experts!r}, expected one of "
             f"{', '.join(_EXPERTS)}, which need no further package; change it, or delete the entry"
         )
+    if task != CAUSAL:
+        _set_task(config, task, source)
+    elif task_of(config) != CAUSAL.name:
+        config.architectures = None
     return cast(PreTrainedConfig, config)
 
 
-def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The stock `…ForCausalLM` class for `config`.
-
-    Raises:
-        UnsupportedFamilyError: transformers has none.
-    """
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    stock = found[0] if isinstance(found, tuple | list) else found
-    if stock is None:
-        raise UnsupportedFamilyError(
-            f"model family {config.model_type!r} has no causal language model in transformers"
+def _set_task(config: PreTrainedConfig, task: Task, source: Source) -> None:
+    trained = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
+    unnamed = trained == tuple(f"LABEL_{number}" for number in range(len(trained)))
+    if task.classifies and task_of(config) == task.name and not unnamed and trained != task.labels:
+        raise WeightsError(
+            f"{source.name!r} is a classifier with the labels {', '.join(trained)}, and "
+            f"model.labels is {', '.join(task.labels)}: give its own, in the same order, or take a "
+            "checkpoint without a head"
         )
-    return cast(type[PreTrainedModel], stock)
+    config.architectures = [stock_class(config, task.name).__name__]
+    if task.classifies:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: number for number, label in enumerate(task.labels)}
+        several = len(task.labels) > 1
+        config.problem_type = "single_label_classification" if several else "regression"
+    if task.name == SEQUENCE_CLASSIFICATION and config.pad_token_id is None:
+        # A decoder classifies by the last token that is no padding, and must know it as such.
+        with contextlib.suppress(WeightsError):
+            config.pad_token_id = load_tokenizer(source.folder).pad_token_id
 
 
 def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -133,10 +148,10 @@ def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
     Raises:
         WeightsError: transformers makes no model of it here.
-        UnsupportedFamilyError: it is no causal language model of transformers.
+        UnsupportedFamilyError: transformers has no such model for the task that it names.
     """
     stock_class(config)
-    auto: Any = AutoModelForCausalLM
+    auto = auto_class(config)
     try:
         with STOCK_LOCK, torch.device("meta"):
             return cast(PreTrainedModel, auto.from_config(copy.deepcopy(config)))

@@ -17,14 +17,21 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import FlowerSplitError, WeightsError
 from flower_split.segments.loading.experts import unlike_expert
 from flower_split.segments.loading.quantization import QuantizationConfig, check_quantized
+from flower_split.segments.pass_through import TrunkPlace
+from flower_split.segments.randomness import random_numbers
+from flower_split.segments.stock_classes import task_of
 
 _progress: Any = transformers_logging
 
 # transformers sets process-wide defaults (dtype, device, initialisers) while it makes a model.
 STOCK_LOCK = threading.RLock()
+
+_HEAD_SEED = 0
+"""Of what a checkpoint lacks of the head; what is trained of it is replaced by the run's own."""
 
 
 def load_stock(
@@ -39,6 +46,7 @@ def load_stock(
     name: str,
     path: Path,
     quantization: QuantizationConfig | None = None,
+    head: Callable[[], tuple[str, ...]] = tuple,
 ) -> PreTrainedModel:
     """A model of the class `stock`, after `punch`, with `tensors` for all that is left of it.
 
@@ -53,11 +61,14 @@ def load_stock(
         name: Of the model; PEFT writes it into an adapter, as that of the base model.
         path: Where the tensors are from, for errors.
         quantization: Of each tensor as it has been read; None for none.
+        head: Gives the names of modules that may be missing. They are drawn from one seed, and
+            the layer at the trunk's place knows them.
 
     Raises:
         WeightsError: a tensor is missing or has the wrong shape.
     """
-    with STOCK_LOCK, _kept_reports() as reports:
+    seed = None if task_of(config) == CAUSAL_LM else _HEAD_SEED
+    with STOCK_LOCK, _kept_reports() as reports, random_numbers(device, seed):
         try:
             loader: Any = _punched_class(stock, punch, name)
             model, info = loader.from_pretrained(
@@ -79,12 +90,33 @@ def load_stock(
             raise WeightsError(
                 f"the tensors of {path} do not make a {config.model_type} model: {reason}"
             ) from exc
+    fresh = _missing_of(head, info)
+    info["missing_keys"] = {*info["missing_keys"]} - {*fresh}
     _check(info, tensors, path)
     check_quantized(model, quantization)
+    for module in model.modules():
+        if isinstance(module, TrunkPlace):
+            module.fresh = fresh
     # Of its own class again, the model can be copied, saved and wrapped like any other.
     model.__class__ = stock
     torch.nn.Module.to(model, device)  # what is in no checkpoint: stand-ins, rotary frequencies
     return cast(PreTrainedModel, model)
+
+
+def _missing_of(head: Callable[[], tuple[str, ...]], info: dict[str, Any]) -> tuple[str, ...]:
+    """The tensors of the head that are missing; a head of other labels than these is refused."""
+    names = {*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
+    if not names:
+        return ()
+    paths = tuple(f"{name}." for name in head())
+    for name, found, expected in info["mismatched_keys"]:
+        if str(name).startswith(paths):
+            raise WeightsError(
+                f"the checkpoint's {name} has the shape {tuple(found)}, and with the run's labels "
+                f"it is {tuple(expected)}: name the labels that the checkpoint was trained with in "
+                "model.labels, or take a checkpoint without this head"
+            )
+    return tuple(sorted(name for name in info["missing_keys"] if name.startswith(paths)))
 
 
 def placement(device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from flower_split.config.tasks import CAUSAL, Task
 from flower_split.segments.loading.skeleton import load_skeleton
 
 _LEARNED = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
@@ -18,26 +19,42 @@ class TableSizes:
     """Rows of the embedding table: fewer or more than the tokenizer's tokens."""
     positions: int | None
     """Tokens of the longest row; None where positions are computed, so that none is too long."""
+    types: int = 0
+    """Types of tokens, by which a pair of texts is told apart; 0 where there are none."""
+    pad_id: int | None = None
+    """The token that the model takes for padding, where its configuration says."""
 
 
-def table_sizes(source: str | Path, revision: str = "") -> TableSizes:
+def table_sizes(source: str | Path, revision: str = "", task: Task = CAUSAL) -> TableSizes:
     """The sizes of a model's tables, of which no weight is read.
 
     Args:
         source: As for `resolve_source`.
         revision: Commit, tag or branch on the hub; empty for the default branch.
+        task: Of the model.
 
     Raises:
         WeightsError: there is no such model, or its configuration cannot be read.
-        UnsupportedFamilyError: it is no causal language model of transformers.
+        UnsupportedFamilyError: transformers has no such model for the task.
     """
-    skeleton = load_skeleton(source, revision)
+    skeleton = load_skeleton(source, revision, task)
     tokens: nn.Module = skeleton.get_input_embeddings()
-    names = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Embedding)]
+    tables = {n: m for n, m in skeleton.named_modules() if isinstance(m, nn.Embedding)}
+    names = [*tables]
     names += [name for name, _ in skeleton.named_buffers()]  # GPT-J's are computed beforehand
     learned = any(name.rpartition(".")[2] in _LEARNED for name in names)
     text = skeleton.config.get_text_config(decoder=True)
+    positions = int(text.max_position_embeddings) if learned else None
+    types = 0
+    for name, table in tables.items():
+        last = name.rpartition(".")[2]
+        if last == "token_type_embeddings":
+            types = table.num_embeddings
+        elif last in _LEARNED and table.padding_idx is not None and positions is not None:
+            positions -= table.padding_idx + 1  # RoBERTa counts from there
     return TableSizes(
         tokens=len(tokens.get_parameter("weight")),
-        positions=int(text.max_position_embeddings) if learned else None,
+        positions=positions,
+        types=types,
+        pad_id=text.pad_token_id,
     )

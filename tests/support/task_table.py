@@ -1,0 +1,123 @@
+"""The table of the tasks: which model types are exact when they are cut for which of them.
+
+::
+
+    python tests/support/task_table.py --write [MODEL_TYPE …]
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from family_table import SETTINGS, shortened
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from flower_split.config.tasks import MASKED_LM, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
+
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
+NAMES = {
+    SEQUENCE_CLASSIFICATION: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    TOKEN_CLASSIFICATION: MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MASKED_LM: MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+}
+TYPES = tuple(sorted({name for names in NAMES.values() for name in names}))
+
+
+def line_of(model_type: str) -> str:
+    """The row of one type, proved in this process."""
+    found, reasons = [], list[str]()
+    for task, names in NAMES.items():
+        reason = prove_task(model_type, task) if model_type in names else "-"
+        found.append("-" if reason == "-" else "no" if reason else "yes")
+        if reason not in ("-", "", *reasons):
+            reasons.append(reason)
+    return f"| `{model_type}` | {' | '.join(found)} | {'; '.join(reasons[:1])} |"
+
+
+def prove_task(model_type: str, task: str) -> str:
+    """Why a type is not exact for a task; empty where it is."""
+    from flower_split.errors import ModelError
+    from flower_split.segments.stock_classes import stock_class
+    from flower_split.verification import prove
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            settings = SETTINGS.get(model_type, {})
+            decoder = settings.get("is_encoder_decoder") is False  # half of an encoder-decoder
+            config = CONFIG_MAPPING[model_type](**({} if decoder else settings))
+            config.architectures = [stock_class(config, task).__name__]
+        except ModelError as error:
+            return shortened(str(error))
+        except Exception as error:
+            return f"its default configuration is invalid: {type(error).__name__}"
+        try:
+            prove(config)
+        except ModelError as error:
+            return shortened(str(error))
+        except Exception as error:
+            return shortened(f"the stock code fails with {type(error).__name__}: {error}")
+    return ""
+
+
+def written_rows() -> dict[str, str]:
+    """The lines of the table in the docs, by model type."""
+    text = PAGE.read_text(encoding="utf-8").partition(MARK)[2]
+    lines = re.finditer(r"^\| `([\w-]+)` \|.*$", text, re.M)
+    return {match[1]: match[0] for match in lines if match[1] != "model_type"}
+
+
+def exact(line: str) -> dict[str, bool]:
+    """By task, whether a line says that it is exact; without those that transformers has not."""
+    cells = [cell.strip() for cell in line.split("|")[2:5]]
+    return {t: cell == "yes" for t, cell in zip(NAMES, cells, strict=True) if cell != "-"}
+
+
+def render(lines: Mapping[str, str]) -> str:
+    """The table, of its lines by model type."""
+    told = [exact(line) for line in lines.values()]
+    counts = [
+        f"{sum(one.get(task, False) for one in told)} of {sum(task in one for one in told)} for "
+        f"`{task}`"
+        for task in NAMES
+    ]
+    return "\n".join(
+        (
+            f"Exact when they are cut are {', '.join(counts)}. Default configurations were tried; "
+            "`-` is what transformers does not have. Written by "
+            "`python tests/support/task_table.py --write`.",
+            "",
+            "| `model_type` | sequences | tokens | masked | what differs, or why not |",
+            "|---|---|---|---|---|",
+            *(lines[model_type] for model_type in sorted(lines)),
+            "",
+        )
+    )
+
+
+def main(write: bool, types: Sequence[str]) -> None:
+    """Prove `types`, or all, and write their lines into the docs, or print the table."""
+    lines = {name: line for name, line in written_rows().items() if types}
+    with ProcessPoolExecutor(2) as pool:
+        for model_type, line in zip(types or TYPES, pool.map(line_of, types or TYPES), strict=True):
+            print(line, file=sys.stderr, flush=True)
+            lines[model_type] = line
+    if not write:
+        sys.stdout.write(render(lines))
+        return
+    head = PAGE.read_text(encoding="utf-8").split(MARK)[0]
+    PAGE.write_text(f"{head}{MARK}\n\n{render(lines)}", encoding="utf-8")
+
+
+MARK = "## Model types"
+
+if __name__ == "__main__":
+    main("--write" in sys.argv, [name for name in sys.argv[1:] if name != "--write"])
