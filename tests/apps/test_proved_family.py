@@ -42,9 +42,12 @@ CASES = (
 )
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    ("case", "delivery"), list(zip(CASES, ("local", "server"), strict=True)), ids=("olmo", "lfm2")
+    ("case", "delivery"),
+    list(zip(CASES[::-1], ("server", "local"), strict=True)),
+    ids=("lfm2", "olmo"),
 )
 def test_it_trains(tmp_path: Path, case: Case, delivery: str) -> None:
     config = tiny_run_config(save_tiny_run(tmp_path), **{"num-server-rounds": 1})

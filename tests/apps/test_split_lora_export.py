@@ -33,6 +33,7 @@ def ran(folder, state_home, tmp_path):
     return run
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("mode", ["federated", "frozen"])
 @pytest.mark.parametrize("name", ["flora", "fedexlora", "flexlora"])
 def test_what_is_folded_is_part_of_the_adapter(folder, ran, tmp_path, name, mode):

@@ -83,6 +83,7 @@ def test_without_keeping_every_round_starts_afresh(folder, state_home):
     assert not state_home.exists()
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("name", INNER)
 def test_a_round_that_did_not_count_is_never_gone_on_from(folder, name):
     losing = {(1, 1), (0, 2)}
@@ -147,6 +148,7 @@ class Resumed(TrunkHost):
         return arrays
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", ["federated", "shared", "frozen"])
 def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypatch):
     # In a shared trunk the order of the silos matters, and Flower draws it.

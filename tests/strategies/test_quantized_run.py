@@ -24,8 +24,9 @@ def fedavg():
     return FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS)
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("kind", ["nf4", "int8", "torchao-int8"])
-def test_every_adapter_tensor_equals_that_of_the_uncut_run(kind, tmp_path, monkeypatch):
+def test_every_adapter_tensor_equals_that_of_the_uncut_run(kind, tmp_path):
     folder = tmp_path / "model"
     tiny_model(layers=4, hidden_size=64, intermediate_size=128, **LONG).save_pretrained(folder)
     initial = uncut_model.initial_arrays(folder, **LORA)
@@ -39,8 +40,7 @@ def test_every_adapter_tensor_equals_that_of_the_uncut_run(kind, tmp_path, monke
     values = run_config(folder, **{**KEEPING, "model.quantization": kind})
     ours, _ = run_split(values, fedavg(), initial)
     assert failed_rounds(ours) == set()
-    monkeypatch.setattr(uncut_model, "base_model", quantized)
-    app = uncut_app(folder, config=run_config(folder, **KEEPING), loras=LORA)
+    app = uncut_app(folder, config=run_config(folder, **KEEPING), loras={**LORA, "base": quantized})
     theirs, _ = run_uncut(fedavg(), app, initial, rounds=ROUNDS)
     ours, theirs = (result.arrays.to_torch_state_dict() for result in (ours, theirs))
     assert largest_difference(ours, theirs) <= TOLERANCE
