@@ -48,7 +48,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
         slow = config.option.markexpr == "slow"
-        config.option.numprocesses = min(MOST_PROCESSES, 1 + (os.cpu_count() or 1))
+        # Those of the slow suite wait for Flower's processes most of the time.
+        more = 2 if slow else 1
+        config.option.numprocesses = min(MOST_PROCESSES, more + (os.cpu_count() or 1))
         config.option.dist = "loadgroup" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time
 
