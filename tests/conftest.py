@@ -37,10 +37,10 @@ MOST_PROCESSES = 4
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run a whole suite in a process more than there are cores, and named tests in this one.
+    """Run the default suite in a process more than there are cores, and named tests in this one.
 
-    One process more, because tests wait for timers and for processes that they started.
-    In the slow suite those stay together that share what is costly to start.
+    One process more, because tests wait for timers and for processes that they started. In the
+    slow suite they keep the cores busy, and tests that share what is costly stay together.
     Elsewhere a process takes neighbours too, and what is left of another's when its own are done.
     `-n` decides otherwise, and without pytest-xdist there is one process.
     """
@@ -48,8 +48,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
         slow = config.option.markexpr == "slow"
-        # Those of the slow suite wait for Flower's processes most of the time.
-        more = 2 if slow else 1
+        more = 0 if slow else 1
         config.option.numprocesses = min(MOST_PROCESSES, more + (os.cpu_count() or 1))
         config.option.dist = "loadgroup" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time

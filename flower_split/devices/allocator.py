@@ -42,6 +42,16 @@ def keep_freed_memory() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in _MALLOPT.values())
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc give all free memory of this process back to the operating system.
+
+    For after a model has been made of tensors that are larger than its own: what they have left
+    free is in pieces that only small blocks fit into.
+    """
+    if is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def is_glibc() -> bool:
     """Whether this process's C library is glibc."""
     if sys.platform != "linux":

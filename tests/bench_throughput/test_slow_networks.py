@@ -35,11 +35,11 @@ def test_the_bound_is_the_longest_of_what_can_overlap() -> None:
 
 def test_depth_hides_the_delay_and_is_found_by_measurement() -> None:
     """One at a time, a step of four microbatches takes nine round trips; at once, three."""
-    link = Link(round_trip_ms=200)
+    link = Link(round_trip_ms=400)  # far more than a busy machine computes
     with Silo(slow_networks.TOY) as silo:
         one = silo.step(link, "fp32", 1, steps=1).seconds
         four = silo.step(link, "fp32", 4, steps=1).seconds
         found = silo.step(link, "fp32", 0, steps=6).seconds
-    assert one >= 9 * 0.2
+    assert one >= 9 * 0.4
     assert four < 0.8 * one
     assert found < 0.8 * one

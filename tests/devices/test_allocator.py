@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flower_split.devices import allocator
+from flower_split.reporting.machine import resident_bytes
 
 glibc = pytest.mark.skipif(not allocator.is_glibc(), reason="the allocator is not glibc's")
 
@@ -89,6 +90,15 @@ def test_a_block_that_is_too_large_is_given_back() -> None:
     made = make_blocks("keep", size)
     assert made.kept
     assert made.peak < 1.5 * size
+
+
+@glibc
+def test_what_is_free_is_given_back() -> None:
+    blocks = [bytearray(64 * 1024) for _ in range(512)]
+    del blocks[::2]  # in pieces, of which the heap's end is none
+    before = resident_bytes()
+    allocator.give_back_freed_memory()
+    assert before - resident_bytes() > 8 * MIB
 
 
 @glibc

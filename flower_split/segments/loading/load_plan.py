@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from flower_split.config.checks import one_of
 from flower_split.config.sections import ATTENTION, DTYPES
 from flower_split.config.tasks import CAUSAL, Task
-from flower_split.devices import resolve_device
+from flower_split.devices import give_back_freed_memory, resolve_device
 from flower_split.errors import ModelError, WeightsError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.families import Family
@@ -188,7 +188,7 @@ class LoadPlan:
 
     def make(self, tensors: dict[str, Any], punch: Punch, path: Path) -> PreTrainedModel:
         """The stock model after `punch`, of `tensors` that come from `path`; see `load_stock`."""
-        return load_stock(
+        model = load_stock(
             stock_class(self.config),
             self.config,
             tensors,
@@ -201,6 +201,9 @@ class LoadPlan:
             quantization=self.quantization,
             head=self._head,
         )
+        if self.quantization is not None:
+            give_back_freed_memory()
+        return model
 
     def _head(self) -> tuple[str, ...]:
         """Names of the modules that a checkpoint of another task may lack."""
