@@ -21,6 +21,12 @@ def test_a_sample_is_as_written(model_type: str, task: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model_type", TYPES[3::24])
+def test_a_larger_sample_is_as_written(model_type: str) -> None:
+    assert line_of(model_type) == written_rows()[model_type], WRITE
+
+
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_all_are_as_written(shard: int) -> None:
