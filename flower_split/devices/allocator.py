@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MIB = 1 << 20
 LARGEST_KEPT = 128 * MIB
@@ -12,12 +14,19 @@ MOST_KEPT = 256 * MIB
 HEAP = 64 * MIB
 """Bytes of a heap that glibc makes for a further thread; it is kept where that many may be free."""
 
+SMALLEST_GIVEN_BACK = MIB // 4
+"""Bytes of a block that is given back at once, while blocks are."""
+
 _MALLOPT = {
     "MMAP_THRESHOLD": (-3, LARGEST_KEPT),
     "TRIM_THRESHOLD": (-1, MOST_KEPT),
     "TOP_PAD": (-2, HEAP),
 }
 """Numbers from glibc's `malloc.h`. The first one is the one that an old glibc refuses."""
+_AS_ADJUSTED = {"MMAP_THRESHOLD": (-3, 32 * MIB), "TRIM_THRESHOLD": (-1, 64 * MIB)}
+"""What glibc comes to by itself in a process that has freed large blocks."""
+_keeps = False
+"""Whether `keep_freed_memory` holds in this process."""
 
 
 def keep_freed_memory() -> bool:
@@ -37,19 +46,34 @@ def keep_freed_memory() -> bool:
     """
     if not is_glibc() or _is_set_by_environment():
         return False
+    global _keeps
     mallopt = ctypes.CDLL(None).mallopt
     # Each of the others alone would stop glibc from adjusting the size of blocks that it keeps.
-    return all(mallopt(parameter, value) == 1 for parameter, value in _MALLOPT.values())
+    _keeps = all(mallopt(parameter, value) == 1 for parameter, value in _MALLOPT.values())
+    return _keeps
 
 
-def give_back_freed_memory() -> None:
-    """Have glibc give all free memory of this process back to the operating system.
+@contextmanager
+def giving_back_freed_memory() -> Iterator[None]:
+    """Have glibc give blocks back to the operating system when they are freed, for a while.
 
-    For after a model has been made of tensors that are larger than its own: what they have left
-    free is in pieces that only small blocks fit into.
+    For making a model of tensors that are larger than its own: else what they leave is in pieces
+    into which only small blocks fit. What the environment sets stays, as for `keep_freed_memory`.
     """
-    if is_glibc():
-        ctypes.CDLL(None).malloc_trim(0)
+    if not is_glibc():
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    adjusts = not _is_set_by_environment()
+    if adjusts:
+        libc.mallopt(_MALLOPT["MMAP_THRESHOLD"][0], SMALLEST_GIVEN_BACK)
+    try:
+        yield
+    finally:
+        if adjusts:
+            for parameter, value in (_MALLOPT if _keeps else _AS_ADJUSTED).values():
+                libc.mallopt(parameter, value)
+        libc.malloc_trim(0)
 
 
 def is_glibc() -> bool:

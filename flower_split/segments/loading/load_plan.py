@@ -1,6 +1,7 @@
 """The load plan of a party's segment, and loading by it: nothing else of the model is read."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from flower_split.config.checks import one_of
 from flower_split.config.sections import ATTENTION, DTYPES
 from flower_split.config.tasks import CAUSAL, Task
-from flower_split.devices import give_back_freed_memory, resolve_device
+from flower_split.devices import giving_back_freed_memory, resolve_device
 from flower_split.errors import ModelError, WeightsError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.families import Family
@@ -188,22 +189,20 @@ class LoadPlan:
 
     def make(self, tensors: dict[str, Any], punch: Punch, path: Path) -> PreTrainedModel:
         """The stock model after `punch`, of `tensors` that come from `path`; see `load_stock`."""
-        model = load_stock(
-            stock_class(self.config),
-            self.config,
-            tensors,
-            punch=lambda model: punch(model, self.cuts, self.family),
-            dtype=self.dtype,
-            device=self.device,
-            attention=self.attention,
-            name=self.source.name,
-            path=path,
-            quantization=self.quantization,
-            head=self._head,
-        )
-        if self.quantization is not None:
-            give_back_freed_memory()
-        return model
+        with nullcontext() if self.quantization is None else giving_back_freed_memory():
+            return load_stock(
+                stock_class(self.config),
+                self.config,
+                tensors,
+                punch=lambda model: punch(model, self.cuts, self.family),
+                dtype=self.dtype,
+                device=self.device,
+                attention=self.attention,
+                name=self.source.name,
+                path=path,
+                quantization=self.quantization,
+                head=self._head,
+            )
 
     def _head(self) -> tuple[str, ...]:
         """Names of the modules that a checkpoint of another task may lack."""

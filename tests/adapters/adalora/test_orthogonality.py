@@ -1,4 +1,4 @@
-"""The orthogonal term of singular vectors that lie with two parties is PEFT's of the whole model."""
+"""The orthogonal term of vectors that lie with two parties is PEFT's of the whole model."""
 
 import torch
 from peft import AdaLoraConfig, get_peft_model
