@@ -358,7 +358,7 @@ OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
 @pytest.mark.parametrize("act", [*FOLLOWED, clip_grad_norm_], ids=lambda act: act.__name__)
-@pytest.mark.sampled(keep=16)
+@pytest.mark.sampled(keep=8)
 def test_any_optimizer_trains_the_trunks_adapter_as_parameters(act: Act, make: Any) -> None:
     def clipped(model: Any, optimizer: Any) -> list[float]:
         losses = []

@@ -38,7 +38,7 @@ def updates_of(state, scale):
     return {p.module: whole[p.b] @ whole[p.a] for p in pair_up(whole)}
 
 
-@pytest.mark.sampled(keep=6)
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize(
     ("name", "loras"),
     [*((name, None) for name in NAMES), *((name, MIXED) for name in MIXING)],
