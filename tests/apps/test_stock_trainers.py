@@ -61,6 +61,7 @@ def adamw(model: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0)
 
 
+@pytest.mark.medium
 def test_the_trainer_and_its_own_optimizer(example: Any, tmp_path: Path) -> None:
     cut, trainer = example("cut_model"), example("trainer")
     losses = trainer.main(str(tmp_path / "any"), cut.cut_model(trunk_parameters=True), split=False)
@@ -69,6 +70,7 @@ def test_the_trainer_and_its_own_optimizer(example: Any, tmp_path: Path) -> None
     assert len(losses) == 12
 
 
+@pytest.mark.medium
 def test_the_trainer_with_the_optimizer_of_both_sides(
     example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_the_trainer_with_the_optimizer_of_both_sides(
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.medium
 def test_accelerates_loop(example: Any) -> None:
     loop = example("accelerate_loop")
     whole = uncut(example("cut_model"))

@@ -117,6 +117,7 @@ def clipped_between_microbatches_in_flight(model: Any, optimizer: Any) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
+@pytest.mark.sampled
 def test_what_reaches_the_silos_half_alone_is_refused(act: Any, words: str) -> None:
     pair = make_pair()
     with pytest.raises(AdapterError, match=words):
@@ -158,6 +159,7 @@ def test_an_optimizer_of_the_session_before_is_refused_and_its_state_loaded() ->
         ({"modules_to_save": ["input_layernorm"]}, "modules_to_save="),
     ],
 )
+@pytest.mark.sampled
 def test_a_client_of_other_settings_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(AdapterError, match=words):
         _of_settings(**settings)

@@ -229,6 +229,7 @@ def narrowed(model: Any, optimizer: Any) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
+@pytest.mark.sampled
 def test_what_the_trunk_cannot_follow_is_refused_by_name(act: Any, words: str) -> None:
     pair = make_pair()
     with pytest.raises((AdapterError, ModelError), match=words):

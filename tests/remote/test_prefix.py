@@ -191,6 +191,7 @@ def test_steps_of_both_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.sampled
 def test_generation_disabling_and_evaluation(method: str) -> None:
     both = Both(method, purpose="evaluate")
     models = (both.client, both.whole)

@@ -642,6 +642,7 @@ def told(engine: TrunkEngine, **changes: object) -> SessionSpec:
         ({"more": 1}, "further settings"),
     ],
 )
+@pytest.mark.sampled
 def test_a_silo_cannot_have_the_trunk_make_whatever_adapter_it_wants(
     changes: dict[str, object], said: str
 ) -> None:

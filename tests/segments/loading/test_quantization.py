@@ -85,6 +85,7 @@ def tiny_skeleton(folder: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled
 def test_training_equals_the_uncut_quantized_models(folder: Path, kind: str) -> None:
     if kind == "torchao-int8" and folder.name == "gpt2":
         with pytest.raises(ModelError, match=r"torchao quantizes nothing of this gpt2 model"):

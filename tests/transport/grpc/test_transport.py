@@ -53,6 +53,7 @@ def server(backend: AffineBackend) -> Iterator[TrunkServer]:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.sampled
 def test_results_equal_the_local_transport_s_to_the_bit(
     server: TrunkServer, backend: AffineBackend, codec: str, dtype: str
 ) -> None:
