@@ -15,9 +15,17 @@ from flower_split.segments.layers import find_layers
 
 
 def without_unknown(base: nn.Module, **arguments: Any) -> dict[str, Any]:
-    """Those of `arguments` that a base model's forward pass names: encoders know no caches."""
-    named = inspect.signature(base.forward).parameters
-    return {name: value for name, value in arguments.items() if name in named}
+    """Those of `arguments` that a base model's forward pass names: encoders know no caches.
+
+    A pass that names nothing hands on whatever it is given, as BART's decoder of a causal model.
+    """
+    parameters = inspect.signature(base.forward).parameters
+    named = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    return {name: value for name, value in arguments.items() if name in named or not named}
 
 
 class Segment(nn.Module):
