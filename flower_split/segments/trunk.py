@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from flower_split.devices import autocasting
 from flower_split.segments.cuts import Cuts
-from flower_split.segments.segment import Segment
+from flower_split.segments.segment import Segment, without_unknown
 
 
 class Trunk(Segment):
@@ -30,7 +30,8 @@ class Trunk(Segment):
         # State-space models call it otherwise.
         named = "cache_params" in taken and "past_key_values" not in taken
         self._cache_argument = "cache_params" if named else "past_key_values"
-        self._known = frozenset(taken)
+        optional = ("position_ids", "use_cache", self._cache_argument)
+        self._known = frozenset(without_unknown(model.base_model, **dict.fromkeys(optional)))
         self.autocast: torch.dtype | None = None
         """Dtype of matrix products, whatever the weights' is and whatever the caller's autocast."""
         self.loaded_adapter = ""

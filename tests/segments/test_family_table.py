@@ -8,7 +8,7 @@ from flower_split.segments import FAMILIES
 
 SHARDS = 12
 WRITE = "run: python tests/support/family_table.py --write"
-SAMPLE = ("bert", "helium", "lfm2", "zamba2")
+SAMPLE = ("bart", "bert", "helium", "lfm2", "zamba2")
 
 
 @pytest.mark.medium
