@@ -51,16 +51,13 @@ PREFIXES = frozenset({"CARTRIDGE", "PREFIX_TUNING"})
 PROMPTS = PREFIXES | {"PROMPT_TUNING", "P_TUNING"}
 """Methods that train what comes before a row, in an encoder that is the silo's."""
 
-_SET_BY_MODEL = frozenset(
-    {
-        "modules_to_save",
-        "num_attention_heads",
-        "num_layers",
-        "num_transformer_submodules",
-        "token_dim",
-    }
+MODEL_SIZES = frozenset(
+    {"num_attention_heads", "num_layers", "num_transformer_submodules", "token_dim"}
 )
-"""Fields of a prompt's config that PEFT reads off the model, and one beside the prompt."""
+"""Fields of a prompt's config that PEFT reads off the model."""
+
+_SET_BY_MODEL = MODEL_SIZES | {"modules_to_save"}
+"""The same, and one beside the prompt."""
 
 INITS = (True, False, "gaussian", "olora", "orthogonal", "pissa")
 """LoRA's initialisations that need nothing but the layer's own weights and the run's seed."""

@@ -16,7 +16,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
-from flower_split.adapters.methods import PREFIXES, PROMPTS
+from flower_split.adapters.methods import MODEL_SIZES, PREFIXES, PROMPTS
 from flower_split.errors import AdapterError
 
 EMBEDDINGS = "prompt_embeddings"
@@ -141,15 +141,9 @@ def at_random(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def resolved_values(values: Mapping[str, Any], config: PeftConfig) -> dict[str, Any]:
     """`values` with what PEFT has read off the model's configuration into `config`."""
-    sizes = (
-        "encoder_hidden_size",
-        "num_attention_heads",
-        "num_layers",
-        "num_transformer_submodules",
-        "token_dim",
-    )
-    held = {field.name for field in fields(config)}
-    found = {name: getattr(config, name) for name in sizes if name in held}
+    sizes = MODEL_SIZES | {"encoder_hidden_size"}
+    held = [field.name for field in fields(config)]
+    found = {name: getattr(config, name) for name in held if name in sizes}
     return {**values, **{name: value for name, value in found.items() if value is not None}}
 
 

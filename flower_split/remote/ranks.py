@@ -1,6 +1,5 @@
 """AdaLoRA in a session: the trunk's triplets are asked for, and the loss has their term."""
 
-import json
 from collections.abc import Callable
 
 import torch
@@ -15,8 +14,7 @@ from flower_split.config.peft import ADALORA
 from flower_split.errors import AdapterError, WireError
 from flower_split.remote.gradient_mirror import GradientChange
 from flower_split.remote.trunk_adapter import TrunkAdapter
-from flower_split.transport.base import Transport
-from flower_split.transport.messages import AdapterCall, AdapterReply, ForwardReply
+from flower_split.transport.messages import AdapterCall, ForwardReply
 
 
 class SessionRanks:
@@ -25,7 +23,6 @@ class SessionRanks:
     Args:
         model: The client model as PEFT has wrapped it.
         slot: The layer at the trunk's place.
-        transport: The session.
         adapter: The trunk's part of the adapter.
         change: What was done to the gradients of the step since the trunk was told.
 
@@ -37,7 +34,6 @@ class SessionRanks:
         self,
         model: nn.Module,
         slot: nn.Module,
-        transport: Transport,
         adapter: TrunkAdapter,
         change: Callable[[], GradientChange],
     ) -> None:
@@ -48,7 +44,7 @@ class SessionRanks:
                 "client model with flower_split.wrap(client_model, plan) and give attach_trunk "
                 "what that returns; a silo without a layer that has an adapter cannot take part"
             )
-        self._transport, self._adapter, self._change = transport, adapter, change
+        self._adapter, self._change = adapter, change
         self._term: Tensor | None = None
         self.orthogonal = allocate_over_cut(found, slot, self, len(adapter.modules), self.take)
 
@@ -91,32 +87,27 @@ class SessionRanks:
                 "gradients were scaled or clipped, and the trunk has not taken the step yet: call "
                 "update_and_allocate after optimizer.step() and before zero_grad()"
             )
-        self._call(AdapterCall(action="ranks_update"))
+        self._adapter.call(AdapterCall(action="ranks_update"))
 
     def scores(self) -> tuple[float, ...]:
         """See `TrunkRanks`."""
-        return self._call(AdapterCall(action="ranks_scores")).scores
+        return self._adapter.call(AdapterCall(action="ranks_scores")).scores
 
     def mask(self, threshold: float) -> None:
         """See `TrunkRanks`."""
-        self._call(AdapterCall(action="ranks_mask", threshold=threshold))
+        self._adapter.call(AdapterCall(action="ranks_mask", threshold=threshold))
 
     def mask_again(self) -> int:
         """See `TrunkRanks`."""
-        return self._call(AdapterCall(action="ranks_mask_again")).kept
+        return self._adapter.call(AdapterCall(action="ranks_mask_again")).kept
 
     def reset(self) -> None:
         """See `TrunkRanks`."""
-        self._call(AdapterCall(action="ranks_reset"))
+        self._adapter.call(AdapterCall(action="ranks_reset"))
 
     def masked(self) -> None:
         """See `TrunkRanks`."""
         self._adapter.note_step()
-
-    def _call(self, call: AdapterCall) -> AdapterReply:
-        answer = self._transport.adapter(call)
-        with self._transport.waits.waiting():
-            return answer.result()
 
 
 def opened(ranks: SessionRanks | None, reply: Tensor | ForwardReply) -> Tensor:
@@ -135,7 +126,6 @@ def opened(ranks: SessionRanks | None, reply: Tensor | ForwardReply) -> Tensor:
 def session_ranks(
     model: nn.Module,
     slot: nn.Module,
-    transport: Transport,
     adapter: TrunkAdapter,
     change: Callable[[], GradientChange],
 ) -> SessionRanks | None:
@@ -144,10 +134,8 @@ def session_ranks(
     Raises:
         AdapterError: see `SessionRanks`.
     """
-    spec = transport.spec
-    shown = json.loads(spec.adapter) if spec.adapter else {}
-    if adapter.is_there and shown.get("method") == ADALORA:
-        return SessionRanks(model, slot, transport, adapter, change)
+    if adapter.is_there and adapter.shown.get("method") == ADALORA:
+        return SessionRanks(model, slot, adapter, change)
     found = find_adalora(model)
     if found is not None:
         allocate_alone(found)

@@ -85,7 +85,7 @@ class RemoteTrunk(AdapterStandIn):
         self.border = SiloBorder(transport.spec)
         self.adapter = TrunkAdapter(model, transport, trained)
         self.transport = transport
-        self.ranks = session_ranks(outer, self, transport, self.adapter, self.gradient_change)
+        self.ranks = session_ranks(outer, self, self.adapter, self.gradient_change)
         self.steps = self._microbatches = self._backwards = 0
         self._caches = CacheLedger(self.cuts.trunk_range)
         self._mirror.forget()

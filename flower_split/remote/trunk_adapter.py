@@ -5,7 +5,8 @@ import logging
 import secrets
 import weakref
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,6 @@ class TrunkAdapter:
         self._trained = None if trained is None else frozenset(trained)
         self._values = ValueWatch()
         self._copies: dict[str, ValueWatch] = {}
-        self._held: tuple[tuple[str, tuple[int, ...]], ...] | None = None
         self._active: tuple[str, ...] = ()
         self._scalings: Mapping[tuple[str, int], float] = {}
         self._begun = False
@@ -78,22 +78,24 @@ class TrunkAdapter:
             raise AdapterError("the client model of this trunk is gone")
         return model
 
-    @property
+    @cached_property
     def held(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Name in the uncut model and shape of every tensor of the trunk's part."""
-        if self._held is None:
-            held = self._call(AdapterCall(action="list")).held
-            check_held([name for name, _ in held], self._trunks_modules())
-            self._held = held
-        return self._held
+        held = self.call(AdapterCall(action="list")).held
+        check_held([name for name, _ in held], self._trunks_modules())
+        return held
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Full names of the modules of the uncut model that have an adapter in the session."""
-        if not (self.is_there and self._transport.spec.adapter):
+        if not self.is_there:
             return ()
-        shown = json.loads(self._transport.spec.adapter)
-        return (*(shown.get("modules") or ()), *(shown.get("copies") or ()))
+        return (*(self.shown.get("modules") or ()), *(self.shown.get("copies") or ()))
+
+    @cached_property
+    def shown(self) -> Mapping[str, Any]:
+        """The session's plan as the handshake shows it; empty without one."""
+        return dict(json.loads(self._transport.spec.adapter or "{}"))
 
     @property
     def is_wrapped(self) -> bool:
@@ -229,7 +231,7 @@ class TrunkAdapter:
             )
         tags = {tag for tag in map(_read_tag, given.values()) if tag is not None}
         if len(tags) == 1:
-            self._call(AdapterCall(action="restore", name=tags.pop()))
+            self.call(AdapterCall(action="restore", name=tags.pop()))
         elif tags:
             raise AdapterError("a state of several snapshots of the trunk cannot be restored")
         else:
@@ -249,7 +251,7 @@ class TrunkAdapter:
             return self.read()
         if self._snapshot is None:
             tag = secrets.token_bytes(_TAG_BYTES)
-            self._call(AdapterCall(action="snapshot", name=tag.hex()))
+            self.call(AdapterCall(action="snapshot", name=tag.hex()))
             self._snapshot = tag
         tag = self._snapshot
         _warn_of_parts()
@@ -263,7 +265,7 @@ class TrunkAdapter:
             AdapterError: the trunk does not give it.
         """
         self._check_given()
-        tensors = self._call(AdapterCall(action="read")).tensors
+        tensors = self.call(AdapterCall(action="read")).tensors
         shapes = [shape for _, shape in self.held]
         if [tuple(tensor.shape) for tensor in tensors] != shapes:
             raise WireError("the trunk gave other tensors than its adapter has")
@@ -282,22 +284,21 @@ class TrunkAdapter:
             if not bool(torch.isfinite(tensor).all()):
                 raise AdapterError(f"{name} has values that are not finite")
         sent = tuple(t.detach().to("cpu", torch.float32).contiguous() for t in tensors)
-        self._call(AdapterCall(action="write", tensors=sent))
+        self.call(AdapterCall(action="write", tensors=sent))
 
     def snapshot_moments(self) -> str:
         """Have the trunk keep its optimizer's state; the tag by which it is restored."""
         tag = secrets.token_hex(_TAG_BYTES)
-        self._call(AdapterCall(action="snapshot_moments", name=tag))
+        self.call(AdapterCall(action="snapshot_moments", name=tag))
         return tag
 
     def restore_moments(self, tag: str) -> None:
         """Have the trunk's optimizer go on from the snapshot `tag`."""
-        self._call(AdapterCall(action="restore_moments", name=tag))
+        self.call(AdapterCall(action="restore_moments", name=tag))
 
     def _begin(self) -> None:
         model = self.model
-        text = self._transport.spec.adapter
-        check_plan(model, text, json.loads(text) if text else {})
+        check_plan(model, self._transport.spec.adapter, self.shown)
         layers = tuner_layers(model)
         self._active = tuple(layers[0][1].active_adapters)
         if self._active[:1] != (ADAPTER,):
@@ -357,7 +358,7 @@ class TrunkAdapter:
                 )
             watch = self._copies[name] = ValueWatch()
             watch.note(tensors)
-            self._call(AdapterCall(action="copy", name=name))
+            self.call(AdapterCall(action="copy", name=name))
         elif watch.changed(tensors):
             raise AdapterError(
                 f"the adapter {name!r} was changed in the silo's layers after the trunk had "
@@ -373,7 +374,8 @@ class TrunkAdapter:
                 "trunk.shares-adapter of a run"
             )
 
-    def _call(self, call: AdapterCall) -> AdapterReply:
+    def call(self, call: AdapterCall) -> AdapterReply:
+        """The trunk's answer to `call`."""
         answer = self._transport.adapter(call)
         with self._transport.waits.waiting():
             return answer.result()

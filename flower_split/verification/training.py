@@ -30,8 +30,8 @@ def check_training(parties: Parties, family: Family, batches: Sequence[Batch], w
     # First of all: the trunk adds up gradients until a step is taken.
     with failing_at(f"{where}, steps"):
         _check_steps(parties, batches[0], f"{where}, steps")
+    known = _known(parties.client, use_cache=True)
     for batch in batches:
-        known = _known(parties.client, use_cache=True)
         for cache in (True, False) if batch.cached and known else (False,):
             _check_pass(parties, family, batch, cache, where)
 

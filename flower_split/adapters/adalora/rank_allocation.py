@@ -140,10 +140,7 @@ class TrunkAllocator:
         Raises:
             AdapterError: importances were never updated, or are not finite.
         """
-        try:
-            scores = torch.cat([*self._allocator.scores(self._model).values()]).float()
-        except KeyError as error:
-            raise AdapterError("triplets have no scores before an update") from error
+        scores = torch.cat([*self._scores().values()]).float()
         if not bool(torch.isfinite(scores).all()):
             raise AdapterError("the triplets' scores are not finite: the training diverged")
         return tuple(scores.tolist())
@@ -154,11 +151,7 @@ class TrunkAllocator:
         Raises:
             AdapterError: importances were never updated.
         """
-        try:
-            scores = self._allocator.scores(self._model)
-        except KeyError as error:
-            raise AdapterError("triplets have no scores before an update") from error
-        self._allocator.mask(self._model, scores, threshold)
+        self._allocator.mask(self._model, self._scores(), threshold)
 
     def mask_again(self) -> int:
         """Mask those that were masked last; how many are not."""
@@ -167,6 +160,12 @@ class TrunkAllocator:
     def reset(self) -> None:
         """Forget importances."""
         self._allocator.reset_ipt()  # type: ignore[no-untyped-call]
+
+    def _scores(self) -> dict[str, Tensor]:
+        try:
+            return self._allocator.scores(self._model)
+        except KeyError as error:
+            raise AdapterError("triplets have no scores before an update") from error
 
 
 class CutAllocator(PartAllocator):
