@@ -63,6 +63,22 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return found
 
 
+SHORT = {
+    "logging_steps": 1,
+    "per_device_train_batch_size": 2,
+    "report_to": [],
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+"""Arguments of TRL's configs that the examples have in common."""
+
+
+def losses_of(trainer) -> list[float]:
+    """The losses that a trainer has logged, of every step."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
 TEXTS = [
     "Returns the sum of the array's values.",
     "Raises an error if the axis is out of bounds.",

@@ -7,7 +7,7 @@
 
 import tempfile
 
-from cut_model import TEXTS, cut_model, tokenizer
+from cut_model import SHORT, TEXTS, cut_model, losses_of, tokenizer
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -28,22 +28,17 @@ def main(model=None, optimizer=None) -> list[float]:
         args=GRPOConfig(
             tempfile.mkdtemp(),
             max_steps=3,
-            logging_steps=1,
-            per_device_train_batch_size=2,
             num_generations=2,
             max_completion_length=8,
             beta=0.1,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
+            **SHORT,
         ),
         train_dataset=Dataset.from_list([{"prompt": text[:12]} for text in TEXTS]),
         processing_class=tokenizer(),
         optimizers=(optimizer or SplitAdamW(model, lr=1e-2), None),
     )
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses_of(trainer)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 
 import tempfile
 
-from cut_model import REWARD, TEXTS, cut_model, tokenizer
+from cut_model import REWARD, SHORT, TEXTS, cut_model, losses_of, tokenizer
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
@@ -26,19 +26,14 @@ def main(model=None, optimizer=None) -> list[float]:
         args=RewardConfig(
             tempfile.mkdtemp(),
             max_steps=4,
-            logging_steps=1,
-            per_device_train_batch_size=2,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
+            **SHORT,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
         optimizers=(optimizer or SplitAdamW(model, lr=1e-2), None),
     )
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses_of(trainer)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 import sys
 import tempfile
 
-from cut_model import TEXTS, cut_model, tokenizer
+from cut_model import TEXTS, cut_model, losses_of, tokenizer
 from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
@@ -41,7 +41,7 @@ def main(folder: str, model=None, *, split: bool = True) -> list[float]:
             optimizers=(SplitAdamW(model, lr=1e-2), None) if split else (None, None),
         )
         trainer.train(resume_from_checkpoint=checkpoint)
-        losses += [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        losses += losses_of(trainer)
     return losses
 
 

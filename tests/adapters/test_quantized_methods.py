@@ -5,7 +5,7 @@ from functools import cache, partial
 import pytest
 import torch
 from method_cases import CASES
-from pairs import make_batch
+from pairs import take_steps
 from peft import get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tiny_models import tiny_model
@@ -73,17 +73,6 @@ def run_config(method, kind):
     return read_run_config(values | CASES[method].keys)
 
 
-def trained(model, optimizer):
-    losses = []
-    for step in range(2):
-        loss = model(**make_batch(seed=step)).loss
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
-
-
 def difference(folder, method, kind):
     """The largest of losses and adapter tensors after two steps, cut and uncut."""
     config = run_config(method, kind)
@@ -109,10 +98,10 @@ def difference(folder, method, kind):
     began = read_state(uncut)
     assert began.keys() == initial.keys()
     found = [float((began[n] - initial[n]).abs().max()) for n in began]
-    ours = trained(client, SplitAdamW(client, lr=1e-2))
+    ours = take_steps(client, SplitAdamW(client, lr=1e-2))
     transport.finish()
     free = [p for p in uncut.parameters() if p.requires_grad]
-    others = trained(uncut, torch.optim.AdamW(free, lr=1e-2, weight_decay=0.0))
+    others = take_steps(uncut, torch.optim.AdamW(free, lr=1e-2, weight_decay=0.0))
     found += [abs(a - b) for a, b in zip(ours, others, strict=True)]
     state = read_state(client) | dict(record.collect().tensors)
     after = read_state(uncut)

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from split_run import TOLERANCE, largest_difference
 from steps import KEEPING, run_config
-from task_models import CASES, LABELS, save_rows, save_task_model, task_values, uncut_base
+from task_models import CASES, LABELS, save_rows, save_task_models, task_values, uncut_base
 from uncut_model import peft_model
 from uncut_run import run_uncut, uncut_app
 
@@ -43,8 +43,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9], [6, 7, 8, 0, 0]])
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {family: save_task_model(root / family, family) for family in ("llama", "bert")}
+    return save_task_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from task_models import LABELS, save_task_model
+from task_models import LABELS, save_task_models
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
 from flower_split.config.sections import DataConfig
@@ -26,8 +26,7 @@ MASKED = Task(name=MASKED_LM)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {family: save_task_model(root / family, family) for family in ("llama", "bert")}
+    return save_task_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

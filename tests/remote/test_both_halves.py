@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import Pair, make_batch, make_pair
+from pairs import Pair, backward, make_batch, make_pair, take_steps
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_model
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
@@ -21,24 +21,13 @@ from flower_split.training import Accumulator
 from flower_split.transport.messages import AdapterCall, AdapterReply
 
 
-def backward(model: Any, seed: int) -> None:
-    model(**make_batch(seed=seed)).loss.backward()
-
-
-def train(model: Any, optimizer: Any, steps: int = 2) -> None:
-    for step in range(steps):
-        backward(model, step)
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def own(model: Any) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def average_of_weights(model: Any, optimizer: Any) -> None:
     """As moving averages write to `.data`, which leaves no trace in a tensor's version."""
-    train(model, optimizer)
+    take_steps(model, optimizer)
     for parameter in own(model):
         parameter.data.mul_(0.5)
     backward(model, 5)
@@ -61,18 +50,18 @@ def the_silos_clipped_alone(model: Any, optimizer: Any) -> None:
 
 
 def a_second_optimizer(model: Any, optimizer: Any) -> None:
-    train(model, optimizer)
-    train(model, SplitAdamW(model, lr=1e-2))
+    take_steps(model, optimizer)
+    take_steps(model, SplitAdamW(model, lr=1e-2))
 
 
 def coupled_decay(model: Any, optimizer: Any) -> None:
     optimizer.param_groups[0].update(decoupled_weight_decay=False, weight_decay=0.5)
-    train(model, optimizer)
+    take_steps(model, optimizer)
 
 
 def shorter_groups(model: Any, optimizer: Any) -> None:
     del optimizer.param_groups[0]["params"][0]
-    train(model, optimizer)
+    take_steps(model, optimizer)
 
 
 def frozen_when_it_was_made(model: Any, optimizer: Any) -> None:
@@ -82,11 +71,11 @@ def frozen_when_it_was_made(model: Any, optimizer: Any) -> None:
     optimizer = SplitAdamW(model, lr=1e-2)
     for tensor in tensors:
         tensor.requires_grad_(True)
-    train(model, optimizer)
+    take_steps(model, optimizer)
 
 
 def stepped_by_another_at_the_end(model: Any, optimizer: Any) -> None:
-    train(model, optimizer)
+    take_steps(model, optimizer)
     backward(model, 5)
     torch.optim.SGD(own(model), lr=0.5).step()
     find_remote(model).finish()
@@ -136,16 +125,16 @@ def test_a_bound_on_elements_is_followed_also_where_one_side_alone_reaches_it(bo
 def test_an_optimizer_of_the_session_before_is_refused_and_its_state_loaded() -> None:
     pair = make_pair()
     optimizer = SplitAdamW(pair.client, lr=1e-2)
-    train(pair.client, optimizer)
+    take_steps(pair.client, optimizer)
     state = optimizer.state_dict()
     attach_trunk(pair.client, LocalTransport(pair.engine, pair.transport.spec))
     with pytest.raises(AdapterError, match="steps in another session"):
-        train(pair.client, optimizer)
+        take_steps(pair.client, optimizer)
     optimizer.load_state_dict(state)
-    train(pair.client, optimizer)
+    take_steps(pair.client, optimizer)
     later = SplitAdamW(pair.client, lr=1e-2)
     later.load_state_dict(optimizer.state_dict())
-    train(pair.client, later)
+    take_steps(pair.client, later)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +214,7 @@ def _with_parameters(
 def test_an_optimizer_without_the_trunks_parameters_is_refused() -> None:
     pair, optimizer = _with_parameters(early=True)
     with pytest.raises(AdapterError, match="make the optimizer after attach_trunk"):
-        train(pair.client, optimizer)
+        take_steps(pair.client, optimizer)
 
 
 def test_microbatches_in_flight_do_not_leave_the_trunks_parameters_untrained() -> None:
@@ -274,5 +263,5 @@ def test_an_optimizer_of_ones_own_adds_what_the_strategy_asks_for() -> None:
     pair = make_pair()
     called: list[bool] = []
     find_remote(pair.client).correct = lambda: called.append(True)
-    train(pair.client, SplitAdamW(pair.client, lr=1e-2))
+    take_steps(pair.client, SplitAdamW(pair.client, lr=1e-2))
     assert called == [True, True]

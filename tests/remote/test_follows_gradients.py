@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import Pair, make_batch, make_pair
+from pairs import Pair, backward, make_batch, make_pair, take_steps
 from tiny_models import tiny_model
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
@@ -22,27 +22,12 @@ from flower_split.server.snapshots import SnapshotStore
 Act = Callable[[Any, Any], list[float]]
 
 
-def train(model: Any, optimizer: Any, steps: int = 2) -> list[float]:
-    losses = []
-    for step in range(steps):
-        losses.append(backward(model, step))
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
-
-
-def backward(model: Any, seed: int) -> float:
-    loss = model(**make_batch(seed=seed)).loss
-    loss.backward()
-    return loss.item()
-
-
 def skipped(model: Any, optimizer: Any) -> list[float]:
-    return [backward(model, 7), optimizer.zero_grad() or 0.0, *train(model, optimizer)]
+    return [backward(model, 7), optimizer.zero_grad() or 0.0, *take_steps(model, optimizer)]
 
 
 def skipped_by_the_model(model: Any, optimizer: Any) -> list[float]:
-    return [backward(model, 7), model.zero_grad() or 0.0, *train(model, optimizer)]
+    return [backward(model, 7), model.zero_grad() or 0.0, *take_steps(model, optimizer)]
 
 
 def stepped_twice(model: Any, optimizer: Any) -> list[float]:
@@ -50,7 +35,7 @@ def stepped_twice(model: Any, optimizer: Any) -> list[float]:
     optimizer.step()
     optimizer.step()
     optimizer.zero_grad()
-    return [loss, *train(model, optimizer)]
+    return [loss, *take_steps(model, optimizer)]
 
 
 def never_zeroed(model: Any, optimizer: Any) -> list[float]:
@@ -62,65 +47,65 @@ def never_zeroed(model: Any, optimizer: Any) -> list[float]:
 
 
 def zeros(model: Any, optimizer: Any) -> list[float]:
-    losses = [*train(model, optimizer), backward(model, 7)]
+    losses = [*take_steps(model, optimizer), backward(model, 7)]
     optimizer.zero_grad(set_to_none=False)
     optimizer.step()
-    return losses + train(model, optimizer)
+    return losses + take_steps(model, optimizer)
 
 
 def zeros_by_the_model(model: Any, optimizer: Any) -> list[float]:
-    losses = [*train(model, optimizer), backward(model, 7)]
+    losses = [*take_steps(model, optimizer), backward(model, 7)]
     model.zero_grad(set_to_none=False)
     optimizer.step()
-    return losses + train(model, optimizer)
+    return losses + take_steps(model, optimizer)
 
 
 def looked_at(model: Any, optimizer: Any) -> list[float]:
-    losses = train(model, optimizer)
+    losses = take_steps(model, optimizer)
     wanted = [p for n, p in model.named_parameters() if p.requires_grad and "layers.0." in n]
     found = torch.autograd.grad(model(**make_batch(seed=7)).loss, wanted)
-    return [*losses, found[-1].norm().item(), *train(model, optimizer)]
+    return [*losses, found[-1].norm().item(), *take_steps(model, optimizer)]
 
 
 def into_some(model: Any, optimizer: Any) -> list[float]:
     """`backward(inputs=...)` adds to those alone."""
-    losses = train(model, optimizer)
+    losses = take_steps(model, optimizer)
     wanted = [p for n, p in model.named_parameters() if p.requires_grad and "layers.0." in n]
     model(**make_batch(seed=7)).loss.backward(inputs=wanted)
     optimizer.zero_grad()
-    return losses + train(model, optimizer)
+    return losses + take_steps(model, optimizer)
 
 
 def other_constants(model: Any, optimizer: Any) -> list[float]:
     for group in optimizer.param_groups:
         group.update(weight_decay=0.3, betas=(0.8, 0.95), eps=1e-6)
-    return train(model, optimizer)
+    return take_steps(model, optimizer)
 
 
 def rolled_back(model: Any, optimizer: Any) -> list[float]:
-    losses = train(model, optimizer)
+    losses = take_steps(model, optimizer)
     states = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    losses += train(model, optimizer)
+    losses += take_steps(model, optimizer)
     model.load_state_dict(states[0])
     optimizer.load_state_dict(states[1])
-    return losses + train(model, optimizer)
+    return losses + take_steps(model, optimizer)
 
 
 def only_the_model_rolled_back(model: Any, optimizer: Any) -> list[float]:
-    losses = train(model, optimizer)
+    losses = take_steps(model, optimizer)
     state = copy.deepcopy(model.state_dict())
-    losses += train(model, optimizer)
+    losses += take_steps(model, optimizer)
     model.load_state_dict(state)
-    return losses + train(model, optimizer)
+    return losses + take_steps(model, optimizer)
 
 
 def saved_and_loaded(model: Any, optimizer: Any) -> list[float]:
-    losses = train(model, optimizer)
+    losses = take_steps(model, optimizer)
     folder = tempfile.mkdtemp()
     model.save_pretrained(folder)
-    losses += train(model, optimizer)
+    losses += take_steps(model, optimizer)
     model.load_adapter(folder, "default", is_trainable=True)
-    return losses + train(model, optimizer)
+    return losses + take_steps(model, optimizer)
 
 
 FOLLOWED = [
@@ -169,13 +154,13 @@ def test_the_trunk_follows(mode: str, act: Act) -> None:
 def test_a_state_that_was_loaded_counts_in_stages_too() -> None:
     pair = make_pair()
     optimizer = SplitAdamW(pair.client, lr=1e-2)
-    train(pair.client, optimizer)
+    take_steps(pair.client, optimizer)
     state = copy.deepcopy(pair.client.state_dict())
     batch = make_batch(seed=50)
     stages = SplitStages(pair.client)
     with torch.no_grad():
         expected = stages.start(batch).output().loss
-    train(pair.client, optimizer)
+    take_steps(pair.client, optimizer)
     pair.client.load_state_dict(state)
     with torch.no_grad():
         assert torch.equal(stages.start(batch).output().loss, expected)
@@ -338,14 +323,14 @@ def test_snapshots_outlive_the_process_in_a_folder(tmp_path: Path) -> None:
 
     with session(tmp_path) as pair:
         optimizer = SplitAdamW(pair.client, lr=1e-2)
-        train(pair.client, optimizer)
+        take_steps(pair.client, optimizer)
         states = copy.deepcopy((pair.client.state_dict(), optimizer.state_dict()))
-        expected = train(pair.client, optimizer, 3)
+        expected = take_steps(pair.client, optimizer, 3)
     with session(tmp_path) as pair:
         optimizer = SplitAdamW(pair.client, lr=1e-2)
         pair.client.load_state_dict(states[0])
         optimizer.load_state_dict(states[1])
-        assert train(pair.client, optimizer, 3) == expected
+        assert take_steps(pair.client, optimizer, 3) == expected
 
 
 OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [

@@ -3,11 +3,12 @@
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from pairs import make_batch, make_pair
+from pairs import make_batch, make_pair, take_steps
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from tiny_models import tiny_model
@@ -19,16 +20,7 @@ from flower_split.server.engine import TrunkEngine
 
 Act = Callable[[Any, Any], list[float]]
 
-
-def train(model: Any, optimizer: Any, steps: int = 3) -> list[float]:
-    losses = []
-    for step in range(steps):
-        loss = model(**make_batch(seed=step)).loss
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+train = partial(take_steps, steps=3)
 
 
 @torch.no_grad()

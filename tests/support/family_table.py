@@ -9,19 +9,17 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import transformers
+from proved_table import ProvedTable
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 TYPES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 _HALVES = (
@@ -99,6 +97,11 @@ def causal_config(model_type: str) -> PreTrainedConfig:
     return config
 
 
+def line_of(model_type: str) -> str:
+    """The row of one type, proved in this process."""
+    return prove_type(model_type).line
+
+
 def prove_type(model_type: str) -> Row:
     """Prove one type, in this process."""
     from flower_split.errors import ModelError
@@ -126,13 +129,6 @@ def shortened(reason: str) -> str:
     return (line if len(line) <= 160 else f"{line[:159]}…").replace("|", "\\|")
 
 
-def written_rows() -> dict[str, str]:
-    """The lines of the table in the docs, by model type."""
-    text = PAGE.read_text(encoding="utf-8")
-    lines = re.finditer(r"^\| `([\w-]+)` \|.*$", text, re.M)
-    return {match[1]: match[0] for match in lines if match[1] != "model_type"}
-
-
 def render(lines: Mapping[str, str]) -> str:
     """The table, of its lines by model type."""
     exact = sum(" | no | " not in line for line in lines.values())
@@ -153,21 +149,14 @@ def render(lines: Mapping[str, str]) -> str:
     )
 
 
-def main(write: bool, types: Sequence[str]) -> None:
-    """Prove `types`, or all, and write their lines into the docs, or print the table."""
-    lines = {name: line for name, line in written_rows().items() if types}
-    with ProcessPoolExecutor(2) as pool:
-        for row in pool.map(prove_type, types or TYPES):
-            print(row.line, file=sys.stderr, flush=True)
-            lines[row.model_type] = row.line
-    if not write:
-        sys.stdout.write(render(lines))
-        return
-    head = PAGE.read_text(encoding="utf-8").split(MARK)[0]
-    PAGE.write_text(f"{head}{MARK}\n\n{render(lines)}", encoding="utf-8")
-
-
-MARK = "## All causal model types"
+TABLE = ProvedTable(
+    command="family_table.py",
+    page="models.md",
+    mark="## All causal model types",
+    types=TYPES,
+    prove=line_of,
+    render=render,
+)
 
 if __name__ == "__main__":
-    main("--write" in sys.argv, [name for name in sys.argv[1:] if name != "--write"])
+    TABLE.main(sys.argv[1:])

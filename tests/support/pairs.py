@@ -1,6 +1,7 @@
 """Pairs: a tiny model, cut and uncut, with the same adapters on both."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -104,6 +105,23 @@ def make_batch(rows: int = 3, tokens: int = 11, seed: int = 0) -> dict[str, Tens
     for row in range(1, rows):
         mask[row, tokens - row :] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def backward(model: Any, seed: int) -> float:
+    """The loss of a batch, after its backward pass."""
+    loss = model(**make_batch(seed=seed)).loss
+    loss.backward()
+    return float(loss.item())
+
+
+def take_steps(model: Any, optimizer: Any, steps: int = 2) -> list[float]:
+    """The losses of so many batches, each with a step of its own."""
+    losses = []
+    for step in range(steps):
+        losses.append(backward(model, step))
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
 
 
 def make_pair(

@@ -34,6 +34,11 @@ CASES = {
 }
 
 
+def save_task_models(root: Path) -> dict[str, Path]:
+    """The folders of a decoder and of an encoder, by family."""
+    return {family: save_task_model(root / family, family) for family in ("llama", "bert")}
+
+
 def save_task_model(folder: Path, family: str) -> Path:
     """A random base model of `family`, without a classifier, and a word tokenizer."""
     if family != "bert":

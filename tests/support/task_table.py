@@ -5,14 +5,12 @@
     python tests/support/task_table.py --write [MODEL_TYPE …]
 """
 
-import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping
 
 from family_table import SETTINGS, shortened
+from proved_table import ProvedTable
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -22,7 +20,6 @@ from transformers.models.auto.modeling_auto import (
 
 from flower_split.config.tasks import MASKED_LM, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 
-PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 NAMES = {
     SEQUENCE_CLASSIFICATION: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     TOKEN_CLASSIFICATION: MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -68,13 +65,6 @@ def prove_task(model_type: str, task: str) -> str:
     return ""
 
 
-def written_rows() -> dict[str, str]:
-    """The lines of the table in the docs, by model type."""
-    text = PAGE.read_text(encoding="utf-8").partition(MARK)[2]
-    lines = re.finditer(r"^\| `([\w-]+)` \|.*$", text, re.M)
-    return {match[1]: match[0] for match in lines if match[1] != "model_type"}
-
-
 def exact(line: str) -> dict[str, bool]:
     """By task, whether a line says that it is exact; without those that transformers has not."""
     cells = [cell.strip() for cell in line.split("|")[2:5]]
@@ -103,21 +93,14 @@ def render(lines: Mapping[str, str]) -> str:
     )
 
 
-def main(write: bool, types: Sequence[str]) -> None:
-    """Prove `types`, or all, and write their lines into the docs, or print the table."""
-    lines = {name: line for name, line in written_rows().items() if types}
-    with ProcessPoolExecutor(2) as pool:
-        for model_type, line in zip(types or TYPES, pool.map(line_of, types or TYPES), strict=True):
-            print(line, file=sys.stderr, flush=True)
-            lines[model_type] = line
-    if not write:
-        sys.stdout.write(render(lines))
-        return
-    head = PAGE.read_text(encoding="utf-8").split(MARK)[0]
-    PAGE.write_text(f"{head}{MARK}\n\n{render(lines)}", encoding="utf-8")
-
-
-MARK = "## Model types"
+TABLE = ProvedTable(
+    command="task_table.py",
+    page="tasks.md",
+    mark="## Model types",
+    types=TYPES,
+    prove=line_of,
+    render=render,
+)
 
 if __name__ == "__main__":
-    main("--write" in sys.argv, [name for name in sys.argv[1:] if name != "--write"])
+    TABLE.main(sys.argv[1:])
