@@ -198,8 +198,8 @@ class AdapterPlan:
         """The fields of PEFT's config that choose modules, for `targets` and no others."""
         held = frozenset(targets)
         own = [name for name in self.modules if name in held]
-        found: dict[str, Any] = {"target_modules": own}
-        found |= {name: None for name in _CHOOSERS if name in values}
+        found: dict[str, Any] = {name: None for name in CHOOSERS if name in values}
+        found["target_modules"] = own
         if values.get("feedforward_modules") is not None:
             found["feedforward_modules"] = [n for n in own if n in self._feedforward(values)]
         copies = [name for name in self.copies if name in held]
@@ -219,8 +219,8 @@ class AdapterPlan:
         )
 
 
-_CHOOSERS = ("exclude_modules", "layers_pattern", "layers_to_transform")
-"""Fields of PEFT's configs that choose among the target modules, which are chosen already."""
+CHOOSERS = ("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform")
+"""Fields of PEFT's configs that choose the modules with an adapter."""
 
 _GENERAL = ("method", "options", "copies")
 

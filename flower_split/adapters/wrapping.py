@@ -1,12 +1,12 @@
 """Wrapping one party's segment with the adapters that the plan gives it."""
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from flower_split.adapters.notices import without_peft_notices
-from flower_split.adapters.plan import ADAPTER, AdapterPlan
+from flower_split.adapters.plan import ADAPTER, CHOOSERS, AdapterPlan
 from flower_split.adapters.resolving import digests, fixed_tensors
 from flower_split.adapters.state import adapter_tensors
 from flower_split.errors import AdapterError
@@ -77,7 +77,20 @@ def wrap(
         raise TypeError(f"expected PEFT to return a PeftModel, not {type(wrapped).__name__}")
     if not plan.is_plain:
         _check(wrapped, plan, adapter, buffers)
+    is_client = any(isinstance(module, TrunkPlace) for module in model.modules())
+    if is_client and not plan.is_prompt:
+        _name_whole(wrapped.peft_config[adapter], plan.peft_config())
     return wrapped
+
+
+def _name_whole(own: PeftConfig, whole: PeftConfig) -> None:
+    """Have the part's settings name the modules of the uncut model.
+
+    PEFT writes them beside the tensors, and leaves out without a word what no module is named for.
+    """
+    for name in (*CHOOSERS, "feedforward_modules", "modules_to_save", "trainable_token_indices"):
+        if hasattr(own, name):
+            setattr(own, name, getattr(whole, name))
 
 
 def _own_weights(model: nn.Module, targets: tuple[str, ...]) -> None:

@@ -14,8 +14,11 @@ from peft.helpers import rescale_adapter_scale
 from tiny_models import tiny_model
 
 from flower_split import LocalTransport, SplitAdamW, attach_trunk, split_model
+from flower_split.adapters import initial_state, load_state, resolve_lora, split_state, wrap
+from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError, ModelError
 from flower_split.remote import session_spec
+from flower_split.segments import layers_path
 from flower_split.server.engine import TrunkEngine
 
 Act = Callable[[Any, Any], list[float]]
@@ -281,6 +284,31 @@ def test_a_part_is_not_saved_as_the_whole(tmp_path: Any) -> None:
     pair.client.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch"):
         PeftModel.from_pretrained(tiny_model(), tmp_path)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_client_of_a_plan_is_saved_with_the_modules_of_the_whole(
+    tmp_path: Any, shares: bool
+) -> None:
+    """PEFT leaves out in silence what a folder's settings name no module for."""
+    lora = LoraSettings(r=4, target_modules=("q_proj", "down_proj"))
+    plan = resolve_lora(tiny_model(), lora)
+    client, trunk = split_model(tiny_model(), 1, 2)
+    state = initial_state(tiny_model(), lora, seed=1)
+    own, other = split_state(state, layers_path(trunk.model), trunk.cuts)
+    engine = TrunkEngine(trunk, plan=plan, initial=other, shares_adapter=shares)
+    client = wrap(client, plan)
+    load_state(client, own)
+    spec = session_spec(client, plan=plan, trunk_adapters="federated")
+    attach_trunk(client, LocalTransport(engine, spec))
+    train(client, SplitAdamW(client, lr=1e-2))
+    client.save_pretrained(tmp_path)
+    if not shares:
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            PeftModel.from_pretrained(tiny_model(), tmp_path)
+        return
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
+    assert loss_of(loaded) == loss_of(client)
 
 
 def test_a_trunk_that_shares_its_adapter_gives_the_whole_of_it(tmp_path: Any) -> None:
