@@ -12,6 +12,7 @@ from flower_split.segments.ends import Bottom, Top
 from flower_split.segments.families import Family, known_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.layers import find_layers
+from flower_split.segments.loading.quantization import keep_unpacked
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub, TrunkSlot
 from flower_split.segments.proving import family_of
@@ -25,7 +26,7 @@ def split_model(
 ) -> tuple[PreTrainedModel, Trunk]:
     """The client model and the trunk of a stock model, which is left as it is.
 
-    Both share its parameters; none is copied.
+    Both share its parameters; none is copied. 4-bit weights are kept unpacked in all three.
 
     Args:
         model: A stock `…ForCausalLM`.
@@ -137,6 +138,7 @@ def _examine(
     model: PreTrainedModel, bottom_layers: int, top_layers: int, family: Family | None
 ) -> tuple[Cuts, Family]:
     refuse_model(model)
+    keep_unpacked(model)
     family = family or _family_of_class(model)
     _, layers = find_layers(model)
     cuts = Cuts(bottom_layers=bottom_layers, top_layers=top_layers, num_layers=len(layers))

@@ -8,6 +8,7 @@ from method_cases import CASES
 from pairs import take_steps
 from peft import get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from quantized_models import quantized
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -32,7 +33,6 @@ from flower_split.adapters.methods import ON_QUANTIZED
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import ConfigError
 from flower_split.segments import layers_path
-from flower_split.segments.loading.quantization import quantization_config
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.ticket_record import TrunkStart
 from flower_split.transport.messages import Ticket
@@ -58,14 +58,7 @@ def folder(tmp_path_factory):
 
 @cache
 def whole(folder, kind):
-    settings = quantization_config(kind, torch.float32)
-    return partial(
-        AutoModelForCausalLM.from_pretrained,
-        folder,
-        quantization_config=settings,
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-    )
+    return partial(quantized, folder, kind)
 
 
 def run_config(method, kind):

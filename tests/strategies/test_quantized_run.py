@@ -1,16 +1,15 @@
 """A federated run on quantized weights equals plain Flower on the model quantized alike."""
 
+from functools import partial
+
 import pytest
-import torch
 import uncut_model
 from flwr.serverapp.strategy import FedAvg
+from quantized_models import quantized
 from split_run import TOLERANCE, failed_rounds, largest_difference, run_split
 from steps import KEEPING, SILOS, run_config
 from tiny_models import tiny_model
-from transformers import AutoModelForCausalLM
 from uncut_run import run_uncut, uncut_app
-
-from flower_split.segments.loading.quantization import quantization_config
 
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("torchao")
@@ -31,16 +30,14 @@ def test_every_adapter_tensor_equals_that_of_the_uncut_run(kind, tmp_path):
     tiny_model(layers=4, hidden_size=64, intermediate_size=128, **LONG).save_pretrained(folder)
     initial = uncut_model.initial_arrays(folder, **LORA)
 
-    def quantized(folder):
-        settings = quantization_config(kind, torch.float32)
-        return AutoModelForCausalLM.from_pretrained(
-            folder, quantization_config=settings, dtype=torch.float32, device_map={"": "cpu"}
-        )
-
     values = run_config(folder, **{**KEEPING, "model.quantization": kind})
     ours, _ = run_split(values, fedavg(), initial)
     assert failed_rounds(ours) == set()
-    app = uncut_app(folder, config=run_config(folder, **KEEPING), loras={**LORA, "base": quantized})
+    app = uncut_app(
+        folder,
+        config=run_config(folder, **KEEPING),
+        loras={**LORA, "base": partial(quantized, kind=kind)},
+    )
     theirs, _ = run_uncut(fedavg(), app, initial, rounds=ROUNDS)
     ours, theirs = (result.arrays.to_torch_state_dict() for result in (ours, theirs))
     assert largest_difference(ours, theirs) <= TOLERANCE

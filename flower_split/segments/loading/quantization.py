@@ -72,3 +72,17 @@ def check_quantized(model: PreTrainedModel, settings: QuantizationConfig | None)
             f"such as {held[0][0]}: set model.quantization to one of bitsandbytes' (nf4, "
             "nf4-double, int8), or 'none'"
         )
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """Have 4-bit weights stay as they were quantized, whatever is computed with them.
+
+    On a processor with AVX512 BF16 bitsandbytes packs them anew when they are first evaluated: what
+    is trained afterwards has another loss, and through such a layer no gradient. A silo's
+    evaluation would change what others train through the same trunk.
+    """
+    for module in model.modules():
+        if not getattr(module, "support_avx512bf16_for_cpu", False):
+            continue
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        module.state_dict()  # bitsandbytes unpacks what it saves

@@ -20,7 +20,11 @@ from transformers.utils import logging as transformers_logging
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import FlowerSplitError, WeightsError
 from flower_split.segments.loading.experts import unlike_expert
-from flower_split.segments.loading.quantization import QuantizationConfig, check_quantized
+from flower_split.segments.loading.quantization import (
+    QuantizationConfig,
+    check_quantized,
+    keep_unpacked,
+)
 from flower_split.segments.pass_through import TrunkPlace
 from flower_split.segments.randomness import random_numbers
 from flower_split.segments.stock_classes import task_of
@@ -94,6 +98,7 @@ def load_stock(
     info["missing_keys"] = {*info["missing_keys"]} - {*fresh}
     _check(info, tensors, path)
     check_quantized(model, quantization)
+    keep_unpacked(model)
     for module in model.modules():
         if isinstance(module, TrunkPlace):
             module.fresh = fresh

@@ -41,6 +41,7 @@ for which in LOAD:
 for which, folder, dtype in jobs:
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # makes torch's pool anew; loading threads would race to do it
         LOAD[which](tiny, bottom_layers=1, top_layers=1)
         before = peak()
         module = LOAD[which](folder, bottom_layers=2, top_layers=2, dtype=dtype)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import make_batch
+from pairs import make_batch, take_steps
 from peft import get_peft_model
+from quantized_models import quantized
 from tiny_models import tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -47,14 +48,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         wide = {"hidden_size": 64, "intermediate_size": 128}
     tiny_model(request.param, **wide).save_pretrained(place)
     return place
-
-
-def quantized(folder: Path, kind: str) -> PreTrainedModel:
-    """The uncut model, quantized by transformers."""
-    settings = quantization.quantization_config(kind, torch.float32)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=settings, dtype=torch.float32, device_map={"": "cpu"}
-    )
 
 
 def adapter(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -126,6 +119,26 @@ def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str
     with torch.no_grad():
         batch = make_batch()
         assert torch.equal(client(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_an_evaluation_of_one_silo_changes_no_training_of_another(folder: Path, kind: str) -> None:
+    """Where the processor has AVX512 BF16, bitsandbytes repacks weights that are evaluated."""
+
+    def losses(evaluated: bool) -> list[float]:
+        client, engine = cut(folder, kind)
+        if evaluated:
+            other = wrap(load_client_model(folder, **CUTS, quantization=kind), engine.plan)
+            spec = session_spec(
+                other, plan=engine.plan, trunk_adapters="federated", purpose="evaluate"
+            )
+            attach_trunk(other, LocalTransport(engine, spec))
+            with torch.no_grad():
+                for model in (client, other):
+                    model.eval()(**make_batch())
+        return take_steps(client, SplitAdamW(client, lr=1e-2))
+
+    assert losses(evaluated=True) == losses(evaluated=False)
 
 
 @pytest.mark.parametrize(
