@@ -31,13 +31,25 @@
 The right-hand column is the gRPC status under which a `TrunkError` crosses the wire.
 """
 
+from collections.abc import Iterable
+
 
 class FlowerSplitError(Exception):
     """Base of every error that flower_split raises on purpose."""
 
 
 class ConfigError(FlowerSplitError, ValueError):
-    """A setting is unknown, malformed or contradicts another one."""
+    """A setting is unknown, malformed or contradicts another one.
+
+    Args:
+        message: What is wrong.
+        problems: The same, one by one, where `message` is a list of them.
+    """
+
+    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or tuple(message.splitlines())
+        """Everything that is wrong, one by one."""
 
 
 class ModelError(FlowerSplitError, ValueError):

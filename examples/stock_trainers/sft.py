@@ -14,8 +14,8 @@ from trl import SFTConfig, SFTTrainer
 from flower_split import SplitAdamW
 
 
-def main(model=None, optimizer=None) -> list[float]:
-    """The losses of four steps."""
+def main(model=None, optimizer=None, **settings) -> list[float]:
+    """The losses of four steps; `settings` are further ones of `SFTConfig`."""
     model = model or cut_model()
     trainer = SFTTrainer(
         model=model,
@@ -23,6 +23,7 @@ def main(model=None, optimizer=None) -> list[float]:
             tempfile.mkdtemp(),
             max_steps=4,
             **SHORT,
+            **settings,
         ),
         train_dataset=Dataset.from_dict({"text": TEXTS}),
         processing_class=tokenizer(),

@@ -11,7 +11,7 @@ from peft import AdaLoraConfig, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from flower_split.adapters.reading import CONFIG, TENSORS
+from flower_split.adapters.reading import CONFIG, TENSORS, no_adapter
 from flower_split.errors import AdapterError
 from flower_split.segments import (
     PassThrough,
@@ -109,7 +109,10 @@ def _wrapped(stock: PreTrainedModel, folder: Path, config: PeftConfig) -> PeftMo
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         try:
             return PeftModel.from_pretrained(stock, str(folder), config=config).eval()
-        except (ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+        except (
+            *(ValueError, TypeError, RuntimeError, KeyError, AttributeError),
+            SafetensorError,
+        ) as error:
             raise AdapterError(
                 f"the adapter in {folder} does not fit the model: {error}"
             ) from error
@@ -123,8 +126,10 @@ def _read(folder: Path) -> tuple[PeftConfig, str]:
         digest = hashlib.sha256(text + (folder / TENSORS).read_bytes()).hexdigest()
         return PeftConfig.from_pretrained(str(folder)), digest
     except FileNotFoundError as error:
+        raise no_adapter(folder) from error
+    except KeyError as error:
         raise AdapterError(
-            f"{folder} is no PEFT folder, which has {CONFIG} and {TENSORS}"
+            f"the installed PEFT has no method {error} for the adapter in {folder}"
         ) from error
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise AdapterError(f"{folder} holds no adapter that can be read: {error}") from error

@@ -201,10 +201,15 @@ def config_class(method: str) -> type[PeftConfig]:
 
 def method_problems(config: SplitConfig) -> list[str]:
     """What is wrong with the method that a run config chooses; nothing when it can be trained."""
+    if config.peft.type in PROMPTS and config.model.task != CAUSAL_LM:
+        return [
+            f"peft.type {config.peft.type} puts a prompt before causal language models, and "
+            f"model.task is {config.model.task!r}: choose another method"
+        ]
     try:
         made = method_config(config.lora, config.peft)
     except ConfigError as error:
-        return str(error).splitlines()
+        return [*error.problems]
     if isinstance(made, AdaLoraConfig):
         found = _rank_problems(made, config)
         if found:
@@ -234,11 +239,6 @@ def _prompt_problems(config: SplitConfig, made: PeftConfig) -> list[str]:
         return [
             f"peft.type {config.peft.type} trains a prompt, which is the silo's, and nothing in "
             "the trunk: set trunk.adapters to 'frozen'"
-        ]
-    if config.model.task != CAUSAL_LM:
-        return [
-            f"peft.type {config.peft.type} puts a prompt before causal language models, and "
-            f"model.task is {config.model.task!r}: choose another method"
         ]
     count = int(made.num_virtual_tokens)  # type: ignore[attr-defined]
     return of_bounds(config.train, config.trunk, before=count)

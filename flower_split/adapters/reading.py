@@ -42,6 +42,7 @@ _OF_PLAIN_LORA = frozenset(
 _INITS = (True, "gaussian", "orthogonal", "eva")  # that leave the base weights as they are
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +82,19 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
     except AdapterError:
         raise
     except FileNotFoundError as error:
-        raise AdapterError(
-            f"{folder} is no PEFT folder, which has {CONFIG} and {TENSORS}"
-        ) from error
+        raise no_adapter(folder) from error
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise AdapterError(f"{folder} holds no adapter that can be read: {error}") from error
+
+
+def no_adapter(folder: Path) -> AdapterError:
+    """The error for a folder that lacks a file of an adapter's."""
+    if (folder / _PICKLE).exists():
+        return AdapterError(
+            f"the adapter in {folder} is a pickle, {_PICKLE}, which is not read: save it again "
+            "with PEFT's save_pretrained, which writes safetensors by default"
+        )
+    return AdapterError(f"{folder} is no PEFT folder, which has {CONFIG} and {TENSORS}")
 
 
 def _refuse_unknown(values: Mapping[str, Any], folder: Path) -> None:

@@ -6,13 +6,34 @@ from the trunk, and what is loaded goes there.
 """
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from flower_split.errors import AdapterError
 from flower_split.segments import PassThrough
+
+_UNMERGEABLE = (
+    "a client model's adapter cannot be merged or unloaded: the trunk's layers are not here. "
+    "Export the whole adapter, and merge that: flower-split export --merge. Without its adapter "
+    "the model computes under disable_adapter()"
+)
+
+
+def refuse_merging(model: nn.Module) -> None:
+    """Have PEFT refuse to merge or unload the adapters of a client model before it changes any.
+
+    Args:
+        model: The client model as PEFT has wrapped it, or not wrapped yet.
+    """
+    for tuner in model.modules():
+        if isinstance(tuner, BaseTuner):
+            tuner.merge_adapter = tuner._unload_and_optionally_merge = _refuse  # type: ignore[method-assign]
+
+
+def _refuse(*args: Any, **settings: Any) -> NoReturn:
+    raise AdapterError(_UNMERGEABLE)
 
 
 class AdapterStandIn(PassThrough, BaseTunerLayer):
@@ -34,10 +55,11 @@ class AdapterStandIn(PassThrough, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: the trunk's weights are not here to be merged into."""
-        raise AdapterError(
-            "a client model's adapter cannot be merged: the trunk's layers are not here. Export "
-            "the whole adapter, and merge that: flower-split export --merge"
-        )
+        raise AdapterError(_UNMERGEABLE)
+
+    def unload_and_optionally_merge_module(self, **settings: Any) -> nn.Module:
+        """Refused: what PEFT would hand back is no model that computes."""
+        raise AdapterError(_UNMERGEABLE)
 
     def unmerge(self) -> None:
         """Nothing is ever merged here."""

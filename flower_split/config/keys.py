@@ -150,21 +150,23 @@ def _build(
     A refused value is set back to its default and the rest is tried again, so that one
     refusal does not hide the next.
     """
-    values = dict(values)
+    values, defaults = dict(values), set[str]()
     while True:
         try:
             return kind(**values)
         except ConfigError as error:
-            problems += str(error).splitlines()
             named = [
                 keys[word].field
                 for word in re.findall(r"[a-z0-9.-]+[a-z0-9]", str(error))
                 if word in keys and keys[word].section == section
             ]
+            if not defaults.intersection(named):  # of what the user has set
+                problems += error.problems
             refused = next((name for name in named if name in values), None)
             if refused is None:
                 raise_problems(problems, where)
                 raise
+            defaults.add(refused)
             if _default(kind, refused) is MISSING:
                 values[refused] = _PLACEHOLDER
             else:

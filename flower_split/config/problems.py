@@ -22,4 +22,4 @@ def raise_problems(problems: list[str], where: str) -> None:
         raise ConfigError(unique[0])
     if unique:
         lines = "".join(f"\n- {problem}" for problem in unique)
-        raise ConfigError(f"{len(unique)} problems in {where}:{lines}")
+        raise ConfigError(f"{len(unique)} problems in {where}:{lines}", unique)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from flower_split.adapters.plan import PEFT_PREFIX
-from flower_split.adapters.stand_in import AdapterStandIn
+from flower_split.adapters.stand_in import AdapterStandIn, refuse_merging
 from flower_split.adapters.state import weights_dtype, with_adapter, without_adapter
 from flower_split.devices import current_autocast, mark_ready
 from flower_split.errors import AdapterError, ModelError
@@ -85,6 +85,7 @@ class RemoteTrunk(AdapterStandIn):
         self.border = SiloBorder(transport.spec)
         self.adapter = TrunkAdapter(model, transport, trained)
         self.transport = transport
+        refuse_merging(outer)
         self.ranks = session_ranks(outer, self, self.adapter, self.gradient_change)
         self.steps = self._microbatches = self._backwards = 0
         self._caches = CacheLedger(self.cuts.trunk_range)

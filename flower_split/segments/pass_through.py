@@ -1,7 +1,9 @@
 """Modules that stand in a segment for what another party holds."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +14,7 @@ from transformers.cache_utils import Cache
 from flower_split.errors import ModelError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.families import Family
+from flower_split.segments.layers import find_layers
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -141,17 +144,23 @@ class Stub(nn.Module):
 OnCall = Callable[[Any, Any], None]
 
 _OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
-_UNSENT = (
-    "cross_attn_head_mask",
-    "encoder_attention_mask",
-    "encoder_hidden_states",
-    "head_mask",
-    "mems",
-    "perm_mask",
-    "seq_idx",
-    "target_mapping",
+_KNOWN = frozenset(
+    {
+        *(
+            "attention_mask",
+            "cache_params",
+            "cache_position",
+            "input_ids",
+            "inputs_embeds",
+            "labels",
+        ),
+        *("logits_to_keep", "num_items_in_batch", "past_key_values", "position_ids"),
+        *("return_dict", "token_type_ids", "use_cache", *_OUTPUTS),
+    }
 )
-"""Arguments of stock models that reach their layers, and the trunk by no request."""
+"""Arguments of stock models that the trunk is sent, or that its layers do not see."""
+_PACKING = frozenset({"cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "seq_idx"})
+"""Where packed texts begin, told to kernels that do not read it off the positions."""
 
 
 def watch_calls(model: nn.Module, family: Family, on_call: OnCall) -> None:
@@ -173,23 +182,48 @@ def watch_calls(model: nn.Module, family: Family, on_call: OnCall) -> None:
     if stock is None:
         raise ModelError(f"this {type(model).__name__} holds no stock model")
     # The base model is told last, and is what the trunk calls; some heads pass it by.
-    for called in dict.fromkeys((stock, stock.base_model)):
-        called.register_forward_pre_hook(_Watch(called, family, on_call), with_kwargs=True)
+    holder = _holder(stock)
+    for called in dict.fromkeys((stock, stock.base_model, holder)):
+        told = on_call if called in (stock, stock.base_model) else None
+        watch = _Watch(called, family, told, reaches_layers=called is holder)
+        called.register_forward_pre_hook(watch, with_kwargs=True)
+
+
+def _holder(stock: PreTrainedModel) -> PreTrainedModel:
+    """The innermost model that has the layers: what it is called with may reach them.
+
+    What wraps it may take arguments of its own, as what TRL puts around a head does.
+    """
+    path, _ = find_layers(stock)
+    inner = stock
+    for length in range(1, path.count(".") + 1):
+        module = stock.get_submodule(".".join(path.split(".")[:length]))
+        if isinstance(module, PreTrainedModel):
+            inner = module
+    return inner
 
 
 class _Watch:
     """The hook of `watch_calls`; a copy of the module, such as `Halves` makes, shares it."""
 
-    def __init__(self, called: nn.Module, family: Family, on_call: OnCall) -> None:
+    def __init__(
+        self, called: nn.Module, family: Family, on_call: OnCall | None, *, reaches_layers: bool
+    ) -> None:
         self._signature = inspect.signature(called.forward)
+        kinds = {p.kind: name for name, p in self._signature.parameters.items()}
+        self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
         self._family = family
         self._on_call = on_call
+        self._reaches_layers = reaches_layers
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self._signature.bind(*args, **kwargs).arguments
-        call = {**call.get("kwargs", {}), **call}
+        call = {**call.pop(self._rest, {}), **call}
         _check_call(call, self._family)
-        self._on_call(call.get("attention_mask"), call.get("position_ids"))
+        if self._reaches_layers:
+            _check_known(call, module)
+        if self._on_call is not None:
+            self._on_call(call.get("attention_mask"), call.get("position_ids"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Watch":
         return self
@@ -202,14 +236,37 @@ def _check_call(call: Mapping[str, Any], family: Family) -> None:
     for wanted in _OUTPUTS:
         if call.get(wanted):
             raise ModelError(f"{wanted} is not available: the trunk's layers are not here")
-    for given in _UNSENT:
-        if call.get(given) is not None:
-            raise ModelError(f"{given} cannot be given: the trunk's layers would not have it")
     if not family.caches and any(isinstance(value, Cache) for value in call.values()):
         raise ModelError(
             f"a cache of {family.model_type} cannot be filled by two parties: pass "
             "use_cache=False, to generate() too"
         )
+
+
+def _check_known(call: Mapping[str, Any], called: nn.Module) -> None:
+    for given in sorted(call.keys() - _KNOWN):
+        if call[given] is None or (given in _PACKING and _ignores(called, given)):
+            continue
+        raise ModelError(
+            f"{given} cannot be given: the trunk's layers would not have it"
+            + (
+                ". Pack texts without it, as TRL does with packing_strategy='wrapped' and without "
+                "padding_free, or do not pack them"
+                if given in _PACKING
+                else ""
+            )
+        )
+
+
+def _ignores(called: nn.Module, name: str) -> bool:
+    """Whether the stock code computes the same with and without the argument `name`."""
+    attention = getattr(getattr(called, "config", None), "_attn_implementation", None)
+    return attention in ("eager", "sdpa") and name not in _source_of(type(called).__module__)
+
+
+@cache
+def _source_of(module: str) -> str:
+    return inspect.getsource(sys.modules[module])
 
 
 def refuse_copy(holder: object, *_: Any) -> NoReturn:

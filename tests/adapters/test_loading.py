@@ -1,5 +1,6 @@
 """A trained adapter in use through the split: the text is the whole model's."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,30 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(AdapterError, match=r"does not fit|cannot be read"):
         load_adapter(split_model(tiny_model(), 1, 2)[0], folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="save it again with PEFT's save_pretrained"):
+        load_adapter(split_model(tiny_model(), 1, 2)[0], folder)
     other = saved(tmp_path / "b")
     plan = make_pair().plan
     with pytest.raises(ConfigError, match="a loaded adapter is frozen"):
         TrunkEngine(load_adapter(trunk, other), plan=plan)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"peft_type": "NOPE"}, "PEFT has no method 'NOPE'"),
+        ({"r": "8"}, "does not fit the model"),
+        ({"lora_alpha": None}, "does not fit the model"),
+        ({"target_modules": 5}, "does not fit the model|cannot be read"),
+    ],
+)
+def test_settings_that_peft_cannot_use_are_an_error_of_ours(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    folder = saved(tmp_path)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    for part in split_model(tiny_model(), 1, 2):
+        with pytest.raises(AdapterError, match=said):
+            load_adapter(part, folder)

@@ -76,6 +76,14 @@ def test_an_unknown_method_is_named_with_those_that_work():
         (ADALORA | {"peft__tinit": 20}, "PEFT refuses"),
         (ADALORA | {"peft__orth_reg_weight": -1.0}, "PEFT refuses"),
         (ADALORA | {"trunk__adapters": "shared"}, "has one adapter for all"),
+        (
+            {
+                "peft__type": "P_TUNING",
+                "model__task": "token-classification",
+                "model__labels": "a,b",
+            },
+            "peft.type P_TUNING puts a prompt before causal language models",
+        ),
         (ADALORA | {"trunk__shares_adapter": True}, "trunk.shares-adapter is for plain LoRA"),
     ],
 )

@@ -122,6 +122,17 @@ def test_trls_trainers(example: Any, name: str) -> None:
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize(
+    "settings", [{"packing": True, "max_length": 48}, {"padding_free": True, "max_length": None}]
+)
+def test_trls_packed_texts(example: Any, settings: dict[str, Any]) -> None:
+    pytest.importorskip("trl")
+    sft, whole = example("sft"), uncut(example("cut_model"))
+    losses = sft.main(**settings)
+    assert losses == pytest.approx(sft.main(whole, adamw(whole), **settings), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.medium
 def test_the_trainer_in_a_session_of_a_federated_run(
     example: Any, run_config: dict[str, Any], state_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,11 @@ def test_a_wrong_type_says_what_is_expected(key, value, wanted):
     assert repr(value) in said
 
 
+def test_a_refused_value_makes_no_second_problem_of_its_default():
+    keys = {"model.name": "m", "model.task": "sequence-classification", "model.labels": "a,b,a"}
+    assert problems_of(keys) == "model.labels names 'a' twice: name every label once"
+
+
 def test_all_problems_come_at_once():
     said = problems_of(
         {

@@ -20,6 +20,7 @@ from flower_split.errors import ConfigError, DataError
 from flower_split.segments import load_tokenizer, table_sizes
 
 SEQUENCES = Task(name=SEQUENCE_CLASSIFICATION, labels=LABELS)
+STARS = Task(name=SEQUENCE_CLASSIFICATION, labels=("1", "2", "3"))
 TOKENS = Task(name=TOKEN_CLASSIFICATION, labels=LABELS)
 MASKED = Task(name=MASKED_LM)
 
@@ -120,6 +121,7 @@ def test_masks_follow_the_seed_and_the_pass(silo):
         (SEQUENCES, {"text": "sum", "label": True}, r"a bool"),
         (SEQUENCES, {"text": "sum", "label": 1.0}, r"a float"),
         (SEQUENCES, {"text": "sum", "label": None}, r"field 'label' is null"),
+        (STARS, {"text": "sum", "label": 1}, r"labels as whole numbers.*in the order 0"),
         (SEQUENCES, {"text": "sum"}, r"no field 'label'"),
         (SEQUENCES, {"text": ["sum"], "label": 1}, r"must be text, not list"),
         (TOKENS, {"text": "sum of", "label": [0, 1]}, r"must be a list of words"),
@@ -132,7 +134,11 @@ def test_masks_follow_the_seed_and_the_pass(silo):
     ],
 )
 def test_what_is_no_example_of_the_task_is_told_with_its_line(silo, task, row, said):
-    good = {SEQUENCES: {"text": "a", "label": 0}, TOKENS: {"text": ["a"], "label": [0]}}
+    good = {
+        SEQUENCES: {"text": "a", "label": 0},
+        STARS: {"text": "a", "label": "1"},
+        TOKENS: {"text": ["a"], "label": [0]},
+    }
     with pytest.raises(DataError, match=f"line 2.*{said}") as told:
         silo(task, [good.get(task, {"text": "a"}), row])
     assert "perhaps" not in str(told.value)

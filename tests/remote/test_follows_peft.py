@@ -150,18 +150,6 @@ def trained_reference(model: Any, optimizer: Any) -> None:
     model(**make_batch())
 
 
-def merged(model: Any, optimizer: Any) -> None:
-    model.merge_adapter()
-
-
-def merged_and_unloaded(model: Any, optimizer: Any) -> None:
-    model.merge_and_unload()
-
-
-def unloaded(model: Any, optimizer: Any) -> None:
-    model.unload()
-
-
 def deleted(model: Any, optimizer: Any) -> None:
     model.add_adapter("two", model.peft_config["default"])
     model.delete_adapter("default")
@@ -210,9 +198,6 @@ def narrowed(model: Any, optimizer: Any) -> None:
         (weighted, "adapter 'mixed' is active"),
         (changed_reference, "adapter 'ref' was changed"),
         (trained_reference, "'ref' is active, a copy that the trunk does not train"),
-        (merged, "cannot be merged: the trunk's layers are not here"),
-        (merged_and_unloaded, "cannot be merged|was unloaded"),
-        (unloaded, "it was unloaded, or not wrapped yet"),
         (deleted, "'two'|changed"),
         (in_one_layer, "compute with different adapters"),
         (scaled_apart, "changed by different factors"),
@@ -230,6 +215,24 @@ def test_what_the_trunk_cannot_follow_is_refused_by_name(act: Any, words: str) -
     with pytest.raises((AdapterError, ModelError), match=words):
         act(pair.client, SplitAdamW(pair.client, lr=1e-2))
         pair.client(**make_batch(seed=5))
+
+
+@pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload", "unload"])
+def test_merging_is_refused_before_anything_is_changed(call: str) -> None:
+    pair = make_pair()
+    with pytest.raises(AdapterError, match=r"cannot be merged or unloaded.*export --merge"):
+        getattr(pair.client, call)()
+    batch = make_batch(seed=5)
+    assert pair.client(**batch).loss.item() == pair.whole(**batch).loss.item()
+
+
+def test_merging_is_refused_in_a_client_that_was_wrapped_after_it_was_attached() -> None:
+    pair = make_pair()
+    client, _ = split_model(tiny_model(), 1, 2)
+    spec = session_spec(client, plan=pair.plan, trunk_adapters="federated")
+    attach_trunk(client, LocalTransport(pair.engine, spec))
+    with pytest.raises(AdapterError, match="cannot be merged or unloaded"):
+        wrap(client, pair.plan).merge_and_unload()
 
 
 def test_a_client_of_another_plan_is_refused_when_it_is_attached() -> None:

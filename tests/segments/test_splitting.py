@@ -2,11 +2,13 @@
 
 import copy
 import threading
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import CASE_BY_NAME, CASES, Case
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from flower_split.errors import CutError, ModelError, UnsupportedFamilyError
 from flower_split.segments import (
@@ -18,6 +20,7 @@ from flower_split.segments import (
     split_model,
     split_segments,
 )
+from flower_split.segments.shrinking import shrunk
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]])
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8, 9], [0, 0, 0, 1, 2, 3, 4]])
@@ -197,6 +200,35 @@ def test_what_only_the_trunk_has_cannot_be_asked_for(case: Case) -> None:
     for option in ("output_hidden_states", "output_attentions"):
         with pytest.raises(ModelError, match=option):
             client(input_ids=IDS, **{option: True})
+
+
+@pytest.mark.parametrize(
+    "given", [{"is_causal": False}, {"sequence_ids": [1]}, {"encoder_hidden_states": IDS}]
+)
+def test_what_would_reach_the_silos_layers_alone_cannot_be_given(given: dict[str, Any]) -> None:
+    client, trunk = split_model(CASE_BY_NAME["llama"].model(), 1, 1)
+    join(client, trunk)
+    with pytest.raises(ModelError, match=f"{next(iter(given))} cannot be given"):
+        client(input_ids=IDS, **given)
+
+
+def test_where_packed_texts_begin_may_be_told_where_only_positions_are_read() -> None:
+    packed = {
+        "input_ids": torch.arange(5, 11)[None],
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
+        "cu_seq_lens_q": torch.tensor([0, 3, 6], dtype=torch.int32),
+        "seq_idx": torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32),
+    }
+    model = CASE_BY_NAME["llama"].model()
+    client, trunk = split_model(model, 1, 1)
+    join(client, trunk)
+    assert torch.equal(client(**packed).logits, model(**packed).logits)
+    kinds = ["linear_attention"] * 3 + ["full_attention"]
+    config = shrunk(CONFIG_MAPPING["qwen3_next"](num_hidden_layers=8, layer_types=kinds * 2))
+    linear, trunk = split_model(AutoModelForCausalLM.from_config(config), 1, 1)
+    join(linear, trunk)
+    with pytest.raises(ModelError, match=r"cu_seq_lens_q cannot be given.*packing_strategy"):
+        linear(**packed)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
