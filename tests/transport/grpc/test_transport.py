@@ -343,21 +343,22 @@ def test_a_trunk_that_never_completes_a_reply(odd_trunk: Callable[..., str]) -> 
     request = forward(0)
     head = next(encode_reply(request, request.hidden, HopRules(spec())).frames())
     head.ClearField("chunks")
+    asked = threading.Event()
 
     def drip() -> Iterator[pb.ServerFrame]:
         yield WELCOME
+        asked.wait(20)
         yield head
         while True:
             time.sleep(0.2)
             yield pb.ServerFrame()
 
     address = odd_trunk(drip())
-    with (
-        nothing_left(),
-        GrpcTransport(address, spec(), timeout=0.6) as transport,
-        pytest.raises(TrunkUnavailableError, match=r"did not answer within 1\.2 s"),
-    ):
-        transport.forward(request).result(20)
+    with nothing_left(), GrpcTransport(address, spec(), timeout=0.6) as transport:
+        future = transport.forward(request)
+        asked.set()
+        with pytest.raises(TrunkUnavailableError, match=r"did not answer within 1\.2 s"):
+            future.result(20)
 
 
 @pytest.mark.parametrize(
