@@ -301,6 +301,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("malformed", MALFORMED)
 @pytest.mark.parametrize("strategy", [FedAvg, FedMedian, Krum], ids=lambda one: one.__name__)
 def test_a_malformed_reply_costs_its_silo_alone(toy, values, strategy, malformed):
