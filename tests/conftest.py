@@ -41,7 +41,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     One process more, because tests wait for timers and for processes that they started. In the
     quick suite nothing waits, and in the slow one processes keep the cores busy, and tests that
-    share what is costly stay together. Elsewhere a process takes neighbours too, and what is left of another's when its own are done.
+    share what is costly stay together. Elsewhere a process takes neighbours too, and what is left
+    of another's when its own are done.
     `-n` decides otherwise, and without pytest-xdist there is one process.
     """
     named = config.args_source is pytest.Config.ArgsSource.ARGS
