@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from flower_split.errors import ModelError, WireError
+from flower_split.remote.magnitude_watch import MagnitudeWatch
 from flower_split.transforms import TransformChain, TransformContext
 from flower_split.transport.bounds import beyond_context
 from flower_split.transport.messages import PREFIX, PREFIX_GRAD, ForwardRequest, SessionSpec
@@ -25,6 +26,7 @@ class SiloBorder:
     def __init__(self, spec: SessionSpec) -> None:
         self._spec = spec
         self._chain = TransformChain(spec, "silo")
+        self._watch = MagnitudeWatch()
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Raise `ModelError` unless the weights still are in the dtype of the session."""
@@ -83,6 +85,7 @@ class SiloBorder:
         Raises:
             TransformError: a transform failed.
         """
+        self._watch.ask(hop, context.microbatch, tensor)
         return self._chain.outgoing(hop, tensor, context)
 
     def incoming(self, hop: str, tensor: Tensor, context: TransformContext) -> Tensor:
@@ -90,5 +93,9 @@ class SiloBorder:
 
         Raises:
             TransformError: a transform failed.
+            WireError: it is of a magnitude that no trunk computes.
         """
-        return self._chain.incoming(hop, tensor, context)
+        entered = self._chain.incoming(hop, tensor, context)
+        if hop not in self._chain.changes:
+            self._watch.answer(hop, context.microbatch, entered)
+        return entered
