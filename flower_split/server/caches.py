@@ -1,6 +1,5 @@
 """The trunk's key-value caches of one session, bounded in rows x tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,9 +9,9 @@ from flower_split.errors import SequenceError, TrunkBusyError
 from flower_split.segments import Trunk
 from flower_split.segments.cache import StandIn, place_stand_ins
 from flower_split.segments.prefix import empty_cache, unpack
-from flower_split.server.cache_edits import change_of
+from flower_split.server.cache_edits import CacheChange, change_of
 from flower_split.server.key_shapes import key_shape
-from flower_split.transport.messages import CacheEdit, CacheUse
+from flower_split.transport.messages import CacheUse
 
 
 @dataclass(kw_only=True)
@@ -30,19 +29,12 @@ class TrunkCache:
         for layer in self.stand_ins:
             layer.advance(tokens)
 
-    def edit(self, edits: Sequence[CacheEdit], room: int) -> None:
-        """Make the changes that `generate()` made to the silo's cache.
-
-        Args:
-            edits: One after the other.
-            room: Bound of rows x tokens after each of them.
+    def make(self, change: CacheChange) -> None:
+        """Make what edits make of it.
 
         Raises:
             SequenceError: a sliding window would have to be cropped that is full.
-            WireError: a change does not fit the cache.
-            TrunkBusyError: the cache would be larger than `room`.
         """
-        change = change_of(edits, self.rows, self.length, room)
         change.make(self.keys)
         self.rows, self.length = change.rows, change.length
 
@@ -82,23 +74,23 @@ class SessionCaches:
                 raise SequenceError(f"cache {use.cache_id} is known: a prefix begins a new one")
             self._admit(rows, prefix.shape[1] + tokens, without=use.cache_id)
             cache = self._new_cache(rows, prefix)
+            _check_held(use, rows, cache)
         elif cache is None:
             if use.past_length or any(edit.kind != "reset" for edit in use.edits):
                 raise SequenceError(
                     f"cache {use.cache_id} is not known and cannot hold {use.past_length} tokens"
                 )
+            self._admit(rows, tokens, without=use.cache_id)
             cache = self._new_cache(rows)
         else:
-            if use.edits:
-                cache.edit(use.edits, self._max_tokens - self._others(use.cache_id))
+            room = self._max_tokens - self._others(use.cache_id)
+            change = change_of(use.edits, cache.rows, cache.length, room) if use.edits else None
+            _check_held(use, rows, cache if change is None else change)
+            self._admit(rows, use.past_length + tokens, without=use.cache_id)
+            if change is not None:
+                cache.make(change)
         if cache.length == 0:
             cache.rows = rows
-        if cache.length != use.past_length or cache.rows != rows:
-            raise SequenceError(
-                f"cache {use.cache_id} holds {cache.rows} rows of {cache.length} tokens; the "
-                f"request expects {rows} rows of {use.past_length}"
-            )
-        self._admit(rows, cache.length + tokens, without=use.cache_id)
         self._caches[use.cache_id] = cache
         return cache
 
@@ -148,3 +140,12 @@ class SessionCaches:
                 keys.update(key, value, index)
             cache.advance(prefix.shape[1])
         return cache
+
+
+def _check_held(use: CacheUse, rows: int, held: TrunkCache | CacheChange) -> None:
+    """Raise `SequenceError` unless a cache of that size is what a pass over `rows` extends."""
+    if held.length != use.past_length or (held.length and held.rows != rows):
+        raise SequenceError(
+            f"cache {use.cache_id} holds {held.rows} rows of {held.length} tokens; the request "
+            f"expects {rows} rows of {use.past_length}"
+        )

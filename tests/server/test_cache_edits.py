@@ -1,14 +1,18 @@
 """Several edits of a cache make what they make one after the other, in bounds told beforehand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from several_silos import make_trunk, open_silo
+from tiny_models import tiny_model
 from transformers.cache_utils import DynamicCache
 
-from flower_split.errors import TrunkBusyError, WireError
+from flower_split.errors import SequenceError, TrunkBusyError, WireError
 from flower_split.server.cache_edits import change_of
-from flower_split.transport.messages import CacheEdit
+from flower_split.transport.messages import CacheEdit, CacheUse, ForwardRequest
 
 ROOM = 64
 
@@ -105,3 +109,21 @@ def test_more_rows_than_there_is_room_for_are_refused(edits: list[CacheEdit]) ->
 def test_an_edit_that_does_not_fit_the_cache_as_it_is_then_is_refused(edit: CacheEdit) -> None:
     with pytest.raises(WireError, match="does not fit a cache of 3 rows and 5 tokens"):
         change_of([CacheEdit(kind="crop", values=(1,)), edit], 3, 6, ROOM)
+
+
+def test_edits_to_another_size_than_the_passs_are_refused_and_not_made() -> None:
+    session = open_silo(make_trunk(tiny_model(), None), 1)
+    first = ForwardRequest(
+        step=0,
+        microbatch=0,
+        hidden=torch.zeros(2, 4, 32),
+        cache=CacheUse(cache_id=0, past_length=0),
+    )
+    session.forward(first)
+    many = CacheUse(
+        cache_id=0, past_length=4, edits=(CacheEdit(kind="select", values=(0,) * 2000),)
+    )
+    following = replace(first, microbatch=1, hidden=torch.zeros(2, 1, 32), cache=many)
+    with pytest.raises(SequenceError, match=r"holds 2000 rows of 4 tokens; .* expects 2 rows of 4"):
+        session.forward(following)
+    session.forward(replace(following, cache=CacheUse(cache_id=0, past_length=4)))

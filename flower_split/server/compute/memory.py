@@ -24,9 +24,10 @@ from flower_split.errors import TrunkBusyError
 from flower_split.segments import Trunk
 from flower_split.transport.messages import ForwardRequest
 
-_LAZY = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-"""Attention that makes no scores of all pairs."""
-_MASKLESS = ("flash_attention_2", "flash_attention_3")
+_LAZY = ("sdpa", "flash", "flex")
+"""What is in the names of implementations of attention that make no scores of all pairs."""
+_MASKLESS = "flash"
+"""And in those that make no mask of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,12 @@ class PassCost:
         kept = self.layers if request.keep_graph else 0
         needed = rows * tokens * self.element * self.width * (1 + kept)
         bare = request.attention_mask is None and request.position_ids is None
-        if self.attention not in _MASKLESS and (
+        if _MASKLESS not in self.attention and (
             not bare or past or self.windows or self.attention != "sdpa"
         ):
             needed += 16 * pairs
         drops = request.dropout and self.drops
-        if self.attention not in _LAZY or (drops and not self.on_accelerator):
+        if not any(name in self.attention for name in _LAZY) or (drops and not self.on_accelerator):
             score = self.element + 4
             needed += self.heads * pairs * score * (2 + kept * (2 if drops else 1))
         if request.cache is not None:
