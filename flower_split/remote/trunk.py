@@ -95,6 +95,7 @@ class RemoteTrunk(AdapterStandIn):
         self.trunk_gradient.data.zero_()
         self.correct: Callable[[], None] | None = None
         """What the strategy adds to the silo's gradients before a step; the trunk's are its own."""
+        self.own_autocast = "off"  # dtype of one that is the silo's alone
         self._path, layers = find_layers(model)
         self._others: dict[int, AdapterStandIn] = {}
         for index in self.cuts.trunk_range:
@@ -235,7 +236,7 @@ class RemoteTrunk(AdapterStandIn):
             dropout=self.training,
             cache=cache,
             adapter=use,
-            autocast=current_autocast(hidden.device),
+            autocast=current_autocast(hidden.device, but=self.own_autocast),
         )
         self._microbatches += 1
         return request, context

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import steps
 import torch
+from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from in_process_grid import InProcessGrid
 from peft import get_peft_model
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from uncut_model import initial_arrays, peft_model
 from uncut_run import PlainExchange, run_uncut
 
-from flower_split.adapters import load_state, read_state
+from flower_split.adapters import load_state, method_problems, read_state
 from flower_split.config.run_config import read_run_config
 from flower_split.config.tasks import CAUSAL, Task
 from flower_split.segments import resolve_source
@@ -177,3 +178,67 @@ def test_the_trainer_in_a_session_of_a_federated_run(
     mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
     assert mine.keys() == plain.keys()
     assert largest_difference(mine, plain) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "grpo", "reward"))],
+)
+@pytest.mark.medium
+def test_trls_trainers_in_sessions_of_a_federated_run(
+    example: Any, state_home: Path, name: str
+) -> None:
+    """Two silos over gRPC are as plain Flower with the same trainer of the whole model."""
+    pytest.importorskip("trl")
+    cut, trl, split = example("cut_model"), example(name), example("trl_client_app")
+    task = cut.REWARD if name == "reward" else CAUSAL
+    values = {
+        "model.name": cut.BASE,
+        "split.bottom-layers": cut.CUTS["bottom_layers"],
+        "split.top-layers": cut.CUTS["top_layers"],
+        "lora.r": cut.LORA.r,
+        "lora.alpha": cut.LORA.alpha,
+        "train.learning-rate": 1e-2,
+        "train.max-grad-norm": 0.0,
+        "train.keep-optimizer": False,
+        "num-server-rounds": 2,
+        "strategy.min-nodes": 2,
+    }
+    if task.classifies:
+        values |= {"model.task": task.name, "model.labels": task.labels[0], "data.label": ""}
+    config = read_run_config(values, check_method=method_problems)
+    initial = ArrayRecord(cut.start(task)[1])
+    strategy = SplitStrategy(config, build_inner(config.strategy, config.lora))
+    random.seed(0)
+    grid = InProcessGrid(split.app_of(trl.trainer_of), 2, run_config=values)
+    ours = strategy.start(grid, initial)
+
+    whole = ClientApp()
+
+    @whole.train()
+    def train(message: Any, context: Any) -> Any:
+        silo, texts = PlainExchange(uncut(cut, task), message, context), split.texts_of(context)
+        optimizer = adamw(silo.model)
+        trainer = trl.trainer_of(silo.model, cut.tokenizer(), texts, optimizer, max_steps=2)
+        loss = trainer.train().training_loss
+        return silo.reply({"train-loss": loss, "num-examples": len(texts)})
+
+    @whole.evaluate()
+    def evaluate(message: Any, context: Any) -> Any:
+        silo, texts = PlainExchange(uncut(cut, task), message, context), split.texts_of(context)
+        loss = trl.trainer_of(silo.model, cut.tokenizer(), texts).evaluate()["eval_loss"]
+        return silo.reply({"eval-loss": loss, "num-examples": len(texts)})
+
+    theirs, _ = run_uncut(build_inner(config.strategy, config.lora), whole, initial, silos=2)
+    mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
+    assert mine.keys() == plain.keys()
+    assert largest_difference(mine, plain) <= TOLERANCE
+    for told, expected in (
+        (ours.train_metrics_clientapp, theirs.train_metrics_clientapp),
+        (ours.evaluate_metrics_clientapp, theirs.evaluate_metrics_clientapp),
+    ):
+        assert set(expected) == {1, 2}
+        # TRL computes under autocast to bfloat16 by default, and the trunk with it.
+        for number, metrics in expected.items():
+            for key, value in metrics.items():
+                assert told[number][key] == pytest.approx(value, rel=1e-4), (number, key)
