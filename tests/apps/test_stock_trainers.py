@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import steps
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from in_process_grid import InProcessGrid
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from split_run import TOLERANCE, largest_difference
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 from uncut_model import initial_arrays, peft_model
 from uncut_run import PlainExchange, run_uncut
 
+from flower_split import SplitAdamW
 from flower_split.adapters import load_state, method_problems, read_state
 from flower_split.config.run_config import read_run_config
 from flower_split.config.tasks import CAUSAL, Task
@@ -87,6 +91,60 @@ def test_accelerates_loop(example: Any) -> None:
     loop = example("accelerate_loop")
     whole = uncut(example("cut_model"))
     assert loop.main() == pytest.approx(loop.main(whole, adamw(whole)), rel=1e-5)
+
+
+def accelerated(cut: Any, model: Any, optimizer: Any, precision: str, folder: Path) -> list[float]:
+    """The losses of a step, of another one after `save_state`, and of that after `load_state`."""
+    accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True, mixed_precision=precision)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    assert isinstance(accelerator.unwrap_model(model), PeftModel)
+    tokens, losses = cut.tokenizer(), []
+    for texts in ((0, 1), (2, 3), None, (2, 3)):
+        if texts is None:
+            accelerator.load_state(str(folder))
+            continue
+        for number in texts:
+            batch = tokens(cut.TEXTS[number], return_tensors="pt")
+            with accelerator.accumulate(model):
+                loss = model(**batch, labels=batch["input_ids"]).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+        if number == 1:
+            accelerator.save_state(str(folder))
+    saved = folder / "adapter"
+    model.save_pretrained(saved, state_dict=accelerator.get_state_dict(model))
+    return losses
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_accelerate_saves_and_loads_both_sides(
+    example: Any, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for state in (AcceleratorState, GradientState):  # of the process, with its precision
+        monkeypatch.setattr(state, "_shared_state", {})
+    cut = example("cut_model")
+    split, own, whole = cut.cut_model(), cut.cut_model(trunk_parameters=True), uncut(cut)
+    found = [
+        accelerated(cut, model, optimizer, precision, tmp_path / str(number))
+        for number, (model, optimizer) in enumerate(
+            [(split, SplitAdamW(split, lr=1e-2)), (own, adamw(own)), (whole, adamw(whole))]
+        )
+    ]
+    *ours, expected = found
+    assert expected[2:4] == expected[4:6] != expected[:2]
+    assert all(losses == pytest.approx(expected, rel=1e-6) for losses in ours)
+    tags, whole_adapter, plain = (
+        load_file(tmp_path / str(number) / "adapter" / "adapter_model.safetensors")
+        for number in range(3)
+    )
+    assert tags.keys() == whole_adapter.keys() == plain.keys()
+    assert all(torch.allclose(whole_adapter[name], plain[name], atol=1e-6) for name in plain)
+    assert {t.dtype for t in tags.values()} == {torch.float32, torch.uint8}
 
 
 @pytest.mark.slow
