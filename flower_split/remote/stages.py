@@ -49,6 +49,7 @@ class SplitStages:
         measures: bool = False,
     ) -> None:
         self._remote = find_remote(client_model)
+        self._remote.late.follow()
         self._autocast = autocast
         self._measures = measures
         self._halves = Halves(
