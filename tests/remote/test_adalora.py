@@ -24,6 +24,7 @@ from flower_split.adapters import (
 )
 from flower_split.config.peft import PeftSettings
 from flower_split.config.sections import LoraSettings, TrainConfig
+from flower_split.config.tasks import CAUSAL_LM, MASKED_LM
 from flower_split.errors import AdapterError, ConfigError, SequenceError, TrunkError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitStages, session_spec
@@ -88,10 +89,16 @@ def resolved(options: tuple[tuple[str, Any], ...]) -> tuple[AdapterPlan, dict[st
 
 
 def sides(
-    *, mode: str = "federated", cuts: tuple[int, int] = (1, 2), start: float = 0.02, **options: Any
+    *,
+    mode: str = "federated",
+    cuts: tuple[int, int] = (1, 2),
+    start: float = 0.02,
+    task: str = CAUSAL_LM,
+    **options: Any,
 ) -> Sides:
     model = tiny_model()
     plan, first = resolved(tuple(sorted(options.items())))
+    plan = replace(plan, task=task)
     noise = torch.Generator().manual_seed(2)
     state = {
         name: tensor + start * torch.randn(tensor.shape, generator=noise)
@@ -218,6 +225,22 @@ def test_a_frozen_trunk_leaves_the_budget_to_the_silo(staged: bool) -> None:
     theirs = train_round(both.whole, adamw(both.whole), batches, config)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
     same(read_state(both.client), read_state(both.whole))
+
+
+@pytest.mark.parametrize("mode", ["federated", "frozen"])
+def test_without_a_task_no_loss_has_the_term_as_in_peft(mode: str) -> None:
+    both = sides(mode=mode, task=MASKED_LM, orth_reg_weight=2.0)
+    both.opened()
+    batches = [make_batch(seed=number) for number in range(3)]
+    with torch.no_grad():
+        assert torch.equal(both.client(**batches[0]).loss, both.whole(**batches[0]).loss)
+    config = TrainConfig(local_epochs=1, learning_rate=1e-2, max_grad_norm=0.0)
+    cut = SplitAdamW(both.client, lr=0.0)
+    ours = train_round(both.client, cut, batches, config, stages=SplitStages(both.client))
+    theirs = train_round(both.whole, adamw(both.whole), batches, config)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+    left = read_state(both.whole)
+    assert all(torch.equal(tensor, left[name]) for name, tensor in read_state(both.client).items())
 
 
 def test_losses_without_gradients_and_without_the_adapter_have_the_term_too() -> None:
