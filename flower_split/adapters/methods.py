@@ -264,7 +264,29 @@ def _rank_problems(made: AdaLoraConfig, config: SplitConfig) -> list[str]:
         if getattr(made, name) < least:
             key = name.replace("_", "-")
             found.append(f"peft.{key} is {getattr(made, name)}, expected at least {least}")
-    return found
+    told = last_allocation_problem(made, config.train.local_steps, config.num_server_rounds)
+    return [*found, told] if told else found
+
+
+def last_allocation_problem(made: AdaLoraConfig, steps: int, rounds: int) -> str:
+    """Why the last allocation of a schedule cannot be made; empty where it can.
+
+    PEFT makes it by the importances of the steps before it.
+
+    Args:
+        made: The schedule.
+        steps: Of a silo's round; 0 where they are not known.
+        rounds: Of the run.
+    """
+    last = int(made.total_step or 0) - made.tfinal
+    if not steps or last % steps or not 0 < last // steps < rounds:
+        return ""
+    return (
+        f"peft.total-step {made.total_step} less peft.tfinal {made.tfinal} is step {last}, the "
+        f"first of round {last // steps + 1}: the last allocation goes by the importances of the "
+        "steps before it, which begin anew each round. Change peft.tfinal by 1, and have rounds of "
+        "several steps"
+    )
 
 
 def method_config(lora: LoraSettings, settings: PeftSettings) -> PeftConfig:

@@ -74,6 +74,10 @@ def test_an_unknown_method_is_named_with_those_that_work():
         (ADALORA | {"peft__deltaT": 0}, "peft.deltaT is 0, expected at least 1"),
         (ADALORA | {"peft__beta1": 1.0}, "peft.beta1 is 1.0, expected between 0 and 1"),
         (ADALORA | {"peft__tinit": 20}, "PEFT refuses"),
+        (
+            ADALORA | {"peft__tfinal": 5, "train__local_steps": 5, "num_server_rounds": 4},
+            "peft.tfinal 5 is step 15, the first of round 4",
+        ),
         (ADALORA | {"peft__orth_reg_weight": -1.0}, "PEFT refuses"),
         (ADALORA | {"trunk__adapters": "shared"}, "has one adapter for all"),
         (

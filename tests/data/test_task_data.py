@@ -122,6 +122,7 @@ def test_masks_follow_the_seed_and_the_pass(silo):
         (SEQUENCES, {"text": "sum", "label": 1.0}, r"a float"),
         (SEQUENCES, {"text": "sum", "label": None}, r"field 'label' is null"),
         (STARS, {"text": "sum", "label": 1}, r"labels as whole numbers.*in the order 0"),
+        (STARS, {"text": "sum", "label": 3}, r"labels as whole numbers.*in the order 0"),
         (SEQUENCES, {"text": "sum"}, r"no field 'label'"),
         (SEQUENCES, {"text": ["sum"], "label": 1}, r"must be text, not list"),
         (TOKENS, {"text": "sum of", "label": [0, 1]}, r"must be a list of words"),

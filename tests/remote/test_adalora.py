@@ -22,6 +22,7 @@ from flower_split.adapters import (
     split_state,
     wrap,
 )
+from flower_split.adapters.adalora.rank_allocation import check_last_allocation
 from flower_split.config.peft import PeftSettings
 from flower_split.config.sections import LoraSettings, TrainConfig
 from flower_split.config.tasks import CAUSAL_LM, MASKED_LM
@@ -333,6 +334,26 @@ def test_a_schedule_that_is_over_before_it_began_is_refused() -> None:
     optimizer.step()
     with pytest.raises(AdapterError, match="past its last allocation"):
         both.client.base_model.update_and_allocate(STEPS)
+
+
+def test_the_last_allocation_is_none_of_a_rounds_first_steps() -> None:
+    client = sides().client  # the last one is at step 5
+    for steps, rounds in ((4, 3), (5, 1), (6, 2), (0, 2)):
+        check_last_allocation(client, steps, rounds)
+    with pytest.raises(AdapterError, match="is step 5, the first of round 2"):
+        check_last_allocation(client, 5, 2)
+
+
+def test_a_step_that_is_counted_twice_is_refused_where_scores_are_gone() -> None:
+    both = sides(total_step=4, tinit=0, tfinal=1, deltaT=1)
+    both.opened()
+    optimizer = SplitAdamW(both.client, lr=1e-2)
+    both.client(**make_batch()).loss.backward()
+    optimizer.step()
+    for step in (2, 3):
+        both.client.base_model.update_and_allocate(step)
+    with pytest.raises(AdapterError, match="once for each optimizer step"):
+        both.client.base_model.update_and_allocate(3)
 
 
 @pytest.mark.parametrize("before", ["backward", "step", "zeroed"])
