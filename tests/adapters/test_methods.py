@@ -9,6 +9,7 @@ from flower_split.adapters import (
     TrunkAdapters,
     initial_adapter,
     method_problems,
+    read_state,
     resolve_plan,
     wrap,
 )
@@ -164,6 +165,15 @@ def test_a_plan_is_the_same_from_its_fields_and_on_both_sides():
     assert resolve_plan(model, LORA, settings("VERA", r=8, **TWO)).json == plan.json
     other = resolve_plan(model, LORA, settings("VERA", r=8, projection_prng_key=1, **TWO))
     assert other.json != plan.json
+
+
+def test_rows_are_trained_beside_whole_modules():
+    chosen = {"modules_to_save": "lm_head, input_layernorm", "trainable_token_indices": "5, 7"}
+    plan = resolve_plan(tiny_model(), LORA, settings(**chosen))
+    client, trunk = split_model(tiny_model(), 1, 2)
+    parts = [read_state(wrap(part, plan)) for part in (client, trunk.model)]
+    assert sorted([*parts[0], *parts[1]]) == sorted(plan.names)
+    assert any("trainable_tokens_delta" in name for name in parts[0])
 
 
 def test_the_start_is_pefts_own_and_the_random_state_is_kept():
