@@ -42,7 +42,7 @@ from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
 from flower_split.segments.stock_classes import task_of
 
-_PEFT_SAYS = (
+PEFT_SAYS = (
     ValueError,
     TypeError,
     RuntimeError,
@@ -222,9 +222,11 @@ class _Hollowed:
                 config = config_class(settings.type)(task_type=task_type, **plain)
                 torch.manual_seed(drawn_from)
                 model = get_peft_model(base, config, adapter_name=ADAPTER)
-        except _PEFT_SAYS as error:
+        except PEFT_SAYS as error:
+            unset = "target_modules" in str(error) and "target_modules" not in values
             raise AdapterError(
                 f"{settings} does not fit this {skeleton.config.model_type} model: {error}"
+                + (", which is the key peft.target-modules" if unset else "")
             ) from error
         if not isinstance(model, PeftModel):
             raise AdapterError(f"PEFT made a {type(model).__name__} of a stock model")

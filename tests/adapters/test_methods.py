@@ -1,9 +1,12 @@
 """The adapters' method: what a run config may choose, and what is refused by an error."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
 from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM, BertConfig
 
 from flower_split.adapters import (
     TrunkAdapters,
@@ -174,6 +177,20 @@ def test_rows_are_trained_beside_whole_modules():
     parts = [read_state(wrap(part, plan)) for part in (client, trunk.model)]
     assert sorted([*parts[0], *parts[1]]) == sorted(plan.names)
     assert any("trainable_tokens_delta" in name for name in parts[0])
+
+
+def test_a_family_for_which_peft_names_no_targets_is_told_the_key():
+    bert = BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8, is_decoder=True)
+    model = AutoModelForCausalLM.from_config(bert)
+    with pytest.raises(AdapterError, match=r"the key peft\.target-modules"):
+        resolve_plan(model, LORA, settings("LN_TUNING"))
+
+
+def test_what_fails_on_a_part_alone_is_told():
+    plan = resolve_plan(tiny_model(), LORA, settings(init_lora_weights=True))
+    broken = replace(plan, options=(("init_lora_weights", "by hand"),))
+    with pytest.raises(AdapterError, match=r"PEFT fails on this part of the model.*by hand"):
+        wrap(split_model(tiny_model(), 1, 2)[0], broken)
 
 
 def test_the_start_is_pefts_own_and_the_random_state_is_kept():

@@ -1,6 +1,7 @@
 """Data of classifiers and masked language models: encoded as stock code does it, or refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -156,6 +157,13 @@ def test_what_the_tokenizer_lacks_is_told(silo, folders):
     assert padded.pad_id == 0  # the model's
     with pytest.raises(DataError, match="has 98 tokens, and the model 64"):
         silo(SEQUENCES, [{"text": "sum " * 96, "label": 0}], max_length=200)
+
+
+def test_padding_that_the_model_does_not_know_is_told(silo, folders, monkeypatch):
+    sizes = replace(table_sizes(folders["llama"], task=SEQUENCES), pad_id=-1)
+    monkeypatch.setattr(f"{__name__}.table_sizes", lambda *_, **__: sizes)
+    with pytest.raises(DataError, match=r"its config\.json pads with the token -1"):
+        silo(SEQUENCES, [{"text": "sum", "label": 0}], "llama")
 
 
 def test_texts_without_a_token_to_guess_are_told(silo):

@@ -147,6 +147,11 @@ def _set_task(config: PreTrainedConfig, task: Task, source: Source) -> None:
             config.pad_token_id = load_tokenizer(source.folder).pad_token_id
 
 
+_STOCK_SAYS = (
+    *(ImportError, ValueError, RuntimeError, AssertionError),
+    *(TypeError, LookupError, ArithmeticError, AttributeError),
+)
+"""What stock code raises where a configuration makes no model."""
 _ONE = "single_label_classification"
 """transformers' `problem_type` of labels of which each text has one."""
 
@@ -163,7 +168,7 @@ def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with STOCK_LOCK, torch.device("meta"):
             return cast(PreTrainedModel, auto.from_config(copy.deepcopy(config)))
-    except (ImportError, ValueError, RuntimeError) as exc:
+    except _STOCK_SAYS as exc:
         raise WeightsError(
             f"no {config.model_type} model can be made of the config.json of "
             f"{config.name_or_path!r} here: {type(exc).__name__}: {exc}"
