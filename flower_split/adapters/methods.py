@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import peft
-from peft import AdaLoraConfig, PeftConfig
+from peft import AdaLoraConfig, PeftConfig, PromptTuningInit
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from flower_split.adapters.notices import without_peft_notices
@@ -239,6 +239,12 @@ def _prompt_problems(config: SplitConfig, made: PeftConfig) -> list[str]:
         return [
             f"peft.type {config.peft.type} trains a prompt, which is the silo's, and nothing in "
             "the trunk: set trunk.adapters to 'frozen'"
+        ]
+    begins, known = getattr(made, "prompt_tuning_init", None), [*PromptTuningInit]
+    if begins is not None and begins not in known:
+        return [
+            f"peft.prompt-tuning-init is {begins!r}, expected one of "
+            f"{', '.join(one.value for one in known)}"
         ]
     count = int(made.num_virtual_tokens)  # type: ignore[attr-defined]
     return of_bounds(config.train, config.trunk, before=count)
