@@ -40,15 +40,17 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the default suite in a process more than there are cores, and named tests in this one.
 
     One process more, because tests wait for timers and for processes that they started. In the
-    slow suite they keep the cores busy, and tests that share what is costly stay together.
-    Elsewhere a process takes neighbours too, and what is left of another's when its own are done.
+    quick suite nothing waits, and in the slow one processes keep the cores busy, and tests that
+    share what is costly stay together. Elsewhere a process takes neighbours too, and what is left
+    of another's when its own are done.
     `-n` decides otherwise, and without pytest-xdist there is one process.
     """
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
         slow = config.option.markexpr == "slow"
-        more = 0 if slow else 1
+        busy = slow or "not medium" in config.option.markexpr
+        more = 0 if busy else 1
         config.option.numprocesses = min(MOST_PROCESSES, more + (os.cpu_count() or 1))
         config.option.dist = "loadgroup" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time

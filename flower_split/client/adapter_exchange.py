@@ -24,6 +24,7 @@ from flower_split.client.state.state_file import round_tag
 from flower_split.client.state.store import StateStore
 from flower_split.errors import AdapterError
 from flower_split.lowrank import LORA_RECORD, Instructions, Scaling, scaling_fields
+from flower_split.transport.arrays import read_array
 from flower_split.transport.records import miscounted
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ class AdapterExchange:
         self._adapter = AdapterRound(
             model, self.instructions, scale=scaling.factor, trains=self._trains
         )
-        received = {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+        received = {
+            name: torch.from_numpy(read_array(name, array)) for name, array in arrays.items()
+        }
         fold(model, self._adapter.load(received, self._resume()))
         train_parts(model, self.instructions.trains)
 

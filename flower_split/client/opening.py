@@ -22,6 +22,7 @@ from flower_split.lowrank import Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import attach_trunk, session_spec
 from flower_split.tls.credentials import ClientTls
+from flower_split.transport.arrays import read_array
 from flower_split.transport.base import Connect, Transport
 from flower_split.transport.invitation import Invitation
 from flower_split.transport.records import miscounted
@@ -64,7 +65,7 @@ def read_message(message: Message) -> Opening:
         invitation=invitation,
         instructions=Instructions.from_fields(dict(fields.items())),
         array_key=array_key,
-        adapter={name: torch.from_numpy(array.numpy()) for name, array in arrays.items()},
+        adapter={name: torch.from_numpy(read_array(name, array)) for name, array in arrays.items()},
     )
 
 

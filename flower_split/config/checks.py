@@ -12,7 +12,15 @@ def at_least(name: str, value: int, least: int) -> None:
         raise ConfigError(f"{name} must be an integer of at least {least}, not {value!r}")
 
 
-def in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+def in_range(
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
     """Raise `ConfigError` unless `value` is a finite number between `low` and `high`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if (
@@ -20,8 +28,10 @@ def in_range(name: str, value: float, low: float, high: float, *, open_low: bool
         or not math.isfinite(value)
         or not low <= value <= high
         or (open_low and value == low)
+        or (open_high and value == high)
     ):
-        bounds = f"{'above' if open_low else 'at least'} {low:g} and at most {high:g}"
+        below = "below" if open_high else "at most"
+        bounds = f"{'above' if open_low else 'at least'} {low:g} and {below} {high:g}"
         raise ConfigError(f"{name} must be a number {bounds}, not {value!r}")
 
 

@@ -119,11 +119,11 @@ def scaling_from_fields(fields: Mapping[str, Any]) -> Scaling:
     """
     r, alpha, rslora = (fields.get(name) for name in ("r", "alpha", "rslora"))
     if not isinstance(r, int) or isinstance(r, bool):
-        raise AdapterError(f"the silo's lora.r must be a whole number, not {r!r}")
+        raise AdapterError(f"the silo's lora.r must be a whole number, not {r!r:.80}")
     if not _number(alpha) or not isinstance(rslora, bool):
         raise AdapterError(
             "the silo's lora.alpha must be a number and its lora.rslora true or false, not "
-            f"{alpha!r} and {rslora!r}"
+            f"{alpha!r:.80} and {rslora!r:.80}"
         )
     try:
         return Scaling(r=r, alpha=float(str(alpha)), rslora=rslora)

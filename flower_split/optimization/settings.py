@@ -6,6 +6,9 @@ from flower_split.config.checks import in_range
 from flower_split.config.training import MAX_LEARNING_RATE, TrainConfig
 from flower_split.errors import WireError
 
+LEAST_EPS = 1e-12
+"""Without it, an element whose gradient was always 0 is stepped by 0 / 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -24,9 +27,9 @@ class OptimizerSettings:
     """Bound of the learning rate that a step may ask for."""
 
     def __post_init__(self) -> None:
-        in_range("beta1", self.beta1, 0.0, 1.0)
-        in_range("beta2", self.beta2, 0.0, 1.0)
-        in_range("eps", self.eps, 0.0, 1.0)
+        in_range("beta1", self.beta1, 0.0, 1.0, open_high=True)
+        in_range("beta2", self.beta2, 0.0, 1.0, open_high=True)
+        in_range("eps", self.eps, LEAST_EPS, 1.0)
         in_range("weight_decay", self.weight_decay, 0.0, 1e3)
         in_range("max_grad_norm", self.max_grad_norm, 0.0, 1e9)
         in_range("max_learning_rate", self.max_learning_rate, 0.0, MAX_LEARNING_RATE)

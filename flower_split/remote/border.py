@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from flower_split.errors import ModelError, WireError
+from flower_split.remote.magnitude_watch import MagnitudeWatch
 from flower_split.transforms import TransformChain, TransformContext
 from flower_split.transport.messages import PREFIX, PREFIX_GRAD, SessionSpec
 
@@ -23,6 +24,7 @@ class SiloBorder:
     def __init__(self, spec: SessionSpec) -> None:
         self._spec = spec
         self._chain = TransformChain(spec, "silo")
+        self._watch = MagnitudeWatch()
 
     def context(
         self, hidden: Tensor, *, step: int, microbatch: int, attention_mask: Tensor | None
@@ -67,6 +69,7 @@ class SiloBorder:
         Raises:
             TransformError: a transform failed.
         """
+        self._watch.ask(hop, context.microbatch, tensor)
         return self._chain.outgoing(hop, tensor, context)
 
     def incoming(self, hop: str, tensor: Tensor, context: TransformContext) -> Tensor:
@@ -74,5 +77,9 @@ class SiloBorder:
 
         Raises:
             TransformError: a transform failed.
+            WireError: it is of a magnitude that no trunk computes.
         """
-        return self._chain.incoming(hop, tensor, context)
+        entered = self._chain.incoming(hop, tensor, context)
+        if hop not in self._chain.changes:
+            self._watch.answer(hop, context.microbatch, entered)
+        return entered

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from flower_split.errors import AdapterError, SequenceError, StateError, WireError
+from flower_split.optimization.magnitude import check_magnitudes
 from flower_split.server.snapshots import SnapshotStore
 from flower_split.server.stepping import AdapterSlot
 from flower_split.transport.messages import AdapterCall, AdapterReply, SessionLimits
@@ -121,6 +122,7 @@ class AdapterCalls:
             if tensor.numel() != math.prod(shape):
                 raise WireError(f"{name}: {tuple(tensor.shape)}, expected {shape}")
             state[name] = tensor.reshape(shape)
+        check_magnitudes("the adapter that was sent", state.values())
         try:
             self._slot.write(state)
         except AdapterError as error:

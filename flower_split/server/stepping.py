@@ -17,6 +17,7 @@ from flower_split.adapters.adalora.rank_allocation import TrunkAllocator
 from flower_split.adapters.state import with_adapter
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import SequenceError
+from flower_split.optimization.magnitude import check_magnitudes
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.transport.messages import AdapterUse
@@ -56,7 +57,13 @@ class Stepper:
             gradients: Of the adapter's tensors.
             learning_rate: Of this step.
             constants: AdamW's from now on; None leaves them as they are.
+
+        Raises:
+            WireError: gradients or tensors are such that the result may not be finite; nothing is
+                changed.
         """
+        check_magnitudes("the step's gradient", (g for g in gradients if g is not None))
+        check_magnitudes("the trunk's adapter", (p.detach() for p in self.parameters))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         for group in self._optimizer.param_groups:
@@ -253,11 +260,15 @@ class AdapterSlot:
         *,
         keeps_gradient: bool = False,
     ) -> None:
-        """Apply the gathered gradients, and forget them unless they are to be kept."""
+        """Apply the gathered gradients, and forget them unless they are to be kept.
+
+        Raises:
+            WireError: see `Stepper.step`.
+        """
         gradients = [parameter.grad for parameter in self._all]
-        self._stepper.step(gradients, learning_rate, constants)
         for parameter in self._all:
             parameter.grad = None
+        self._stepper.step(gradients, learning_rate, constants)
         if not keeps_gradient:
             self._gradients = [None] * len(self._trained)
         self._refresh()

@@ -33,6 +33,8 @@ class TransformChain:
         self._end = end
         self._placement = Placement(spec, end)
         classes = [_find(name, end) for name in spec.wire.transforms]
+        self.changes = frozenset(hop for kind in classes for hop in kind.hops)
+        """The hops that a transform at either end changes."""
         transforms = [_make(kind, spec, end) for kind in classes if end in kind.ends]
         self._by_hop = {hop: [one for one in transforms if hop in one.hops] for hop in HOPS}
 

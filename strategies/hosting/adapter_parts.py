@@ -16,13 +16,11 @@ from torch import Tensor
 
 from flower_split.errors import AdapterError
 from flower_split.lowrank import CONTROL, Instructions, adapter_name, at_rank, part_of
+from flower_split.optimization.magnitude import LARGEST
+from flower_split.transport.arrays import read_array, shortened
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-
-LARGEST = 1e15
-"""Largest absolute value in a reply. Training that works stays far below it, and what strategies
-make of such values, products of two with any allowed alpha, is still finite in float32."""
 
 
 class AdapterParts:
@@ -174,7 +172,7 @@ def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Float32 copies of all arrays, in their order."""
     return {
-        name: torch.from_numpy(np.array(array.numpy(), dtype=np.float32, order="C"))
+        name: torch.from_numpy(np.asarray(read_array(name, array), dtype=np.float32, order="C"))
         for name, array in arrays.items()
     }
 
@@ -197,10 +195,11 @@ def decode(
     for name, shape in shapes.items():
         array = arrays[name]
         if tuple(array.shape) != shape:
-            raise AdapterError(f"{name} has shape {tuple(array.shape)}, expected {shape}")
+            told = shortened(tuple(array.shape))
+            raise AdapterError(f"{name} has shape {told}, expected {shape}")
         if dtype is not None and array.dtype != dtype:
-            raise AdapterError(f"{name} is {array.dtype}, expected {dtype}")
-        values[name] = np.array(array.numpy(), dtype=np.float32, order="C")
+            raise AdapterError(f"{name} is {shortened(array.dtype)}, expected {dtype}")
+        values[name] = np.asarray(read_array(name, array), dtype=np.float32, order="C")
         _check_finite(name, values[name])
     return values
 
@@ -220,4 +219,4 @@ def _check_finite(name: str, values: NDArray[np.float32]) -> None:
 def first_of(names: Iterable[str]) -> str:
     """The first of `names` in brackets, for the text of an error; empty where there is none."""
     ordered = sorted(names)
-    return f" (first: {ordered[0]})" if ordered else ""
+    return f" (first: {shortened(ordered[0])})" if ordered else ""

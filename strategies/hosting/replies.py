@@ -5,7 +5,6 @@ silos, and when its arrays are what the silo was asked for. Whatever else comes 
 reason that a person can act on.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,13 +14,18 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from flower_split.errors import AdapterError
 from flower_split.lowrank import LORA_RECORD, Allowance, Instructions, scaling_from_fields
+from flower_split.optimization.magnitude import LARGEST
 from flower_split.server.ticket_record import SessionOutcome
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
+from flower_split.transport.arrays import shortened
 from flower_split.transport.invitation import PROOF, SPLIT_RECORD, Invitation
 from flower_split.transport.records import miscounted
 
 # What of a reply goes into the history, and is written to result.json, is bounded.
 MOST_METRICS, LONGEST_NAME, MOST_VALUES = 128, 128, 4096
+
+LONGEST_REASON = 4096
+"""Characters of a silo's error that are kept."""
 
 MOST_WEIGHT = 1e15
 """Largest weight of a reply: sums of such weights stay exact enough to divide by."""
@@ -54,7 +58,7 @@ def own_problem(content: RecordDict, weight_key: str, *, trained: bool) -> str:
     if isinstance(weight, list) or weight is None or not 0 < weight <= MOST_WEIGHT:
         return (
             f"metric {weight_key!r} must be a number above 0 and at most {MOST_WEIGHT:g}, not "
-            f"{weight!r}"
+            f"{shortened(weight)}"
         )
     return _metrics_problem(metrics)
 
@@ -71,8 +75,8 @@ def _metrics_problem(metrics: MetricRecord) -> str:
         values = value if isinstance(value, list) else [value]
         if len(values) > MOST_VALUES:
             return f"metric {name!r} has {len(values)} values, expected at most {MOST_VALUES}"
-        if not all(math.isfinite(entry) for entry in values):
-            return f"metric {name!r} is not finite: the training diverged"
+        if not all(abs(entry) <= LARGEST for entry in values):
+            return f"metric {name!r} is not finite, or beyond {LARGEST:g}: the training diverged"
     return ""
 
 
@@ -88,7 +92,8 @@ def outvoted(contents: Mapping[int, RecordDict]) -> dict[int, str]:
     usual = Counter(shapes.values()).most_common(1)[0][0]
     return {
         node: (
-            f"its metrics are {', '.join(sorted(keys))} in record {name!r}; most silos sent "
+            f"its metrics are {shortened(', '.join(sorted(keys)))} in record "
+            f"{shortened(name)!r}; most silos sent "
             f"{', '.join(sorted(usual[1]))} in record {usual[0]!r}"
         )
         for node, (name, keys) in shapes.items()
@@ -159,6 +164,8 @@ _IN_SIMULATION = "Exception ClientAppException occurred. Message: "
 
 def readable(reason: str) -> str:
     """`reason` of a Flower error reply without class paths, colours and Ray's traceback."""
+    if len(reason) > LONGEST_REASON:
+        reason = f"{reason[: LONGEST_REASON // 2]} … {reason[-LONGEST_REASON // 2 :]}"
     text = _COLOURS.sub("", reason).strip()
     found = _WRAPPED.fullmatch(text)
     kind, text = (found["kind"], found["text"].strip()) if found else ("", text)

@@ -12,6 +12,7 @@ from flower_split.errors import AdapterError
 from flower_split.lowrank import LORA_RECORD, Allowance, Scaling, at_rank, scaling_from_fields
 from flower_split.strategies.hosting.adapter_parts import check_range, first_of
 from flower_split.strategies.hosting.replies import outvoted, own_problem
+from flower_split.transport.arrays import read_array, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class SiloReply:
 
     def tensor(self, name: str) -> Tensor:
         """A float64 copy of one tensor."""
-        return torch.from_numpy(self.arrays[name].numpy()).double()
+        return torch.from_numpy(read_array(name, self.arrays[name])).double()
 
 
 def admitted(
@@ -115,8 +116,8 @@ def _check(arrays: ArrayRecord, shapes: Shapes) -> None:
         array = arrays[name]
         if tuple(array.shape) != shape or array.dtype != "float32":
             raise AdapterError(
-                f"{name} is {array.dtype} of shape {tuple(array.shape)}, expected float32 of "
-                f"shape {shape}: a reply of another rank or alpha must say so in its ConfigRecord "
-                f"{LORA_RECORD!r}"
+                f"{name} is {shortened(array.dtype)} of shape {shortened(tuple(array.shape))}, "
+                f"expected float32 of shape {shape}: a reply of another rank or alpha must say so "
+                f"in its ConfigRecord {LORA_RECORD!r}"
             )
-        check_range(name, array.numpy())
+        check_range(name, read_array(name, array))

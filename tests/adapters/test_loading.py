@@ -99,6 +99,7 @@ def test_its_text_is_the_whole_models(tmp_path: Path, method: str) -> None:
         assert torch.equal(client(**batch).logits, whole(**batch).logits)
 
 
+@pytest.mark.medium
 def test_both_must_have_loaded_the_same(tmp_path: Path) -> None:
     one, other = saved(tmp_path / "one"), saved(tmp_path / "other", seed=1)
     client, trunk = parties(one, other)

@@ -102,6 +102,7 @@ def difference(folder, method, kind):
     return max(found + [float((state[n] - after[n]).abs().max()) for n in after])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("kind", "method"),
     [pytest.param(*one, marks=() if one in OFTEN else pytest.mark.slow) for one in TAKEN],

@@ -245,6 +245,7 @@ def test_masked_models_take_low_rank_strategies_and_are_merged(values, folders, 
     assert read_result(tmp_path / "out" / "result.json").rounds[-1].aggregated["perplexity"] > 0
 
 
+@pytest.mark.medium
 def test_a_task_without_texts_to_continue_says_so(values):
     said = []
 

@@ -32,6 +32,7 @@ def test_a_model_whose_session_failed_is_not_used_again(config):
         assert second is not first
 
 
+@pytest.mark.medium
 def test_another_run_in_the_same_process_frees_the_first_ones_models(config, run_config):
     with borrowed_model(config) as first:
         freed = weakref.ref(first.model)

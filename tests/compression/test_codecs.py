@@ -57,6 +57,7 @@ def test_an_unknown_name_is_refused() -> None:
         CODEC_TABLE.named("int3")
 
 
+@pytest.mark.sampled
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES)

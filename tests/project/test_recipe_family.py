@@ -44,6 +44,7 @@ OLMO = Case(
 )
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @pytest.mark.parametrize("target", ["OLMO", "made"])
 def test_a_family_of_another_package_is_exact_and_trains(

@@ -113,6 +113,7 @@ def test_what_reaches_the_silos_half_alone_is_refused(act: Any, words: str) -> N
         act(pair.client, SplitAdamW(pair.client, lr=1e-2))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bound", [1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5])
 def test_a_bound_on_elements_is_followed_also_where_one_side_alone_reaches_it(bound: float) -> None:
     pair = make_pair()
@@ -259,6 +260,7 @@ def test_a_trunk_cannot_put_its_tensors_in_the_places_of_the_silos() -> None:
         remote.adapter.saved()
 
 
+@pytest.mark.medium
 def test_an_optimizer_of_ones_own_adds_what_the_strategy_asks_for() -> None:
     pair = make_pair()
     called: list[bool] = []

@@ -151,6 +151,7 @@ def test_the_trunk_follows(mode: str, act: Act) -> None:
     assert_alike(pair)
 
 
+@pytest.mark.medium
 def test_a_state_that_was_loaded_counts_in_stages_too() -> None:
     pair = make_pair()
     optimizer = SplitAdamW(pair.client, lr=1e-2)
@@ -259,6 +260,7 @@ def noise(model: Any) -> None:
             parameter.grad.add_(torch.randn_like(parameter.grad))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("change", [some, one_removed, noise], ids=lambda c: c.__name__)
 def test_gradients_changed_otherwise_are_refused(change: Callable[[Any], None]) -> None:
     pair = make_pair()
@@ -317,6 +319,7 @@ def test_a_snapshot_that_is_gone_is_named() -> None:
         optimizer.load_state_dict(state)
 
 
+@pytest.mark.medium
 def test_snapshots_outlive_the_process_in_a_folder(tmp_path: Path) -> None:
     def session(folder: Path) -> Any:
         return over_grpc(make_pair(), snapshots=SnapshotStore(folder))
@@ -341,6 +344,7 @@ OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("make", OPTIMIZERS)
 @pytest.mark.parametrize("act", [*FOLLOWED, clip_grad_norm_], ids=lambda act: act.__name__)
 @pytest.mark.sampled(keep=8)

@@ -64,6 +64,7 @@ def assert_same_adapters(pair: Pair) -> None:
     assert any(not torch.equal(tensor, pair.state[name]) for name, tensor in expected.items())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])
 def test_bfloat16_weights_on_both_sides_equal_the_uncut_model_to_the_bit(codec: str) -> None:
     pair = make_pair(
@@ -106,6 +107,7 @@ def test_adapters_gradients_and_optimizers_are_float32_beside_bfloat16_weights()
     assert {p.dtype for p in weights} == {NARROW}
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @pytest.mark.parametrize("weights", [torch.float32, NARROW], ids=["float32", "bfloat16"])
 def test_autocast_on_both_sides_equals_the_uncut_model_to_the_bit(weights: torch.dtype) -> None:
@@ -140,6 +142,7 @@ def test_every_family_under_autocast_equals_the_uncut_model_to_the_bit(case: Cas
         assert torch.equal(parameter.grad, whole[name]), name
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("silo", "trunk", "silo_casts", "trunk_casts"),

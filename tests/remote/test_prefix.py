@@ -148,6 +148,7 @@ def test_it_does_with_every_family(name: str) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
 @pytest.mark.parametrize("recompute", [False, True])
@@ -247,6 +248,7 @@ def test_a_prefix_is_sent_once_a_cache_and_in_one_row_for_all() -> None:
     assert counted == 3 * counts["prefix"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("codec", ["bf16", "int8", "nf4"])
 def test_codecs_round_the_prefix_as_they_round_h1(codec: str) -> None:
     both = Both(wire=WireConfig.uniform(codec))

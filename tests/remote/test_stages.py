@@ -81,6 +81,7 @@ def config_with(**options: Any) -> TrainConfig:
     return TrainConfig(**{"learning_rate": 0.01, "max_grad_norm": 0.05, **options})
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -267,6 +268,7 @@ class _Broken(LateTransport):
         return super()._later(answer)
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "at"), [("forward", 3), ("backward", 1), ("step", 0)])
 def test_a_trunk_that_goes_leaves_no_half_step(kind: str, at: int) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from pairs import make_pair
 from torch.utils.data import Dataset
@@ -39,6 +40,7 @@ def _arguments(folder: Path, max_grad_norm: float) -> TrainingArguments:
     )
 
 
+@pytest.mark.medium
 def test_trainer_equals_the_uncut_trainer_to_the_bit(tmp_path: Path) -> None:
     pair = make_pair(optimizer=OptimizerSettings(max_grad_norm=0.1))
     plain = torch.optim.AdamW(

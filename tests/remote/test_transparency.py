@@ -90,6 +90,7 @@ def test_a_shared_trunk_with_one_silo_equals_a_federated_one() -> None:
         assert torch.equal(shared.engine.shared_state()[name], tensor), name
 
 
+@pytest.mark.medium
 def test_a_narrow_wire_is_close_and_not_equal() -> None:
     narrow = make_pair(wire=WireConfig(h1="bf16", h2="fp16", g2="bf16", g1="fp16"))
     exact = make_pair()

@@ -104,6 +104,7 @@ def adapters_at(engine: TrunkEngine) -> set[str]:
     return {name.partition(".lora_A.")[2].partition(".")[0] for name in names if ".lora_A." in name}
 
 
+@pytest.mark.medium
 def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
     alone = []
     for seed in (10, 20):
@@ -211,6 +212,7 @@ def test_a_handshake_names_the_adapter_setting_that_differs() -> None:
         opened(engine, replace(engine.describe(), adapter=other.describe().adapter), None)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"r": 2}'])
 def test_a_hostile_adapter_text_is_a_mismatch(text: str) -> None:
     engine = make_engine()
@@ -245,6 +247,7 @@ def test_order_is_enforced_and_a_refused_call_changes_nothing() -> None:
     assert all(torch.equal(tried[n], t) for n, t in plain.items())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("request_", "error", "says"),
     [
@@ -495,6 +498,7 @@ def test_a_pass_with_gradients_keeps_no_cache() -> None:
         )
 
 
+@pytest.mark.medium
 def test_dropout_depends_on_the_sessions_seed_alone() -> None:
     def run(seed: int) -> Tensor:
         engine = make_engine(lora=LoraSettings(r=2, alpha=4.0, dropout=0.5))

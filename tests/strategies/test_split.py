@@ -256,6 +256,69 @@ def test_forged_replies_do_not_displace_the_honest_one(toy, values):
     assert values(ran.result.arrays)["top.A"] == 1.0
 
 
+def of_bytes(data, *, dtype="float32", shape=(1,), stype="numpy.ndarray"):
+    return lambda content: content["arrays"].__setitem__("top.A", Array(dtype, shape, stype, data))
+
+
+def of_metrics(**told):
+    def put(content):
+        (name,) = content.metric_records
+        content[name] = MetricRecord({**dict(content[name].items()), **told})
+
+    return put
+
+
+def without(kind):
+    return lambda content: content.__delitem__(next(iter(getattr(content, kind))))
+
+
+def with_second(content):
+    content["more"] = MetricRecord({"num-examples": 1})
+
+
+MALFORMED = {
+    "garbage": of_bytes(b"garbage"),
+    "empty": of_bytes(b""),
+    "pickled": of_bytes(b"\x80\x04K\x01."),
+    "object": of_bytes(Array(np.zeros(1, np.float32)).data.replace(b"<f4", b"|O ")),
+    "huge": of_bytes(Array(np.zeros(1, np.float32)).data.replace(b"(1,), }", b"(9**9,)}")),
+    "another shape": of_bytes(Array(np.zeros(3, np.float32)).data),
+    "another dtype": of_bytes(Array(np.zeros(1)).data),
+    "another kind": of_bytes(Array(np.zeros(1, np.float32)).data, stype="torch"),
+    "no rank": of_bytes(Array(np.zeros(1, np.float32)).data, shape=()),
+    "no arrays": without("array_records"),
+    "no metrics": without("metric_records"),
+    "no statistics": without("config_records"),
+    "two records": with_second,
+    "weight of NaN": of_metrics(**{"num-examples": float("nan")}),
+    "weight below 0": of_metrics(**{"num-examples": -1}),
+    "weight of 2e15": of_metrics(**{"num-examples": 2 * 10**15}),
+    "weights": of_metrics(**{"num-examples": [1, 2]}),
+    "loss of -1e300": of_metrics(**{"train-loss": -1e300}),
+    "loss of infinity": of_metrics(**{"train-loss": float("inf")}),
+    "a long name": of_metrics(**{"x" * 10**5: 1}),
+    "many metrics": of_metrics(**{f"m{i}": i for i in range(500)}),
+}
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("malformed", MALFORMED)
+@pytest.mark.parametrize("strategy", [FedAvg, FedMedian, Krum], ids=lambda one: one.__name__)
+def test_a_malformed_reply_costs_its_silo_alone(toy, values, strategy, malformed):
+    def tamper(reply):
+        if reply.metadata.src_node_id == FIRST_NODE + 1:
+            content = RecordDict(dict(reply.content.items()))
+            MALFORMED[malformed](content)
+            reply.content = content
+        return [reply]
+
+    ran = toy(strategy(**QUIET), grid={"tamper": tamper}, num_rounds=1)
+    failed = {r.node_id: r.failure for r in ran.result.history if r.failure}
+    assert failed.keys() == {FIRST_NODE + 1}
+    assert 0 < len(failed[FIRST_NODE + 1]) < 1000
+    assert values(ran.result.arrays)["top.A"] == 1.0
+
+
 def test_an_error_from_the_superlink_is_booked_to_the_right_node(toy):
     def by_superlink(reply):
         if reply.metadata.src_node_id != FIRST_NODE + 2:

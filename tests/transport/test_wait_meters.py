@@ -55,6 +55,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pair
 
 
+@pytest.mark.medium
 def test_a_plain_loop_s_waits_are_counted(slow: Any) -> None:
     began = time.perf_counter()
     optimizer = SplitAdamW(slow.client, lr=1e-3)
@@ -67,6 +68,7 @@ def test_a_plain_loop_s_waits_are_counted(slow: Any) -> None:
     assert forward_backward_step_forward * PAUSE <= waited < time.perf_counter() - began
 
 
+@pytest.mark.medium
 def test_the_pipeline_s_waits_are_counted(slow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answers are there at once, so that what is left is the step's."""
     stages = SplitStages(slow.client)

@@ -5,7 +5,7 @@ from typing import get_args
 
 from flower_split.compression.table import CODEC_TABLE
 from flower_split.config.wire import HOPS, WireConfig
-from flower_split.errors import ConfigError, HandshakeError
+from flower_split.errors import ConfigError, HandshakeError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.tables import (
@@ -223,7 +223,16 @@ def welcome_frame(limits: SessionLimits, resumed: str = "") -> pb.ServerFrame:
 
 
 def read_welcome(welcome: pb.Welcome) -> SessionLimits:
-    """The trunk's bounds, as a silo learns them."""
+    """The trunk's bounds, as a silo learns them.
+
+    Raises:
+        WireError: no session can keep to them; the state to resume from has no tag.
+    """
+    for name in ("max_in_flight", "max_message_tokens", "max_cached_tokens"):
+        if getattr(welcome, name) < 1:
+            raise WireError(f"the trunk's {name} is {getattr(welcome, name)}, expected at least 1")
+    if welcome.resumed and not is_tag(welcome.resumed):
+        raise WireError("the trunk resumes from a state whose tag is none of 64 hexadecimal digits")
     return SessionLimits(
         max_in_flight=welcome.max_in_flight,
         max_message_tokens=welcome.max_message_tokens,

@@ -111,6 +111,10 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
             raise TypeError(f"{type(reply).__name__} does not answer {type(request).__name__}")
 
 
+MOST_NORMS = 1 << 16
+"""Gradient norms of a step: one for each adapter tensor of the trunk."""
+
+
 class ReplyReader:
     """Turns the frames that answer one request into its reply."""
 
@@ -215,6 +219,11 @@ class ReplyReader:
                 return check_reply(request, frame.adapter, self._limits)
             case StepRequest() as request, "step":
                 _check_number("step", frame.step.step, request.step)
+                if len(frame.step.norms) > MOST_NORMS:
+                    raise WireError(
+                        f"{len(frame.step.norms)} gradient norms, expected at most {MOST_NORMS}"
+                    )
+                checked_norms(frame.step.norms)
                 return ()
             case Finish(), "summary":
                 return ()

@@ -37,7 +37,7 @@ class GrpcStream:
         hello: The first frame.
         rules: What the session's tensors look like.
         timeout: Seconds without a frame from the trunk, while it owes one, after which the
-            stream fails.
+            stream fails; twice as many for a whole reply.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class GrpcStream:
         self._failed = threading.Event()
         self._outbox: SimpleQueue[Request | None] = SimpleQueue()
         self._owed: deque[tuple[Answerable, Future[Any]]] = deque()
-        self._progress = time.monotonic()
+        self._progress = self._replied = time.monotonic()
         stub = TrunkStub(channel)  # type: ignore[no-untyped-call]
         self._call = stub.Session(self._frames())
         self._threads = [
@@ -77,7 +77,7 @@ class GrpcStream:
         with self._lock:
             if self._failure is None:
                 if not self._owed:
-                    self._progress = time.monotonic()
+                    self._progress = self._replied = time.monotonic()
                 self._owed.append((request, future))
                 self._outbox.put(request)
                 return future
@@ -170,16 +170,19 @@ class GrpcStream:
             if not self._owed:  # failed meanwhile, and the future with it
                 return None
             self._owed.popleft()
+            self._replied = time.monotonic()
         future.set_result(reply)
         return None
 
     def _watch(self) -> None:
         while not self._failed.wait(min(1.0, self._timeout / 4)):
-            quiet = time.monotonic() - self._progress
-            if self._owed and quiet > self._timeout:
+            now = time.monotonic()
+            late = now - self._progress > self._timeout, now - self._replied > 2 * self._timeout
+            if self._owed and any(late):
+                seconds = self._timeout if late[0] else 2 * self._timeout
                 self.fail(
                     TrunkUnavailableError(
-                        f"trunk at {self._address} did not answer within {self._timeout:g} s"
+                        f"trunk at {self._address} did not answer within {seconds:g} s"
                     )
                 )
 

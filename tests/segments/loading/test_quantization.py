@@ -121,6 +121,7 @@ def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str
         assert torch.equal(client(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_an_evaluation_of_one_silo_changes_no_training_of_another(folder: Path, kind: str) -> None:
     """Where the processor has AVX512 BF16, bitsandbytes repacks weights that are evaluated."""
@@ -141,6 +142,7 @@ def test_an_evaluation_of_one_silo_changes_no_training_of_another(folder: Path, 
     assert losses(evaluated=True) == losses(evaluated=False)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -182,6 +184,7 @@ def test_each_tensor_is_quantized_as_it_is_read(
     assert 0 < most <= 4, most
 
 
+@pytest.mark.medium
 def test_both_ends_must_be_quantized_alike(folder: Path) -> None:
     client, _ = cut(folder, "nf4")
     plain = load_client_model(folder, **CUTS)
@@ -195,6 +198,7 @@ def test_both_ends_must_be_quantized_alike(folder: Path) -> None:
                 LocalTransport(trunk, spec)
 
 
+@pytest.mark.medium
 def test_rows_of_several_silos_share_no_batch(folder: Path) -> None:
     values = {"model.name": "x", "model.quantization": "int8", "trunk.batching": True}
     with pytest.raises(ConfigError, match="not computed each for itself"):

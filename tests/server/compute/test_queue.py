@@ -194,6 +194,7 @@ def test_a_future_that_nobody_wants_any_more_is_not_computed() -> None:
     assert sessions[0].finish().forwards == 0
 
 
+@pytest.mark.medium
 def test_activations_are_freed_with_the_last_of_their_rows() -> None:
     sessions = silos(TOGETHER, 2)
     outputs: list[weakref.ref[Tensor]] = []
@@ -224,6 +225,7 @@ def test_silos_are_expected_until_the_last_of_their_rows(monkeypatch: pytest.Mon
     assert list(expected.values()) == [frozenset()]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batching", [False, True])
 def test_recomputing_keeps_nothing_and_changes_nothing(batching: bool) -> None:
     settings = replace(TOGETHER, batching=batching)
@@ -349,6 +351,7 @@ def test_the_compute_thread_lives_as_long_as_a_session() -> None:
     assert eventually(lambda: len(compute_threads()) == before)
 
 
+@pytest.mark.medium
 def test_a_transport_that_is_forgotten_ends_its_session() -> None:
     before = len(compute_threads())
     engine = make_trunk(tiny_model(layers=3), None)

@@ -373,6 +373,7 @@ def test_a_checkpoint_that_breaks_is_the_servers_own_business(
     assert "secret" not in details and "/secret/path was cut off" in caplog.text
 
 
+@pytest.mark.medium
 def test_a_session_goes_on_while_others_download(
     server: TrunkServer, tls: ServerTls, pack: Pack, book: TicketBook, ticket: Issuer
 ) -> None:

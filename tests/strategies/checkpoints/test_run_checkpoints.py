@@ -130,6 +130,7 @@ def test_a_damaged_checkpoint_costs_a_round_and_no_exactness(toy, tmp_path, capl
     same(resumed.result, wanted)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -177,6 +178,7 @@ def test_every_key_that_may_change_is_a_key():
     assert differences({}, {"seed": 0, "lora.target-modules": "all-linear"}) == []
 
 
+@pytest.mark.medium
 def test_a_full_disk_costs_the_checkpoint_and_no_round(toy, tmp_path, monkeypatch, caplog):
     wanted = toy(FedAvg(), config=config(tmp_path / "whole")).result
 

@@ -75,6 +75,7 @@ def test_flora_folds_the_exact_average_of_any_ranks_in_every_round(data):
         assert not state[toy_names(module)[1]].any()
 
 
+@pytest.mark.medium
 @exactly
 @given(st.data())
 def test_fedex_lora_is_exact_in_every_round(data):
@@ -150,6 +151,7 @@ def test_fedavg_lora_averages_the_factors_at_one_scale(data):
         )
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @exactly
 @given(st.data())

@@ -1,12 +1,14 @@
 """The handshake's frames say exactly what the two parties meant."""
 
+from typing import Any
+
 import pytest
 from affine_backend import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_split.config.sections import CODECS, DTYPES, HOPS, WireConfig
-from flower_split.errors import HandshakeError
+from flower_split.errors import HandshakeError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.transport.grpc.handshake import (
@@ -20,6 +22,7 @@ from flower_split.transport.messages import SessionLimits, SessionSpec, Ticket
 UINT64 = st.integers(0, 2**64 - 1)
 UINT32 = st.integers(0, 2**32 - 1)
 FRACTION = st.floats(0, 1)
+BETA, EPS = st.floats(0, 1, exclude_max=True), st.floats(1e-12, 1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -37,9 +40,9 @@ FRACTION = st.floats(0, 1)
         wire=st.builds(WireConfig, **{hop: st.sampled_from(CODECS) for hop in HOPS}),
         optimizer=st.builds(
             OptimizerSettings,
-            beta1=FRACTION,
-            beta2=FRACTION,
-            eps=FRACTION,
+            beta1=BETA,
+            beta2=BETA,
+            eps=EPS,
             weight_decay=FRACTION,
             max_grad_norm=FRACTION,
             max_learning_rate=FRACTION,
@@ -210,3 +213,22 @@ def test_a_token_of_any_length_is_read_in_bounds() -> None:
     ticket = Ticket(run_id=1, node_id=2, server_round=3, token="t" * 1_000_000)
     read = read_hello(hello_frame(spec(), ticket).hello)[1]
     assert read is not None and len(read.token) < 300
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"max_in_flight": 0},
+        {"max_message_tokens": 0},
+        {"max_cached_tokens": 0},
+        {"resumed": "x" * 64},
+        {"resumed": "a" * 10**6},
+    ],
+)
+def test_a_welcome_that_no_session_can_keep_to_is_refused(changed: dict[str, Any]) -> None:
+    welcome = welcome_frame(SessionLimits()).welcome
+    for name, value in changed.items():
+        setattr(welcome, name, value)
+    with pytest.raises(WireError) as told:
+        read_welcome(welcome)
+    assert len(str(told.value)) < 200

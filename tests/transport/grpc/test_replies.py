@@ -47,6 +47,13 @@ def frames_of(request: Answerable, reply: Reply) -> list[pb.ServerFrame]:
     ]
 
 
+@pytest.mark.parametrize("norms", [[0.1] * 200_000, [float("nan")], [-1.0]])
+def test_norms_of_a_step_are_bounded(norms: list[float]) -> None:
+    frame = pb.ServerFrame(step=pb.StepReply(step=2, norms=norms))
+    with pytest.raises(WireError, match="norm"):
+        ReplyReader(StepRequest(step=2, learning_rate=0.1), RULES).feed(frame)
+
+
 @pytest.mark.parametrize(("request_", "reply"), CASES)
 def test_a_reply_arrives_as_it_was_meant(request_: Answerable, reply: Reply) -> None:
     *first, last = frames_of(request_, reply)

@@ -4,7 +4,7 @@ import gc
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +28,7 @@ from flower_split.server.grpc.server import TrunkServer
 from flower_split.server.grpc.service import ServiceLimits
 from flower_split.transport.grpc.channel import Keepalive
 from flower_split.transport.grpc.handshake import welcome_frame
+from flower_split.transport.grpc.replies import encode_reply
 from flower_split.transport.grpc.transport import GrpcTransport
 from flower_split.transport.local import InProcessTransport
 from flower_split.transport.messages import (
@@ -38,6 +39,7 @@ from flower_split.transport.messages import (
     StepRequest,
     WireBytes,
 )
+from flower_split.transport.rules import HopRules
 
 
 @pytest.fixture
@@ -290,23 +292,26 @@ def test_keepalive_is_checked(interval: float, timeout: float) -> None:
 class OddTrunk(TrunkServicer):
     """Answers a hello, then sends what a test wants; goes silent afterwards."""
 
-    def __init__(self, frames: list[pb.ServerFrame]) -> None:
+    def __init__(self, frames: Iterable[pb.ServerFrame]) -> None:
         self.frames = frames
         self.ended = threading.Event()
 
     def Session(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         next(request_iterator)
-        yield from self.frames
         context.add_callback(self.ended.set)
+        for frame in self.frames:
+            if self.ended.is_set():
+                return
+            yield frame
         self.ended.wait(30)
 
 
 @pytest.fixture
-def odd_trunk() -> Iterator[Callable[[list[pb.ServerFrame]], str]]:
+def odd_trunk() -> Iterator[Callable[[Iterable[pb.ServerFrame]], str]]:
     servers = []
     pool = ThreadPoolExecutor(4, thread_name_prefix="odd-trunk")
 
-    def start(frames: list[pb.ServerFrame]) -> str:
+    def start(frames: Iterable[pb.ServerFrame]) -> str:
         server = grpc.server(pool)
         add_TrunkServicer_to_server(OddTrunk(frames), server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
@@ -330,6 +335,29 @@ def test_a_trunk_that_stops_answering(odd_trunk: Callable[..., str]) -> None:
         time.sleep(1.0)  # owing nothing, a trunk may be silent for as long as it likes
         future = transport.forward(forward(0))
         with pytest.raises(TrunkUnavailableError, match=r"did not answer within 0\.6 s"):
+            future.result(20)
+
+
+@pytest.mark.medium
+def test_a_trunk_that_never_completes_a_reply(odd_trunk: Callable[..., str]) -> None:
+    request = forward(0)
+    head = next(encode_reply(request, request.hidden, HopRules(spec())).frames())
+    head.ClearField("chunks")
+    asked = threading.Event()
+
+    def drip() -> Iterator[pb.ServerFrame]:
+        yield WELCOME
+        asked.wait(20)
+        yield head
+        while True:
+            time.sleep(0.2)
+            yield pb.ServerFrame()
+
+    address = odd_trunk(drip())
+    with nothing_left(), GrpcTransport(address, spec(), timeout=0.6) as transport:
+        future = transport.forward(request)
+        asked.set()
+        with pytest.raises(TrunkUnavailableError, match=r"did not answer within 1\.2 s"):
             future.result(20)
 
 
