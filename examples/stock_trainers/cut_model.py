@@ -66,6 +66,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 SHORT = {
     "logging_steps": 1,
     "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 2,
     "report_to": [],
     "save_strategy": "no",
     "disable_tqdm": True,

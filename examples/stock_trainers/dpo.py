@@ -14,24 +14,28 @@ from trl import DPOConfig, DPOTrainer
 from flower_split import SplitAdamW
 
 
+def trainer_of(model, tokens, texts, optimizer=None, **settings) -> DPOTrainer:
+    """A trainer that prefers each of `texts` to another; `settings` are those of `DPOConfig`."""
+    rows = [
+        {"prompt": text[:12], "chosen": text[12:], "rejected": other[12:]}
+        for text, other in zip(texts, reversed(texts), strict=True)
+    ]
+    data = Dataset.from_list(rows)
+    return DPOTrainer(
+        model=model,
+        args=DPOConfig(tempfile.mkdtemp(), **SHORT | settings),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokens,
+        optimizers=(optimizer, None),
+    )
+
+
 def main(model=None, optimizer=None) -> list[float]:
     """The losses of four steps."""
     model = model or cut_model()
-    rows = [
-        {"prompt": text[:12], "chosen": text[12:], "rejected": other[12:]}
-        for text, other in zip(TEXTS, reversed(TEXTS), strict=True)
-    ]
-    trainer = DPOTrainer(
-        model=model,
-        args=DPOConfig(
-            tempfile.mkdtemp(),
-            max_steps=4,
-            **SHORT,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer(),
-        optimizers=(optimizer or SplitAdamW(model, lr=1e-2), None),
-    )
+    optimizer = optimizer or SplitAdamW(model, lr=1e-2)
+    trainer = trainer_of(model, tokenizer(), TEXTS, optimizer, max_steps=4)
     trainer.train()
     return losses_of(trainer)
 

@@ -19,24 +19,26 @@ def variety(completions: list[str], **_: object) -> list[float]:
     return [float(len(set(completion))) for completion in completions]
 
 
+def trainer_of(model, tokens, texts, optimizer=None, **settings) -> GRPOTrainer:
+    """A trainer whose prompts begin `texts`; `settings` are further ones of `GRPOConfig`."""
+    data = Dataset.from_list([{"prompt": text[:12]} for text in texts])
+    two = {"num_generations": 2, "max_completion_length": 8, "beta": 0.1}
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=variety,
+        args=GRPOConfig(tempfile.mkdtemp(), **SHORT | two | settings),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokens,
+        optimizers=(optimizer, None),
+    )
+
+
 def main(model=None, optimizer=None) -> list[float]:
     """The losses of three steps."""
     model = model or cut_model()
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=variety,
-        args=GRPOConfig(
-            tempfile.mkdtemp(),
-            max_steps=3,
-            num_generations=2,
-            max_completion_length=8,
-            beta=0.1,
-            **SHORT,
-        ),
-        train_dataset=Dataset.from_list([{"prompt": text[:12]} for text in TEXTS]),
-        processing_class=tokenizer(),
-        optimizers=(optimizer or SplitAdamW(model, lr=1e-2), None),
-    )
+    optimizer = optimizer or SplitAdamW(model, lr=1e-2)
+    trainer = trainer_of(model, tokenizer(), TEXTS, optimizer, max_steps=3)
     trainer.train()
     return losses_of(trainer)
 

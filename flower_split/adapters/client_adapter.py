@@ -9,12 +9,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import Tensor, nn
 
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
@@ -268,6 +269,7 @@ def check_plan(model: nn.Module, text: str, shown: Mapping[str, object]) -> None
                     f"{name} has an adapter of {key} {value:g}, and the session's plan {told:g}: "
                     "wrap the client model with the plan that the session was opened with"
                 )
+    _check_trunks(model, shown, [name for name in modules if name not in held])
 
 
 _ELSEWHERE = {
@@ -314,6 +316,45 @@ def _check_settings(model: nn.Module, shown: Mapping[str, object]) -> None:
                 f"{expected!r}: wrap the client model with flower_split.wrap(client_model, plan), "
                 "or with get_peft_model and the settings of the session's plan"
             )
+
+
+def _check_trunks(model: nn.Module, shown: Mapping[str, object], modules: Sequence[str]) -> None:
+    """Raise `AdapterError` unless the client model's settings mean the plan on the trunk's modules.
+
+    Args:
+        model: The client model.
+        shown: Fields of the plan.
+        modules: Full names of the trunk's modules with an adapter in the plan.
+    """
+    config = getattr(model, "peft_config", {}).get(ADAPTER)
+    if type(config) is not LoraConfig or config.target_parameters:
+        return
+    told: dict[str, Any] = {key.removeprefix("peft."): value for key, value in shown.items()}
+    ranks, alphas = told.get("rank_pattern") or {}, told.get("alpha_pattern") or {}
+    r, alpha = told.get("r"), told.get("lora_alpha", told.get("alpha"))
+    for name in modules:
+        meant = (
+            bool(check_target_module_exists(config, name)),
+            _patterned(config.rank_pattern, name, config.r),
+            float(_patterned(config.alpha_pattern, name, config.lora_alpha)),
+        )
+        wanted = (True, _patterned(ranks, name, r), _patterned(alphas, name, alpha))
+        if any(
+            other is not None and own != other for own, other in zip(meant, wanted, strict=True)
+        ):
+            raise AdapterError(
+                f"by the client model's settings {name}, which is the trunk's, has "
+                + (f"r {meant[1]} and alpha {meant[2]:g}" if meant[0] else "no adapter")
+                + f", and r {wanted[1]} and alpha {wanted[2]} by the session's plan: wrap the "
+                "client model with flower_split.wrap(client_model, plan), or with get_peft_model "
+                "and the settings of the session's plan"
+            )
+
+
+def _patterned(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    """What PEFT takes for the module `name`."""
+    held = pattern or {}
+    return held.get(get_pattern_key(list(held), name), default)
 
 
 def _outside_layers(model: nn.Module, saved: Sequence[str]) -> bool:

@@ -1,7 +1,8 @@
 """The pool of client models in one process: loaded once, borrowed by one session at a time.
 
 A simulation's worker serves many silos one after the other, and they borrow the same model. Every
-session overwrites all adapter tensors, so a model carries nothing from one silo to the next.
+session overwrites all adapter tensors. A model that is left otherwise than it was, such as with a
+second adapter, is not lent again: nothing goes from one silo to the next.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import nn
 
 from flower_split.adapters import AdapterPlan, resolve_plan, wrap
 from flower_split.client.model_source import ModelSource
+from flower_split.client.model_traces import ModelTraces
 from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
 from flower_split.segments import load_client_model, load_skeleton
 
@@ -34,6 +36,8 @@ class ClientModel:
     """Of the whole model."""
     share: float
     """Part of the uncut model's parameters that the silo holds, 0 to 1; adapters not counted."""
+    begun: ModelTraces
+    """As it was loaded."""
 
 
 _idle: dict[Key, list[ClientModel]] = {}
@@ -49,7 +53,7 @@ def borrowed_model(
 ) -> Iterator[ClientModel]:
     """A client model for `config` that nobody else uses meanwhile.
 
-    A model whose session failed is not kept.
+    A model whose session failed, or has changed more than the adapter's values, is not kept.
 
     Args:
         config: The run's configuration.
@@ -69,6 +73,8 @@ def borrowed_model(
         model = models.pop() if models else None
     model = model or _load(config, source, device, lora)
     yield model
+    if not ModelTraces.of(model.model).is_as(model.begun):
+        return
     # A loop of one's own may have ended with a step and kept its gradients.
     model.model.zero_grad(set_to_none=True)
     with _lock:
@@ -97,7 +103,8 @@ def _load(
         task=task,
     )
     held, whole = (sum(map(_elements, m.parameters())) for m in (client, skeleton))
-    return ClientModel(model=wrap(client, plan), plan=plan, share=held / whole)
+    model = wrap(client, plan)
+    return ClientModel(model=model, plan=plan, share=held / whole, begun=ModelTraces.of(model))
 
 
 def _elements(parameter: nn.Parameter) -> int:

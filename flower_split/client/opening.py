@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flower_split.adapters import AdapterRound, adapter_parameters, fold, train_parts
 from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import ModelSource
+from flower_split.client.model_traces import ModelTraces
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.state.folder import StateFolder
 from flower_split.client.state.resuming import Resuming
@@ -81,6 +82,8 @@ class OpenSession:
     scaling: Scaling | None
     """Of the silo's adapter; None where the method is not plain LoRA."""
     resuming: Resuming
+    begun: ModelTraces
+    """The model as it was loaded."""
 
 
 @contextmanager
@@ -176,6 +179,7 @@ def open_session(
             trained = {name for name, part in adapter_parameters(model) if part.requires_grad}
             remote = attach_trunk(model, transport, trained=trained, trunk_parameters=own)
             remote.correct = adapter.correct_gradients
+            remote.own_autocast = config.train.autocast
             if resuming.resumes_moments:
                 remote.adapter.is_stepped_with(resuming)
             yield OpenSession(
@@ -184,6 +188,7 @@ def open_session(
                 adapter=adapter,
                 scaling=scaling,
                 resuming=resuming,
+                begun=held.begun,
             )
         finally:
             transport.close()

@@ -16,10 +16,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from flower_split.adapters.adalora.rank_allocation import check_last_allocation
 from flower_split.client.model_source import OpenDelivery, model_source
+from flower_split.client.model_traces import ModelTraces
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.opening import open_session, read_message
-from flower_split.client.silo_data import SiloBatches, silo_batches
+from flower_split.client.silo_data import SiloBatches, silo_batches, silo_tokenizer
 from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
@@ -194,7 +196,7 @@ class SplitSession:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        return self.data.tokenizer
+        return silo_tokenizer(self._source) if self._data is None else self._data.tokenizer
 
     @property
     def optimizer(self) -> SplitAdamW:
@@ -277,10 +279,12 @@ class SplitSession:
         Raises:
             DataError: the silo has no data.
             ModelError: the training diverged.
+            AdapterError: AdaLoRA's schedule does not fit the silo's steps.
             TrunkError: the trunk is gone.
         """
         batches = self.data.train(self.server_round)
         steps = steps_in_round(self.config.train, len(batches))
+        check_last_allocation(self.model, steps, self.invitation.num_rounds)
         label = f"round {self.server_round}, silo {self.silo}"
         with show_progress(label, steps) as progress:
             return train_round(
@@ -336,11 +340,14 @@ class SplitSession:
         Raises:
             TrunkError: the trunk does not confirm the session.
             StateError: the silo's personal tensors cannot be saved.
+            AdapterError: tensors were trained that are not in the adapter, or on one side alone.
         """
         trained = self.invitation.purpose == "train"
         if num_examples is None:
             num_examples = self.data.num_train if trained else self.data.num_held_out
         session = self._session
+        if trained:
+            ModelTraces.of(session.model).check_sent(session.begun)
         summary = find_remote(session.model).finish()
         session.resuming.end(self._optimizer, summary.steps, session.adapter)
         content = RecordDict()

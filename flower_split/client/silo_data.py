@@ -82,6 +82,16 @@ def silo_batches(
     return SiloBatches(tokenizer=tokenizer, silo=silo, order=node.partition_id or 0, config=config)
 
 
+@lru_cache(maxsize=1)
+def silo_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, loaded once a process.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    return load_tokenizer(source.name, revision=source.revision)
+
+
 @lru_cache(maxsize=MOST_SILOS)
 def _load(
     source: ModelSource,
@@ -91,7 +101,7 @@ def _load(
     partition: Partition | None,
     task: Task,
 ) -> tuple[PreTrainedTokenizerBase, SiloData]:
-    tokenizer = load_tokenizer(source.name, revision=source.revision)
+    tokenizer = silo_tokenizer(source)
     number, of = partition or (None, None)
     silo = load_silo(
         data,

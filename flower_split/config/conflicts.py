@@ -75,6 +75,14 @@ def of_task(model: ModelConfig, data: DataConfig, sample_prompt: str) -> list[st
                 f"{key} is for model.task {' and '.join(map(repr, tasks))}, and the run's is "
                 f"{task!r}: leave it at its default, or change model.task"
             )
+    if task in CLASSIFYING and data.label and model.as_task().rewards:
+        found.append(
+            f"model.labels names {model.labels[0]!r} alone, and there is nothing to tell apart: "
+            "name two labels at least, with commas. For a reward model, which a ClientApp of one's "
+            "own trains, set data.label to ''"
+        )
+    if task in CLASSIFYING and not data.label and not model.as_task().rewards:
+        found.append("data.label must name a field of the examples; it is empty")
     return found
 
 

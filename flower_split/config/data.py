@@ -27,7 +27,7 @@ class DataConfig:
     label: str = "label"
     """Field with the label, for a classifier: a name of `model.labels` or its id. For
     `token-classification` `text` is the field with the list of words, and this that with a label
-    for each word."""
+    for each word. Empty for a reward model."""
     mlm_probability: float = 0.15
     """Share of the tokens that are to be guessed, for `model.task` `masked-lm`."""
     partitioner: str = "iid"
@@ -49,6 +49,5 @@ class DataConfig:
         in_range("data.dirichlet-alpha", self.dirichlet_alpha, 0.0, 1e6, open_low=True)
         at_least("data.max-examples", self.max_examples, 0)
         in_range("data.mlm-probability", self.mlm_probability, 0.0, 1.0, open_low=True)
-        for key, field in (("data.text", self.text), ("data.label", self.label)):
-            if not field:
-                raise ConfigError(f"{key} must name a field of the examples; it is empty")
+        if not self.text:
+            raise ConfigError("data.text must name a field of the examples; it is empty")

@@ -24,7 +24,8 @@ class ModelConfig:
     task: str = CAUSAL_LM
     """What is learned: one of `TASKS`; see [tasks.md](tasks.md)."""
     labels: tuple[str, ...] = ()
-    """Names of the labels that a classifier tells apart, in the order of their ids."""
+    """Names of the labels that a classifier tells apart, in the order of their ids; one alone for a
+    reward model, see [tasks.md](tasks.md)."""
     dtype: str = "float32"
     """The silo's weights and activations, and the trunk's where `trunk.dtype` is empty: one of
     `DTYPES`. Adapters are float32 in any case; see [precision.md](precision.md)."""
@@ -41,11 +42,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("model.name must name a folder or a hub model; it is empty")
-        if len(self.as_task().labels) == 1:
-            raise ConfigError(
-                f"model.labels names {self.labels[0]!r} alone, and there is nothing to tell apart: "
-                "name two labels at least, with commas"
-            )
+        self.as_task()
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.attention", self.attention, ATTENTION)
         one_of("model.quantization", self.quantization, QUANTIZATIONS)

@@ -51,6 +51,11 @@ class Task:
         """Whether it has labels."""
         return self.name in CLASSIFYING
 
+    @property
+    def rewards(self) -> bool:
+        """Whether it is a reward model's, with one label that tells nothing apart."""
+        return len(self.labels) == 1
+
 
 CAUSAL = Task()
 """Language modelling from left to right, the default."""

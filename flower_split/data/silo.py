@@ -62,8 +62,15 @@ def load_silo(
 
     Raises:
         DataError: data is missing, empty or broken, the silo would have none, or a text has a
-            token or a length that the model does not know.
+            token or a length that the model does not know; or the task is a reward model's.
     """
+    if task.rewards:
+        raise DataError(
+            "a reward model, with one name in model.labels, learns from pairs of texts, and the "
+            "ready-made ClientApp has no loss for them: train session.model in a ClientApp of your "
+            "own, such as with TRL's RewardTrainer "
+            "(examples/stock_trainers/trl_client_app.py), and give session.reply num_examples"
+        )
     train, held = silo_examples(
         config,
         partition_id=partition_id,

@@ -27,11 +27,12 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return context
 
 
-def current_autocast(device: torch.device) -> str:
-    """Name of the dtype of the autocast that is on; empty where none is."""
+def current_autocast(device: torch.device, *, but: str = "off") -> str:
+    """Name of the dtype of the autocast that is on; empty where none is, or that of `but`."""
     if not _is_on(device):
         return ""
-    return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    name = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    return "" if name == but else name
 
 
 def as_inner(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from flower_split.errors import HandshakeError, ModelError
+from flower_split.remote.late_wrapping import LateWrapping
 from flower_split.remote.trunk import RemoteTrunk
 from flower_split.segments import TrunkSlot, watch_calls
 from flower_split.transport.base import Transport
@@ -54,6 +55,8 @@ def attach_trunk(
             )
     stock = next(m for m in client_model.modules() if isinstance(m, PreTrainedModel))
     remote = slot if isinstance(slot, RemoteTrunk) else RemoteTrunk(slot)
+    if remote is not slot:
+        remote.late = LateWrapping(stock)
     remote.connect(
         transport,
         stock,

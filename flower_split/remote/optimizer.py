@@ -54,6 +54,7 @@ class SplitAdamW(torch.optim.AdamW):
                 "the trunk's adapter is parameters of this client model (trunk_parameters=True): "
                 "any optimizer of torch trains it, and SplitAdamW would train it twice"
             )
+        self._remote.late.follow()
         self._before, self._after = _around(model, self._remote)
         self.grad_norm = 0.0
         self._mirror = self._remote.trunk_gradient

@@ -17,6 +17,7 @@ from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
 from flower_split.remote.gradient_mirror import GradientChange, GradientMirror, weakly
+from flower_split.remote.late_wrapping import LateWrapping
 from flower_split.remote.ranks import SessionRanks, opened, session_ranks
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
@@ -41,6 +42,7 @@ class RemoteTrunk(AdapterStandIn):
     transport: Transport
     border: SiloBorder
     adapter: TrunkAdapter
+    late: LateWrapping
 
     def __init__(self, slot: "TrunkSlot | RemoteTrunk") -> None:
         super().__init__(slot)
@@ -58,8 +60,7 @@ class RemoteTrunk(AdapterStandIn):
         self.trunk_gradient.requires_grad_(False)
         self._mask: Tensor | None = None
         self._positions: Tensor | None = None
-        self.ranks: SessionRanks | None = None
-        """AdaLoRA's, where the session has it."""
+        self.ranks: SessionRanks | None = None  # AdaLoRA's, where the session has it
 
     def connect(
         self,
@@ -95,8 +96,8 @@ class RemoteTrunk(AdapterStandIn):
         self.trunk_gradient.grad = None
         self.trunk_gradient.data = self.trunk_gradient.data.float()
         self.trunk_gradient.data.zero_()
-        self.correct: Callable[[], None] | None = None
-        """What the strategy adds to the silo's gradients before a step; the trunk's are its own."""
+        self.correct: Callable[[], None] | None = None  # what a strategy adds to gradients
+        self.own_autocast = "off"  # dtype of one that is the silo's alone
         self._path, layers = find_layers(model)
         self._others: dict[int, AdapterStandIn] = {}
         for index in self.cuts.trunk_range:
@@ -232,7 +233,7 @@ class RemoteTrunk(AdapterStandIn):
             dropout=self.training,
             cache=cache,
             adapter=use,
-            autocast=current_autocast(hidden.device),
+            autocast=current_autocast(hidden.device, but=self.own_autocast),
         )
         self.border.check_length(request, self._context_length)
         self._microbatches += 1

@@ -19,6 +19,7 @@ class AdapterCalls:
         limits: Of the session; they say whether the adapter may be read and written.
         silo: The silo's name, under which its snapshots are kept.
         is_alone: Whether no other session is open.
+        trains: Whether the session is one of training.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class AdapterCalls:
         *,
         silo: str,
         is_alone: Callable[[], bool],
+        trains: bool = True,
     ) -> None:
         self._slot = slot
         self._snapshots = snapshots
         self._limits = limits
         self._silo = silo
         self._is_alone = is_alone
+        self._trains = trains
 
     def answer(self, call: AdapterCall) -> AdapterReply:
         """Do what `call` asks for.
@@ -108,6 +111,11 @@ class AdapterCalls:
             )
 
     def _check_own(self, done: str) -> None:
+        if self._slot.is_shared and not self._trains:
+            raise SequenceError(
+                f"a shared trunk's adapter is not {done} by an evaluation session: open one of "
+                "training"
+            )
         if self._slot.is_shared and not self._is_alone():
             raise SequenceError(
                 f"a shared trunk's adapter is {done} only while no other silo has a session"

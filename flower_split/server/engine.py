@@ -198,7 +198,12 @@ class TrunkEngine:
             calls=None
             if slot is None
             else AdapterCalls(
-                slot, self._snapshots, self.limits, silo=spec.silo, is_alone=self.queue.is_alone
+                slot,
+                self._snapshots,
+                self.limits,
+                silo=spec.silo,
+                is_alone=self.queue.is_alone,
+                trains=spec.purpose == "train",
             ),
             follows_autocast=self._follows_autocast,
             fixed_optimizer=self._optimizer is not None,

@@ -150,7 +150,10 @@ class TrunkSession:
                 self._check_open()
                 if self._calls is None:
                     raise SequenceError("this session's trunk is frozen: it has no adapter")
-                return self._calls.answer(request)
+                answer = self._calls.answer(request)
+                if request.action in ("write", "restore"):
+                    self._free_pending()  # activations of other values than the adapter has now
+                return answer
             case Discard():
                 if self._slot is not None:
                     self._slot.discard(zeros=request.zeros)
@@ -208,7 +211,8 @@ class TrunkSession:
         if microbatch is None:
             raise SequenceError(
                 f"microbatch {request.microbatch} has no activations here: it had no forward "
-                "pass with gradients in this step, or its backward pass was already made"
+                "pass with gradients in this step, its backward pass was already made, or the "
+                "adapter was written or restored since"
             )
         begun = microbatch.request
         if request.grad.shape != begun.hidden.shape:

@@ -103,7 +103,6 @@ class TrunkHost:
                 dtype=config.model.dtype,
                 shares_adapter=config.trunk.shares_adapter,
                 prefix_tokens=self._before if self._whole_plan.method in PREFIXES else 0,
-                follows_autocast=False,  # each party has a key of its own
             )
             self._server = stack.enter_context(
                 TrunkServer(

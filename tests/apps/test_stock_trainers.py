@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 import steps
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from in_process_grid import InProcessGrid
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from split_run import TOLERANCE, largest_difference
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 from uncut_model import initial_arrays, peft_model
 from uncut_run import PlainExchange, run_uncut
 
-from flower_split.adapters import load_state, read_state
+from flower_split import SplitAdamW
+from flower_split.adapters import load_state, method_problems, read_state
 from flower_split.config.run_config import read_run_config
 from flower_split.config.tasks import CAUSAL, Task
 from flower_split.segments import resolve_source
@@ -86,6 +91,60 @@ def test_accelerates_loop(example: Any) -> None:
     loop = example("accelerate_loop")
     whole = uncut(example("cut_model"))
     assert loop.main() == pytest.approx(loop.main(whole, adamw(whole)), rel=1e-5)
+
+
+def accelerated(cut: Any, model: Any, optimizer: Any, precision: str, folder: Path) -> list[float]:
+    """The losses of a step, of another one after `save_state`, and of that after `load_state`."""
+    accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True, mixed_precision=precision)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    assert isinstance(accelerator.unwrap_model(model), PeftModel)
+    tokens, losses = cut.tokenizer(), []
+    for texts in ((0, 1), (2, 3), None, (2, 3)):
+        if texts is None:
+            accelerator.load_state(str(folder))
+            continue
+        for number in texts:
+            batch = tokens(cut.TEXTS[number], return_tensors="pt")
+            with accelerator.accumulate(model):
+                loss = model(**batch, labels=batch["input_ids"]).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+        if number == 1:
+            accelerator.save_state(str(folder))
+    saved = folder / "adapter"
+    model.save_pretrained(saved, state_dict=accelerator.get_state_dict(model))
+    return losses
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_accelerate_saves_and_loads_both_sides(
+    example: Any, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for state in (AcceleratorState, GradientState):  # of the process, with its precision
+        monkeypatch.setattr(state, "_shared_state", {})
+    cut = example("cut_model")
+    split, own, whole = cut.cut_model(), cut.cut_model(trunk_parameters=True), uncut(cut)
+    found = [
+        accelerated(cut, model, optimizer, precision, tmp_path / str(number))
+        for number, (model, optimizer) in enumerate(
+            [(split, SplitAdamW(split, lr=1e-2)), (own, adamw(own)), (whole, adamw(whole))]
+        )
+    ]
+    *ours, expected = found
+    assert expected[2:4] == expected[4:6] != expected[:2]
+    assert all(losses == pytest.approx(expected, rel=1e-6) for losses in ours)
+    tags, whole_adapter, plain = (
+        load_file(tmp_path / str(number) / "adapter" / "adapter_model.safetensors")
+        for number in range(3)
+    )
+    assert tags.keys() == whole_adapter.keys() == plain.keys()
+    assert all(torch.allclose(whole_adapter[name], plain[name], atol=1e-6) for name in plain)
+    assert {t.dtype for t in tags.values()} == {torch.float32, torch.uint8}
 
 
 @pytest.mark.slow
@@ -177,3 +236,67 @@ def test_the_trainer_in_a_session_of_a_federated_run(
     mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
     assert mine.keys() == plain.keys()
     assert largest_difference(mine, plain) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "grpo", "reward"))],
+)
+@pytest.mark.medium
+def test_trls_trainers_in_sessions_of_a_federated_run(
+    example: Any, state_home: Path, name: str
+) -> None:
+    """Two silos over gRPC are as plain Flower with the same trainer of the whole model."""
+    pytest.importorskip("trl")
+    cut, trl, split = example("cut_model"), example(name), example("trl_client_app")
+    task = cut.REWARD if name == "reward" else CAUSAL
+    values = {
+        "model.name": cut.BASE,
+        "split.bottom-layers": cut.CUTS["bottom_layers"],
+        "split.top-layers": cut.CUTS["top_layers"],
+        "lora.r": cut.LORA.r,
+        "lora.alpha": cut.LORA.alpha,
+        "train.learning-rate": 1e-2,
+        "train.max-grad-norm": 0.0,
+        "train.keep-optimizer": False,
+        "num-server-rounds": 2,
+        "strategy.min-nodes": 2,
+    }
+    if task.classifies:
+        values |= {"model.task": task.name, "model.labels": task.labels[0], "data.label": ""}
+    config = read_run_config(values, check_method=method_problems)
+    initial = ArrayRecord(cut.start(task)[1])
+    strategy = SplitStrategy(config, build_inner(config.strategy, config.lora))
+    random.seed(0)
+    grid = InProcessGrid(split.app_of(trl.trainer_of), 2, run_config=values)
+    ours = strategy.start(grid, initial)
+
+    whole = ClientApp()
+
+    @whole.train()
+    def train(message: Any, context: Any) -> Any:
+        silo, texts = PlainExchange(uncut(cut, task), message, context), split.texts_of(context)
+        optimizer = adamw(silo.model)
+        trainer = trl.trainer_of(silo.model, cut.tokenizer(), texts, optimizer, max_steps=2)
+        loss = trainer.train().training_loss
+        return silo.reply({"train-loss": loss, "num-examples": len(texts)})
+
+    @whole.evaluate()
+    def evaluate(message: Any, context: Any) -> Any:
+        silo, texts = PlainExchange(uncut(cut, task), message, context), split.texts_of(context)
+        loss = trl.trainer_of(silo.model, cut.tokenizer(), texts).evaluate()["eval_loss"]
+        return silo.reply({"eval-loss": loss, "num-examples": len(texts)})
+
+    theirs, _ = run_uncut(build_inner(config.strategy, config.lora), whole, initial, silos=2)
+    mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
+    assert mine.keys() == plain.keys()
+    assert largest_difference(mine, plain) <= TOLERANCE
+    for told, expected in (
+        (ours.train_metrics_clientapp, theirs.train_metrics_clientapp),
+        (ours.evaluate_metrics_clientapp, theirs.evaluate_metrics_clientapp),
+    ):
+        assert set(expected) == {1, 2}
+        # TRL computes under autocast to bfloat16 by default, and the trunk with it.
+        for number, metrics in expected.items():
+            for key, value in metrics.items():
+                assert told[number][key] == pytest.approx(value, rel=1e-4), (number, key)

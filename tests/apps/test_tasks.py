@@ -183,6 +183,8 @@ def macro_f1(wanted, found):
     [
         ({"model.labels": ""}, r"model\.task 'sequence-classification' needs model\.labels"),
         ({"model.labels": "one"}, "name two labels at least"),
+        ({"data.label": ""}, r"data\.label must name a field"),
+        ({"model.labels": "one", "data.label": ""}, "learns from pairs of texts"),
         ({"data.prompt": "prompt"}, r"data\.prompt is for model\.task 'causal-lm'"),
         ({"sample-prompt": "the"}, r"sample-prompt is for model\.task 'causal-lm'"),
         ({"data.mlm-probability": 0.3}, r"data\.mlm-probability is for model\.task 'masked-lm'"),

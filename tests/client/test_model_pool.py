@@ -70,3 +70,36 @@ def test_gradients_do_not_go_from_one_borrower_to_the_next(config):
     with borrowed_model(config) as second:
         assert second is first
         assert all(parameter.grad is None for parameter in second.model.parameters())
+
+
+def second_adapter(model):
+    model.add_adapter("ref", model.peft_config["default"])
+
+
+def another_scale(model):
+    for layer in model.modules():
+        if hasattr(layer, "scale_layer"):
+            layer.scale_layer(2.0)
+
+
+def another_head(model):
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        second_adapter,
+        another_scale,
+        another_head,
+        lambda model: model.base_model.disable_adapter_layers(),
+        lambda model: model.get_output_embeddings().weight.requires_grad_(True),
+    ],
+)
+def test_a_model_that_was_changed_is_not_used_again(config, change):
+    with borrowed_model(config) as first:
+        change(first.model)
+    with borrowed_model(config) as second:
+        assert second is not first
+        assert list(second.model.peft_config) == ["default"]

@@ -8,6 +8,7 @@ from tiny_checkpoint import tiny_run_config
 
 from flower_split.adapters import read_state
 from flower_split.client import SplitSession
+from flower_split.errors import AdapterError
 from flower_split.transport.grpc.transport import GrpcTransport
 
 
@@ -86,3 +87,13 @@ def test_it_trains_as_the_ready_made_loop_does(in_flight, invite, context):
     ready_made, ours = trained
     assert all(torch.equal(ours[name], ready_made[name]) for name in ready_made)
     assert not all(torch.equal(ours[name], before[name]) for name in before)
+
+
+def test_what_no_reply_carries_is_not_trained(invite, context):
+    message, _ = invite()
+    with SplitSession(message, context()) as session:
+        session.model.get_output_embeddings().weight.requires_grad_(True)
+        session.accumulate(next(session.train_steps()))
+        session.optimizer.step()
+        with pytest.raises(AdapterError, match=r"lm_head.*a reply carries the adapter alone"):
+            session.reply()

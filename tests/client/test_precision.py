@@ -8,6 +8,7 @@ from flower_split.config.run_config import read_run_config
 from flower_split.errors import ConfigError, HandshakeError
 from flower_split.server.engine import TrunkEngine
 from flower_split.strategies import TrunkHost
+from flower_split.transport.grpc.transport import GrpcTransport
 
 MIXED = {"trunk.dtype": "bfloat16", "trunk.autocast": "bfloat16", "train.autocast": "bfloat16"}
 
@@ -65,6 +66,28 @@ def test_an_evaluation_goes_by_the_silos_autocast(invite, context):
             assert one.generate("the sum").startswith("the sum")
     assert found[0] != found[1]
     assert found[0] == pytest.approx(found[1], rel=0.01)
+
+
+@pytest.mark.parametrize(("key", "follows"), [("off", True), ("bfloat16", False)])
+def test_the_trunk_follows_an_autocast_that_is_not_of_the_key(
+    invite, context, run_config, key, follows
+):
+    """As stock trainers have one of their own; see `MIXED` for the trunk of the other tests."""
+    run_config |= {"trunk.dtype": "", "trunk.autocast": "off", "train.autocast": key}
+    asked = []
+
+    class Noting(GrpcTransport):
+        def forward(self, request):
+            asked.append(request.autocast)
+            return super().forward(request)
+
+    message, _ = invite("evaluate")
+    with SplitSession(message, context(), connect=Noting) as session, torch.no_grad():
+        batch = next(session.eval_batches())
+        session.model(**batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            session.model(**batch)
+    assert asked == ["", "bfloat16" if follows else ""]
 
 
 def test_a_silo_of_another_run_config_is_refused(invite, context):

@@ -249,6 +249,44 @@ def test_a_client_of_another_plan_is_refused_when_it_is_attached() -> None:
             attach_trunk(wrapped, LocalTransport(pair.engine, spec))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha_pattern": {"layers.1.self_attn.q_proj": 32}},
+        {"rank_pattern": {"layers.2.self_attn.q_proj": 2}},
+        {"exclude_modules": ["model.layers.1.self_attn.q_proj"]},
+        {"layers_to_transform": [0, 3, 4]},
+    ],
+)
+def test_settings_of_the_trunks_layers_alone_are_refused(settings: dict[str, Any]) -> None:
+    pair = make_pair()
+    client, _ = split_model(tiny_model(), 1, 2)
+    targets = list(pair.plan.targets)
+    wrapped = get_peft_model(
+        client, LoraConfig(r=4, lora_alpha=8, target_modules=targets, **settings)
+    )
+    spec = session_spec(client, plan=pair.plan, trunk_adapters="federated")
+    with pytest.raises(AdapterError, match=r"model\.layers\.[12]\..*, which is the trunk's, has"):
+        attach_trunk(wrapped, LocalTransport(pair.engine, spec))
+
+
+@pytest.mark.parametrize("mode", ["federated", "frozen"])
+def test_a_client_that_peft_wraps_after_it_was_attached_trains_its_adapter_alone(mode: str) -> None:
+    pair = make_pair(mode=mode)
+    client, _ = split_model(tiny_model(), 1, 2)
+    plan = None if mode == "frozen" else pair.plan
+    spec = session_spec(client, plan=plan, trunk_adapters=mode)
+    attach_trunk(client, LocalTransport(pair.engine, spec))
+    targets = list(pair.plan.targets)
+    wrapped = get_peft_model(client, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    load_state(wrapped, pair.client_state)
+    before = {name: tensor.clone() for name, tensor in wrapped.named_parameters()}
+    losses = take_steps(wrapped, SplitAdamW(wrapped, lr=1e-2), 3)
+    assert losses == take_steps(pair.client, SplitAdamW(pair.client, lr=1e-2), 3)
+    for name, tensor in wrapped.named_parameters():
+        assert torch.equal(tensor, before[name]) == (".lora_" not in name), name
+
+
 def test_a_client_without_an_adapter_does_not_train_one_at_the_trunk() -> None:
     pair = make_pair()
     client, _ = split_model(tiny_model(), 1, 2)

@@ -1,5 +1,6 @@
 """What a silo may have done with the trunk's adapter, asked by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,12 @@ from flower_split import split_model
 from flower_split.errors import SequenceError, TrunkError, WireError
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.local import LocalTransport
-from flower_split.transport.messages import AdapterCall, AdapterUse, ForwardRequest
+from flower_split.transport.messages import (
+    AdapterCall,
+    AdapterUse,
+    BackwardRequest,
+    ForwardRequest,
+)
 
 TAG = "0b" * 32
 
@@ -83,6 +89,28 @@ def test_a_shared_trunk_is_restored_only_while_nobody_else_trains_it() -> None:
         with pytest.raises(SequenceError, match="no other silo has a session"):
             call(again, action, name=TAG)
     other.close()
+
+
+@pytest.mark.parametrize("action", ["restore", "restore_moments"])
+def test_an_evaluation_changes_no_shared_adapter(action: str) -> None:
+    transport, pair = session("shared")
+    kept = "snapshot_moments" if action == "restore_moments" else "snapshot"
+    call(transport, kept, name=TAG)
+    transport.close()
+    other = LocalTransport(pair.engine, replace(transport.spec, purpose="evaluate"))
+    with pytest.raises(SequenceError, match="not restored by an evaluation session"):
+        call(other, action, name=TAG)
+
+
+def test_a_backward_pass_goes_by_the_adapter_of_its_forward_pass_or_not_at_all() -> None:
+    transport, _ = session()
+    hidden = torch.ones(1, 3, 32)
+    call(transport, "snapshot", name=TAG)
+    request = ForwardRequest(step=0, microbatch=0, hidden=hidden, keep_graph=True)
+    transport.forward(request).result()
+    call(transport, "restore", name=TAG)
+    with pytest.raises(SequenceError, match="the adapter was written or restored since"):
+        transport.backward(BackwardRequest(step=0, microbatch=0, grad=hidden)).result()
 
 
 def test_moments_are_not_an_adapter() -> None:
