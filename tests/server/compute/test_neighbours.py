@@ -22,6 +22,7 @@ LONGROPE = {
         "original_max_position_embeddings": 8,
     },
     "head_dim": 8,
+    "original_max_position_embeddings": 8,
 }
 LLAMA, PHI3, GEMMA3 = (
     next(case for case in CASES if case.model_type == kind)
@@ -33,6 +34,7 @@ BY_LAYER = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
     "head_dim": 8,
+    "original_max_position_embeddings": 8,
 }
 
 
