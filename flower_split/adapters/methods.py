@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import peft
-from peft import AdaLoraConfig, PeftConfig
+from peft import AdaLoraConfig, PeftConfig, PromptTuningInit
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from flower_split.adapters.notices import without_peft_notices
@@ -240,6 +240,12 @@ def _prompt_problems(config: SplitConfig, made: PeftConfig) -> list[str]:
             f"peft.type {config.peft.type} trains a prompt, which is the silo's, and nothing in "
             "the trunk: set trunk.adapters to 'frozen'"
         ]
+    begins, known = getattr(made, "prompt_tuning_init", None), [*PromptTuningInit]
+    if begins is not None and begins not in known:
+        return [
+            f"peft.prompt-tuning-init is {begins!r}, expected one of "
+            f"{', '.join(one.value for one in known)}"
+        ]
     count = int(made.num_virtual_tokens)  # type: ignore[attr-defined]
     return of_bounds(config.train, config.trunk, before=count)
 
@@ -264,7 +270,29 @@ def _rank_problems(made: AdaLoraConfig, config: SplitConfig) -> list[str]:
         if getattr(made, name) < least:
             key = name.replace("_", "-")
             found.append(f"peft.{key} is {getattr(made, name)}, expected at least {least}")
-    return found
+    told = last_allocation_problem(made, config.train.local_steps, config.num_server_rounds)
+    return [*found, told] if told else found
+
+
+def last_allocation_problem(made: AdaLoraConfig, steps: int, rounds: int) -> str:
+    """Why the last allocation of a schedule cannot be made; empty where it can.
+
+    PEFT makes it by the importances of the steps before it.
+
+    Args:
+        made: The schedule.
+        steps: Of a silo's round; 0 where they are not known.
+        rounds: Of the run.
+    """
+    last = int(made.total_step or 0) - made.tfinal
+    if not steps or last % steps or not 0 < last // steps < rounds:
+        return ""
+    return (
+        f"peft.total-step {made.total_step} less peft.tfinal {made.tfinal} is step {last}, the "
+        f"first of round {last // steps + 1}: the last allocation goes by the importances of the "
+        "steps before it, which begin anew each round. Change peft.tfinal by 1, and have rounds of "
+        "several steps"
+    )
 
 
 def method_config(lora: LoraSettings, settings: PeftSettings) -> PeftConfig:

@@ -42,6 +42,9 @@ PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the names of a wrapped model's modules."""
 
 
+_ROWS = "token_adapter"
+"""PEFT's name of the module that trains rows of embeddings."""
+
 TASK_TYPES = {
     CAUSAL_LM: "CAUSAL_LM",
     SEQUENCE_CLASSIFICATION: "SEQ_CLS",
@@ -203,11 +206,17 @@ class AdapterPlan:
         if values.get("feedforward_modules") is not None:
             found["feedforward_modules"] = [n for n in own if n in self._feedforward(values)]
         copies = [name for name in self.copies if name in held]
+        of_rows = [name for name in copies if self._trains_rows(name)]
         if values.get("modules_to_save") is not None:
-            found["modules_to_save"] = copies or None
-        if values.get("trainable_token_indices") is not None and not copies:
+            found["modules_to_save"] = [n for n in copies if n not in of_rows] or None
+        if values.get("trainable_token_indices") is not None and not of_rows:
             found["trainable_token_indices"] = None
         return found
+
+    def _trains_rows(self, module: str) -> bool:
+        """Whether some rows of `module` are trained, and not the whole."""
+        inside = f"{PEFT_PREFIX}{module}.{_ROWS}."
+        return any(name.startswith(inside) for name, _ in self.shapes)
 
     def _feedforward(self, values: Mapping[str, Any]) -> frozenset[str]:
         """(IA)³'s modules whose input is scaled in place of their output, as PEFT finds them."""

@@ -42,7 +42,7 @@ from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
 from flower_split.segments.stock_classes import task_of
 
-_PEFT_SAYS = (
+PEFT_SAYS = (
     ValueError,
     TypeError,
     RuntimeError,
@@ -155,6 +155,9 @@ def initial_adapter(
         parts: Segments that hold all of the model's weights between them, not wrapped by PEFT yet;
             they are left as they are. Not looked at for plain LoRA.
         seed: Of the random numbers.
+
+    Raises:
+        AdapterError: PEFT fails at it, such as on the tokenizer of a prompt's words.
     """
     if plan.is_plain:
         return initial_state(skeleton, lora, seed=seed)
@@ -165,9 +168,14 @@ def initial_adapter(
     if plan.changes_weights:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
     model = hollow(skeleton, weights=weights)
-    with torch.random.fork_rng(devices=[]), without_peft_notices():
-        torch.manual_seed(seed)
-        wrapped = get_peft_model(model, plan.peft_config(), adapter_name=ADAPTER)
+    try:
+        with torch.random.fork_rng(devices=[]), without_peft_notices():
+            torch.manual_seed(seed)
+            wrapped = get_peft_model(model, plan.peft_config(), adapter_name=ADAPTER)
+    except (*PEFT_SAYS, OSError) as error:
+        raise AdapterError(
+            f"the adapter ({plan.described or 'LoRA'}) cannot begin as PEFT begins it: {error}"
+        ) from error
     return read_state(wrapped)
 
 
@@ -222,9 +230,11 @@ class _Hollowed:
                 config = config_class(settings.type)(task_type=task_type, **plain)
                 torch.manual_seed(drawn_from)
                 model = get_peft_model(base, config, adapter_name=ADAPTER)
-        except _PEFT_SAYS as error:
+        except PEFT_SAYS as error:
+            unset = "target_modules" in str(error) and "target_modules" not in values
             raise AdapterError(
                 f"{settings} does not fit this {skeleton.config.model_type} model: {error}"
+                + (", which is the key peft.target-modules" if unset else "")
             ) from error
         if not isinstance(model, PeftModel):
             raise AdapterError(f"PEFT made a {type(model).__name__} of a stock model")

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.plan import ADAPTER, CHOOSERS, AdapterPlan
-from flower_split.adapters.resolving import digests, fixed_tensors
+from flower_split.adapters.resolving import PEFT_SAYS, digests, fixed_tensors
 from flower_split.adapters.state import adapter_tensors
 from flower_split.errors import AdapterError
 from flower_split.segments import TrunkPlace
@@ -56,7 +56,7 @@ def wrap(
     layers' weights, the segment gets weights of its own first, which no other one shares.
 
     Raises:
-        AdapterError: PEFT made other tensors of this segment than of the uncut model.
+        AdapterError: PEFT made other tensors of this segment than of the uncut model, or none.
     """
     model.requires_grad_(False)
     targets, copies = held_targets(model, plan), held_copies(model, plan)
@@ -71,8 +71,15 @@ def wrap(
     if plan.changes_weights:
         _own_weights(model, targets)
     buffers = frozenset(id(buffer) for buffer in model.buffers())
-    with torch.random.fork_rng(devices=[]), without_peft_notices():
-        wrapped = get_peft_model(model, plan.peft_config((*targets, *copies)), adapter_name=adapter)
+    try:
+        with torch.random.fork_rng(devices=[]), without_peft_notices():
+            config = plan.peft_config((*targets, *copies))
+            wrapped = get_peft_model(model, config, adapter_name=adapter)
+    except PEFT_SAYS as error:
+        raise AdapterError(
+            f"PEFT fails on this part of the model, and not on the whole: {error}. The adapter "
+            f"({plan.described or 'LoRA'}) cannot be cut here"
+        ) from error
     if not isinstance(wrapped, PeftModel):
         raise TypeError(f"expected PEFT to return a PeftModel, not {type(wrapped).__name__}")
     if not plan.is_plain:

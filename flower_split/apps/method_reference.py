@@ -48,8 +48,10 @@ folder. `tests/strategies/test_methods.py` shows that for every method below tha
   mask), and the silo tells the threshold over both. `peft.total-step` is a silo's optimizer steps
   in the whole run; with `train.local-steps` it is `num-server-rounds` times those where it is left
   out. Steps count from 0 through all rounds. The training loss has the orthogonal term of all
-  modules, as PEFT's has; evaluations are of the cross-entropy alone. Importances begin anew each
-  round, as in a Flower app that makes its PEFT model in each, and are in no checkpoint. A round
+  modules, as PEFT's has, and none with `masked-lm`, for which PEFT has no class of its own;
+  evaluations are of the cross-entropy alone. Importances begin anew each
+  round, as in a Flower app that makes its PEFT model in each, and are in no checkpoint; so the last
+  allocation, at `total-step` less `tfinal`, is refused as the first step of a round. A round
   after the last allocation keeps the ranks of the adapter that it was sent: where silos disagree,
   those of any. Values are averaged one by one and the export has masked triplets as zeros, at
   `init_r` throughout. It needs `trunk.adapters` `"federated"`, or `"frozen"` for a budget of the

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from flower_split.adapters.adalora.rank_allocation import check_last_allocation
 from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.model_traces import ModelTraces
 from flower_split.client.node_config import NodeConfig
@@ -278,10 +279,12 @@ class SplitSession:
         Raises:
             DataError: the silo has no data.
             ModelError: the training diverged.
+            AdapterError: AdaLoRA's schedule does not fit the silo's steps.
             TrunkError: the trunk is gone.
         """
         batches = self.data.train(self.server_round)
         steps = steps_in_round(self.config.train, len(batches))
+        check_last_allocation(self.model, steps, self.invitation.num_rounds)
         label = f"round {self.server_round}, silo {self.silo}"
         with show_progress(label, steps) as progress:
             return train_round(

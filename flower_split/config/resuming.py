@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "trunk.max-activation-tokens",
     "trunk.max-cached-tokens",
     "trunk.max-in-flight",
+    "trunk.max-memory",
     "trunk.max-message-tokens",
     "trunk.max-sessions",
     "trunk.port",

@@ -43,6 +43,9 @@ class TrunkConfig:
     """Bound of `batch x sequence length` of a single microbatch."""
     max_cached_tokens: int = 262144
     """Bound of `rows x tokens` that one session may hold in key-value caches."""
+    max_memory: float = 0.0
+    """Bound, in GB, of the memory that one pass may need, as it is estimated from its shape; 0
+    chooses half of the memory that is free as the trunk starts, on a GPU four fifths."""
 
     batching: bool = False
     """Whether requests of different silos are computed together, as rows of one batch. Results
@@ -69,6 +72,7 @@ class TrunkConfig:
         in_range("trunk.connect-timeout", self.connect_timeout, 0.0, 3600.0, open_low=True)
         for name in ("max_sessions", "max_in_flight", "max_message_tokens", "max_cached_tokens"):
             at_least(f"trunk.{name.replace('_', '-')}", getattr(self, name), 1)
+        in_range("trunk.max-memory", self.max_memory, 0.0, 1e6)
         at_least("trunk.batch-tokens", self.batch_tokens, 1)
         in_range("trunk.gather-ms", self.gather_ms, 0.0, 10_000.0)
         at_least("trunk.max-activation-tokens", self.max_activation_tokens, 0)

@@ -24,15 +24,17 @@ def label_id(examples: Examples, index: int, value: Any, field: str, task: Task)
     if isinstance(value, str) and value in names:
         return names.index(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        if 0 <= value < len(names):
-            if str(value) != names[value] and any(name.lstrip("-").isdigit() for name in names):
-                raise DataError(
-                    f"{examples.where(index)}: field {field!r} has labels as whole numbers, which "
-                    "may be ids, 0 for the first of model.labels, or the numbers that "
-                    "model.labels names in another order: name the labels there in the order 0, "
-                    "1, 2, …, or by words, or make the data's labels texts"
-                )
+        numbered = any(name.lstrip("-").isdigit() for name in names)
+        within = 0 <= value < len(names)
+        if within and (not numbered or names[value] == str(value)):
             return value
+        if numbered and (within or str(value) in names):
+            raise DataError(
+                f"{examples.where(index)}: field {field!r} has labels as whole numbers, which "
+                "may be ids, 0 for the first of model.labels, or the numbers that "
+                "model.labels names in another order: name the labels there in the order 0, "
+                "1, 2, …, or by words, or make the data's labels texts"
+            )
         raise DataError(
             f"{examples.where(index)}: field {field!r} has a label's id that is none of the "
             f"{len(names)} of model.labels, 0 to {len(names) - 1}: name every label there"

@@ -186,6 +186,12 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, tables: TableSizes | None) -> in
             "neither the model's config.json nor its tokenizer has a padding token: set pad_token "
             "in tokenizer_config.json, such as to the end of text, or pad_token_id in config.json"
         )
+    if tables is not None and not 0 <= found < tables.tokens:
+        where = "its tokenizer" if own is None else "its config.json"
+        raise DataError(
+            f"the model knows {tables.tokens} tokens, and {where} pads with the token {found}: set "
+            "pad_token_id in config.json to one of them, such as that of the end of text"
+        )
     return int(found)
 
 

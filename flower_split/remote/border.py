@@ -1,11 +1,13 @@
 """The silo's border: tensors between its model and its session with the trunk."""
 
+import torch
 from torch import Tensor
 
 from flower_split.errors import ModelError, WireError
 from flower_split.remote.magnitude_watch import MagnitudeWatch
 from flower_split.transforms import TransformChain, TransformContext
-from flower_split.transport.messages import PREFIX, PREFIX_GRAD, SessionSpec
+from flower_split.transport.bounds import beyond_context
+from flower_split.transport.messages import PREFIX, PREFIX_GRAD, ForwardRequest, SessionSpec
 
 
 class SiloBorder:
@@ -25,6 +27,20 @@ class SiloBorder:
         self._spec = spec
         self._chain = TransformChain(spec, "silo")
         self._watch = MagnitudeWatch()
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raise `ModelError` unless the weights still are in the dtype of the session."""
+        if dtype != getattr(torch, self._spec.dtype):
+            raise ModelError(
+                f"the client model's weights are {dtype} now, and the session was "
+                f"opened with {self._spec.dtype}: convert the model first, then open the session"
+            )
+
+    def check_length(self, request: ForwardRequest, context: int) -> None:
+        """Raise `ModelError` where a text is longer than the `context` of the model, as known."""
+        past = 0 if request.cache is None else request.cache.past_length
+        if problem := beyond_context(request, past, context):
+            raise ModelError(problem)
 
     def context(
         self, hidden: Tensor, *, step: int, microbatch: int, attention_mask: Tensor | None

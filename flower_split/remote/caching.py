@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 from flower_split.errors import ModelError
 from flower_split.segments.cache import EditKind, StandIn, place_stand_ins
 from flower_split.transport.base import Transport
+from flower_split.transport.bounds import MOST_EDITS
 from flower_split.transport.messages import CacheEdit, CacheUse
 
 
@@ -73,10 +74,19 @@ class _View:
         )
 
     def take_edits(self) -> tuple[CacheEdit, ...]:
-        """What the trunk has to do to its keys before they are this cache's again."""
+        """What the trunk has to do to its keys before they are this cache's again.
+
+        Raises:
+            ModelError: more than a request may ask for.
+        """
         beyond = self.keys.length - self.length
         edits = [CacheEdit(kind="crop", values=(beyond,))] if beyond else []
         edits += self.edits
+        if len(edits) > MOST_EDITS:
+            raise ModelError(
+                f"the key-value cache was changed {len(edits)} times since it was last used; the "
+                f"trunk follows at most {MOST_EDITS}: call the model between the changes"
+            )
         self.edits.clear()
         return tuple(edits)
 

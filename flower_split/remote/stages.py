@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flower_split.adapters.adalora.orthogonality import OrthogonalTerm
+from flower_split.adapters.adalora.orthogonality import OrthogonalTerm, adds_term
 from flower_split.adapters.prompts import encoder_parameters, stock_call
 from flower_split.devices import autocasting
 from flower_split.errors import AdapterError
@@ -58,8 +58,10 @@ class SplitStages:
             prepare=partial(stock_call, client_model),
             preparing=encoder_parameters(client_model),
         )
-        ranks = self._remote.ranks
-        self._term = own_term(client_model, self._remote) if ranks is None else ranks.orthogonal
+        self._term: OrthogonalTerm | None = None
+        if adds_term(client_model):
+            ranks = self._remote.ranks
+            self._term = own_term(client_model, self._remote) if ranks is None else ranks.orthogonal
 
     @property
     def max_in_flight(self) -> int:

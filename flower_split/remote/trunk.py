@@ -23,6 +23,7 @@ from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
 from flower_split.segments import Cuts, Family, PassThrough, TrunkSlot, find_layers, refuse_copy
 from flower_split.segments.prefix import find_prefix
+from flower_split.segments.refusals import context_length
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
 from flower_split.transport.messages import AdapterGrad, CacheUse, ForwardRequest, SessionSummary
@@ -84,6 +85,7 @@ class RemoteTrunk(AdapterStandIn):
             AdapterError: the client model's adapter is not the session's.
         """
         self.border = SiloBorder(transport.spec)
+        self._context_length = context_length(model.config)
         self.adapter = TrunkAdapter(model, transport, trained)
         self.transport = transport
         refuse_merging(outer)
@@ -197,17 +199,12 @@ class RemoteTrunk(AdapterStandIn):
 
         Raises:
             TransformError: a transform of the session failed.
+            ModelError: the model's weights were converted, or a text is longer than its context.
         """
         context = self.border.context(
             hidden, step=self.steps, microbatch=self._microbatches, attention_mask=self._mask
         )
-        spec = self.transport.spec
-        dtype = weights_dtype(self.adapter.model)
-        if dtype != getattr(torch, spec.dtype):
-            raise ModelError(
-                f"the client model's weights are {dtype} now, and the session was "
-                f"opened with {spec.dtype}: convert the model first, then open the session"
-            )
+        self.border.check_dtype(weights_dtype(self.adapter.model))
         if bool(self.trunk_gradient.any()):
             raise AdapterError(
                 "an optimizer has changed trunk_gradient, which stands for the trunk's gradient "
@@ -238,6 +235,7 @@ class RemoteTrunk(AdapterStandIn):
             adapter=use,
             autocast=current_autocast(hidden.device, but=self.own_autocast),
         )
+        self.border.check_length(request, self._context_length)
         self._microbatches += 1
         return request, context
 

@@ -85,8 +85,8 @@ _HEADED = {
 }
 """Model types by task, which the test suite proves too."""
 _HEAD_NAMES = (
-    *("classifier", "cls", "generator_predictions", "pooler", "pre_classifier", "score"),
-    *("vocab_layer_norm", "vocab_transform"),
+    *("classifier", "cls", "generator_predictions", "lm_head", "pooler", "pre_classifier"),
+    *("score", "vocab_layer_norm", "vocab_transform"),
 )
 
 

@@ -13,6 +13,8 @@ from flower_split.segments.pass_through import PassThrough, Stub
 from flower_split.segments.stock_classes import task_of_model
 
 BITSANDBYTES = "bitsandbytes"
+LONGROPE = "longrope"
+"""Of which the longest of a pass's texts chooses the frequencies of all its rows."""
 _OUTPUTS = {
     "output_hidden_states": "the trunk's hidden states are not at the silo",
     "output_attentions": "the trunk's attention weights are not at the silo",
@@ -81,7 +83,7 @@ def refuse_config(config: PreTrainedConfig) -> None:
             f"config.layerdrop must be 0, not {config.layerdrop}: it would skip the trunk as one "
             "layer"
         )
-    if "dynamic" in set(_rope_types(getattr(config, "rope_parameters", None))):
+    if any("dynamic" in kind for kind in rope_types(config)):
         raise UnsupportedFamilyError(
             "rope_type 'dynamic' makes frequencies depend on sequences seen before, which a "
             "trunk that several silos share cannot know; use 'default', 'linear', 'yarn', "
@@ -108,12 +110,29 @@ def _is_weight_only(config: PreTrainedConfig) -> bool:
     return isinstance(chosen, Mapping) and chosen.get("_type") == "Int8WeightOnlyConfig"
 
 
-def _rope_types(parameters: Any) -> Iterator[str]:
-    """Every `rope_type` in `rope_parameters`, which may be given for each kind of layer."""
+def context_length(config: PreTrainedConfig) -> int:
+    """Tokens of the longest text that a model was made for, beyond which texts are refused.
+
+    0 where its configuration has none, which itself knows names such as GPT-2's `n_positions`.
+    """
+    found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def rope_types(config: PreTrainedConfig) -> set[str]:
+    """Every type that is in `rope_parameters`, or in `rope_scaling`, as it was called before.
+
+    Either may be given for each kind of layer.
+    """
+    named = (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
+    return {found for parameters in named for found in _types(parameters)}
+
+
+def _types(parameters: Any) -> Iterator[str]:
     if not isinstance(parameters, Mapping):
         return
     for key, value in parameters.items():
-        if key == "rope_type" and value is not None:
+        if key in ("rope_type", "type") and value is not None:
             yield str(value)
         else:
-            yield from _rope_types(value)
+            yield from _types(value)

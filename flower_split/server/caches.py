@@ -1,16 +1,16 @@
 """The trunk's key-value caches of one session, bounded in rows x tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from flower_split.errors import SequenceError, TrunkBusyError, WireError
+from flower_split.errors import SequenceError, TrunkBusyError
 from flower_split.segments import Trunk
 from flower_split.segments.cache import StandIn, place_stand_ins
 from flower_split.segments.prefix import empty_cache, unpack
+from flower_split.server.cache_edits import change_of
 from flower_split.server.key_shapes import key_shape
 from flower_split.transport.messages import CacheEdit, CacheUse
 
@@ -30,42 +30,21 @@ class TrunkCache:
         for layer in self.stand_ins:
             layer.advance(tokens)
 
-    def edit(self, edit: CacheEdit) -> None:
-        """Make a change that `generate()` made to the silo's cache.
+    def edit(self, edits: Sequence[CacheEdit], room: int) -> None:
+        """Make the changes that `generate()` made to the silo's cache.
+
+        Args:
+            edits: One after the other.
+            room: Bound of rows x tokens after each of them.
 
         Raises:
-            WireError: the change does not fit the cache.
+            SequenceError: a sliding window would have to be cropped that is full.
+            WireError: a change does not fit the cache.
+            TrunkBusyError: the cache would be larger than `room`.
         """
-        rows = range(self.rows)
-        match edit.kind, edit.values:
-            case "reorder", values if len(values) == self.rows and _within(values, rows):
-                self.keys.reorder_cache(torch.LongTensor(values))
-            case "select", values if values and _within(values, rows):
-                self.keys.batch_select_indices(torch.tensor(values))
-                self.rows = len(values)
-            case "repeat", (times,) if 1 <= times <= 1024:
-                self.keys.batch_repeat_interleave(times)
-                self.rows *= times
-            case "crop", (tokens,) if 0 <= tokens <= self.length:
-                self._crop(tokens)
-            case "reset", ():
-                self.keys.reset()
-                self.length = 0
-            case kind, values:
-                raise WireError(
-                    f"cache edit {kind!r} with {len(values)} values does not fit a cache of "
-                    f"{self.rows} rows and {self.length} tokens"
-                )
-
-    def _crop(self, tokens: int) -> None:
-        try:
-            self.keys.crop(-tokens)
-        except RuntimeError as error:
-            raise SequenceError(
-                "a sliding-window cache that is full cannot be cropped: generate without "
-                "assisted decoding"
-            ) from error
-        self.length -= tokens
+        change = change_of(edits, self.rows, self.length, room)
+        change.make(self.keys)
+        self.rows, self.length = change.rows, change.length
 
 
 class SessionCaches:
@@ -110,10 +89,8 @@ class SessionCaches:
                 )
             cache = self._new_cache(rows)
         else:
-            growth = _product(e.values[0] for e in use.edits if e.kind == "repeat" and e.values)
-            self._admit(cache.rows * growth, cache.length, without=use.cache_id)
-            for edit in use.edits:
-                cache.edit(edit)
+            if use.edits:
+                cache.edit(use.edits, self._max_tokens - self._others(use.cache_id))
         if cache.length == 0:
             cache.rows = rows
         if cache.length != use.past_length or cache.rows != rows:
@@ -144,14 +121,16 @@ class SessionCaches:
         self._caches.clear()
 
     def _admit(self, rows: int, length: int, without: int) -> None:
-        others = sum(c.rows * c.length for i, c in self._caches.items() if i != without)
-        wanted = others + rows * length
+        wanted = self._others(without) + rows * length
         if wanted > self._max_tokens:
             raise TrunkBusyError(
                 f"the session's key-value caches would hold {wanted} tokens; the trunk keeps at "
                 f"most {self._max_tokens}. Generate fewer rows or shorter texts, or raise "
                 "trunk.max-cached-tokens"
             )
+
+    def _others(self, than: int) -> int:
+        return sum(c.rows * c.length for i, c in self._caches.items() if i != than)
 
     def _new_cache(self, rows: int, prefix: Tensor | None = None) -> TrunkCache:
         cuts, config = self._trunk.cuts, self._trunk.config
@@ -169,14 +148,3 @@ class SessionCaches:
                 keys.update(key, value, index)
             cache.advance(prefix.shape[1])
         return cache
-
-
-def _within(values: tuple[int, ...], rows: range) -> bool:
-    return all(value in rows for value in values)
-
-
-def _product(values: Iterable[int]) -> int:
-    product = 1
-    for value in values:
-        product *= max(1, value)
-    return product

@@ -19,6 +19,7 @@ from flower_split.optimization.clipping import (
     gradient_norms,
 )
 from flower_split.segments import Trunk
+from flower_split.segments.refusals import context_length
 from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.caches import SessionCaches, TrunkCache
@@ -96,6 +97,7 @@ class TrunkSession:
         self._spec = spec
         self._slot = slot
         self._limits = limits
+        self._context_length = context_length(trunk.config)
         self._record = record
         self._border = border
         self._queue = queue
@@ -171,7 +173,9 @@ class TrunkSession:
             raise SequenceError(
                 f"microbatch {request.microbatch} does not follow {self._last_microbatch}"
             )
-        check_forward(request, self._trunk.hidden_size, self._limits, self._spec)
+        past = check_forward(
+            request, self._trunk.hidden_size, self._limits, self._spec, self._context_length
+        )
         if request.prefix is not None and request.prefix.shape[2] != self._prefix_width:
             raise WireError(
                 f"prefix: {request.prefix.shape[2]} wide, the trunk's keys and values are "
@@ -181,10 +185,11 @@ class TrunkSession:
             self._check_keeping(request)
         if request.adapter.copy and self._slot is None:
             raise SequenceError("this session's trunk is frozen: it has no adapter to copy")
+        memory = self._queue.memory.admit(request, past)
         request = self._border.enter(request)
         if not self._follows_autocast:
             request = replace(request, autocast="")
-        microbatch = Microbatch(session=self._context, request=request)
+        microbatch = Microbatch(session=self._context, request=request, memory=memory)
 
         def done(job: Job, h2: Answer, _: Gradients) -> Reply:
             self._last_microbatch = request.microbatch
@@ -259,6 +264,7 @@ class TrunkSession:
             mix=self._queue.mix(microbatch, backward=backward),
             keeps=not backward and microbatch.request.keep_graph,
             holds=bool(self._pending),
+            memory=microbatch.memory,
         )
 
     def _check_keeping(self, request: ForwardRequest) -> None:

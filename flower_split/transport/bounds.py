@@ -19,6 +19,9 @@ from flower_split.transport.messages import (
 
 Shape = Sequence[int]
 
+MOST_EDITS = 64
+"""Changes of a key-value cache between two passes; `generate()` makes one or two."""
+
 
 def check_hidden(name: str, shape: Shape, limits: SessionLimits, hidden_size: int | None) -> None:
     """Raise unless h1 or g2 of that shape, (B, T, H), may be sent.
@@ -116,6 +119,49 @@ def check_prefix(
         )
 
 
+def check_edits(sizes: Sequence[int], limits: SessionLimits) -> None:
+    """Raise unless a request may change its key-value cache so often.
+
+    Args:
+        sizes: How many values each edit has.
+        limits: Of the session.
+
+    Raises:
+        WireError: there are too many edits, or values that no cache has rows for.
+    """
+    if len(sizes) > MOST_EDITS or sum(sizes) > limits.max_cached_tokens:
+        raise WireError(
+            f"{len(sizes)} cache edits with {sum(sizes)} values; a request brings at most "
+            f"{MOST_EDITS} with {limits.max_cached_tokens}. Call the model between the changes, or "
+            "raise trunk.max-cached-tokens"
+        )
+
+
+def beyond_context(request: ForwardRequest, past: int, context: int) -> str:
+    """What is wrong where a token has a position that the model was not made for; else empty.
+
+    Several texts in a row, whose positions begin again, may be longer than one of them. Positions
+    on an accelerator are those of a silo in this process, and are not waited for.
+
+    Args:
+        request: The request.
+        past: Tokens in the key-value cache that the pass extends.
+        context: Positions that the model was made for; 0 takes any.
+    """
+    positions = request.position_ids
+    if not context or (positions is not None and positions.device.type != "cpu"):
+        return ""
+    end = past + request.hidden.shape[1] if positions is None else int(positions.max()) + 1
+    if end <= context:
+        return ""
+    what = f"{past} + {request.hidden.shape[1]} tokens" if positions is None else "position_ids"
+    return (
+        f"{what} up to position {end - 1}; the model was made for {context} tokens, positions 0 to "
+        f"{context - 1}. Cut texts off at {context} tokens: lower train.max-length, or generate "
+        "fewer"
+    )
+
+
 def past_of(use: CacheUse | None, prefix: int) -> int:
     """Tokens that a pass has before its own.
 
@@ -137,17 +183,32 @@ def past_of(use: CacheUse | None, prefix: int) -> int:
 
 
 def check_forward(
-    request: ForwardRequest, hidden_size: int, limits: SessionLimits, spec: SessionSpec
-) -> None:
-    """Raise unless the tensors of `request` may be computed; see the checks."""
+    request: ForwardRequest,
+    hidden_size: int,
+    limits: SessionLimits,
+    spec: SessionSpec,
+    context: int = 0,
+) -> int:
+    """Tokens that each row has before those of `request`, whose tensors may be computed.
+
+    Raises:
+        WireError: they may not; see the checks.
+        TrunkBusyError: a bound is reached; see the checks.
+    """
     hidden, mask, positions = request.hidden, request.attention_mask, request.position_ids
     check_hidden("h1", hidden.shape, limits, hidden_size)
     if request.prefix is not None:
         check_prefix(request.prefix.shape, hidden.shape, spec, limits, hidden_size)
+    if request.cache is not None:
+        check_edits([len(edit.values) for edit in request.cache.edits], limits)
+    past = past_of(request.cache, 0 if request.prefix is None else request.prefix.shape[1])
     check_context(
         hidden.shape,
         None if mask is None else mask.shape,
         None if positions is None else positions.shape,
-        past_of(request.cache, 0 if request.prefix is None else request.prefix.shape[1]),
+        past,
         limits,
     )
+    if problem := beyond_context(request, past, context):
+        raise WireError(problem)
+    return past

@@ -32,6 +32,7 @@ from flower_split.segments import (
     load_skeleton,
     load_trunk,
 )
+from flower_split.segments.refusals import context_length
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.server import TrunkServer
@@ -327,9 +328,8 @@ class TrunkHost:
 def _check_length(model: PreTrainedModel, max_length: int, before: int) -> None:
     """Raise `ConfigError` when sequences, with so many virtual tokens before them, may be longer
     than the model was made for."""
-    settings = model.config.get_text_config(decoder=True)
-    context = getattr(settings, "max_position_embeddings", None)
-    if isinstance(context, int) and max_length + before > context:
+    context = context_length(model.config)
+    if context and max_length + before > context:
         virtual = f" + peft.num-virtual-tokens {before}" if before else ""
         raise ConfigError(
             f"train.max-length {max_length}{virtual} is more than the {context} tokens of the "

@@ -1,14 +1,18 @@
 """The adapters' method: what a run config may choose, and what is refused by an error."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
 from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM, BertConfig
 
 from flower_split.adapters import (
     TrunkAdapters,
     initial_adapter,
     method_problems,
+    read_state,
     resolve_plan,
     wrap,
 )
@@ -74,6 +78,10 @@ def test_an_unknown_method_is_named_with_those_that_work():
         (ADALORA | {"peft__deltaT": 0}, "peft.deltaT is 0, expected at least 1"),
         (ADALORA | {"peft__beta1": 1.0}, "peft.beta1 is 1.0, expected between 0 and 1"),
         (ADALORA | {"peft__tinit": 20}, "PEFT refuses"),
+        (
+            ADALORA | {"peft__tfinal": 5, "train__local_steps": 5, "num_server_rounds": 4},
+            "peft.tfinal 5 is step 15, the first of round 4",
+        ),
         (ADALORA | {"peft__orth_reg_weight": -1.0}, "PEFT refuses"),
         (ADALORA | {"trunk__adapters": "shared"}, "has one adapter for all"),
         (
@@ -160,6 +168,29 @@ def test_a_plan_is_the_same_from_its_fields_and_on_both_sides():
     assert resolve_plan(model, LORA, settings("VERA", r=8, **TWO)).json == plan.json
     other = resolve_plan(model, LORA, settings("VERA", r=8, projection_prng_key=1, **TWO))
     assert other.json != plan.json
+
+
+def test_rows_are_trained_beside_whole_modules():
+    chosen = {"modules_to_save": "lm_head, input_layernorm", "trainable_token_indices": "5, 7"}
+    plan = resolve_plan(tiny_model(), LORA, settings(**chosen))
+    client, trunk = split_model(tiny_model(), 1, 2)
+    parts = [read_state(wrap(part, plan)) for part in (client, trunk.model)]
+    assert sorted([*parts[0], *parts[1]]) == sorted(plan.names)
+    assert any("trainable_tokens_delta" in name for name in parts[0])
+
+
+def test_a_family_for_which_peft_names_no_targets_is_told_the_key():
+    bert = BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8, is_decoder=True)
+    model = AutoModelForCausalLM.from_config(bert)
+    with pytest.raises(AdapterError, match=r"the key peft\.target-modules"):
+        resolve_plan(model, LORA, settings("LN_TUNING"))
+
+
+def test_what_fails_on_a_part_alone_is_told():
+    plan = resolve_plan(tiny_model(), LORA, settings(init_lora_weights=True))
+    broken = replace(plan, options=(("init_lora_weights", "by hand"),))
+    with pytest.raises(AdapterError, match=r"PEFT fails on this part of the model.*by hand"):
+        wrap(split_model(tiny_model(), 1, 2)[0], broken)
 
 
 def test_the_start_is_pefts_own_and_the_random_state_is_kept():

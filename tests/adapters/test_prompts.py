@@ -131,6 +131,30 @@ def test_it_may_begin_with_words(tmp_path):
     assert torch.equal(silo.prompt_encoder["default"].embedding.weight, theirs)
 
 
+@pytest.mark.parametrize(
+    ("text", "tokenizer", "said"),
+    [(" ", None, "division by zero"), ("a trunk", "/nowhere", "cannot begin .*/nowhere")],
+)
+def test_words_that_it_cannot_begin_with_are_told(tmp_path, text, tokenizer, said):
+    folder = save_tiny_model(tmp_path)
+    options = {
+        "prompt_tuning_init": "TEXT",
+        "prompt_tuning_init_text": text,
+        "tokenizer_name_or_path": tokenizer or str(folder),
+    }
+    skeleton = load_skeleton(str(folder))
+    plan = resolve_plan(skeleton, LORA, settings("PROMPT_TUNING", **options))
+    parts = split_model(type(skeleton).from_pretrained(folder), 1, 1)
+    with pytest.raises(AdapterError, match=said):
+        initial_adapter(skeleton, plan, LORA, parts, seed=3)
+
+
+def test_how_it_begins_is_one_of_pefts_ways():
+    init = {"peft__num_virtual_tokens": 2, "peft__prompt_tuning_init": "text"}
+    told = problems(peft__type="PROMPT_TUNING", **init)
+    assert "peft.prompt-tuning-init is 'text', expected one of TEXT, SAMPLE_VOCAB, RANDOM" in told
+
+
 def test_an_encoder_is_exported_as_what_it_gives(tmp_path):
     plan = resolve_plan(tiny_model(), LORA, settings("P_TUNING", encoder_hidden_size=8))
     assert plan_from_fields(plan_to_fields(plan)) == plan

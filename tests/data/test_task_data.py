@@ -1,6 +1,7 @@
 """Data of classifiers and masked language models: encoded as stock code does it, or refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,6 +123,7 @@ def test_masks_follow_the_seed_and_the_pass(silo):
         (SEQUENCES, {"text": "sum", "label": 1.0}, r"a float"),
         (SEQUENCES, {"text": "sum", "label": None}, r"field 'label' is null"),
         (STARS, {"text": "sum", "label": 1}, r"labels as whole numbers.*in the order 0"),
+        (STARS, {"text": "sum", "label": 3}, r"labels as whole numbers.*in the order 0"),
         (SEQUENCES, {"text": "sum"}, r"no field 'label'"),
         (SEQUENCES, {"text": ["sum"], "label": 1}, r"must be text, not list"),
         (TOKENS, {"text": "sum of", "label": [0, 1]}, r"must be a list of words"),
@@ -155,6 +157,13 @@ def test_what_the_tokenizer_lacks_is_told(silo, folders):
     assert padded.pad_id == 0  # the model's
     with pytest.raises(DataError, match="has 98 tokens, and the model 64"):
         silo(SEQUENCES, [{"text": "sum " * 96, "label": 0}], max_length=200)
+
+
+def test_padding_that_the_model_does_not_know_is_told(silo, folders, monkeypatch):
+    sizes = replace(table_sizes(folders["llama"], task=SEQUENCES), pad_id=-1)
+    monkeypatch.setattr(f"{__name__}.table_sizes", lambda *_, **__: sizes)
+    with pytest.raises(DataError, match=r"its config\.json pads with the token -1"):
+        silo(SEQUENCES, [{"text": "sum", "label": 0}], "llama")
 
 
 def test_texts_without_a_token_to_guess_are_told(silo):

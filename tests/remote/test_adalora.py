@@ -22,8 +22,10 @@ from flower_split.adapters import (
     split_state,
     wrap,
 )
+from flower_split.adapters.adalora.rank_allocation import check_last_allocation
 from flower_split.config.peft import PeftSettings
 from flower_split.config.sections import LoraSettings, TrainConfig
+from flower_split.config.tasks import CAUSAL_LM, MASKED_LM
 from flower_split.errors import AdapterError, ConfigError, SequenceError, TrunkError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitStages, session_spec
@@ -88,10 +90,16 @@ def resolved(options: tuple[tuple[str, Any], ...]) -> tuple[AdapterPlan, dict[st
 
 
 def sides(
-    *, mode: str = "federated", cuts: tuple[int, int] = (1, 2), start: float = 0.02, **options: Any
+    *,
+    mode: str = "federated",
+    cuts: tuple[int, int] = (1, 2),
+    start: float = 0.02,
+    task: str = CAUSAL_LM,
+    **options: Any,
 ) -> Sides:
     model = tiny_model()
     plan, first = resolved(tuple(sorted(options.items())))
+    plan = replace(plan, task=task)
     noise = torch.Generator().manual_seed(2)
     state = {
         name: tensor + start * torch.randn(tensor.shape, generator=noise)
@@ -222,6 +230,22 @@ def test_a_frozen_trunk_leaves_the_budget_to_the_silo(staged: bool) -> None:
     same(read_state(both.client), read_state(both.whole))
 
 
+@pytest.mark.parametrize("mode", ["federated", "frozen"])
+def test_without_a_task_no_loss_has_the_term_as_in_peft(mode: str) -> None:
+    both = sides(mode=mode, task=MASKED_LM, orth_reg_weight=2.0)
+    both.opened()
+    batches = [make_batch(seed=number) for number in range(3)]
+    with torch.no_grad():
+        assert torch.equal(both.client(**batches[0]).loss, both.whole(**batches[0]).loss)
+    config = TrainConfig(local_epochs=1, learning_rate=1e-2, max_grad_norm=0.0)
+    cut = SplitAdamW(both.client, lr=0.0)
+    ours = train_round(both.client, cut, batches, config, stages=SplitStages(both.client))
+    theirs = train_round(both.whole, adamw(both.whole), batches, config)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+    left = read_state(both.whole)
+    assert all(torch.equal(tensor, left[name]) for name, tensor in read_state(both.client).items())
+
+
 def test_losses_without_gradients_and_without_the_adapter_have_the_term_too() -> None:
     both = sides(orth_reg_weight=2.0)
     both.opened()
@@ -312,6 +336,26 @@ def test_a_schedule_that_is_over_before_it_began_is_refused() -> None:
     optimizer.step()
     with pytest.raises(AdapterError, match="past its last allocation"):
         both.client.base_model.update_and_allocate(STEPS)
+
+
+def test_the_last_allocation_is_none_of_a_rounds_first_steps() -> None:
+    client = sides().client  # the last one is at step 5
+    for steps, rounds in ((4, 3), (5, 1), (6, 2), (0, 2)):
+        check_last_allocation(client, steps, rounds)
+    with pytest.raises(AdapterError, match="is step 5, the first of round 2"):
+        check_last_allocation(client, 5, 2)
+
+
+def test_a_step_that_is_counted_twice_is_refused_where_scores_are_gone() -> None:
+    both = sides(total_step=4, tinit=0, tfinal=1, deltaT=1)
+    both.opened()
+    optimizer = SplitAdamW(both.client, lr=1e-2)
+    both.client(**make_batch()).loss.backward()
+    optimizer.step()
+    for step in (2, 3):
+        both.client.base_model.update_and_allocate(step)
+    with pytest.raises(AdapterError, match="once for each optimizer step"):
+        both.client.base_model.update_and_allocate(3)
 
 
 @pytest.mark.parametrize("before", ["backward", "step", "zeroed"])

@@ -3,21 +3,22 @@
 import pytest
 from tiny_models import CASES, Case
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import CONFIG_MAPPING, LlamaForCausalLM, PreTrainedModel
 
+from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import ModelError, UnsupportedFamilyError
-from flower_split.segments import FAMILIES
+from flower_split.segments import FAMILIES, Family
 from flower_split.segments.layers import find_layers
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.reading import read_family
+from flower_split.segments.shrinking import shrunk
+from flower_split.segments.stock_classes import auto_class, stock_class
 
 LLAMA = next(case for case in CASES if case.name == "llama")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_registered_entry_is_what_is_read(case: Case) -> None:
-    model = case.model()
-    read, entry = read_family(model), FAMILIES[case.model_type]
+def check_entry(model: PreTrainedModel, entry: Family) -> None:
+    read = read_family(model)
     assert read.returns_tuple == entry.returns_tuple
     names = {
         name
@@ -25,6 +26,19 @@ def test_the_registered_entry_is_what_is_read(case: Case) -> None:
         if module is not head_of(model)
     }
     assert names & set(read.after) == names & set(entry.after)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_registered_entry_is_what_is_read(case: Case) -> None:
+    check_entry(case.model(), FAMILIES[case.model_type])
+
+
+@pytest.mark.parametrize("key", [key for key, one in FAMILIES.items() if one.task != CAUSAL_LM])
+def test_that_of_a_task_is_too(key: str) -> None:
+    config = CONFIG_MAPPING[FAMILIES[key].model_type]()
+    config.architectures = [stock_class(config, FAMILIES[key].task).__name__]
+    small = shrunk(config)
+    check_entry(auto_class(small).from_config(small), FAMILIES[key])
 
 
 def test_shared_layers_are_refused() -> None:

@@ -90,6 +90,12 @@ def test_a_vision_language_model_is_refused() -> None:
             UnsupportedFamilyError,
             "sequences seen before",
         ),
+        (
+            "gpt2",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            UnsupportedFamilyError,
+            "sequences seen before",
+        ),
     ],
 )
 def test_an_option_that_rules_out_exactness_is_refused(

@@ -80,6 +80,11 @@ CASES = {
     "trainable tokens": listed(
         lora(trainable_token_indices="5, 7"), trainable_token_indices=[5, 7]
     ),
+    "modules to save and trainable tokens": listed(
+        lora(modules_to_save="lm_head, input_layernorm", trainable_token_indices="5, 7"),
+        modules_to_save=["lm_head", "input_layernorm"],
+        trainable_token_indices=[5, 7],
+    ),
     "biases of LoRA": lora(lora_bias=True),
     "biases of the layers": MethodCase(
         family="gpt2",

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig
+from peft import AdaLoraConfig, PeftModel
 from peft.tuners.adalora import AdaLoraModel
 from torch import Tensor, nn
 
@@ -89,6 +89,17 @@ def find_adalora(model: nn.Module) -> AdaLoraModel | None:
     """PEFT's model of AdaLoRA in a model that it has wrapped, where an adapter is trained."""
     found = next((m for m in model.modules() if isinstance(m, AdaLoraModel)), None)
     return found if found is not None and hasattr(found, "trainable_adapter_name") else None
+
+
+def adds_term(model: nn.Module) -> bool:
+    """Whether a call of `model` goes through `AdaLoraModel.forward`.
+
+    That of PEFT's class for no task, which masked language models have, does not: its losses have
+    no term.
+    """
+    if isinstance(model, PeftModel):
+        return type(model).forward is not PeftModel.forward
+    return isinstance(model, AdaLoraModel)
 
 
 def trained_config(model: AdaLoraModel) -> AdaLoraConfig:

@@ -17,6 +17,7 @@ from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from torch import Tensor, nn
 
 from flower_split.adapters.adalora.orthogonality import OrthogonalTerm, find_adalora, trained_config
+from flower_split.adapters.methods import last_allocation_problem
 from flower_split.adapters.plan import ADAPTER
 from flower_split.adapters.state import with_adapter
 from flower_split.errors import AdapterError, WireError
@@ -218,8 +219,17 @@ class CutAllocator(PartAllocator):
 
         Raises:
             WireError: the trunk has not as many triplets as the plan.
+            AdapterError: there are no scores to go by.
         """
-        own = self.scores(model)
+        try:
+            own = self.scores(model)
+        except KeyError as error:
+            raise AdapterError(
+                "the triplets have no scores: those of the session's steps before the schedule's "
+                "last allocation (total_step less tfinal) make them, and it forgets them. Call "
+                "update_and_allocate once for each optimizer step, with steps that count up, and "
+                "let that one not be the session's first"
+            ) from error
         theirs = torch.tensor(self._told.scores())
         if self.own_bgt + len(theirs) != self.init_bgt:
             raise WireError(
@@ -267,6 +277,20 @@ def allocate_ranks(model: nn.Module, step: int) -> None:
     found = find_adalora(model)
     if found is not None:
         found.update_and_allocate(step)
+
+
+def check_last_allocation(model: nn.Module, steps: int, rounds: int) -> None:
+    """Raise `AdapterError` where AdaLoRA's last allocation falls on the first step of a round.
+
+    Args:
+        model: A client model, whatever its adapter.
+        steps: Of a silo's round.
+        rounds: Of the run.
+    """
+    found = find_adalora(model)
+    told = last_allocation_problem(trained_config(found), steps, rounds) if found else ""
+    if told:
+        raise AdapterError(told)
 
 
 def allocate_over_cut(

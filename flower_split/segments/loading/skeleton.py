@@ -131,16 +131,29 @@ def _set_task(config: PreTrainedConfig, task: Task, source: Source) -> None:
             f"model.labels is {', '.join(task.labels)}: give its own, in the same order, or take a "
             "checkpoint without a head"
         )
+    kind = getattr(config, "problem_type", None)
+    if task.name == SEQUENCE_CLASSIFICATION and len(task.labels) > 1 and kind not in (None, _ONE):
+        raise WeightsError(
+            f"config.json of {source.name!r} sets problem_type to {kind!r}, and a text has one of "
+            "the labels that model.task tells apart: take another checkpoint, or delete the entry"
+        )
     config.architectures = [stock_class(config, task.name).__name__]
     if task.classifies:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
-        several = len(task.labels) > 1
-        config.problem_type = "single_label_classification" if several else "regression"
     if task.name == SEQUENCE_CLASSIFICATION and config.pad_token_id is None:
         # A decoder classifies by the last token that is no padding, and must know it as such.
         with contextlib.suppress(WeightsError):
             config.pad_token_id = load_tokenizer(source.folder).pad_token_id
+
+
+_STOCK_SAYS = (
+    *(ImportError, ValueError, RuntimeError, AssertionError),
+    *(TypeError, LookupError, ArithmeticError, AttributeError),
+)
+"""What stock code raises where a configuration makes no model."""
+_ONE = "single_label_classification"
+"""transformers' `problem_type` of labels of which each text has one."""
 
 
 def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -155,7 +168,7 @@ def make_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with STOCK_LOCK, torch.device("meta"):
             return cast(PreTrainedModel, auto.from_config(copy.deepcopy(config)))
-    except (ImportError, ValueError, RuntimeError) as exc:
+    except _STOCK_SAYS as exc:
         raise WeightsError(
             f"no {config.model_type} model can be made of the config.json of "
             f"{config.name_or_path!r} here: {type(exc).__name__}: {exc}"

@@ -140,6 +140,8 @@ class Microbatch:
 
     session: SessionContext
     request: ForwardRequest
+    memory: int = 0
+    """Bytes that its passes need, computed alone."""
     graph: Graph | None = None
     """None where the activations are not kept."""
     orthogonality: float | None = None

@@ -25,6 +25,7 @@ from flower_split.errors import SequenceError, TrunkBusyError
 from flower_split.segments import Trunk
 from flower_split.segments.families import known_family
 from flower_split.segments.randomness import has_dropout
+from flower_split.segments.refusals import LONGROPE, rope_types
 from flower_split.server.compute.batch import (
     ActivationBudget,
     Gradients,
@@ -32,6 +33,7 @@ from flower_split.server.compute.batch import (
     Microbatch,
     TrunkComputer,
 )
+from flower_split.server.compute.memory import PassMemory
 from flower_split.server.compute.rows import mixing_key
 from flower_split.server.compute.scheduler import Scheduler, Turn
 from flower_split.transport.messages import BackwardRequest, Reply
@@ -51,6 +53,7 @@ class BatchSettings:
     gather_ms: float = TrunkConfig.gather_ms
     recompute: bool = False
     max_activation_tokens: int = 0
+    max_memory: float = 0.0
 
     @classmethod
     def of_trunk(cls, trunk: TrunkConfig) -> "BatchSettings":
@@ -61,6 +64,7 @@ class BatchSettings:
             gather_ms=trunk.gather_ms,
             recompute=trunk.recompute,
             max_activation_tokens=trunk.max_activation_tokens,
+            max_memory=trunk.max_memory,
         )
 
 
@@ -97,16 +101,21 @@ class TrunkQueue:
 
     def __init__(self, trunk: Trunk, settings: BatchSettings) -> None:
         self.budget = ActivationBudget(settings.max_activation_tokens)
+        self.memory = PassMemory(trunk, int(settings.max_memory * 1e9))
         self._computer = TrunkComputer(
             trunk, self.budget, recompute=settings.recompute, on_change=self._expect
         )
         self._scheduler = Scheduler(
-            max_tokens=settings.batch_tokens, gather=settings.gather_ms / 1000
+            max_tokens=settings.batch_tokens,
+            gather=settings.gather_ms / 1000,
+            max_memory=self.memory.max_bytes,
         )
         family = known_family(trunk.config.model_type)
         # LLM.int8 chooses columns by the values of all rows, and PEFT's quantized layers are not
         # those that rows of several adapters are mixed in.
         alone = getattr(trunk.config, "quantization_config", None) is not None
+        # Its frequencies are chosen for a whole pass, by the longest text of any row.
+        alone = alone or LONGROPE in rope_types(trunk.config)
         mixes = family is not None and family.mixes_rows
         self._mixes = settings.batching and mixes and not alone
         self._drops = has_dropout(trunk, trunk.config)

@@ -11,6 +11,7 @@ With it go other requests that can share its batch, up to a number of tokens and
 wastes little. Where others are likely to come soon, it waits for them for a short while.
 """
 
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -44,6 +45,8 @@ class Turn:
     holds: bool = False
     """Whether its session keeps activations already. It is not made to wait for room: who holds
     some and waits for more could wait for somebody who does the same."""
+    memory: int = 0
+    """Bytes that it needs, computed alone."""
     overtaken: int = 0
     """Batches that were computed before it although it waited."""
 
@@ -59,9 +62,11 @@ class Scheduler:
     Args:
         max_tokens: Of one batch, padding included. A request that has more is computed alone.
         gather: Seconds that a request waits for others to share its batch.
+        max_memory: Bytes that one batch may need.
     """
 
-    def __init__(self, *, max_tokens: int, gather: float) -> None:
+    def __init__(self, *, max_tokens: int, gather: float, max_memory: float = math.inf) -> None:
+        self._max_memory = max_memory
         self._max_tokens = max_tokens
         self._gather = gather
         self._waiting: list[Turn] = []
@@ -121,7 +126,7 @@ class Scheduler:
         if head.mix is None:
             return batch, True
         members = head.mix in self._members
-        width, rows, real = head.tokens, head.rows, head.cost
+        width, rows, real, memory = head.tokens, head.rows, head.cost, head.memory
         for turn in sorted(self._waiting, key=_rank):
             if turn is head or turn.kind != head.kind or turn.mix != head.mix:
                 continue
@@ -129,13 +134,16 @@ class Scheduler:
             padded = wider * more
             if not members:  # whose batch was computed once already
                 limit = min(self._max_tokens, room) if head.keeps else self._max_tokens
-                if padded > limit:
+                # With the square of the length, as attention's does.
+                needed = (memory + turn.memory) * (padded / (real + turn.cost)) ** 2
+                if padded > limit or needed > self._max_memory:
                     full = True
                     continue
                 if padded > _MAX_PADDING * (real + turn.cost):
                     continue
             batch.append(turn)
             width, rows, real = wider, more, real + turn.cost
+            memory += turn.memory
         return batch, full
 
     def _gather_delay(self, batch: list[Turn], now: float) -> float:

@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 TRUNK_SERVICE: str = pb.DESCRIPTOR.services_by_name["Trunk"].full_name
 # Two processes on one port would share the silos between them.
 _OWN_PORT = ("grpc.so_reuseport", 0)
+_CONNECTIONS = "grpc.max_allowed_incoming_connections"
 _HANDSHAKE_SECONDS = 10
 _IDLE_SECONDS = 30
 _MAX_CHECKS = 64
@@ -40,6 +41,7 @@ async def listen_trunk(
     credentials: grpc.ServerCredentials | None,
     options: Options,
     max_streams: int,
+    max_connections: int,
 ) -> tuple[grpc.aio.Server, int]:
     """A server for `service`, and the port that it listens on.
 
@@ -47,14 +49,15 @@ async def listen_trunk(
         ConfigError: it cannot listen on `address`.
     """
     server = grpc.aio.server(
-        options=[*options, _OWN_PORT, *_STRANGERS], maximum_concurrent_rpcs=max_streams
+        options=[*options, _OWN_PORT, *_STRANGERS, (_CONNECTIONS, max_connections)],
+        maximum_concurrent_rpcs=max_streams,
     )
     add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     return server, await _start(server, address, credentials)
 
 
 async def listen_health(
-    address: str, credentials: grpc.ServerCredentials | None
+    address: str, credentials: grpc.ServerCredentials | None, max_connections: int
 ) -> tuple[grpc.aio.Server, int]:
     """A server of the standard gRPC health service, and the port that it listens on.
 
@@ -63,7 +66,10 @@ async def listen_health(
     """
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
-    server = grpc.aio.server(options=[_OWN_PORT, *_STRANGERS], maximum_concurrent_rpcs=_MAX_CHECKS)
+    server = grpc.aio.server(
+        options=[_OWN_PORT, *_STRANGERS, (_CONNECTIONS, max_connections)],
+        maximum_concurrent_rpcs=_MAX_CHECKS,
+    )
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     return server, await _start(server, address, credentials)
 

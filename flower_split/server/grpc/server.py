@@ -14,6 +14,7 @@ from flower_split.errors import ConfigError
 from flower_split.segments import Trunk
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.delivery import DeliveryService, PackSource
+from flower_split.server.grpc.descriptors import connection_bounds
 from flower_split.server.grpc.listeners import LoopThread, listen_health, listen_trunk
 from flower_split.server.grpc.service import ServiceLimits, TrunkService
 from flower_split.server.tickets import Admission
@@ -106,7 +107,8 @@ class TrunkServer:
         """Listen; returns once silos can connect.
 
         Raises:
-            ConfigError: the server cannot listen on its address, or was started before.
+            ConfigError: the server cannot listen on its address, has too few descriptors,
+            or was started before.
         """
         if self._loop is not None or self._stopped:
             raise ConfigError("a TrunkServer starts once; make a new one")
@@ -186,13 +188,21 @@ class TrunkServer:
         tls, limits = self._tls, self._limits
         max_streams = limits.max_sessions + limits.max_deliveries + _SPARE_STREAMS
         credentials = None if tls is None else server_credentials(tls)
+        bounds = connection_bounds()
         server, self._port = await listen_trunk(
-            self._service, str(self._bind), credentials, self._options, max_streams
+            self._service,
+            str(self._bind),
+            credentials,
+            self._options,
+            max_streams,
+            bounds.trunk,
         )
         self._servers.append(server)
         if self._health is not None:
             open_to_all = None if tls is None else server_credentials(tls, for_all=True)
-            server, self._health_port = await listen_health(str(self._health), open_to_all)
+            server, self._health_port = await listen_health(
+                str(self._health), open_to_all, bounds.health
+            )
             self._servers.append(server)
 
     async def _end(self, grace: float) -> None:

@@ -197,7 +197,9 @@ def _speaks_tls(connection: socket.socket) -> bool:
 
 def _no_trunk(address: Address) -> TrunkError:
     return _unreachable(
-        address, "something accepts connections there and is no trunk: check host and port"
+        address,
+        "something accepts connections there and is no trunk, or a trunk that has as many "
+        "connections as its process may: check host and port, or try again in a while",
     )
 
 

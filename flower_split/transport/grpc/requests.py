@@ -21,7 +21,13 @@ from flower_split.serialization.tables import (
     ROLE_NUMBERS,
 )
 from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
-from flower_split.transport.bounds import check_context, check_hidden, check_prefix, past_of
+from flower_split.transport.bounds import (
+    check_context,
+    check_edits,
+    check_hidden,
+    check_prefix,
+    past_of,
+)
 from flower_split.transport.grpc.adapter_frames import (
     ACTION_NAMES,
     ADAPTER_GRADS,
@@ -299,6 +305,7 @@ class RequestReader:
                 raise WireError("a frame of an unknown kind")
 
     def _check_forward(self, forward: pb.Forward) -> Sequence[Announced]:
+        check_edits([len(edit.values) for edit in forward.cache.edits], self._limits)
         headers = list(forward.tensors)
         if not headers:
             raise WireError("forward without tensors, expected h1")

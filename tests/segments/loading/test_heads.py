@@ -108,6 +108,24 @@ def test_a_checkpoints_own_head_is_taken(folders, tmp_path):
         load(folder)
 
 
+def test_labels_that_do_not_exclude_each_other(folders, tmp_path):
+    whole = uncut_base(TASK.name)(folders["llama"]).eval()
+    client, trunk = (
+        part(folders["llama"], bottom_layers=1, top_layers=1, task=TASK)
+        for part in (load_client_model, load_trunk)
+    )
+    whole.score.load_state_dict(client.score.state_dict())
+    join(client, trunk)
+    given = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "labels": torch.eye(3)}
+    ours, theirs = client(**given), whole(**given)  # transformers tells by their dtype
+    assert torch.equal(ours.loss, theirs.loss) and ours.loss < torch.log(torch.tensor(3.0))
+    kind = "multi_label_classification"
+    whole = uncut_base(TASK.name)(folders["llama"])
+    folder = saved(tmp_path, folders["llama"], whole, problem_type=kind)
+    with pytest.raises(WeightsError, match=f"problem_type to '{kind}', and a text has one"):
+        load(folder)
+
+
 def test_what_is_missing_and_would_not_be_trained_is_refused(folders, tmp_path):
     bare = BertForMaskedLM.from_pretrained(folders["bert"])
     assert bare.bert.pooler is None

@@ -50,6 +50,13 @@ def test_broken_config(tmp_path: Path, text: str, message: str) -> None:
         load_skeleton(tmp_path)
 
 
+def test_a_configuration_of_which_no_model_is_made(tmp_path: Path) -> None:
+    config = CASE_BY_NAME["llama"].config(pad_token_id=1000)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"no llama model can be made .* Padding_idx must be"):
+        load_skeleton(tmp_path)
+
+
 def test_what_is_no_causal_language_model_of_transformers(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for content in (

@@ -13,6 +13,7 @@ def test_every_setting_is_the_runs() -> None:
         "gather_ms": 1.5,
         "recompute": True,
         "max_activation_tokens": 99,
+        "max_memory": 2.5,
     }
     assert asdict(BatchSettings.of_trunk(TrunkConfig(**changed))) == changed  # type: ignore[arg-type]
     assert BatchSettings.of_trunk(TrunkConfig()) == BatchSettings()
