@@ -366,3 +366,15 @@ def _outside_layers(model: nn.Module, saved: Sequence[str]) -> bool:
 
 def _adapters_of(layer: BaseTunerLayer) -> set[str]:
     return {key for part in layer.adapter_layer_names for key in getattr(layer, part, {})}
+
+
+def told(layer: BaseTunerLayer, *, besides: str) -> tuple[Any, ...]:
+    """Adapters, active ones, disabling, merging and scales of a layer, without `besides`."""
+    scales = layer.scaling if isinstance(layer, LoraLayer) else {}
+    return (
+        _adapters_of(layer) - {besides},
+        [name for name in layer.active_adapters if name != besides],
+        layer.disable_adapters,
+        list(layer.merged_adapters),
+        {name: value for name, value in scales.items() if name != besides},
+    )

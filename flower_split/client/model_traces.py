@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from flower_split.adapters import adapter_parameters
-from flower_split.adapters.client_adapter import tuner_layers
+from flower_split.adapters.client_adapter import told, tuner_layers
 from flower_split.errors import AdapterError
 from flower_split.lowrank import FOLDED
 from flower_split.segments import PassThrough
@@ -39,7 +38,7 @@ class ModelTraces:
         return cls(
             weights=weights,
             trained=frozenset(name for name, one in weights.items() if one.requires_grad),
-            layers={name: _told(layer) for name, layer in tuner_layers(model)},
+            layers={name: told(layer, besides=FOLDED) for name, layer in tuner_layers(model)},
         )
 
     def is_as(self, begun: "ModelTraces") -> bool:
@@ -66,16 +65,3 @@ class ModelTraces:
                 "adapter alone, and what they have learned would be lost. Leave them frozen, or "
                 "name their modules in peft.modules-to-save"
             )
-
-
-def _told(layer: Any) -> tuple[Any, ...]:
-    """Adapters, active ones, disabling, merging and scales of a layer."""
-    parts = (getattr(layer, name, {}) for name in layer.adapter_layer_names)
-    scales = layer.scaling if isinstance(layer, LoraLayer) else {}
-    return (
-        {key for part in parts for key in part} - {FOLDED},
-        [name for name in layer.active_adapters if name != FOLDED],
-        layer.disable_adapters,
-        list(layer.merged_adapters),
-        {name: value for name, value in scales.items() if name != FOLDED},
-    )

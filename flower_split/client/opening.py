@@ -85,6 +85,10 @@ class OpenSession:
     begun: ModelTraces
     """The model as it was loaded."""
 
+    def check_sent(self) -> None:
+        """Raise `AdapterError` where something was trained that no reply carries."""
+        ModelTraces.of(self.model).check_sent(self.begun)
+
 
 @contextmanager
 def open_session(

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 
 from flower_split.adapters.adalora.rank_allocation import check_last_allocation
 from flower_split.client.model_source import OpenDelivery, model_source
-from flower_split.client.model_traces import ModelTraces
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.opening import open_session, read_message
 from flower_split.client.silo_data import SiloBatches, silo_batches, silo_tokenizer
@@ -347,7 +346,7 @@ class SplitSession:
             num_examples = self.data.num_train if trained else self.data.num_held_out
         session = self._session
         if trained:
-            ModelTraces.of(session.model).check_sent(session.begun)
+            session.check_sent()
         summary = find_remote(session.model).finish()
         session.resuming.end(self._optimizer, summary.steps, session.adapter)
         content = RecordDict()
