@@ -2,14 +2,13 @@
 
 from flower_split.adapters.adalora.rank_allocation import allocate_ranks
 from flower_split.adapters.export import save_adapter, save_learned, save_whole
-from flower_split.adapters.fitting import fitted
 from flower_split.adapters.folding import fold, own_scaling, train_parts
 from flower_split.adapters.loading import load_adapter
 from flower_split.adapters.methods import method_problems
 from flower_split.adapters.plan import AdapterPlan, initial_state, resolve_lora
 from flower_split.adapters.reading import AdapterFolder, read_adapter_folder
 from flower_split.adapters.resolving import initial_adapter, resolve_plan
-from flower_split.adapters.rounds import AdapterRound
+from flower_split.adapters.rounds import AdapterRound, fitted
 from flower_split.adapters.session_state import PersonalTensors, SessionState
 from flower_split.adapters.state import adapter_parameters, load_state, read_state, split_state
 from flower_split.adapters.trunk_adapters import TrunkAdapters

@@ -7,15 +7,13 @@ before a pass, whichever call has brought it about.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
@@ -221,150 +219,8 @@ def _owners(name: str) -> set[str]:
     return {".".join(parts[:length]) for length in range(1, len(parts))}
 
 
-def check_plan(model: nn.Module, text: str, shown: Mapping[str, object]) -> None:
-    """Raise `AdapterError` unless the client model's adapter is the session's, as `shown` has it.
-
-    Args:
-        model: The client model.
-        text: What the session was opened with; empty for none.
-        shown: Its fields.
-    """
-    if not text:
-        return
-    modules = shown.get("modules")
-    if not isinstance(modules, list):
-        return
-    held = {
-        name
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-        or isinstance(module, BaseTunerLayer)
-    }
-    wanted = {name for name in modules if name in held}
-    copies = tuple(
-        f"{n}." for n, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)
-    )
-    layers = {
-        name: layer
-        for name, layer in tuner_layers(model)
-        if ADAPTER in _adapters_of(layer) and not name.startswith(copies)
-    }
-    if wanted != layers.keys():
-        differing = sorted(wanted ^ layers.keys())
-        raise AdapterError(
-            f"the client model has an adapter {ADAPTER!r} on {len(layers)} modules, and the "
-            f"session's plan on {len(wanted)} of those that it holds (first difference: "
-            f"{differing[0]}). Wrap it with flower_split.wrap(client_model, plan), or with "
-            "get_peft_model and the same settings"
-        )
-    _check_settings(model, shown)
-    for name, layer in layers.items():
-        if not isinstance(layer, LoraLayer):
-            continue
-        found = {"r": layer.r[ADAPTER], "alpha": float(layer.lora_alpha[ADAPTER])}
-        for key, value in found.items():
-            told = shown.get(key)
-            if isinstance(told, int | float) and float(told) != float(value):
-                raise AdapterError(
-                    f"{name} has an adapter of {key} {value:g}, and the session's plan {told:g}: "
-                    "wrap the client model with the plan that the session was opened with"
-                )
-    _check_trunks(model, shown, [name for name in modules if name not in held])
-
-
-_ELSEWHERE = {
-    *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path"),
-    *("revision", "inference_mode", "runtime_config", "megatron_config", "megatron_core"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
-    *("trainable_token_indices", "ensure_weight_tying", "loftq_config", "eva_config"),
-    *("corda_config", "lora_ga_config"),
-}
-"""LoRA settings that are checked by the layers, or are none of what the trunk computes."""
-_PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
-"""Starts of an adapter that leave the base weights as they are."""
-
-
-def _check_settings(model: nn.Module, shown: Mapping[str, object]) -> None:
-    """Raise `AdapterError` unless the trunk's layers compute by the client model's settings."""
-    config = getattr(model, "peft_config", {}).get(ADAPTER)
-    if not isinstance(config, LoraConfig):
-        return
-    if (layers := tuner_layers(model)) and not isinstance(layers[0][1], LoraLayer):
-        return
-    # AdaLoRA's has no default without a schedule, which is checked below
-    plain = LoraConfig() if type(config) is LoraConfig else type(config)(total_step=1)  # type: ignore[call-arg]
-    told = {key.removeprefix("peft."): v for key, v in shown.items() if key.startswith("peft.")}
-    if "method" not in shown:
-        told = {"lora_dropout": shown.get("dropout"), "use_rslora": shown.get("rslora")}
-    for field in fields(config):
-        name, own = field.name, getattr(config, field.name)
-        expected = told.get(name)
-        if expected is None:
-            expected = getattr(plain, name, None)
-        if name == "init_lora_weights":
-            fits = own == expected or (own in _PLAIN_STARTS and expected in _PLAIN_STARTS)
-        elif name == "modules_to_save":
-            fits = not own or bool(shown.get("copies")) or _outside_layers(model, own)
-        elif name in ("r", "lora_alpha") and "method" in shown:
-            fits = own == expected
-        else:
-            fits = name in _ELSEWHERE or own == expected or (not own and not expected)
-        if not fits:
-            raise AdapterError(
-                f"the client model's adapter has {name}={own!r}, and the trunk's has "
-                f"{expected!r}: wrap the client model with flower_split.wrap(client_model, plan), "
-                "or with get_peft_model and the settings of the session's plan"
-            )
-
-
-def _check_trunks(model: nn.Module, shown: Mapping[str, object], modules: Sequence[str]) -> None:
-    """Raise `AdapterError` unless the client model's settings mean the plan on the trunk's modules.
-
-    Args:
-        model: The client model.
-        shown: Fields of the plan.
-        modules: Full names of the trunk's modules with an adapter in the plan.
-    """
-    config = getattr(model, "peft_config", {}).get(ADAPTER)
-    if type(config) is not LoraConfig or config.target_parameters:
-        return
-    told: dict[str, Any] = {key.removeprefix("peft."): value for key, value in shown.items()}
-    ranks, alphas = told.get("rank_pattern") or {}, told.get("alpha_pattern") or {}
-    r, alpha = told.get("r"), told.get("lora_alpha", told.get("alpha"))
-    for name in modules:
-        meant = (
-            bool(check_target_module_exists(config, name)),
-            _patterned(config.rank_pattern, name, config.r),
-            float(_patterned(config.alpha_pattern, name, config.lora_alpha)),
-        )
-        wanted = (True, _patterned(ranks, name, r), _patterned(alphas, name, alpha))
-        if any(
-            other is not None and own != other for own, other in zip(meant, wanted, strict=True)
-        ):
-            raise AdapterError(
-                f"by the client model's settings {name}, which is the trunk's, has "
-                + (f"r {meant[1]} and alpha {meant[2]:g}" if meant[0] else "no adapter")
-                + f", and r {wanted[1]} and alpha {wanted[2]} by the session's plan: wrap the "
-                "client model with flower_split.wrap(client_model, plan), or with get_peft_model "
-                "and the settings of the session's plan"
-            )
-
-
-def _patterned(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """What PEFT takes for the module `name`."""
-    held = pattern or {}
-    return held.get(get_pattern_key(list(held), name), default)
-
-
-def _outside_layers(model: nn.Module, saved: Sequence[str]) -> bool:
-    """Whether all modules that are trained whole are the silo's, before and after the layers."""
-    tables = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
-    names = {name for name, module in model.named_modules() if any(module is t for t in tables)}
-    return all(any(own.rpartition(".")[2] == one for own in names) for one in saved)
-
-
-def _adapters_of(layer: BaseTunerLayer) -> set[str]:
+def adapters_of(layer: BaseTunerLayer) -> set[str]:
+    """The adapters that a layer has tensors of."""
     return {key for part in layer.adapter_layer_names for key in getattr(layer, part, {})}
 
 
@@ -372,7 +228,7 @@ def told(layer: BaseTunerLayer, *, besides: str) -> tuple[Any, ...]:
     """Adapters, active ones, disabling, merging and scales of a layer, without `besides`."""
     scales = layer.scaling if isinstance(layer, LoraLayer) else {}
     return (
-        _adapters_of(layer) - {besides},
+        adapters_of(layer) - {besides},
         [name for name in layer.active_adapters if name != besides],
         layer.disable_adapters,
         list(layer.merged_adapters),

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from flower_split.adapters.client_adapter import (
     ValueWatch,
     check_held,
-    check_plan,
     is_copy,
     named,
     read_scalings,
@@ -23,6 +22,7 @@ from flower_split.adapters.client_adapter import (
     tuner_layers,
 )
 from flower_split.adapters.plan import ADAPTER
+from flower_split.adapters.plan_check import check_plan
 from flower_split.errors import AdapterError, WireError
 from flower_split.segments import Cuts, find_layers, layer_index
 from flower_split.transport.messages import AdapterCall, AdapterReply, AdapterUse
