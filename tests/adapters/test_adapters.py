@@ -85,6 +85,7 @@ def test_unknown_targets_are_named_with_those_that_exist() -> None:
         resolve_lora(tiny_model(layers=4), LoraSettings(target_modules=("input_layernorm",)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_exported_adapter_loads_into_the_uncut_model_with_equal_logits(

@@ -50,6 +50,7 @@ def echo(near: socket.socket) -> None:
         near.sendall(data)
 
 
+@pytest.mark.medium
 def test_each_direction_is_delayed() -> None:
     with (
         target(echo) as port,

@@ -87,6 +87,7 @@ def another_head(model):
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "change",
     [

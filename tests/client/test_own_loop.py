@@ -55,6 +55,7 @@ def test_steps_are_made_of_the_same_batches(invite, context):
         assert torch.equal(batch["input_ids"], other["input_ids"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("in_flight", "first"), [(1, ["forward", "backward"]), (3, ["forward"] * 3)]
 )

@@ -68,6 +68,7 @@ def test_an_evaluation_goes_by_the_silos_autocast(invite, context):
     assert found[0] == pytest.approx(found[1], rel=0.01)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("key", "follows"), [("off", True), ("bfloat16", False)])
 def test_the_trunk_follows_an_autocast_that_is_not_of_the_key(
     invite, context, run_config, key, follows

@@ -79,6 +79,7 @@ def test_leading_is_the_best_approximation_of_every_smaller_rank(drawn, rank):
     close(found.a @ found.a.T, torch.eye(found.rank, dtype=torch.float64), 1e-8)
 
 
+@pytest.mark.medium
 def test_leading_of_a_large_update_agrees_with_the_dense_decomposition():
     """Above the size up to which it is direct: the block Krylov iteration."""
     generator = torch.Generator().manual_seed(0)

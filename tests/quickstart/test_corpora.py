@@ -45,6 +45,7 @@ def test_a_silo_that_does_not_exist_is_refused(partition_id: int) -> None:
         silo_docstrings(partition_id, 3)
 
 
+@pytest.mark.medium
 def test_more_silos_than_docstrings_are_refused() -> None:
     with pytest.raises(DataError, match="use fewer silos"):
         silo_docstrings(9998, 9999)

@@ -216,6 +216,7 @@ def test_microbatches_in_flight_change_nothing(depth: int) -> None:
     assert sum(ranks(theirs).values()) < 6 * len(both.plan.modules)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("staged", [True, False])
 def test_a_frozen_trunk_leaves_the_budget_to_the_silo(staged: bool) -> None:
     both = sides(mode="frozen")
@@ -230,6 +231,7 @@ def test_a_frozen_trunk_leaves_the_budget_to_the_silo(staged: bool) -> None:
     same(read_state(both.client), read_state(both.whole))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["federated", "frozen"])
 def test_without_a_task_no_loss_has_the_term_as_in_peft(mode: str) -> None:
     both = sides(mode=mode, task=MASKED_LM, orth_reg_weight=2.0)
@@ -269,6 +271,7 @@ def test_losses_without_gradients_and_without_the_adapter_have_the_term_too() ->
             assert torch.equal(mine[name].grad, parameter.grad)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("way", ["autocast", "measured"])
 def test_it_is_followed_under_autocast_and_in_a_loop_of_ones_own(way: str) -> None:
     both = sides(tinit=0, deltaT=1, total_step=4, tfinal=1)

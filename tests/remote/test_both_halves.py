@@ -138,6 +138,7 @@ def test_an_optimizer_of_the_session_before_is_refused_and_its_state_loaded() ->
     take_steps(pair.client, later)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -194,6 +194,7 @@ def test_a_copy_keeps_the_edits_that_were_not_sent_yet() -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.medium
 @torch.no_grad()
 def test_a_copy_of_a_full_window_says_why_it_is_of_no_use() -> None:
     _, client = pair("mistral")

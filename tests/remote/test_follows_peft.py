@@ -217,6 +217,7 @@ def test_what_the_trunk_cannot_follow_is_refused_by_name(act: Any, words: str) -
         pair.client(**make_batch(seed=5))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload", "unload"])
 def test_merging_is_refused_before_anything_is_changed(call: str) -> None:
     pair = make_pair()
@@ -249,6 +250,7 @@ def test_a_client_of_another_plan_is_refused_when_it_is_attached() -> None:
             attach_trunk(wrapped, LocalTransport(pair.engine, spec))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "settings",
     [
@@ -270,6 +272,7 @@ def test_settings_of_the_trunks_layers_alone_are_refused(settings: dict[str, Any
         attach_trunk(wrapped, LocalTransport(pair.engine, spec))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["federated", "frozen"])
 def test_a_client_that_peft_wraps_after_it_was_attached_trains_its_adapter_alone(mode: str) -> None:
     pair = make_pair(mode=mode)
@@ -316,6 +319,7 @@ def test_a_whole_models_weights_are_not_loaded_into_a_part() -> None:
         client(**make_batch())
 
 
+@pytest.mark.medium
 def test_a_part_is_not_saved_as_the_whole(tmp_path: Any) -> None:
     pair = make_pair()
     client, _ = split_model(tiny_model(), 1, 2)

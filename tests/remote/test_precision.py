@@ -315,6 +315,7 @@ def test_a_tensor_of_another_dtype_than_the_sessions_is_refused() -> None:
         session.backward(BackwardRequest(step=0, microbatch=0, grad=hidden))
 
 
+@pytest.mark.medium
 def test_the_exact_path_copies_nothing_at_the_border() -> None:
     pair = make_pair()
     border = TrunkBorder(pair.engine.trunk, pair.transport.spec)

@@ -134,6 +134,7 @@ def test_no_timing_changes_anything(
     assert_same(found[1], expected[1])
 
 
+@pytest.mark.medium
 def test_dropout_is_there_and_follows_the_seed() -> None:
     losses = set()
     for seed in (1, 1, 2):
@@ -288,6 +289,7 @@ def test_a_trunk_that_goes_leaves_no_half_step(kind: str, at: int) -> None:
     assert_same(read_state(pair.client), pair.client_state)
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DivergenceError])
 def test_an_interruption_frees_both_parties(error: type[BaseException]) -> None:

@@ -134,6 +134,7 @@ def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
     assert not torch.equal(*(next(iter(state.values())) for state in alone))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["federated", "shared"])
 def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> None:
     states = []
@@ -176,6 +177,7 @@ def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
     assert not torch.equal(refreshed, stale)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -468,6 +470,7 @@ def test_an_evaluation_session_trains_nothing() -> None:
     session.forward(ForwardRequest(step=0, microbatch=1, hidden=hidden(0)))
 
 
+@pytest.mark.medium
 def test_no_evaluation_drops_anything_out_in_whatever_order_sessions_come() -> None:
     engine = make_engine(lora=replace(LORA, dropout=0.5))
     requests = [ForwardRequest(step=0, microbatch=n, hidden=hidden(0)) for n in range(2)]

@@ -111,6 +111,7 @@ def test_an_int8_model_in_memory_is_refused(folder: Path) -> None:
         split_model(quantized(folder, "int8"), 1, 2)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["nf4", "nf4-double", "torchao-int8"])
 def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str) -> None:
     model = quantized(folder, kind).eval()

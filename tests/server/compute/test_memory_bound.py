@@ -45,6 +45,7 @@ def test_without_a_bound_the_machine_has_one() -> None:
     assert 2**20 < bound < 2**46
 
 
+@pytest.mark.medium
 def test_scores_grow_with_the_square_of_the_length_where_attention_makes_them() -> None:
     assert needed("eager", request(1, 4000)) > 12 * needed("eager", request(1, 1000))
     assert needed("sdpa", request(1, 4000)) == 4 * needed("sdpa", request(1, 1000))

@@ -175,6 +175,7 @@ def test_stop_ends_open_sessions_and_says_so(backend: AffineBackend) -> None:
             waiting[1].close()
 
 
+@pytest.mark.medium
 def test_stop_waits_for_the_call_that_computes() -> None:
     backend = AffineBackend(delay=1.0)
     with nothing_left(servers_too=True):
@@ -280,6 +281,7 @@ def test_an_idle_session_is_closed(backend: AffineBackend) -> None:
             transport.forward(forward(0)).result(20)
 
 
+@pytest.mark.medium
 def test_a_session_that_waits_for_the_trunk_is_not_idle() -> None:
     backend = AffineBackend(delay=1.0)
     with (

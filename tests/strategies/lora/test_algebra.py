@@ -185,6 +185,7 @@ def test_fedsa_lora_averages_a_and_never_sees_b(data):
         assert all("lora_B" not in name for name in arrays) == (number == 2)
 
 
+@pytest.mark.medium
 @pytest.mark.sampled
 @exactly
 @given(st.data())

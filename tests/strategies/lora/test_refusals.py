@@ -164,6 +164,7 @@ def _absurd_weight(content):
     content["metrics"]["num-examples"] = 1e308
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("change", [_enormous, _absurd_alpha, _absurd_weight])
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_finite_values_that_would_overflow_cost_their_silo_and_no_other(name, change):
