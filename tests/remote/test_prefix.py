@@ -41,6 +41,8 @@ from flower_split.transforms import Transform
 from flower_split.transforms.table import TRANSFORM_TABLE
 from flower_split.transport.messages import CacheUse, ForwardRequest, SessionLimits
 
+pytestmark = pytest.mark.medium
+
 VIRTUAL = 3
 METHODS: dict[str, Callable[[], Any]] = {
     "prefix": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL),

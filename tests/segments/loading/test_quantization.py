@@ -35,6 +35,8 @@ from flower_split.server.engine import TrunkEngine
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("torchao")
 
+pytestmark = pytest.mark.medium
+
 KINDS = ("nf4", "nf4-double", "int8", "torchao-int8")
 LORA = LoraSettings(r=4, alpha=8.0)
 CUTS = {"bottom_layers": 1, "top_layers": 2}

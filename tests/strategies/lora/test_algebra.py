@@ -18,6 +18,8 @@ from flower_split.strategies import (
     RoLoRA,
 )
 
+pytestmark = pytest.mark.medium
+
 ALPHAS = st.sampled_from([0.5, 1.0, 8.0, 16.0, 33.0])
 EXAMPLES = st.integers(1, 1000)
 
