@@ -3,7 +3,14 @@
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from flower_split import LocalTransport, attach_trunk, load_client_model, load_tokenizer, load_trunk
+from flower_split import (
+    LocalTransport,
+    SplitAdamW,
+    attach_trunk,
+    load_client_model,
+    load_tokenizer,
+    load_trunk,
+)
 from flower_split.adapters import (
     AdapterPlan,
     initial_adapter,
@@ -73,6 +80,14 @@ SHORT = {
     "use_cpu": True,
 }
 """Arguments of TRL's configs that the examples have in common."""
+
+
+def train(trainer_of, model, optimizer=None, **settings) -> list[float]:
+    """The losses of the trainer that `trainer_of` makes for the texts below."""
+    optimizer = optimizer or SplitAdamW(model, lr=1e-2)
+    trainer = trainer_of(model, tokenizer(), TEXTS, optimizer, **settings)
+    trainer.train()
+    return losses_of(trainer)
 
 
 def losses_of(trainer) -> list[float]:

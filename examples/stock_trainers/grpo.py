@@ -7,11 +7,9 @@
 
 import tempfile
 
-from cut_model import SHORT, TEXTS, cut_model, losses_of, tokenizer
+from cut_model import SHORT, cut_model, train
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
-
-from flower_split import SplitAdamW
 
 
 def variety(completions: list[str], **_: object) -> list[float]:
@@ -36,11 +34,7 @@ def trainer_of(model, tokens, texts, optimizer=None, **settings) -> GRPOTrainer:
 
 def main(model=None, optimizer=None) -> list[float]:
     """The losses of three steps."""
-    model = model or cut_model()
-    optimizer = optimizer or SplitAdamW(model, lr=1e-2)
-    trainer = trainer_of(model, tokenizer(), TEXTS, optimizer, max_steps=3)
-    trainer.train()
-    return losses_of(trainer)
+    return train(trainer_of, model or cut_model(), optimizer, max_steps=3)
 
 
 if __name__ == "__main__":

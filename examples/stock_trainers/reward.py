@@ -7,11 +7,9 @@
 
 import tempfile
 
-from cut_model import REWARD, SHORT, TEXTS, cut_model, losses_of, tokenizer
+from cut_model import REWARD, SHORT, cut_model, train
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
-
-from flower_split import SplitAdamW
 
 
 def trainer_of(model, tokens, texts, optimizer=None, **settings) -> RewardTrainer:
@@ -33,11 +31,7 @@ def trainer_of(model, tokens, texts, optimizer=None, **settings) -> RewardTraine
 
 def main(model=None, optimizer=None) -> list[float]:
     """The losses of four steps."""
-    model = model or cut_model(task=REWARD)
-    optimizer = optimizer or SplitAdamW(model, lr=1e-2)
-    trainer = trainer_of(model, tokenizer(), TEXTS, optimizer, max_steps=4)
-    trainer.train()
-    return losses_of(trainer)
+    return train(trainer_of, model or cut_model(task=REWARD), optimizer, max_steps=4)
 
 
 if __name__ == "__main__":

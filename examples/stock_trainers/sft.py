@@ -7,11 +7,9 @@
 
 import tempfile
 
-from cut_model import SHORT, TEXTS, cut_model, losses_of, tokenizer
+from cut_model import SHORT, cut_model, train
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-
-from flower_split import SplitAdamW
 
 
 def trainer_of(model, tokens, texts, optimizer=None, **settings) -> SFTTrainer:
@@ -29,11 +27,7 @@ def trainer_of(model, tokens, texts, optimizer=None, **settings) -> SFTTrainer:
 
 def main(model=None, optimizer=None, **settings) -> list[float]:
     """The losses of four steps; `settings` are further ones of `SFTConfig`."""
-    model = model or cut_model()
-    optimizer = optimizer or SplitAdamW(model, lr=1e-2)
-    trainer = trainer_of(model, tokenizer(), TEXTS, optimizer, max_steps=4, **settings)
-    trainer.train()
-    return losses_of(trainer)
+    return train(trainer_of, model or cut_model(), optimizer, max_steps=4, **settings)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,11 @@ _PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
 def _check_settings(model: nn.Module, shown: Mapping[str, object]) -> None:
     """Raise `AdapterError` unless the trunk's layers compute by the client model's settings."""
     config = getattr(model, "peft_config", {}).get(ADAPTER)
+    if config is None:
+        return
+    _compare("method", getattr(config.peft_type, "value", None), shown.get("method", LORA))
     if not isinstance(config, LoraConfig):
-        if config is not None:
-            _check_fields(config, shown)
+        _check_fields(config, shown)
         return
     if (layers := tuner_layers(model)) and not isinstance(layers[0][1], LoraLayer):
         return
@@ -116,23 +118,21 @@ def _check_settings(model: nn.Module, shown: Mapping[str, object]) -> None:
 
 def _check_fields(config: PeftConfig, shown: Mapping[str, object]) -> None:
     """Raise `AdapterError` unless a config of another method than LoRA is the plan's."""
-    given: dict[str, object] = {"method": str(getattr(config.peft_type, "value", config.peft_type))}
-    told: dict[str, object] = {"method": shown.get("method", LORA)}
     for field in fields(config):
         name = field.name
         if name in _ELSEWHERE or name in _BY_PART or name.startswith("init"):
             continue
         default = field.default_factory() if callable(field.default_factory) else field.default
-        given[name] = getattr(config, name)
-        told[name] = shown.get(f"peft.{name}", default)
-    for name, own in given.items():
-        expected = told[name]
-        if (own or expected) and _plain(own) != _plain(expected):
-            raise _another(name, own, expected)
+        _compare(name, getattr(config, name), shown.get(f"peft.{name}", default))
+
+
+def _compare(name: str, own: object, expected: object) -> None:
+    """Raise `AdapterError` unless both are the same in the text of a plan; nothing is as None."""
+    if (own or expected) and _plain(own) != _plain(expected):
+        raise _another(name, own, expected)
 
 
 def _plain(value: object) -> str:
-    """`value` as the text of a plan has it."""
     return json.dumps(value, sort_keys=True, default=lambda one: sorted(map(str, one)))
 
 

@@ -26,7 +26,7 @@ class SiloBorder:
     def __init__(self, spec: SessionSpec) -> None:
         self._spec = spec
         self._chain = TransformChain(spec, "silo")
-        self._watch = MagnitudeWatch()
+        self._watch = MagnitudeWatch(self._chain.changes)
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Raise `ModelError` unless the weights still are in the dtype of the session."""
@@ -96,6 +96,5 @@ class SiloBorder:
             WireError: it is of a magnitude that no trunk computes.
         """
         entered = self._chain.incoming(hop, tensor, context)
-        if hop not in self._chain.changes:
-            self._watch.answer(hop, context.microbatch, entered)
+        self._watch.answer(hop, context.microbatch, entered)
         return entered

@@ -1,7 +1,7 @@
 """Notices what no trunk computes: answers that are far too large or too small for the question."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -26,15 +26,19 @@ class MagnitudeWatch:
     """Compares h2 with h1 and g1 with g2, microbatch by microbatch.
 
     The trunk's owner can train on anything that looks like activations; this finds what does not.
+
+    Args:
+        changed: Hops that a transform changes; what answers there is not compared.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Collection[str] = ()) -> None:
+        self._asked_by = {hop: by for hop, by in ASKED_BY.items() if hop not in changed}
         self._asked: dict[tuple[str, int], float] = {}
         self._seen: dict[str, tuple[float, float]] = {}
 
     def ask(self, hop: str, microbatch: int, tensor: Tensor) -> None:
         """Note `tensor` of `hop`, (B, T, H), as it leaves the model."""
-        if hop not in ASKED_BY.values() or tensor.is_meta:
+        if hop not in self._asked_by.values() or tensor.is_meta:
             return
         if len(self._asked) >= _MOST_OPEN:
             del self._asked[next(iter(self._asked))]
@@ -46,11 +50,11 @@ class MagnitudeWatch:
         Raises:
             WireError: it is nothing that a trunk computes of what it was asked.
         """
-        asked = self._asked.pop((ASKED_BY.get(hop, ""), microbatch), 0.0)
+        asked = self._asked.pop((self._asked_by.get(hop, ""), microbatch), 0.0)
         if asked == 0.0 or not math.isfinite(asked):
             return
         ratio = _root_mean_square(tensor) / asked
-        low, high = self._seen.get(hop, (0.0, math.inf))
+        low, high = self._seen.get(hop, (ratio, ratio))
         least, most = max(low / FARTHER, 1 / FARTHEST), min(high * FARTHER, FARTHEST)
         if not least <= ratio <= most:
             before = f", and {low:.3g} to {high:.3g} times before" if hop in self._seen else ""
@@ -60,8 +64,7 @@ class MagnitudeWatch:
                 "unless numbers of its dtype or of the wire's codec have run over or under. The "
                 "session ends; ask the trunk's owner"
             )
-        held = (ratio, ratio) if hop not in self._seen else (min(low, ratio), max(high, ratio))
-        self._seen[hop] = held
+        self._seen[hop] = min(low, ratio), max(high, ratio)
 
 
 def _root_mean_square(tensor: Tensor) -> float:

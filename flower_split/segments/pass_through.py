@@ -146,15 +146,8 @@ OnCall = Callable[[Any, Any], None]
 _OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 _KNOWN = frozenset(
     {
-        *(
-            "attention_mask",
-            "cache_params",
-            "cache_position",
-            "input_ids",
-            "inputs_embeds",
-            "labels",
-        ),
-        *("logits_to_keep", "num_items_in_batch", "past_key_values", "position_ids"),
+        *("attention_mask", "cache_params", "cache_position", "input_ids", "inputs_embeds"),
+        *("labels", "logits_to_keep", "num_items_in_batch", "past_key_values", "position_ids"),
         *("return_dict", "token_type_ids", "use_cache", *_OUTPUTS),
     }
 )

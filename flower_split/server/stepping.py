@@ -17,7 +17,7 @@ from flower_split.adapters.adalora.rank_allocation import TrunkAllocator
 from flower_split.adapters.state import with_adapter
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import SequenceError
-from flower_split.optimization.magnitude import check_magnitudes
+from flower_split.optimization.magnitude import check_magnitudes, largest_of
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.transport.messages import AdapterUse
@@ -228,8 +228,7 @@ class AdapterSlot:
         if not held:
             return 0.0, 0.0
         norms = torch.stack(torch._foreach_norm(held)).float()
-        largest = torch.stack(torch._foreach_norm(held, math.inf)).float()
-        return float(torch.linalg.vector_norm(norms)), float(largest.max())
+        return float(torch.linalg.vector_norm(norms)), largest_of(held)
 
     def rescale(self, scale: float, clip: float) -> None:
         """Scale the gradient of the step so far, then bound its elements."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_model
 
 from flower_split import LocalTransport, attach_trunk, session_spec, split_model
@@ -58,5 +58,8 @@ def test_another_method_is_told_by_name() -> None:
     client, _ = split_model(tiny_model(), 1, 2)
     spec = session_spec(client, plan=plan, trunk_adapters="federated")
     lokr = resolve_plan(model, LoraSettings(), replace(loha, type="LOKR")).peft_config()
-    with pytest.raises(AdapterError, match="has method='LOKR', and the trunk's has 'LOHA'"):
-        attach_trunk(get_peft_model(client, lokr), LocalTransport(engine, spec))
+    lora = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    for config, name in ((lokr, "LOKR"), (lora, "LORA")):
+        client, _ = split_model(tiny_model(), 1, 2)
+        with pytest.raises(AdapterError, match=f"has method='{name}', and the trunk's has 'LOHA'"):
+            attach_trunk(get_peft_model(client, config), LocalTransport(engine, spec))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 from dataclasses import dataclass
 
 from flower_split.errors import ConfigError
@@ -52,10 +53,6 @@ def connection_bounds() -> ConnectionBounds:
 
 
 def _raised() -> int:
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return WANTED
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
     if soft != resource.RLIM_INFINITY and soft < most:

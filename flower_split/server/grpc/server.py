@@ -107,8 +107,8 @@ class TrunkServer:
         """Listen; returns once silos can connect.
 
         Raises:
-            ConfigError: the server cannot listen on its address, has too few descriptors,
-            or was started before.
+            ConfigError: the server cannot listen on its address, has too few descriptors, or was
+                started before.
         """
         if self._loop is not None or self._stopped:
             raise ConfigError("a TrunkServer starts once; make a new one")
