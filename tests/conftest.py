@@ -22,7 +22,7 @@ import pytest
 import torch
 from hypothesis import settings
 from started_processes import python_path
-from suites import longest_first, slow_group, takes_long
+from suites import keeps_processes_busy, longest_first, slow_group, takes_long
 
 from flower_split.devices import choice
 
@@ -48,7 +48,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and not named and not hasattr(config, "workerinput") and not config.option.usepdb:
-        slow = config.option.markexpr == "slow"
+        slow = keeps_processes_busy(config.option.markexpr)
         busy = slow or "not medium" in config.option.markexpr
         more = 0 if busy else 1
         config.option.numprocesses = min(MOST_PROCESSES, more + (os.cpu_count() or 1))
@@ -68,8 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if (sampled is not None and sets[item.function] > 1) or takes_long(item):
             item.add_marker("medium")
         if sampled is not None and sets[item.function] > sampled.kwargs.get("keep", len(items)):
-            item.add_marker("slow")
-    if config.option.markexpr == "slow":
+            item.add_marker("exhaustive")
+    if keeps_processes_busy(config.option.markexpr):
         config.option.loadgroup = True  # xdist passes it on only where it is on the command line
         for item in items:
             item.add_marker(pytest.mark.xdist_group(slow_group(item)))

@@ -105,7 +105,7 @@ def difference(folder, method, kind):
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [pytest.param(*one, marks=() if one in OFTEN else pytest.mark.slow) for one in TAKEN],
+    [pytest.param(*one, marks=() if one in OFTEN else pytest.mark.exhaustive) for one in TAKEN],
 )
 def test_a_method_that_is_taken_equals_the_uncut_quantized_model(folder, kind, method):
     assert difference(folder, method, kind) <= 1e-6

@@ -79,7 +79,7 @@ def exact(tmp_path_factory):
     return SimpleNamespace(folder=folder, losses=_losses(folder, "fp32"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_an_int8_wire_ends_where_a_float32_wire_ends(exact, tmp_path):
     _, coarse = _losses(tmp_path, "int8")

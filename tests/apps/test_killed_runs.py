@@ -59,10 +59,10 @@ def interrupted(run, given, draw, seconds, kills):
     ("case", "seeds", "kills"),
     [
         ("federated", 3, 6),
-        ("shared", 2, 5),
+        pytest.param("shared", 2, 5, marks=pytest.mark.exhaustive),
         ("partial", 2, 5),
-        ("personal", 2, 5),
-        ("alone", 2, 6),
+        pytest.param("personal", 2, 5, marks=pytest.mark.exhaustive),
+        pytest.param("alone", 2, 6, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(

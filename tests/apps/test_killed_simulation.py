@@ -76,7 +76,11 @@ def server(folder):
     return named[:1]
 
 
-@pytest.mark.parametrize("victims", [server, processes_in], ids=["server", "everything"])
+@pytest.mark.parametrize(
+    "victims",
+    [pytest.param(server, marks=pytest.mark.exhaustive), processes_in],
+    ids=["server", "everything"],
+)
 def test_a_killed_simulation_is_resumed(simulated, whole, tmp_path, victims):
     start, folder = simulated
     wanted, seconds = whole

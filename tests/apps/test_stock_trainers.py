@@ -121,7 +121,7 @@ def accelerated(cut: Any, model: Any, optimizer: Any, precision: str, folder: Pa
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.exhaustive)])
 def test_accelerate_saves_and_loads_both_sides(
     example: Any, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +182,11 @@ def test_trls_trainers(example: Any, name: str) -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    "settings", [{"packing": True, "max_length": 48}, {"padding_free": True, "max_length": None}]
+    "settings",
+    [
+        {"packing": True, "max_length": 48},
+        pytest.param({"padding_free": True, "max_length": None}, marks=pytest.mark.slow),
+    ],
 )
 def test_trls_packed_texts(example: Any, settings: dict[str, Any]) -> None:
     pytest.importorskip("trl")
@@ -240,7 +244,10 @@ def test_the_trainer_in_a_session_of_a_federated_run(
 
 @pytest.mark.parametrize(
     "name",
-    ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "grpo", "reward"))],
+    [
+        pytest.param("sft", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("dpo", "grpo", "reward")),
+    ],
 )
 @pytest.mark.medium
 def test_trls_trainers_in_sessions_of_a_federated_run(

@@ -65,7 +65,7 @@ def simulated():
     return functools.cache(against_today.in_simulation)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("deployment", [False, True])
 def test_it_measures_every_way(deployment, bench, simulated, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])

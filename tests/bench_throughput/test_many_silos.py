@@ -16,7 +16,7 @@ def test_both_ways_of_the_trunk_alone_are_measured() -> None:
         assert 0 < way["answer_seconds_p50"] <= way["answer_seconds_p95"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_whole_part_runs_in_processes_of_its_own() -> None:
     found = many_silos.measure(toy=True)
     together = found.figures["silos_together"][0]

@@ -107,6 +107,7 @@ def test_killed_clients(shared, training, tmp_path):
     assert "broke off" in report.failure
 
 
+@pytest.mark.exhaustive
 def test_clients_that_do_not_answer_in_time(shared, tiny, tmp_path):
     own = set(shared.listening())
     given = {**LONG, **ONE_OF_TWO, "round_timeout": 15.0}
@@ -117,6 +118,7 @@ def test_clients_that_do_not_answer_in_time(shared, tiny, tmp_path):
     assert "no reply within 15 s" in result(tmp_path).failure
 
 
+@pytest.mark.exhaustive
 def test_a_quorum_that_is_missed(shared, training, tmp_path):
     steps = {"train__local_steps": 300, "strategy__min_replies": 2}
     run_id, own, clients = training(shared, **steps)
@@ -128,6 +130,7 @@ def test_a_quorum_that_is_missed(shared, training, tmp_path):
     assert result(tmp_path).failure in ended.details
 
 
+@pytest.mark.exhaustive
 def test_a_trunk_that_is_cut_off(shared, training, tmp_path):
     """The ServerApp is frozen: nothing closes the connection, only keepalive finds out."""
     run_id, own, _ = training(shared, **ONE_OF_TWO)
@@ -165,6 +168,7 @@ def test_a_run_completes_after_all_of_these(shared, tiny, tmp_path):
     shared.assert_idle(own)
 
 
+@pytest.mark.exhaustive
 def test_flower_finds_the_killed_server_app_by_itself(shared, killed_server_app):
     """A minute later, so this comes after what need not wait for it."""
     run_id, _ = killed_server_app
@@ -184,6 +188,7 @@ def test_ctrl_c_on_the_superlink(shared, training, tmp_path):
     assert not shared.members("bin/flower-superlink")
 
 
+@pytest.mark.exhaustive
 def test_everything_is_told_to_end_at_once(start_federation, training, tmp_path):
     """As systemd stops a unit: SIGTERM to the SuperLink and to all of its children."""
     federation = start_federation(nodes=1)

@@ -165,7 +165,7 @@ def test_all_of_it_on_one_machine(tmp_path, temporary):
     assert living(temporary) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_run_that_fails_fails_the_command(tmp_path, temporary):
     output = tmp_path / "output"

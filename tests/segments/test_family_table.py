@@ -16,7 +16,7 @@ def test_a_sample_is_as_written(model_type: str) -> None:
     TABLE.check([model_type])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model_type", TYPES[3::12])
 def test_a_larger_sample_is_as_written(model_type: str) -> None:
     TABLE.check([model_type])

@@ -97,7 +97,7 @@ CORE = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in CORE else pytest.param(n, marks=pytest.mark.slow) for n in CASES],
+    [n if n in CORE else pytest.param(n, marks=pytest.mark.exhaustive) for n in CASES],
 )
 def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
     case = OfCase(folders, name)

@@ -29,6 +29,11 @@ LONGEST = (
 """Groups of the slow suite in the order in which they are begun, so that none is left for last."""
 
 
+def keeps_processes_busy(markers: str) -> bool:
+    """Whether an expression of markers chooses the slow suite, or the exhaustive one."""
+    return markers.startswith(("slow", "exhaustive"))
+
+
 def slow_group(item: pytest.Item) -> str:
     """The tests of a file, or those with a costly fixture, by name."""
     shared = [name for name in COSTLY if name in getattr(item, "fixturenames", ())]
