@@ -56,6 +56,10 @@ class ModelError(FlowerSplitError, ValueError):
     """A model cannot be cut, loaded or recognised."""
 
 
+class SharedTensorError(ModelError):
+    """A tensor is trained in both halves of a client model, whose passes can then not overlap."""
+
+
 class CutError(ModelError):
     """The cut points do not fit the model."""
 

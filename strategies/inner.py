@@ -9,6 +9,7 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.config.model import LoraSettings
 from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.sections import PeftSettings, SplitConfig, StrategyConfig
+from flower_split.config.tasks import HEADS
 from flower_split.errors import ConfigError
 from flower_split.lowrank import Allowance
 from flower_split.strategies.lora.base import MIXED, MIXED_ALPHAS, LoraStrategy, scaling_of
@@ -127,9 +128,16 @@ def _check_method(inner: Strategy, peft: PeftSettings) -> None:
         if isinstance(one, LoraStrategy):
             raise ConfigError(
                 f"strategy.name {one.name!r} aggregates updates of plain LoRA, as the keys under "
-                f"lora describe it, and the run has {peft}: choose a strategy that averages every "
-                "tensor by itself, such as 'fedavg', 'fedadam', 'fedmedian' or 'krum'"
+                f"lora describe it, and the run has {peft}{_of_head(peft)}: choose a strategy that "
+                "averages every tensor by itself, such as 'fedavg', 'fedadam', 'fedmedian' or "
+                "'krum'"
             )
+
+
+def _of_head(peft: PeftSettings) -> str:
+    """Why a classifier's run trains modules as a whole that nobody named."""
+    named = str(peft.options.get("modules_to_save", "")).split(", ")
+    return " (model.task trains the head as a whole)" if {*HEADS} <= {*named} else ""
 
 
 def allowance_of(

@@ -5,12 +5,14 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from flower_split.adapters.hollow import hollow
 from flower_split.adapters.notices import without_peft_notices
 from flower_split.adapters.plan import ADAPTER, CHOOSERS, AdapterPlan
 from flower_split.adapters.resolving import PEFT_SAYS, digests, fixed_tensors
 from flower_split.adapters.state import adapter_tensors
 from flower_split.errors import AdapterError
-from flower_split.segments import TrunkPlace
+from flower_split.segments import Cuts, TrunkPlace
+from flower_split.segments.splitting import punch_client
 
 
 def held_targets(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:
@@ -33,7 +35,7 @@ def held_copies(model: PreTrainedModel, plan: AdapterPlan) -> tuple[str, ...]:
     )
 
 
-def _check_fresh(model: PreTrainedModel, copies: tuple[str, ...]) -> None:
+def check_fresh(model: PreTrainedModel, copies: tuple[str, ...]) -> None:
     """Raise `AdapterError` where something was drawn at random and is not trained."""
     fresh = [n for m in model.modules() if isinstance(m, TrunkPlace) for n in m.fresh]
     left = [name for name in fresh if not name.startswith(tuple(f"{c}." for c in copies))]
@@ -60,7 +62,7 @@ def wrap(
     """
     model.requires_grad_(False)
     targets, copies = held_targets(model, plan), held_copies(model, plan)
-    _check_fresh(model, copies)
+    check_fresh(model, copies)
     if not targets and not copies and not plan.is_prompt:
         return model
     if not targets and not plan.is_prompt and plan.method != "TRAINABLE_TOKENS":
@@ -88,6 +90,26 @@ def wrap(
     if is_client and not plan.is_prompt:
         _name_whole(wrapped.peft_config[adapter], plan.peft_config())
     return wrapped
+
+
+def check_silo_part(skeleton: PreTrainedModel, plan: AdapterPlan, cuts: Cuts) -> None:
+    """Wrap a client model without weights, to learn at the server what its silos would be told.
+
+    A method that reads the weights of its modules is left to them.
+
+    Args:
+        skeleton: Of the uncut model; it is left as it is.
+        plan: Of its adapter.
+        cuts: Where it is cut.
+
+    Raises:
+        AdapterError: the adapter cannot be cut there.
+    """
+    if plan.changes_weights:
+        return
+    part = hollow(skeleton)
+    punch_client(part, cuts)
+    wrap(part, plan)
 
 
 def _name_whole(own: PeftConfig, whole: PeftConfig) -> None:

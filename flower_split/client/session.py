@@ -21,6 +21,7 @@ from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.opening import open_session, read_message
 from flower_split.client.silo_data import SiloBatches, silo_batches, silo_tokenizer
+from flower_split.client.stages import stages_of
 from flower_split.client.statistics import SessionCost
 from flower_split.client.trust import client_tls
 from flower_split.config.sections import SplitConfig
@@ -30,8 +31,7 @@ from flower_split.data import encode_prompt
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import FlowerSplitError, ModelError, SequenceError, SiloError
 from flower_split.lowrank import LORA_RECORD, scaling_fields
-from flower_split.remote import SplitAdamW, SplitStages
-from flower_split.remote.trunk import find_remote
+from flower_split.remote import SplitAdamW, find_remote
 from flower_split.segments import random_numbers
 from flower_split.training import (
     Accumulator,
@@ -259,7 +259,7 @@ class SplitSession:
             steps = steps_in_round(train, len(self.data.train(self.server_round)))
             self._gradients = Accumulator(
                 self.model,
-                stages=SplitStages(self.model, autocast=self._autocast, measures=True),
+                stages=stages_of(self.model, autocast=self._autocast, measures=True),
                 in_flight=train.in_flight,
                 seed=self.seed,
                 first_step=steps * (self.server_round - 1),
@@ -291,7 +291,7 @@ class SplitSession:
                 self.optimizer,
                 batches,
                 self.config.train,
-                stages=SplitStages(self.model, autocast=self._autocast),
+                stages=stages_of(self.model, autocast=self._autocast),
                 seed=self.seed,
                 first_step=steps * (self.server_round - 1),
                 total_steps=steps * self.invitation.num_rounds,
@@ -304,7 +304,7 @@ class SplitSession:
         return evaluate(
             self.model,
             self.eval_batches(),
-            stages=SplitStages(self.model, autocast=self._autocast),
+            stages=stages_of(self.model, autocast=self._autocast),
             depth=self.config.train.in_flight,
             task=self.config.model.as_task(),
         )

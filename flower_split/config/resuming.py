@@ -50,6 +50,12 @@ MAY_CHANGE = (
 """Keys that may differ from those of the run that is resumed: they say how it is run, not what it
 computes. `num-server-rounds` may not be below the round that was reached."""
 
+_DERIVED = {
+    "peft.total-step": " (without the key it is num-server-rounds times train.local-steps: set it "
+    "to what it was, to have more rounds by the same schedule)"
+}
+"""What a user is told of a key that he may never have set."""
+
 
 def settings(config: SplitConfig) -> dict[str, Any]:
     """Every setting by its run-config key, those that are left at their default included.
@@ -81,7 +87,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for key in sorted({*then, *now} - {*MAY_CHANGE}):
         was, is_now = (side.get(key, defaults.get(key)) for side in (then, now))
         if was != is_now:
-            found.append(f"{key} was {was!r} and is {is_now!r} now")
+            hint = _DERIVED.get(key, "")
+            found.append(f"{key} was {was!r} and is {is_now!r} now{hint}")
     return found
 
 

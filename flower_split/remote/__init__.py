@@ -4,6 +4,13 @@ from flower_split.remote.attach import attach_trunk
 from flower_split.remote.optimizer import SplitAdamW
 from flower_split.remote.spec import session_spec
 from flower_split.remote.stages import SplitStages
-from flower_split.remote.trunk import RemoteTrunk
+from flower_split.remote.trunk import RemoteTrunk, find_remote
 
-__all__ = ["RemoteTrunk", "SplitAdamW", "SplitStages", "attach_trunk", "session_spec"]
+__all__ = [
+    "RemoteTrunk",
+    "SplitAdamW",
+    "SplitStages",
+    "attach_trunk",
+    "find_remote",
+    "session_spec",
+]

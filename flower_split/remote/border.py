@@ -37,10 +37,20 @@ class SiloBorder:
             )
 
     def check_length(self, request: ForwardRequest, context: int) -> None:
-        """Raise `ModelError` where a text is longer than the `context` of the model, as known."""
+        """Raise `ModelError` where a text is longer than the `context` of the model, as known, or
+        its mask than the text."""
         past = 0 if request.cache is None else request.cache.past_length
         if problem := beyond_context(request, past, context):
             raise ModelError(problem)
+        rows, tokens, _ = request.hidden.shape
+        mask = request.attention_mask
+        if mask is not None and mask.shape != (rows, past + tokens):
+            cached = f" and {past} cached ones" if past else ""
+            raise ModelError(
+                f"the attention mask has the shape {tuple(mask.shape)}, and the pass has {rows} "
+                f"rows of {tokens} tokens{cached}: pass one of {(rows, past + tokens)}, or none "
+                "where nothing is padded"
+            )
 
     def context(
         self, hidden: Tensor, *, step: int, microbatch: int, attention_mask: Tensor | None

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.devices import as_inner
-from flower_split.errors import ModelError
+from flower_split.errors import ModelError, SharedTensorError
 from flower_split.segments.layers import find_layers
 from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import PassThrough, Stub
@@ -59,8 +59,8 @@ class Halves:
         preparing: The tensors with which it does.
 
     Raises:
-        ModelError: a tensor that is trained belongs to both halves or to none, so that gradients
-            could not be added up in the order of the whole pass.
+        SharedTensorError: a tensor that is trained belongs to both halves or to none, so that
+            gradients could not be added up in the order of the whole pass.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ def _check_trained(
             continue
         if parameter.requires_grad and (parameter in first) == (parameter in second):
             owners = "both halves" if parameter in first else "neither half"
-            raise ModelError(
+            raise SharedTensorError(
                 f"{name} is trained and belongs to {owners} of the client model, whose passes can "
                 "therefore not overlap: freeze it, or train without stages"
             )

@@ -115,8 +115,9 @@ def context_length(config: PreTrainedConfig) -> int:
 
     0 where its configuration has none, which itself knows names such as GPT-2's `n_positions`.
     """
-    found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else 0
+    text = config.get_text_config(decoder=True)
+    found = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return next((one for one in found if isinstance(one, int) and one > 0), 0)
 
 
 def rope_types(config: PreTrainedConfig) -> set[str]:

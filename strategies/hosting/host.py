@@ -18,14 +18,18 @@ from flower_split.adapters import (
     resolve_plan,
 )
 from flower_split.adapters.methods import PREFIXES
+from flower_split.adapters.wrapping import check_fresh, check_silo_part
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
+from flower_split.config.tasks import MASKED_LM
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
 from flower_split.errors import AdapterError, ConfigError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import (
+    Cuts,
     Trunk,
+    find_layers,
     layer_index,
     layers_path,
     load_client_model,
@@ -274,10 +278,17 @@ class TrunkHost:
         skeleton = load_skeleton(model.name, revision=model.revision, task=task)
         self._before = int(config.peft.options.get("num_virtual_tokens", 0))
         _check_length(skeleton, config.train.max_length, self._before)
-        trunk = load_trunk(
-            model.name,
+        self._whole_plan = plan = resolve_plan(skeleton, config.lora, config.peft)
+        cuts = Cuts(
             bottom_layers=config.split.bottom_layers,
             top_layers=config.split.top_layers,
+            num_layers=len(find_layers(skeleton)[1]),
+        )
+        check_silo_part(skeleton, plan, cuts)
+        trunk = load_trunk(
+            model.name,
+            bottom_layers=cuts.bottom_layers,
+            top_layers=cuts.top_layers,
             revision=model.revision,
             dtype=config.trunk.dtype or model.dtype,
             attention=model.attention,
@@ -287,7 +298,8 @@ class TrunkHost:
         )
         trunk.autocast = autocast_dtype(config.trunk.autocast)
         self._mode = config.trunk.adapters
-        self._whole_plan = plan = resolve_plan(skeleton, config.lora, config.peft)
+        if model.task == MASKED_LM:  # other tasks train their heads, whatever is missing of them
+            check_fresh(self._client_model(), plan.copies)
         self._initial = initial_adapter(
             skeleton, plan, config.lora, self._segments(trunk, plan), seed=config.seed
         )
@@ -313,8 +325,12 @@ class TrunkHost:
         if plan.is_plain:
             return  # it reads none
         yield trunk.model
+        yield self._client_model()
+
+    def _client_model(self) -> PreTrainedModel:
+        """What a silo holds of the model, on the CPU."""
         model, split = self.config.model, self.config.split
-        yield load_client_model(
+        return load_client_model(
             model.name,
             bottom_layers=split.bottom_layers,
             top_layers=split.top_layers,

@@ -9,6 +9,7 @@ from pairs import make_batch, make_pair
 
 from flower_split.adapters import read_state
 from flower_split.config.sections import WireConfig
+from flower_split.errors import ModelError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitAdamW
 
@@ -129,3 +130,14 @@ def test_a_graph_that_is_dropped_frees_the_trunk() -> None:
     assert eventually(lambda: budget.kept == kept)
     del loss
     assert eventually(lambda: budget.kept == 0)
+
+
+@torch.no_grad()
+def test_a_mask_of_another_length_is_refused_with_the_one_that_fits() -> None:
+    pair = make_pair()
+    ids = make_batch()["input_ids"]
+    rows, tokens = ids.shape
+    mask = torch.ones(rows, tokens - 1, dtype=torch.long)
+    with pytest.raises(ModelError, match=rf"pass one of \({rows}, {tokens}\)"):
+        pair.client(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert pair.client(input_ids=ids, use_cache=False).logits.shape[:2] == ids.shape

@@ -122,11 +122,18 @@ def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
     assert not torch.equal(logits(loaded), logits(base_model(case.folder)))
 
 
-@pytest.mark.sampled(keep=3)
+@pytest.mark.sampled(keep=4)
 @pytest.mark.parametrize(
     "name",
     [
-        *("modules to save", "trainable tokens", "DoRA, Conv1D", "VERA", "ADALORA"),
+        *(
+            "modules to save",
+            "trainable tokens, tied",
+            "trainable tokens",
+            "DoRA, Conv1D",
+            "VERA",
+            "ADALORA",
+        ),
         *("P_TUNING", "PREFIX_TUNING"),
         *("PROMPT_TUNING", "PREFIX_TUNING, projected", "CARTRIDGE"),
     ],

@@ -4,7 +4,9 @@ import pytest
 import torch
 from flwr.supercore.exit import exit_handler
 from hosting import nothing_left
+from task_models import save_task_model
 from tiny_checkpoint import save_tiny_model
+from transformers import BertModel
 
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import AdapterError, ConfigError, CutError
@@ -51,6 +53,32 @@ def test_sequences_longer_than_the_models_context_are_refused(config):
     )
     says = r"train\.max-length 9999 is more than"
     with nothing_left(), pytest.raises(ConfigError, match=says), TrunkHost(too_long):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        (
+            "llama",
+            {
+                "model.task": "sequence-classification",
+                "model.labels": "no, yes",
+                "lora.target-modules": "q_proj",
+                "split.bottom-layers": 0,
+                "split.top-layers": 0,
+            },
+            "name a target module among its layers, or move the cut",
+        ),
+        ("bert", {"model.task": "masked-lm", "lora.target-modules": "query"}, "lacks 'cls"),
+    ],
+)
+def test_what_no_silo_can_wrap_is_told_before_any_is_asked(tmp_path, family, changes, said):
+    folder = save_task_model(tmp_path / family, family)
+    if family == "bert":  # as published encoders are: without a head
+        BertModel.from_pretrained(folder).save_pretrained(folder)
+    given = read_run_config({"model.name": str(folder), "train.max-length": 16, **changes})
+    with nothing_left(), pytest.raises(AdapterError, match=said), TrunkHost(given):
         pass
 
 
