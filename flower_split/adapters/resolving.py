@@ -274,7 +274,11 @@ def _check_trained(model: PeftModel, settings: PeftSettings, tensors: Mapping[st
     """Raise `AdapterError` unless every tensor belongs to one module, and is an average's kind."""
     ids = [id(tensor) for tensor in tensors.values()]
     outside = [name for name in tensors if not name.startswith(PEFT_PREFIX)]
-    shared = outside or [n for n, tensor in tensors.items() if ids.count(id(tensor)) > 1]
+    shared = outside or [
+        name
+        for name, tensor in tensors.items()
+        if ids.count(id(tensor)) > 1 and not _in_one_copy(model, tensor)
+    ]
     if shared:
         raise AdapterError(
             f"{settings} has tensors that several layers have in common ({shared[0]}), and no "
@@ -293,6 +297,13 @@ def _check_trained(model: PeftModel, settings: PeftSettings, tensors: Mapping[st
     ]
     if frozen:
         raise AdapterError(f"{settings} saves {frozen[0]}, which it does not train")
+
+
+def _in_one_copy(model: PeftModel, tensor: Tensor) -> bool:
+    """Whether all names of a tensor lie in one module that is trained as a whole."""
+    copies = tuple(n for n, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper))
+    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is tensor]
+    return any(all(name.startswith(f"{copy}.") for name in names) for copy in copies)
 
 
 def _check_own_weights(

@@ -40,11 +40,12 @@ def check_fresh(model: PreTrainedModel, copies: tuple[str, ...]) -> None:
     fresh = [n for m in model.modules() if isinstance(m, TrunkPlace) for n in m.fresh]
     left = [name for name in fresh if not name.startswith(tuple(f"{c}." for c in copies))]
     if left:
-        module = left[0].rpartition(".")[0]
-        last = module.rpartition(".")[2] if module.count(".") == 1 else module.split(".")[1]
+        around = ("cls", model.base_model_prefix)  # what PEFT finds by name is inside of it
+        paths = [name.split(".")[:-1] for name in left]
+        named = {p[1] if len(p) > 1 and p[0] in around else p[0] for p in paths}
         raise AdapterError(
-            f"the checkpoint lacks {left[0]!r} of the head, and nobody would train it: add its "
-            f"module to peft.modules-to-save (such as {last!r}), or take a checkpoint that has it"
+            f"the checkpoint lacks {left[0]!r} of the head, and nobody would train it: add "
+            f"{', '.join(sorted(named))} to peft.modules-to-save, or take a checkpoint that has it"
         )
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from split_run import TOLERANCE, largest_difference
 from steps import KEEPING, run_config
 from task_models import CASES, LABELS, save_rows, save_task_models, task_values, uncut_base
+from tiny_checkpoint import WORDS
+from transformers import AutoModel, AutoTokenizer, DistilBertConfig, ElectraConfig, RobertaConfig
 from uncut_model import peft_model
 from uncut_run import run_uncut, uncut_app
 
@@ -166,6 +168,78 @@ def test_a_run_equals_the_uncut_one(values, folders, tmp_path, name):
         return
     assert told["accuracy"] == pytest.approx(accuracy)
     assert told["f1"] == pytest.approx(macro_f1(wanted, found))
+
+
+SIZES = {"vocab_size": len(WORDS) + 8, "max_position_embeddings": 64}
+NARROW = {
+    **{"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
+HEADLESS = {
+    "roberta": (RobertaConfig(**SIZES, **NARROW, pad_token_id=1), "query", "lm_head"),
+    "electra": (
+        ElectraConfig(**SIZES, **NARROW, embedding_size=16),
+        "query",
+        "generator_predictions, generator_lm_head",
+    ),
+    "distilbert": (
+        DistilBertConfig(
+            **SIZES,
+            dim=16,
+            n_layers=4,
+            n_heads=4,
+            hidden_dim=24,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        "q_lin",
+        "vocab_transform, vocab_layer_norm, vocab_projector",
+    ),
+}
+
+
+@pytest.mark.sampled(keep=2)
+@pytest.mark.parametrize("family", HEADLESS)
+def test_a_masked_models_head_that_a_checkpoint_lacks_is_trained(values, folders, tmp_path, family):
+    config, target, modules = HEADLESS[family]
+    folder = tmp_path / family
+    torch.manual_seed(3)
+    AutoModel.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folders["bert"]).save_pretrained(folder)
+    given = values(
+        "bert, masked",
+        **{
+            "model.name": str(folder),
+            "lora.target-modules": target,
+            "peft.modules-to-save": modules,
+            "strategy.fraction-evaluate": 0.0,
+        },
+    )
+    config = read_run_config(given, check_method=method_problems)
+    silos = [
+        silo_batches(config, NodeConfig(partition_id=n, num_partitions=SILOS)) for n in range(SILOS)
+    ]
+
+    def steps(partition, server_round):
+        batches = [dict(batch) for batch in silos[partition].train(server_round)]
+        return [batches[i : i + 2] for i in range(0, len(batches), 2)], silos[partition].num_train
+
+    def share(batch, step):
+        return predictions(batch) / sum(map(predictions, step))
+
+    with TrunkHost(config) as host:
+        initial = host.begin(None)
+    run(given)
+    loras = lora(given, MASKED_LM)
+    saved = [name.strip() for name in modules.split(",")]
+    loras["config"] = partial(loras["config"], target_modules=[target], modules_to_save=saved)
+    app = uncut_app(folder, config=given, loras=loras, steps=steps, share=share)
+    fedavg = FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS, min_available_nodes=SILOS)
+    result, _ = run_uncut(fedavg, app, initial, silos=SILOS, rounds=ROUNDS)
+    theirs = result.arrays.to_torch_state_dict()
+    ours = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert set(ours) == set(theirs)
+    assert largest_difference(ours, theirs) <= TOLERANCE
 
 
 def macro_f1(wanted, found):

@@ -23,7 +23,7 @@ from flower_split.segments.loading.skeleton import make_skeleton, read_config
 from flower_split.segments.loading.source import resolve_source
 from flower_split.segments.loading.stock_loader import load_stock
 from flower_split.segments.loading.weight_files import WeightFiles
-from flower_split.segments.outside import outside_modules
+from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import Stub
 from flower_split.segments.proving import family_of
 from flower_split.segments.refusals import quantization_of, refuse_config
@@ -211,7 +211,9 @@ class LoadPlan:
         skeleton = make_skeleton(self.config)
         outside = outside_modules(skeleton, find_layers(skeleton)[1])
         paths = {id(module): path for path, module in skeleton.named_modules()}
-        return tuple(paths[id(m)] for _, name, m in outside if name in self.family.after)
+        head = head_of(skeleton)
+        after = (m for _, name, m in outside if m is head or name in self.family.after)
+        return tuple(paths[id(module)] for module in after)
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:
