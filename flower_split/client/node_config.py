@@ -83,6 +83,9 @@ class NodeConfig:
                 problems.append(
                     f"the node config has {_key(field)} {value!r}: expected an absolute path"
                 )
+        for field in (*paths, "data_path", "eval_path"):
+            if "\0" in getattr(self, field):
+                problems.append(f"the node config has a null character in {_key(field)}")
         if bool(self.trunk_certificate) != bool(self.trunk_private_key):
             problems.append(
                 "the node config needs both trunk-certificate and trunk-private-key, or neither"
