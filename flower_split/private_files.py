@@ -80,13 +80,18 @@ def write_new(path: Path, data: bytes) -> None:
     """Write a new file and force it to the disk; its name is durable after `sync_folder`.
 
     Raises:
-        OSError: the disk is full, there is something at `path`, …
+        OSError: the disk is full, there is something at `path`, …; nothing new is there.
     """
-    with os.fdopen(os.open(path, _NEW, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    handle = os.open(path, _NEW, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, data: bytes, *, temporary: str = "") -> None:
@@ -106,8 +111,8 @@ def write_whole(path: Path, data: bytes, *, temporary: str = "") -> None:
     made = path.with_name(temporary or f".writing-{secrets.token_hex(8)}")
     if temporary:
         made.unlink(missing_ok=True)
+    write_new(made, data)
     try:
-        write_new(made, data)
         os.replace(made, path)
     except BaseException:
         made.unlink(missing_ok=True)

@@ -7,7 +7,9 @@ home that cannot be written to. Nothing fails for that.
 import errno
 import logging
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def user_folder(variable: str, otherwise: str, *, key: str) -> Path:
     """Our folder in the one that an environment variable names, which need not exist.
 
     Where neither that nor the user's home can be written to, it is a folder by the user's id among
-    the temporary ones, and a warning says so once.
+    the temporary ones, which later processes find again, and a warning says so once.
 
     Args:
         variable: Such as `XDG_CACHE_HOME`.
@@ -66,6 +68,12 @@ def _temporary(why: str, key: str) -> Path:
     except OSError:  # none can be written to, which whoever writes there is told
         root = Path("/tmp")
     folder = root / f"{_OURS}-{os.geteuid()}"
+    # Made now, so that nobody else can put something in its place, such as a link.
+    with suppress(OSError):
+        folder.mkdir(mode=0o700)
+    if not _is_own(folder):
+        with suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix=f"{_OURS}-", dir=root))
     logger.warning(
         "%s: what would be kept there is kept in %s, as long as that lasts. Name a folder by %s",
         why,
@@ -73,3 +81,11 @@ def _temporary(why: str, key: str) -> Path:
         key,
     )
     return folder
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()

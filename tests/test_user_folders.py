@@ -35,6 +35,22 @@ def test_a_home_that_cannot_be_written_to(
     assert str(found[0]) in caplog.text and "some-key" in caplog.text
 
 
+@pytest.mark.parametrize("planted", ["a link", "a file"])
+def test_what_others_put_there_is_not_used(
+    planted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    usual = tmp_path / f"flower-split-{os.geteuid()}"
+    usual.symlink_to(tmp_path / "mine" if planted == "a link" else tmp_path / "file")
+    found = user_folder("XDG_CACHE_HOME", ".cache", key=f"key of {planted}")
+    assert found != usual and found.parent == tmp_path
+    assert found.stat().st_mode & 0o777 == 0o700 and list(found.iterdir()) == []
+
+
 @needs_root
 def test_the_home_that_containers_give_to_a_user_without_a_name() -> None:
     said = as_other_user(

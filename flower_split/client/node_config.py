@@ -44,7 +44,8 @@ class NodeConfig:
     `mps` and `cpu` that its machine has."""
     state_dir: str = ""
     """Folder of the silo's session states, an absolute path; empty for
-    `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`."""
+    `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`; see
+    [security.md](security.md#files-and-folders)."""
     state_days: int = 14
     """Age in days at which files are removed that a killed run has left there."""
     trunk_ca: str = ""
@@ -55,7 +56,8 @@ class NodeConfig:
     """PEM file with that certificate's unencrypted private key."""
     cache_dir: str = ""
     """Folder for what the server delivers of the model, an absolute path; empty for
-    `$XDG_CACHE_HOME/flower-split`, or else `~/.cache/flower-split`."""
+    `$XDG_CACHE_HOME/flower-split`, or else `~/.cache/flower-split`; see
+    [security.md](security.md#files-and-folders)."""
     max_download_gib: int = 64
     """GiB that the silo takes at most of a model that the server delivers."""
     lora_r: int = 0
