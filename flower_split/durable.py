@@ -1,20 +1,8 @@
-"""Durable writes: what returns from here is on the disk, and not only in the system's memory."""
+"""Durable changes of folders: what returns from here is on the disk, and not in memory only."""
 
 import os
 import shutil
 from pathlib import Path
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and force it to the disk; its name is durable after `sync_folder`.
-
-    Raises:
-        OSError: the disk is full, the folder is read-only, …
-    """
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,8 @@
     ├── SuperLinkError           Flower's SuperLink has stopped the run, or is gone
     ├── SiloError                a silo's own code failed; only its log says more
     ├── StateError               what was kept between rounds cannot be written, or not be used
-    │   └── DamagedStateError    a saved file is incomplete or altered
+    │   ├── DamagedStateError    a saved file is incomplete or altered
+    │   └── UnsafeFolderError    others may write where it is kept
     └── TrunkError               something between a silo and the trunk
         ├── WireError            a frame failed its checks               INVALID_ARGUMENT
         ├── HandshakeError       the two parties were set up differently  INVALID_ARGUMENT
@@ -106,6 +107,10 @@ class StateError(FlowerSplitError, RuntimeError):
 
 class DamagedStateError(StateError):
     """A saved file is incomplete or altered."""
+
+
+class UnsafeFolderError(StateError):
+    """A folder of ours belongs to another user, or others may write into it."""
 
 
 class TrunkError(FlowerSplitError, RuntimeError):

@@ -12,6 +12,8 @@ from pathlib import Path
 import typer
 from throughput.part import OUTPUTS, Out, Toy
 
+from flower_split.private_files import make_folder
+
 FOLDER = Path(__file__).parent
 
 RATIOS: dict[str, str] = {
@@ -59,7 +61,7 @@ def main(toy: Toy = False, out: Out = OUTPUTS) -> None:
     for name in PARTS:
         found |= run_part(name, out, toy=toy)
     ratios = {name: found.get(name) for name in RATIOS}
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     (out / "ratios.json").write_text(json.dumps(ratios, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(ratios))
     raise typer.Exit(int(None in ratios.values()))

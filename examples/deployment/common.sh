@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What all scripts here begin with: settings, folders, Flower's environment. Sourced, never run.
 
+# Paths may have spaces, quotes and what else a name may have. CDPATH would make `cd` print.
+unset CDPATH
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 settings=${DEPLOYMENT_SETTINGS:-$here/settings.env}
 # shellcheck source=settings.env source-path=SCRIPTDIR
@@ -35,15 +37,40 @@ need() {
     fi
 }
 
+# A text as TOML, such as Flower reads it in -c, in --node-config and in its own configuration.
+quoted() {
+    case $1 in
+        *$'\n'*) ;;
+        *\'*)
+            case $1 in
+                *[\"\\]*) ;;
+                *)
+                    printf '"%s"' "$1"
+                    return
+                    ;;
+            esac
+            ;;
+        *)
+            printf "'%s'" "$1"
+            return
+            ;;
+    esac
+    echo "$0: Flower takes no text with both kinds of quotes, with an apostrophe and a backslash," \
+        "or with a line break: $1" >&2
+    return 1
+}
+
 # Tell flwr where the SuperLink is, under the name "deployment".
 connect() {
     need "$folder/keys/ca.crt" "copy it from the server"
+    local ca
+    ca=$(quoted "$folder/keys/ca.crt")
     cat >"$FLWR_HOME/config.toml" <<END
 [superlink]
 default = "deployment"
 
 [superlink.deployment]
 address = "$SERVER_HOST:$SUPERLINK_PORT"
-root-certificates = "$folder/keys/ca.crt"
+root-certificates = $ca
 END
 }

@@ -9,11 +9,11 @@ A real silo has its own file instead: one JSON object a line, with the text in t
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from flower_split.errors import DataError
+from flower_split.private_files import make_folder, write_whole
 from flower_split.quickstart.corpora import SILO_PACKAGES, package_docstrings
 
 MOST = 120
@@ -27,10 +27,9 @@ def main() -> int:
     given = parser.parse_args()
     try:
         texts = package_docstrings(given.package)[:MOST]
-        given.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(given.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        make_folder(given.file.parent)
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        write_whole(given.file, lines.encode())
     except (DataError, OSError) as error:
         print(f"data.py: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ are settings of the run, as submit.sh takes them.
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -45,11 +46,19 @@ class Party:
         self.folder = folder
         self.settings = folder / "settings.env"
         folder.mkdir()
-        self.settings.write_text(
-            f"SERVER_HOST=127.0.0.1\nSUPERLINK_PORT={superlink}\nTRUNK_PORT={trunk}\n"
-            f"FOLDER={folder}\nBIN={Path(sys.executable).parent}\nBIND_HOST=127.0.0.1\n"
-            f"OUTPUT='{output}'\nRUNTIME_PORT={free_port()}\n"
-        )
+        values = {
+            "SERVER_HOST": "127.0.0.1",
+            "SUPERLINK_PORT": superlink,
+            "TRUNK_PORT": trunk,
+            "FOLDER": folder,
+            "BIN": Path(sys.executable).parent,
+            "BIND_HOST": "127.0.0.1",
+            "OUTPUT": output,
+            "RUNTIME_PORT": free_port(),
+        }
+        # The scripts read them as shell.
+        lines = [f"{key}={shlex.quote(str(value))}\n" for key, value in values.items()]
+        self.settings.write_text("".join(lines))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -63,7 +72,7 @@ class Party:
 
     def do(self, script: str, *arguments: str | Path) -> None:
         """Run one step to its end."""
-        say(f"{self.folder.name}: {script} {' '.join(map(str, arguments))}")
+        say(f"{self.folder.name}: {shlex.join([script, *map(str, arguments)])}")
         command = [sys.executable] if script.endswith(".py") else []
         done = subprocess.run(
             [*command, str(HERE / script), *map(str, arguments)],
@@ -76,7 +85,7 @@ class Party:
 
     def start(self, script: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
         """Start a step that goes on, in a session of its own: Ctrl-C is for this process only."""
-        say(f"{self.folder.name}: {script} {' '.join(map(str, arguments))} &")
+        say(f"{self.folder.name}: {shlex.join([script, *map(str, arguments)])} &")
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 [str(HERE / script), *map(str, arguments)],

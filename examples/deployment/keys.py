@@ -131,10 +131,11 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
+        os.fchmod(handle, mode)
     print(path)
 
 
@@ -158,6 +159,7 @@ def main() -> int:
         if name == "silo":
             command.add_argument("name", help="the silo's name, which names its files")
     given = parser.parse_args()
+    os.umask(0o077)  # for the folders that are made
     try:
         if given.command == "ca":
             make_ca(given.folder)

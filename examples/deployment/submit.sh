@@ -8,13 +8,15 @@ set -euo pipefail
 connect
 output=${OUTPUT:-$folder/output}
 # One text with all of it: of two -c that name the same section, Flower takes the last only.
-run_config="trunk.host=\"$BIND_HOST\" trunk.port=$TRUNK_PORT output-dir=\"$output\""
+into=$(quoted "$output")
+run_config="trunk.host=\"$BIND_HOST\" trunk.port=$TRUNK_PORT output-dir=$into"
 run_config="$run_config trunk.advertise=\"$SERVER_HOST:$TRUNK_PORT\" $*"
 run_id=$(
     flwr run "$here/app" deployment --format json -c "$run_config" |
         python3 "$here/answer.py" run-id
 )
-echo "run $run_id was submitted; it is stopped by: FLWR_HOME=$FLWR_HOME flwr stop $run_id deployment"
+printf 'run %s was submitted; it is stopped by: FLWR_HOME=%q %q stop %s deployment\n' \
+    "$run_id" "$FLWR_HOME" "$(command -v flwr)" "$run_id"
 
 # The exit status of `flwr run --stream` is 0 even when the run fails, so the list is asked.
 status=

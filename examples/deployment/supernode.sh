@@ -22,6 +22,10 @@ need "$folder/keys/ca.crt" "copy it from the server"
 need "$folder/keys/$name.key" "make it with keys.py"
 need "$data" "it is the silo's own data, a .jsonl or .txt file"
 
+# Each in a line of its own, so that one that cannot be passed on ends the script.
+own_data=$(quoted "$data")
+state=$(quoted "$folder/state")
+cache=$(quoted "$folder/cache")
 remember "supernode-$name"
 cd "$folder"
 exec flower-supernode \
@@ -29,5 +33,4 @@ exec flower-supernode \
     --root-certificates keys/ca.crt \
     --auth-supernode-private-key "keys/$name.key" \
     --host 127.0.0.1 --port "$RUNTIME_PORT" \
-    --node-config "silo=\"$name\" data-path=\"$data\" \
-state-dir=\"$folder/state\" cache-dir=\"$folder/cache\""
+    --node-config "silo=\"$name\" data-path=$own_data state-dir=$state cache-dir=$cache"

@@ -17,6 +17,7 @@ from flower_split.adapters.reading import TENSORS, read_adapter_folder
 from flower_split.adapters.state import check_state
 from flower_split.errors import AdapterError
 from flower_split.lowrank import combined, pair_up
+from flower_split.private_files import keep_private, make_folder
 
 
 def save_adapter(
@@ -103,7 +104,7 @@ def _write(
     base_model: str,
     scale: float | None,
 ) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     config.base_model_name_or_path = base_model
     config.inference_mode = True
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -115,6 +116,7 @@ def _write(
             _check_tensors(Path(scratch), state)
         else:
             _check_written(Path(scratch), combined(state, scale))
+        keep_private(Path(scratch))
         for written in sorted(os.listdir(scratch)):
             os.replace(Path(scratch, written), folder / written)
     return folder

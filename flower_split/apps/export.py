@@ -17,6 +17,7 @@ from flower_split.apps.personal import PersonalPart
 from flower_split.config.tasks import CAUSAL, MASKED_LM, Task
 from flower_split.errors import StateError
 from flower_split.lowrank import personalised
+from flower_split.private_files import keep_private, make_folder
 from flower_split.reporting.model_card import CARD, personal_card
 
 
@@ -54,12 +55,12 @@ def export(
         StateError: there is no such checkpoint or state, or `out` exists or cannot be written.
         AdapterError, ModelError: adapter and model do not fit each other.
     """
-    if out.exists() and not force:
+    if os.path.lexists(out) and not force:
         raise StateError(f"{out} exists already: choose another folder, or give --force")
     found = _source(source, best=best, server_round=server_round)
     what = f"the adapter of {found.name}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             adapter, made = Path(scratch, "adapter"), Path(scratch, "made")
             card = found.card
@@ -80,7 +81,7 @@ def export(
             else:
                 adapter.rename(made)
             (made / CARD).write_text(card, encoding="utf-8")
-            os.chmod(made, 0o700 if silo or found.private else 0o755)
+            keep_private(made)
             _put(made, out, Path(scratch, "replaced"))
     except (OSError, SafetensorError) as error:
         raise StateError(f"{out} cannot be written: {error}") from error
@@ -117,7 +118,7 @@ def _source(source: Path, *, best: bool, server_round: int | None) -> Source:
 
 def _put(made: Path, out: Path, aside: Path) -> None:
     """Rename `made` to `out`; what was there is moved aside first, and back if that fails."""
-    if out.exists():
+    if os.path.lexists(out):
         out.rename(aside)
     try:
         made.rename(out)

@@ -1,5 +1,6 @@
 """What an export is made of: a run's checkpoint, or a PEFT folder that is there already."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +50,6 @@ class Source:
     """PEFT's name of the task."""
     task: str = CAUSAL_LM
     """What the model is for, as far as that is known."""
-    private: bool = False
-    """Whether only its owner may read it."""
     run: str = ""
     """Id of the run, or of the first run that it resumes; empty where it is not known."""
     server_round: int | None = None
@@ -83,7 +82,7 @@ class Source:
 
 def is_adapter(source: Path) -> bool:
     """Whether `source` is a PEFT folder."""
-    return (source / CONFIG).is_file()
+    return os.path.isfile(source / CONFIG)
 
 
 def from_adapter(source: Path) -> Source:
@@ -98,9 +97,8 @@ def from_adapter(source: Path) -> Source:
         name=str(source),
         base_model=found.base_model,
         fan_in_fan_out=found.fan_in_fan_out,
-        card=told.read_text(encoding="utf-8") if told.is_file() else bare_card(found.base_model),
+        card=_card(told) or bare_card(found.base_model),
         task_type=found.task_type,
-        private=not source.stat().st_mode & 0o077,
         whole=lambda: found.state,
         write=lambda folder: save_whole(
             found.state,
@@ -149,6 +147,13 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
     )
 
 
+def _card(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def _no_factors(name: str) -> dict[str, Tensor]:
     raise AdapterError(
         f"the adapter of {name} is not plain LoRA, and only that has personal parts: leave out "
@@ -157,14 +162,14 @@ def _no_factors(name: str) -> dict[str, Tensor]:
 
 
 def _find(source: Path, *, best: bool, server_round: int | None) -> Checkpoint:
-    if (source / MANIFEST).is_file():
+    if os.path.isfile(source / MANIFEST):
         if best or server_round is not None:
             raise StateError(
                 f"{source} is one checkpoint: --best and --round choose in a run's output folder"
             )
         return read_checkpoint(source)
     inside = source / CHECKPOINTS
-    folder = inside if inside.is_dir() else source
+    folder = inside if os.path.isdir(inside) else source
     found = find_checkpoint(folder, server_round=server_round, best=best)
     if found is None:
         raise StateError(

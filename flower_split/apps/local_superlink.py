@@ -8,6 +8,7 @@ shared by every run of a user and outlives them.
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -51,7 +52,12 @@ class LocalSuperLink:
     """
 
     def __init__(self) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="flower-split-", dir=_short_folder()))
+        try:
+            self.home = Path(tempfile.mkdtemp(prefix="flower-split-", dir=_short_folder()))
+        except OSError as error:
+            raise LocalSuperLinkError(
+                f"no temporary folder can be made: {error.strerror}. Name one by TMPDIR"
+            ) from error
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -74,7 +80,8 @@ class LocalSuperLink:
     def environment(self) -> dict[str, str]:
         """Environment of every process that belongs to this SuperLink."""
         binaries = str(Path(sys.executable).parent)
-        local = [host for host in (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost") if host]
+        named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        local = [host for host in (named, "127.0.0.1", "localhost") if host]
         return {
             **os.environ,
             "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
@@ -134,6 +141,12 @@ class LocalSuperLink:
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _start(self) -> None:
+        if shlex.quote(sys.executable) != sys.executable:
+            raise LocalSuperLinkError(
+                f"Ray, which runs simulated silos, gives {sys.executable!r} to a shell, to which "
+                "that is more than a name: make the virtual environment at a path without spaces "
+                "and quotes"
+            )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

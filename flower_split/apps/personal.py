@@ -1,5 +1,6 @@
 """A silo's personal tensors, found in its state folder."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class PersonalPart:
 def personal_folders(state_dir: Path | None, silo: str, run: str = "") -> list[Path]:
     """The folders with personal tensors of `silo`, one a run; see `find_personal`."""
     root = _root(state_dir)
-    found = sorted(path for path in (root / PERSONAL).glob(f"*/{file_name(silo)}") if path.is_dir())
+    own = (root / PERSONAL).glob(f"*/{file_name(silo)}")
+    found = sorted(path for path in own if os.path.isdir(path))
     return [path for path in found if not run or path.parent.name in (run, file_name(run))]
 
 

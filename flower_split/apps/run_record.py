@@ -21,11 +21,12 @@ from flower_split.reporting import installed_versions, plot_losses, write_result
 from flower_split.reporting.model_card import CARD
 from flower_split.reporting.store import write_text
 from flower_split.strategies import SplitStrategy
+from flower_split.strategies.output import ADAPTER
 
 logger = logging.getLogger(__name__)
 
-ADAPTER, RESULT, PLOT = "adapter", "result.json", "losses.png"
-"""Names in the output folder."""
+RESULT, PLOT = "result.json", "losses.png"
+"""Names in the output folder, beside `ADAPTER`."""
 
 STOPPED = (
     "the ServerApp's process was told to end: by Ctrl-C, or because its SuperLink has ended or "

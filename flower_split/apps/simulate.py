@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from flower_split.apps.local_superlink import CONNECTION, LocalSuperLink, LocalSuperLinkError
 from flower_split.errors import FlowerSplitError
+from flower_split.private_files import make_folder
 from flower_split.reporting import print_summary, read_result
 
 COMPLETED = "finished:completed"
@@ -51,9 +52,8 @@ def simulate(
     """
     settings = list(run_config)
     if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
         # The server runs in another process, so it gets an absolute path.
-        settings.append(f"output-dir={_quoted(str(output_dir.resolve()))}")
+        settings.append(f"output-dir={_quoted(str(_made(output_dir)))}")
     cores = min(silos, os.cpu_count() or 1)
     federation = (
         f"num-supernodes={silos} client-resources-num-cpus=1 init-args-num-cpus={cores} "
@@ -135,6 +135,15 @@ def _final_status(superlink: LocalSuperLink, run_id: str) -> tuple[str, str]:
         if status.startswith("finished"):
             return status, str(listed.get("status-details") or "")
         time.sleep(1.0)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        return make_folder(folder)
+    except OSError as error:
+        raise LocalSuperLinkError(
+            f"the output folder {folder} cannot be made: {error.strerror}"
+        ) from error
 
 
 def _quoted(value: str) -> str:

@@ -24,8 +24,9 @@ from safetensors.numpy import load, save
 
 from flower_split.checkpoint.encoding import DTYPES
 from flower_split.checkpoint.manifest import digest, parse, render
-from flower_split.durable import move_durably, remove_folder, sync_folder, write_durably
+from flower_split.durable import move_durably, remove_folder, sync_folder
 from flower_split.errors import DamagedStateError, StateError
+from flower_split.private_files import read_whole, write_new
 
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 
@@ -86,7 +87,7 @@ def write_checkpoint(checkpoint: Checkpoint, parent: Path) -> Path:
         made = Path(scratch, name)
         made.mkdir(mode=0o700)
         for file, data in {**files, MANIFEST: manifest}.items():
-            write_durably(made / file, data)
+            write_new(made / file, data)
         sync_folder(made)
         if (parent / name).exists():
             remove_folder(parent / name, parent / f"{TRASH}{name}")
@@ -127,7 +128,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except FileNotFoundError as error:
         raise DamagedStateError(f"{path} is missing: the checkpoint is not complete") from error
     except NotADirectoryError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from flower_split.errors import StateError
+from flower_split.private_files import make_folder, make_private, open_lasting
 
 NAME = ".lock"
 
@@ -25,8 +26,9 @@ class FolderLock:
 
     def __enter__(self) -> Self:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self._folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            make_folder(self._folder.parent)
+            make_private(self._folder, remedy="choose another output-dir")
+            handle = open_lasting(self._folder / NAME)
         except OSError as error:
             raise StateError(
                 f"checkpoints cannot be written to {self._folder}: {error.strerror}. Make the "

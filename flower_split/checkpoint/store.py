@@ -1,6 +1,7 @@
 """The store of a run's checkpoints: saves, keeps the last and the best, finds the last good one."""
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from flower_split.checkpoint.archive import (
 from flower_split.checkpoint.lock import FolderLock
 from flower_split.durable import move_durably, remove_folder
 from flower_split.errors import DamagedStateError, StateError
+from flower_split.private_files import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class CheckpointStore:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(FolderLock(self.folder))
-            for path in self.folder.iterdir():
+            for path in list(self.folder.iterdir()):
                 if path.name.startswith((TEMPORARY, TRASH)):
                     shutil.rmtree(path, ignore_errors=True)
             self._stack = stack.pop_all()
@@ -98,7 +100,7 @@ class CheckpointStore:
         try:
             if aside.exists():
                 remove_folder(aside, self.folder / f"{TRASH}{PREVIOUS}")
-            aside.mkdir(mode=0o700)
+            make_private(aside, remedy="choose another output-dir")
             for path in found:
                 move_durably(path, aside / path.name)
         except OSError as error:
@@ -189,8 +191,14 @@ def _last_intact(folder: Path) -> Checkpoint | None:
 
 def _places(folder: Path) -> Iterator[tuple[int, bool]]:
     """Round, and whether it is complete, of every checkpoint in the folder."""
-    if folder.is_dir():
-        for path in list(folder.iterdir()):
-            found = _ROUND.fullmatch(path.name)
-            if found:
-                yield int(found[1]), found[2] is None
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise StateError(f"{folder} cannot be read: {why}") from error
+    for name in names:
+        found = _ROUND.fullmatch(name)
+        if found:
+            yield int(found[1]), found[2] is None

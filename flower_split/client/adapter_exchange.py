@@ -1,6 +1,7 @@
 """`AdapterExchange`: a silo's side of the LoRA strategies, for any PEFT model."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -149,10 +150,11 @@ class AdapterExchange:
             node = NodeConfig.read(context.node_config)
             run, silo = str(self._message.metadata.run_id), node.name(context.node_id)
             states = StateFolder.of_node(node)
-            folder = states.of(run, silo, personal=True)
+            own = states.of(run, silo, personal=True)
             if self.instructions.has_personal:
-                states.sweep(sparing=folder)
-        return StateStore(folder, adapter)
+                states.sweep(sparing=own)
+            return StateStore(own, adapter, root=states.root)
+        return StateStore(Path(os.path.realpath(folder)), adapter)
 
     def _resume(self) -> PersonalTensors | None:
         """The silo's personal tensors of the round before, or of this one in its evaluation."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol
 
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.state.folder import user_folder
 from flower_split.config.sections import ModelConfig, SplitConfig
 from flower_split.delivery.cache import PartCache
 from flower_split.delivery.fetching import DeliveryStream, Fetched, fetch_pack
@@ -15,6 +14,7 @@ from flower_split.errors import HandshakeError
 from flower_split.tls import ClientTls
 from flower_split.transport.invitation import DeliveryOffer, Invitation
 from flower_split.transport.messages import Ticket
+from flower_split.user_folders import user_folder
 
 
 class OpenDelivery(Protocol):
@@ -144,4 +144,5 @@ def _fetch(
 
 
 def _cache_folder(node: NodeConfig) -> Path:
-    return Path(node.cache_dir) if node.cache_dir else user_folder("XDG_CACHE_HOME", ".cache")
+    named = Path(node.cache_dir) if node.cache_dir else None
+    return named or user_folder("XDG_CACHE_HOME", ".cache", key="cache-dir")

@@ -44,7 +44,8 @@ class NodeConfig:
     `mps` and `cpu` that its machine has."""
     state_dir: str = ""
     """Folder of the silo's session states, an absolute path; empty for
-    `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`."""
+    `$XDG_STATE_HOME/flower-split`, or else `~/.local/state/flower-split`; see
+    [security.md](security.md#files-and-folders)."""
     state_days: int = 14
     """Age in days at which files are removed that a killed run has left there."""
     trunk_ca: str = ""
@@ -55,7 +56,8 @@ class NodeConfig:
     """PEM file with that certificate's unencrypted private key."""
     cache_dir: str = ""
     """Folder for what the server delivers of the model, an absolute path; empty for
-    `$XDG_CACHE_HOME/flower-split`, or else `~/.cache/flower-split`."""
+    `$XDG_CACHE_HOME/flower-split`, or else `~/.cache/flower-split`; see
+    [security.md](security.md#files-and-folders)."""
     max_download_gib: int = 64
     """GiB that the silo takes at most of a model that the server delivers."""
     lora_r: int = 0
@@ -83,6 +85,9 @@ class NodeConfig:
                 problems.append(
                     f"the node config has {_key(field)} {value!r}: expected an absolute path"
                 )
+        for field in (*paths, "data_path", "eval_path"):
+            if "\0" in getattr(self, field):
+                problems.append(f"the node config has a null character in {_key(field)}")
         if bool(self.trunk_certificate) != bool(self.trunk_private_key):
             problems.append(
                 "the node config needs both trunk-certificate and trunk-private-key, or neither"

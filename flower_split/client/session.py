@@ -4,10 +4,8 @@ Whatever fails within it reaches the server without its text, which may be a use
 """
 
 import itertools
-import logging
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flower_split.adapters.adalora.rank_allocation import check_last_allocation
+from flower_split.client.discretion import discreet
 from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.opening import open_session, read_message
@@ -29,7 +28,7 @@ from flower_split.config.seeds import derive_seed
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.data import encode_prompt
 from flower_split.devices import autocast_dtype, autocasting, resolve_device
-from flower_split.errors import FlowerSplitError, ModelError, SequenceError, SiloError
+from flower_split.errors import ModelError, SequenceError
 from flower_split.lowrank import LORA_RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, find_remote
 from flower_split.segments import random_numbers
@@ -51,8 +50,6 @@ from flower_split.transport.base import Connect, Transport
 from flower_split.transport.grpc.delivery import GrpcDelivery
 from flower_split.transport.grpc.transport import GrpcTransport
 from flower_split.transport.invitation import PROOF, SPLIT_RECORD
-
-logger = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 48
 """Tokens by which a prompt is continued."""
@@ -364,25 +361,6 @@ class SplitSession:
             }
         )
         return Message(content, reply_to=self._message)
-
-
-@contextmanager
-def discreet() -> Iterator[None]:
-    """Let flower_split's own errors pass; log every other one and raise a `SiloError` instead."""
-    try:
-        yield
-    except FlowerSplitError:
-        raise
-    except Exception as error:
-        logger.exception("the silo's own code failed")
-        raise SiloError(_outline(error)) from None
-
-
-def _outline(error: BaseException) -> str:
-    """Kind and place of `error`, without its text."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}; the silo's own log has the rest"
 
 
 def _continued(

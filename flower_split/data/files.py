@@ -12,6 +12,7 @@ starts, and its fields by name.
 
 import json
 import logging
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -37,10 +38,14 @@ def read_file(path: Path) -> Examples:
         DataError: the file cannot be read, is of another kind, broken or empty; or the plug-in is.
     """
     endings = ", ".join(f".{ending}" for ending in _TABLE)
-    if path.is_dir():
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"there is no file {_named(path)}") from None
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read: {exc.strerror}") from exc
+    if stat.S_ISDIR(kind):
         raise DataError(f"{path} is a directory; expected a file ({endings})")
-    if not path.exists():
-        raise DataError(f"there is no file {_named(path)}")
     try:
         reader = _TABLE[path.suffix.lower().removeprefix(".")]
     except KeyError:

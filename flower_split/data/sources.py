@@ -1,13 +1,14 @@
 """Sources of examples: files, `datasets` objects, lists of dicts, and `module:function`."""
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flower_split.data.callables import call_reference, is_reference
 from flower_split.data.examples import Examples, Rows
 from flower_split.data.files import read_file
 from flower_split.errors import DataError
+from flower_split.user_folders import expanded
 
 
 def load_examples(
@@ -32,8 +33,11 @@ def load_examples(
             "data.path is empty: set it to a file of examples, such as a .jsonl or .txt file, or "
             "to a module:function"
         )
-    path = Path(source).expanduser()
-    if is_reference(source) and not path.exists():
+    try:
+        path = expanded(source)
+    except OSError as exc:
+        raise DataError(f"{source!r} names no file: {exc.strerror}") from exc
+    if is_reference(source) and not os.path.exists(path):
         found, partitioned = call_reference(
             source, partition_id=partition_id, num_partitions=num_partitions
         )

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from flower_split.delivery.incoming import Incoming
 from flower_split.delivery.manifest import Item
-from flower_split.errors import DeliveryError
+from flower_split.errors import DeliveryError, UnsafeFolderError
+from flower_split.private_files import make_folder, make_private, open_lasting, opened
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +36,23 @@ class PartCache:
     """The folder of parts.
 
     Args:
-        folder: Made when it is missing, for this user only.
+        folder: Made when it is missing, for this user only; may be a link, and nothing in it is.
 
     Raises:
-        DeliveryError: the folder cannot be made or written to.
+        DeliveryError: the folder cannot be made or written to, or others may write into it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.parts = folder / "parts"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.parts.mkdir(mode=0o700, exist_ok=True)
+            self.folder = make_folder(folder)
+            self.parts = self.folder / "parts"
+            make_private(self.parts, below=self.folder, remedy=REMEDY)
+        except UnsafeFolderError as exc:
+            raise DeliveryError(f"the silo's part of the model cannot be kept: {exc}") from exc
         except OSError as exc:
             raise _unusable(folder, exc) from exc
         if not os.access(self.parts, os.W_OK | os.X_OK):
-            raise DeliveryError(f"the cache folder {self.parts} is not writable; {_ELSEWHERE}")
+            raise DeliveryError(f"the cache folder {self.parts} is not writable; {REMEDY}")
 
     def path(self, digest: str) -> Path:
         """Where the complete part is, or will be."""
@@ -68,7 +70,7 @@ class PartCache:
         """Whether the part is there and its bytes have that digest; a broken one is removed."""
         path = self.path(digest)
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 stamp = _stamp(file.fileno())
                 if _verified.get(path) == stamp:
                     return True
@@ -77,7 +79,9 @@ class PartCache:
         except FileNotFoundError:
             return False
         except OSError as exc:
-            raise _unusable(path, exc) from exc
+            if not path.is_symlink():
+                raise _unusable(path, exc) from exc
+            found, unchanged = "", False
         if found == digest and unchanged:
             _verified[path] = stamp
             return True
@@ -90,8 +94,11 @@ class PartCache:
         """The bytes of a small part; None where it is missing or broken."""
         if not self.verified(digest):
             return None
-        with self.path(digest).open("rb") as file:
-            content = file.read(most)
+        try:
+            with opened(self.path(digest)) as file:
+                content = file.read(most)
+        except OSError as exc:
+            raise _unusable(self.path(digest), exc) from exc
         return content if hashlib.sha256(content).hexdigest() == digest else None
 
     def check_room(self, num_bytes: int) -> None:
@@ -100,7 +107,7 @@ class PartCache:
         if free < num_bytes + _SPARE_BYTES:
             raise DeliveryError(
                 f"the silo's part of the model needs {num_bytes >> 20} MiB more in "
-                f"{self.parts}, where {free >> 20} MiB are free; make room, or {_ELSEWHERE}"
+                f"{self.parts}, where {free >> 20} MiB are free; make room, or {REMEDY}"
             )
 
     @contextmanager
@@ -131,7 +138,7 @@ class PartCache:
         """Descriptor of the `.part` file, locked, and its path; no descriptor once it is done."""
         seen, since = -1, time.monotonic()
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_lasting(path)
             try:
                 if _lock(descriptor) and _is_at(descriptor, path):
                     # Only now: who held the lock may have completed the part.
@@ -158,7 +165,8 @@ class PartCache:
                 os.unlink(own)
 
 
-_ELSEWHERE = "name another folder with cache-dir in the node config"
+REMEDY = "name another folder with cache-dir in the node config"
+"""What whoever cannot keep a model here may do."""
 
 # What this process has hashed, by its state then: a change shows in the times of the file.
 _verified: dict[Path, _Stamp] = {}
@@ -180,13 +188,14 @@ def _lock(descriptor: int) -> bool:
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is still the one at `path`; it was renamed when it was complete."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
 
 
 def _unusable(path: Path, exc: OSError) -> DeliveryError:
     return DeliveryError(
-        f"the silo's part of the model cannot be kept at {path}: {exc.strerror or exc}; "
-        f"make room or repair it, or {_ELSEWHERE}"
+        f"the silo's part of the model cannot be kept at {exc.filename or path}: "
+        f"{exc.strerror or exc}; "
+        f"make room or repair it, or {REMEDY}"
     )

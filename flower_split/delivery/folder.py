@@ -10,9 +10,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from flower_split.delivery.cache import PartCache
+from flower_split.delivery.cache import REMEDY, PartCache
 from flower_split.delivery.manifest import Manifest
-from flower_split.errors import DeliveryError, WireError
+from flower_split.errors import DeliveryError, UnsafeFolderError, WireError
+from flower_split.private_files import make_private, read_whole, write_new
 
 # A file name of the format's own, as `segments.loading` and transformers look for it.
 _INDEX = "model.safetensors.index.json"
@@ -35,13 +36,15 @@ def model_folder(cache: PartCache, digest: str, manifest: Manifest) -> Path:
     models = cache.folder / "models"
     folder = models / digest
     try:
-        models.mkdir(mode=0o700, exist_ok=True)
+        make_private(models, below=cache.folder, remedy=REMEDY)
         for _ in range(_ATTEMPTS):
             if _is_as_it_must_be(folder, targets, index):
                 return folder
             _put(folder, targets, index)
+    except UnsafeFolderError as exc:
+        raise DeliveryError(f"the model's folder cannot be made: {exc}") from exc
     except OSError as exc:
-        raise DeliveryError(f"the model's folder {folder} cannot be made: {exc}") from exc
+        raise DeliveryError(f"the model's folder {folder} cannot be made: {exc.strerror}") from exc
     raise DeliveryError(f"the model's folder {folder} is changed by another program all the time")
 
 
@@ -69,8 +72,9 @@ def _is_as_it_must_be(folder: Path, targets: dict[str, str], index: str) -> bool
             return False
         if any(os.readlink(folder / name) != target for name, target in targets.items()):
             return False
-        return (folder / _INDEX).read_text(encoding="utf-8") == index
-    except (OSError, UnicodeDecodeError):
+        # It is known by its links; a link in its place would lead to what others may change.
+        return not folder.is_symlink() and read_whole(folder / _INDEX) == index.encode()
+    except OSError:
         return False
 
 
@@ -82,7 +86,7 @@ def _put(folder: Path, targets: dict[str, str], index: str) -> None:
         made.mkdir(mode=0o700)
         for name, target in targets.items():
             (made / name).symlink_to(target)
-        (made / _INDEX).write_text(index, encoding="utf-8")
+        write_new(made / _INDEX, index.encode())
         with suppress(FileNotFoundError):
             folder.rename(aside / "broken")
         try:

@@ -1,7 +1,9 @@
 """The plot of a run: training and held-out loss by round, one line a silo."""
 
+from io import BytesIO
 from pathlib import Path
 
+from flower_split.private_files import make_folder, write_whole
 from flower_split.reporting.result import RunResult
 
 
@@ -39,5 +41,7 @@ def plot_losses(result: RunResult, path: Path) -> None:
                     )
         if panel.lines:
             panel.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    make_folder(path.parent)
+    write_whole(path, drawn.getvalue())

@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flower_split.errors import DataError
+from flower_split.private_files import make_folder, write_whole
 from flower_split.reporting.result import RoundResult, RunResult
 
 FORMAT = 1
@@ -22,22 +21,14 @@ def write_result(result: RunResult, path: Path) -> None:
     The file appears in one piece, so a reader never sees half of it. A number that JSON cannot
     hold (infinite or not a number) becomes null.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(_plain({"format": FORMAT, **_fields(result)}), indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, readable by all; the file appears whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    """Write `text` to `path`, readable by this user; the file appears whole or not at all."""
+    write_whole(path, text.encode())
 
 
 def read_result(path: Path) -> RunResult:

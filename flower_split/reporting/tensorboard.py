@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flower_split.errors import ConfigError
+from flower_split.private_files import make_folder
 from flower_split.reporting.result import RoundResult
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class ScalarWriter:
 
     def _writer(self, run: str) -> Any:
         if run not in self._writers:
-            self._writers[run] = self._make(str(self._folder / run), purge_step=self._first)
+            own = make_folder(self._folder / run)
+            self._writers[run] = self._make(str(own), purge_step=self._first)
         return self._writers[run]
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,28 @@ import transformers
 from transformers import PreTrainedConfig
 
 from flower_split.config.tasks import CAUSAL_LM
-from flower_split.errors import UnsupportedFamilyError
+from flower_split.errors import UnsafeFolderError, UnsupportedFamilyError
+from flower_split.private_files import (
+    make_folder,
+    make_private,
+    open_lasting,
+    read_whole,
+    write_whole,
+)
 from flower_split.segments.families import GROUP, Family, known_family
 from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.refusals import refuse_config
 from flower_split.segments.shrinking import shrunk
 from flower_split.segments.stock_classes import task_of
+from flower_split.user_folders import user_folder
 
 logger = logging.getLogger(__name__)
 
 PROOF = 1
 """Raised when the proof asks for more than before, so that earlier verdicts no longer count."""
+
+_CACHE = "FLOWER_SPLIT_CACHE"
+"""Environment variable that names the folder in which verdicts are kept."""
 
 PATIENCE = 600.0
 """Seconds that a proof may take; on an idle machine it takes about ten."""
@@ -144,16 +156,23 @@ def verdict_file(model_type: str, key: str) -> Path | None:
 
     None where no folder can be made; a verdict is then this process's only.
     """
-    named = os.environ.get("FLOWER_SPLIT_CACHE", "")
+    named = os.environ.get(_CACHE, "")
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = (Path(named) if named else Path(home) / "flower-split") / "families"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+        root = Path(named) if named else user_folder("XDG_CACHE_HOME", ".cache", key=_CACHE)
+        root = make_folder(root)
+        folder = root / "families"
+        make_private(folder, below=root, remedy=f"name another folder with {_CACHE}")
+    except (OSError, UnsafeFolderError) as error:
+        _tell_once(f"verdicts on model families are not kept: {error}")
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         return None
     return folder / f"{model_type}-{key}.json"
+
+
+@lru_cache
+def _tell_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 @contextmanager
@@ -162,14 +181,22 @@ def _locked(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.with_suffix(".lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        handle = open_lasting(path.with_suffix(".lock"))
+    except OSError as error:
+        logger.warning("verdicts on model families cannot be shared: %s", error)
         yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read(path: Path) -> Verdict | None:
     try:
-        return verdict_from_fields(json.loads(path.read_text(encoding="utf-8")))
+        return verdict_from_fields(json.loads(read_whole(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -179,11 +206,7 @@ def _read(path: Path) -> Verdict | None:
 
 def _write(path: Path, verdict: Verdict) -> None:
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            json.dump(verdict_to_fields(verdict), file)
-        os.replace(file.name, path)
+        write_whole(path, json.dumps(verdict_to_fields(verdict)).encode())
     except OSError as error:
         logger.warning("the verdict cannot be kept in %s: %s", path, error)
 
@@ -222,7 +245,14 @@ def _prove(config: PreTrainedConfig) -> Verdict:
     kind = config.model_type + _for(task_of(config))
     logger.info("model family %s has no entry: proving on a small twin that it is exact", kind)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="flower-split-proof-") as folder:
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="flower-split-proof-")
+    except OSError as error:
+        raise UnsupportedFamilyError(
+            f"whether model family {kind} is exact when it is cut cannot be found out: no "
+            f"temporary folder can be made ({error.strerror}). Name one by TMPDIR"
+        ) from error
+    with scratch as folder:
         answer = Path(folder) / "verdict.json"
         failure = ""
         try:

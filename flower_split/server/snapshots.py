@@ -4,6 +4,7 @@ A silo's checkpoint holds the tag alone, so that the trunk's values need not lea
 belongs to the silo's name, and outlives the session that made it.
 """
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from flower_split.durable import move_durably, write_durably
-from flower_split.errors import SequenceError, WireError
+from flower_split.errors import SequenceError, StateError, UnsafeFolderError, WireError
+from flower_split.private_files import (
+    check_private,
+    make_folder,
+    make_private,
+    opened,
+    write_whole,
+)
 from flower_split.transport.state_tags import is_tag
 
 MOST_SILOS = 256
@@ -25,6 +32,9 @@ MOST_BYTES = 4 << 30
 """In memory, of all silos together; the oldest ones of the silo that has most go first."""
 
 
+_REMEDY = "give the SnapshotStore another folder"
+
+
 class SnapshotStore:
     """The snapshots of all silos of one trunk, on the CPU.
 
@@ -34,6 +44,9 @@ class SnapshotStore:
         most: Snapshots of one silo.
         most_silos: Silos whose snapshots are in memory.
         most_bytes: In memory, of all silos together.
+
+    Raises:
+        StateError: the folder cannot be made, or others may write into it.
     """
 
     def __init__(
@@ -44,7 +57,7 @@ class SnapshotStore:
         most_silos: int = MOST_SILOS,
         most_bytes: int = MOST_BYTES,
     ) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else _made(Path(folder))
         self._most = most
         self._most_silos = most_silos
         self._most_bytes = most_bytes
@@ -74,19 +87,19 @@ class SnapshotStore:
             for old in list(own)[: -self._most]:
                 del own[old]
             self._keep_within_bytes()
-        if path is None:
+        if path is None or self._folder is None:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.unlink(missing_ok=True)
-            write_durably(part, save(dict(tensors)))
-            move_durably(part, path)
+            make_private(path.parent, below=self._folder, remedy=_REMEDY)
+            write_whole(path, save(dict(tensors)), temporary=f"{tag}.part")
             files = sorted(path.parent.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
             for old_file in files[: -self._most]:
                 old_file.unlink(missing_ok=True)
+        except UnsafeFolderError as error:
+            raise SequenceError(f"a snapshot cannot be written: {error}") from error
         except OSError as error:
-            raise SequenceError(f"a snapshot cannot be written to {path}: {error}") from error
+            why = error.strerror or type(error).__name__
+            raise SequenceError(f"a snapshot cannot be written to {path}: {why}") from error
 
     def get(self, silo: str, tag: str) -> Mapping[str, Tensor]:
         """The tensors of `silo` under `tag`.
@@ -100,10 +113,13 @@ class SnapshotStore:
             found = self._held.get(silo, {}).get(tag)
         if found is not None:
             return found
-        if path is not None and path.exists():
+        if path is not None and os.path.lexists(path):
             try:
-                return load_file(path)
-            except (OSError, SafetensorError) as error:
+                check_private(path.parent, below=self._folder, remedy=_REMEDY)
+                with opened(path):
+                    # By its name again: nobody else can exchange it in a folder that was checked.
+                    return load_file(path)
+            except (OSError, SafetensorError, UnsafeFolderError) as error:
                 raise SequenceError(f"the snapshot {path} cannot be read: {error}") from error
         raise SequenceError(
             f"the trunk has no snapshot {tag[:8]}… of silo {silo!r}: it keeps the last "
@@ -131,6 +147,15 @@ class SnapshotStore:
         if self._folder is None:
             return None
         return self._folder / (silo.encode().hex() or "-") / f"{tag}.safetensors"
+
+
+def _made(folder: Path) -> Path:
+    try:
+        made = make_folder(folder)
+        make_private(made, remedy=_REMEDY)
+    except OSError as error:
+        raise StateError(f"snapshots cannot be written to {folder}: {error.strerror}") from error
+    return made
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from flower_split.errors import ConfigError
-from flower_split.tls.checks import check_chain, check_host, check_key, check_validity
+from flower_split.tls.checks import (
+    check_chain,
+    check_host,
+    check_key,
+    check_roots,
+    check_validity,
+)
 from flower_split.tls.ephemeral import make_identity
 from flower_split.tls.pem import parse_certificates, parse_key, read_pem
+from flower_split.tls.usable import CLIENT, SERVER, check_usable
 
 # Where systems keep their roots, for a Python whose own default does not exist.
 _ROOT_FILES = (
@@ -43,13 +53,17 @@ class ServerTls:
     def __post_init__(self) -> None:
         chain = parse_certificates(self.certificate, f"{self.source}: certificate")
         key = parse_key(self.private_key, f"{self.source}: private key")
-        check_key(chain[0], key, self.source)
+        check_key(chain, key, self.source)
+        check_usable(chain[0], key, self.private_key, self.source, SERVER)
         check_validity(chain[0], self.source)
         if self.ca:
             roots = parse_certificates(self.ca, f"{self.source}: CA")
             check_chain(chain, roots, f"{self.source}: CA")
+        else:
+            check_chain(chain, None, self.source)
         if self.client_ca:
-            parse_certificates(self.client_ca, f"{self.source}: CA of the clients")
+            what = f"{self.source}: CA of the clients"
+            check_roots(parse_certificates(self.client_ca, what), what)
 
     @classmethod
     def ephemeral(cls, *hosts: str, client_ca: bytes = b"") -> Self:
@@ -80,9 +94,18 @@ class ServerTls:
             ),
         )
 
+    @property
+    def trusted(self) -> bytes:
+        """What silos trust at last, PEM: `ca`, else what the trunk's own certificates end in."""
+        return self.ca or _pem(parse_certificates(self.certificate, self.source)[-1])
+
     def check_host(self, host: str) -> None:
         """Raise `ConfigError` unless the certificate stands for `host`."""
         check_host(parse_certificates(self.certificate, self.source)[0], host, self.source)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.PEM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +126,17 @@ class ClientTls:
 
     def __post_init__(self) -> None:
         if self.ca:
-            parse_certificates(self.ca, f"{self.source}: CA")
+            what = f"{self.source}: CA"
+            check_roots(parse_certificates(self.ca, what), what)
         if bool(self.certificate) != bool(self.private_key):
             raise ConfigError(f"{self.source}: certificate and private key come together or not")
         if self.certificate:
             chain = parse_certificates(self.certificate, f"{self.source}: certificate")
             key = parse_key(self.private_key, f"{self.source}: private key")
-            check_key(chain[0], key, self.source)
+            check_key(chain, key, self.source)
+            check_usable(chain[0], key, self.private_key, self.source, CLIENT)
             check_validity(chain[0], self.source)
+            check_chain(chain, None, self.source)
 
     @classmethod
     def from_files(cls, *, ca: str = "", certificate: str = "", private_key: str = "") -> Self:

@@ -61,11 +61,16 @@ def split_logits(tiny, state):
         return wrapped(IDS).logits
 
 
+def assert_private(folder):
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (folder, *folder.rglob("*")))
+
+
 def test_the_adapter_computes_what_the_split_model_does(finished, tiny, tmp_path):
     out = tmp_path / "adapter"
     said = flower_split("export", finished, "--out", out)
     assert said.exit_code == 0, said.output
     assert "the adapter of round 2 is in" in said.output
+    assert_private(out)
     with torch.no_grad():
         loaded = PeftModel.from_pretrained(base(tiny), out).eval()(IDS).logits
     state = read_adapter(find_checkpoint(finished / "checkpoints"))
@@ -84,6 +89,7 @@ def test_merged_it_is_a_stock_model(finished, tiny, tmp_path):
     state = read_adapter(find_checkpoint(finished / "checkpoints"))
     assert torch.allclose(merged, split_logits(tiny, state), atol=1e-5)
     assert AutoTokenizer.from_pretrained(out)("the sum")["input_ids"]
+    assert_private(out)
     assert not (out / "adapter_config.json").exists()
 
 

@@ -35,6 +35,7 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
         "losses.png",
         "result.json",
     ]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in results.rglob("*"))
     report = read_result(results / "result.json")
     assert report.silos == ["0", "1", "2"]
     assert [one.server_round for one in report.rounds] == [0, 1, 2]
@@ -58,6 +59,8 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
 def test_tensorboard_is_written_as_the_run_goes(run_config, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run({**run_config, "output-dir": str(tmp_path), "tensorboard": True})
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folders)
     report = read_result(tmp_path / "result.json")
     for silo in report.silos:
         found = events.EventAccumulator(str(tmp_path / "tensorboard" / f"silo-{silo}")).Reload()

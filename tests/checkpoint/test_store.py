@@ -227,6 +227,36 @@ def test_a_read_only_folder_is_refused_at_the_start(tmp_path):
         CheckpointStore(Path("/proc/nowhere")).__enter__()
 
 
+def test_a_folder_that_others_may_write_into_is_refused(store):
+    store.save(checkpoint(1))
+    store.__exit__()
+    for path in (store.folder, *store.folder.rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0, path
+    store.folder.chmod(0o775)
+    with pytest.raises(StateError, match=r"nobody else may write.*choose another output-dir"):
+        CheckpointStore(store.folder).__enter__()
+
+
+def test_no_link_leads_a_run_elsewhere(store, tmp_path):
+    store.save(checkpoint(1))
+    store.__exit__()
+    precious = tmp_path / "precious"
+    (precious / "photos").mkdir(parents=True)
+    (tmp_path / "checkpoints").symlink_to(precious)
+    with pytest.raises(StateError, match="symbolic link"):
+        CheckpointStore(tmp_path / "checkpoints").__enter__()
+    assert [path.name for path in precious.rglob("*")] == ["photos"]
+    file = store.folder / "round-00001" / "state.json"
+    file.rename(tmp_path / "state.json")
+    file.symlink_to(tmp_path / "state.json")
+    with pytest.raises(StateError, match="symbolic link"):
+        read_checkpoint(store.folder / "round-00001")
+    (store.folder / ".lock").unlink()
+    (store.folder / ".lock").symlink_to(tmp_path / "state.json")
+    with pytest.raises(StateError, match="symbolic link"):
+        CheckpointStore(store.folder).__enter__()
+
+
 def test_two_runs_on_one_folder_at_once_are_refused(store):
     with pytest.raises(StateError, match="another run writes checkpoints"):
         CheckpointStore(store.folder).__enter__()

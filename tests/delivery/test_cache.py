@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from delivering import as_in_another_process, left
 from hosting import eventually
+from other_user import OTHER, needs_root
 
 from flower_split.delivery import cache as cache_module
 from flower_split.delivery import incoming as incoming_module
@@ -256,6 +257,58 @@ def test_the_folder_is_this_users_alone(cache: PartCache) -> None:
     fill(cache)
     for path in (cache.folder, cache.parts, cache.path(ITEM.digest)):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+
+
+def planted(cache: PartCache, tmp_path: Path, name: str) -> Path:
+    """A link in the cache to a file of the same user's, which is to stay as it is."""
+    target = tmp_path / "precious"
+    target.write_bytes(DATA if name == ITEM.digest else b"precious")
+    (cache.parts / name).symlink_to(target)
+    return target
+
+
+def test_a_link_in_the_place_of_a_part_is_replaced(
+    cache: PartCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = planted(cache, tmp_path, ITEM.digest)
+    assert cache.read(ITEM.digest, 1 << 20) is None  # although its bytes would be right
+    assert "is broken and is fetched again" in caplog.text
+    fill(cache)
+    assert not cache.path(ITEM.digest).is_symlink()
+    assert target.read_bytes() == DATA
+
+
+def test_nothing_is_written_through_a_link(cache: PartCache, tmp_path: Path) -> None:
+    target = planted(cache, tmp_path, f"{ITEM.digest}.part")
+    with pytest.raises(DeliveryError, match=r"symbolic link.*remove it.*cache-dir"):
+        fill(cache)
+    assert target.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["", "parts"])
+def test_a_folder_that_others_may_write_into_is_refused(cache: PartCache, name: str) -> None:
+    (cache.folder / name).chmod(0o770)
+    with pytest.raises(DeliveryError, match=r"mode 0770: nobody else may write.*chmod.*cache-dir"):
+        PartCache(cache.folder)
+
+
+@needs_root
+def test_a_folder_of_another_user_is_refused(cache: PartCache) -> None:
+    os.chown(cache.folder, OTHER, OTHER)
+    with pytest.raises(DeliveryError, match=rf"user id {OTHER} .*must belong to root.*cache-dir"):
+        PartCache(cache.folder)
+
+
+def test_the_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir(mode=0o700)
+    (tmp_path / "cache").symlink_to(tmp_path / "disk")
+    cache = PartCache(tmp_path / "cache")
+    fill(cache)
+    assert (tmp_path / "disk" / "parts" / ITEM.digest).read_bytes() == DATA
+    cache.parts.rename(tmp_path / "elsewhere")
+    cache.parts.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeliveryError, match="parts: it is a symbolic link"):
+        PartCache(tmp_path / "cache")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -374,6 +374,11 @@ def test_a_models_folder_that_was_changed_is_made_anew(pack: Pack, cache: PartCa
     assert (folder() / "config.json").is_symlink()
     (first / "model.safetensors.index.json").write_text("{}")
     assert (folder() / "model.safetensors.index.json").read_text() != "{}"
+    # One that is right to the last link, and lies where others may change it.
+    elsewhere = cache.folder / "elsewhere"
+    first.rename(elsewhere)
+    first.symlink_to(elsewhere)
+    assert not folder().is_symlink()
     assert os.listdir(cache.folder / "models") == [pack.digest]
 
 

@@ -154,7 +154,7 @@ def test_a_missing_key_is_named(script, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_of_it_on_one_machine(tmp_path, temporary):
-    output = tmp_path / "output"
+    output = tmp_path / "the run's output"
     one_round = ("num-server-rounds=1", "evaluate-initial=false")
     done = run(sys.executable, EXAMPLE / "deployment.py", output, *one_round)
     assert done.returncode == 0, done.stdout + done.stderr

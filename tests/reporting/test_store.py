@@ -16,7 +16,8 @@ def test_what_was_written_is_read_again(result: RunResult, tmp_path: Path) -> No
     write_result(result, path)
     assert read_result(path) == result
     assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
-    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_json_is_strict_where_a_metric_is_not(tmp_path: Path) -> None:

@@ -120,6 +120,25 @@ def test_without_a_folder_a_verdict_is_the_process_own(
     assert exact.count == 1
 
 
+def test_a_verdict_that_others_may_write_is_not_believed(
+    exact: Proofs, monkeypatch: pytest.MonkeyPatch, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family_of(HELIUM.config())
+    (path,) = folder.glob("*.json")
+    for open_to_all in (folder, folder.parent):
+        _forget(monkeypatch)
+        open_to_all.chmod(0o777)
+        family_of(HELIUM.config())
+        open_to_all.chmod(0o700)
+    assert exact.count == 3
+    assert "nobody else may write into it" in caplog.text
+    path.rename(folder / "elsewhere")
+    path.symlink_to(folder / "elsewhere")
+    _forget(monkeypatch)
+    family_of(HELIUM.config())
+    assert exact.count == 4 and not path.is_symlink()
+
+
 def test_several_at_once_prove_once(exact: Proofs) -> None:
     threads = [threading.Thread(target=family_of, args=(HELIUM.config(),)) for _ in range(4)]
     for thread in threads:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flower_split.errors import SequenceError, WireError
+from flower_split.errors import SequenceError, StateError, WireError
 from flower_split.server.snapshots import SnapshotStore
 
 TAGS = [f"{number:064x}" for number in range(6)]
@@ -84,8 +84,38 @@ def test_a_malformed_tag_is_refused(folder: Path | None, tag: str) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_text("")
-    with pytest.raises(SequenceError, match="cannot be written"):
-        SnapshotStore(place).put("clinic", TAGS[0], tensors(0))
+    with pytest.raises(StateError, match=r"cannot be written to .*file: Not a directory"):
+        SnapshotStore(place)
+
+
+def test_a_folder_that_others_may_write_into_is_refused(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "snapshots")
+    store.put("clinic", TAGS[0], tensors(0))
+    (own,) = (tmp_path / "snapshots").iterdir()
+    own.chmod(0o777)
+    with pytest.raises(SequenceError, match="nobody else may write"):
+        store.put("clinic", TAGS[1], tensors(0))
+    with pytest.raises(SequenceError, match="nobody else may write"):
+        SnapshotStore(tmp_path / "snapshots").get("clinic", TAGS[0])
+    (tmp_path / "snapshots").chmod(0o777)
+    with pytest.raises(StateError, match="nobody else may write"):
+        SnapshotStore(tmp_path / "snapshots")
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "snapshots")
+    store.put("clinic", TAGS[0], tensors(0))
+    (file,) = (tmp_path / "snapshots").rglob("*.safetensors")
+    elsewhere = tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    before = elsewhere.read_bytes()
+    file.symlink_to(elsewhere)
+    file.with_name(f"{TAGS[0]}.part").symlink_to(elsewhere)
+    with pytest.raises(SequenceError, match="symbolic link"):
+        SnapshotStore(tmp_path / "snapshots").get("clinic", TAGS[0])
+    store.put("clinic", TAGS[0], tensors(1))
+    assert elsewhere.read_bytes() == before
+    assert not file.is_symlink() and file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

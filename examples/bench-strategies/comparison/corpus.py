@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from flower_split.private_files import make_folder
 from flower_split.quickstart.corpora import SILO_PACKAGES, package_docstrings
 
 LABEL = "library"
@@ -15,5 +16,5 @@ def write_docstrings(path: Path, most: int | None = None) -> None:
         for package in SILO_PACKAGES
         for text in package_docstrings(package)[:most]
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

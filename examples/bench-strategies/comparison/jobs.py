@@ -16,6 +16,7 @@ from typing import Any
 
 from comparison.entries import ENTRIES, Entry, Trial
 from comparison.settings import Settings
+from flower_split.private_files import make_folder
 
 Outcome = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ class Notebook:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._outcomes: dict[str, Outcome] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         whole = b""
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
             try:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from comparison.entries import RATE, UNTOUCHED
 from comparison.results import BASELINE
+from flower_split.private_files import make_folder
 
 Row = Mapping[str, Any]
 NONE = ""
@@ -69,7 +70,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     curves.grid(alpha=0.3)
     if trained:
         curves.legend(fontsize="small", ncols=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     figure.savefig(path, dpi=120)
 
 

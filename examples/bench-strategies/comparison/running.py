@@ -20,6 +20,7 @@ from flower_split import SplitConfig
 from flower_split.adapters import initial_state
 from flower_split.apps.client_app import app as client_app
 from flower_split.errors import DivergenceError, RoundError
+from flower_split.private_files import make_folder
 from flower_split.segments import layers_path, load_skeleton
 from flower_split.strategies import Alone, SplitStrategy, build_inner
 from flower_split.strategies.hosting.adapter_parts import to_arrays
@@ -150,7 +151,7 @@ def _run_federated(
         else:
             result = SplitStrategy(config, inner).start(grid)
     if adapter is not None:
-        adapter.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(adapter.parent)
         save_file(result.arrays.to_torch_state_dict(), adapter)
 
 

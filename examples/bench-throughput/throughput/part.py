@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from flower_split.private_files import make_folder
 from flower_split.reporting import describe_machine
 
 OUTPUTS = Path("outputs/bench-throughput")
@@ -44,7 +45,7 @@ def publish(name: str, report: Report, out: Path, *, toy: bool) -> None:
     console = Console(width=100)
     for table in report.tables:
         console.print(table)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     stored = {
         "part": name,
         "toy": toy,

@@ -10,20 +10,22 @@ import hashlib
 import itertools
 import os
 import re
-import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.state.state_file import TEMPORARY, StateFile
-from flower_split.errors import StateError
+from flower_split.user_folders import user_folder
 
 MOMENTS, PERSONAL = "optimizer", "adapter"
 """Folders below the state folder: for moments alone, and for personal tensors with the moments
 beside them."""
 
-_OURS, _LONGEST = "flower-split", 40
+REMEDY = "name another folder with state-dir in the node config"
+"""What whoever cannot save states here may do."""
+
+_LONGEST = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,8 @@ class StateFolder:
     def of_node(cls, node: NodeConfig) -> "StateFolder":
         """The folder that a node config names."""
         named = Path(node.state_dir) if node.state_dir else None
-        root = named or user_folder("XDG_STATE_HOME", ".local/state")
-        return cls(root=root, days=node.state_days)
+        root = named or user_folder("XDG_STATE_HOME", ".local/state", key="state-dir")
+        return cls(root=Path(os.path.realpath(root)), days=node.state_days)
 
     def of(self, origin_run_id: str, silo: str, *, personal: bool = False) -> Path:
         """The folder of one silo in one run and those that resume it, which need not exist.
@@ -58,38 +60,20 @@ class StateFolder:
             sparing: A silo's folder that is in use, whatever its age.
         """
         oldest = time.time() - self.days * 24 * 3600
-        folders = (self.root / kind for kind in (MOMENTS, PERSONAL))
-        for folder in itertools.chain.from_iterable(one.glob("*/*") for one in folders):
+        kinds = (self.root / kind for kind in (MOMENTS, PERSONAL))
+        try:
+            folders = list(itertools.chain.from_iterable(one.glob("*/*") for one in kinds))
+        except OSError:  # whoever saves a state there is told
+            return
+        for folder in folders:
             try:
                 # Whatever its files' age: a folder that was just written in is in use.
                 unused = folder.lstat().st_mtime < oldest
             except OSError:
                 continue
-            if unused and folder != sparing and not folder.is_symlink():
+            linked = any(path.is_symlink() for path in (folder, *list(folder.parents)[:2]))
+            if unused and folder != sparing and not linked:
                 remove_files(folder, older_than=oldest)
-
-
-def make_private(folder: Path) -> None:
-    """Make `folder` with its parents, for this user alone.
-
-    Raises:
-        StateError: it is another user's, or others may write into it.
-        OSError: it cannot be made.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
-    check_private(folder)
-
-
-def check_private(folder: Path) -> None:
-    """Raise `StateError` unless `folder` is this user's, and writable by nobody else."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise StateError(
-            f"{folder} must be a folder of the user that runs the SuperNode, and writable by "
-            "nobody else; remove it, or set another state-dir in the node config"
-        )
 
 
 def remove_files(folder: Path, *, older_than: float | None = None) -> None:
@@ -117,15 +101,3 @@ def file_name(name: str) -> str:
     """A name for a file, another one for every `name`, that shows what it can of it."""
     shown = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_LONGEST]
     return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-def user_folder(variable: str, otherwise: str) -> Path:
-    """Our folder in the one that an environment variable names.
-
-    Args:
-        variable: Such as `XDG_CACHE_HOME`.
-        otherwise: Folder in the user's home, where the variable names none.
-    """
-    named = os.environ.get(variable, "")
-    # The specification has relative paths ignored.
-    return (Path(named) if os.path.isabs(named) else Path.home() / otherwise) / _OURS

@@ -74,7 +74,7 @@ class Resuming:
             origin_run_id = invitation.origin_run_id or str(invitation.ticket.run_id)
             own = folder.of(origin_run_id, silo, personal=instructions.has_personal)
             folder.sweep(sparing=own)
-            store = StateStore(own, adapter)
+            store = StateStore(own, adapter, root=folder.root)
         if invitation.purpose == "evaluate" and store is not None and not instructions.personal:
             if invitation.last_training:
                 store.remove()

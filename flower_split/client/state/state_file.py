@@ -3,7 +3,7 @@
 It is a safetensors file `<round>-<tag>.safetensors`. Its metadata are the format, the tag and the
 round, the scaling of the silo's adapter, and a digest over all that the file says. Moments have
 their own names, personal tensors the prefix `kept:`. The digest finds damage, not an attacker: a
-folder that others can write to is refused before (`folder.check_private`).
+folder that others can write to is refused before (`private_files.check_private`).
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flower_split.adapters import PersonalTensors, SessionState
-from flower_split.durable import sync_folder
 from flower_split.errors import StateError
 from flower_split.lowrank import Scaling, scaling_fields, scaling_from_fields
+from flower_split.private_files import opened, write_whole
 
 FORMAT = "flower-split session state 1"
 
@@ -93,18 +93,7 @@ class StateFile:
         # Contiguous copies of their own, because safetensors refuses tensors that share memory.
         tensors = {n: t.contiguous().clone() for n, t in {**state.moments, **personal}.items()}
         data = save(tensors, metadata={**facts, "digest": _digest(facts, tensors)})
-        temporary = self.path.with_name(TEMPORARY)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(self.path.parent)
+        write_whole(self.path, data, temporary=TEMPORARY)
 
     def read(self, *, most_bytes: float = math.inf) -> SessionState:
         """The state in the file, which is not trusted.
@@ -135,12 +124,15 @@ class StateFile:
 
     def _content(self, most_bytes: float) -> tuple[dict[str, str], dict[str, Tensor]]:
         """Metadata and tensors, with their digest checked."""
-        if not self.path.is_file() or self.path.is_symlink():
-            raise StateError("it is no regular file")
-        size = self.path.stat().st_size
+        try:
+            with opened(self.path) as own:
+                size = os.fstat(own.fileno()).st_size
+        except OSError as error:
+            raise StateError(error.strerror or "it cannot be read") from error
         if size > most_bytes:
             raise StateError(f"it has {size} bytes, and a state of this model at most {most_bytes}")
         try:
+            # By its name again: nobody else can exchange it in a folder that was checked.
             with safe_open(self.path, framework="pt") as file:
                 facts = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flower_split.adapters import SessionState
-from flower_split.client.state.folder import check_private, make_private, remove_files
+from flower_split.client.state.folder import REMEDY, remove_files
 from flower_split.client.state.silo_adapter import SiloAdapter
 from flower_split.client.state.state_file import StateFile
-from flower_split.errors import StateError
+from flower_split.errors import StateError, UnsafeFolderError
+from flower_split.private_files import check_private, make_folder, make_private
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,13 @@ class StateStore:
         folder: Of this silo in this run alone; made when something is saved.
         adapter: Which states fit. One that does not, or that is damaged, is removed with a warning
             where it is met.
+        root: The folder that the user named, on the way to `folder`: from there on, nobody else
+            may write. None for `folder` itself.
     """
 
-    def __init__(self, folder: Path, adapter: SiloAdapter) -> None:
+    def __init__(self, folder: Path, adapter: SiloAdapter, *, root: Path | None = None) -> None:
         self.folder = folder
+        self._root = root or folder
         self._adapter = adapter
         self._latest: StoredState | None = None
 
@@ -99,14 +103,16 @@ class StateStore:
         self._adapter.check_personal(state)
         try:
             self._adapter.check_moments(state)
-            make_private(self.folder)
+            make_folder(self._root)
+            make_private(self.folder, below=self._root, remedy=REMEDY)
             file.write(state)
             self._prune(file, after)
         except (OSError, StateError) as error:
             if state.personal.tensors:
                 raise StateError(
                     f"the silo's personal tensors cannot be saved in {self.folder}: {_why(error)}. "
-                    "Give the node a writable folder by state-dir in its node config"
+                    "The node needs a folder of its own that it may write: state-dir in its node "
+                    "config"
                 ) from error
             logger.warning(
                 "the optimizer's state cannot be saved in %s (%s); the next round starts with a "
@@ -131,7 +137,11 @@ class StateStore:
     def _sound(self, files: Iterable[StateFile]) -> Iterator[StoredState]:
         for file in files:
             try:
-                check_private(self.folder)
+                check_private(self.folder, below=self._root, remedy=REMEDY)
+            except (OSError, UnsafeFolderError) as error:
+                logger.warning("no state in %s is used: %s", self.folder, _why(error))
+                return
+            try:
                 state = self._read(file)
             except (OSError, StateError) as error:
                 logger.warning("the state in %s is not used: %s", file.path, _why(error))

@@ -1,6 +1,8 @@
 """Where a checkpoint comes from: a local folder, a folder of a package, or the Hugging Face Hub."""
 
+import os
 import re
+import stat
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from flower_split.errors import WeightsError
+from flower_split.user_folders import expanded
 
 # Everything but weights: configuration, tokenizer and the index of the shards.
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -82,10 +85,24 @@ def resolve_source(source: str | Path, revision: str = "") -> Source:
         WeightsError: there is no such folder, package or hub model.
     """
     name = str(source)
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    try:
+        folder = expanded(name)
+    except OSError as exc:
+        raise WeightsError(f"{name!r} names no model: {exc.strerror}") from exc
+    try:
+        kind = folder.stat().st_mode if name else 0
+    except (FileNotFoundError, NotADirectoryError):
+        kind = 0
+    except OSError as exc:
+        raise WeightsError(f"{name!r} cannot be read: {exc.strerror}") from exc
+    if stat.S_ISDIR(kind):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise WeightsError(
+                f"the folder {name!r} may not be read by the user of this process: give that user "
+                "the right to read it, with all that is in it"
+            )
         return Source(name=name, folder=folder)
-    if folder.is_file():
+    if stat.S_ISREG(kind):
         raise WeightsError(
             f"{name!r} is a file, expected a model's folder; name the folder it lies in"
         )

@@ -4,6 +4,8 @@ The trunk's listener turns every call away, health checks too, once it has as ma
 """
 
 import asyncio
+import errno
+import socket
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from flower_split.config.address import Address
 from flower_split.errors import ConfigError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer, add_TrunkServicer_to_server
@@ -83,12 +86,32 @@ async def _start(
         else:
             port = server.add_secure_port(address, credentials)
     except RuntimeError as exc:
+        why = _obstacle(address) or "gRPC gives no reason"
         raise ConfigError(
-            f"cannot listen on {address}: the port is in use, or the host is not one of this"
-            " machine's. Choose another trunk.host and trunk.port"
+            f"cannot listen on {address}: {why}. Choose another trunk.host and trunk.port"
         ) from exc
     await server.start()
     return port
+
+
+def _obstacle(address: str) -> str:
+    """What the system says of listening on `address`, of which gRPC says nothing; empty if none."""
+    peer = Address.parse(address)
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            peer.host, peer.port, type=socket.SOCK_STREAM
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                probe.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "the port is in use"
+        if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+            return "the host is not one of this machine's"
+        return error.strerror or type(error).__name__
+    return ""
 
 
 class LoopThread:

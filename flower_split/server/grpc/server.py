@@ -16,6 +16,7 @@ from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.delivery import DeliveryService, PackSource
 from flower_split.server.grpc.descriptors import connection_bounds
 from flower_split.server.grpc.listeners import LoopThread, listen_health, listen_trunk
+from flower_split.server.grpc.rehearsal import rehearse
 from flower_split.server.grpc.service import ServiceLimits, TrunkService
 from flower_split.server.tickets import Admission
 from flower_split.tls import ServerTls
@@ -107,8 +108,8 @@ class TrunkServer:
         """Listen; returns once silos can connect.
 
         Raises:
-            ConfigError: the server cannot listen on its address, has too few descriptors, or was
-                started before.
+            ConfigError: the server cannot listen on its address, has too few descriptors, was
+                started before, or has a certificate with which no silo could connect.
         """
         if self._loop is not None or self._stopped:
             raise ConfigError("a TrunkServer starts once; make a new one")
@@ -187,6 +188,8 @@ class TrunkServer:
     async def _listen(self) -> None:
         tls, limits = self._tls, self._limits
         max_streams = limits.max_sessions + limits.max_deliveries + _SPARE_STREAMS
+        if tls is not None:
+            await rehearse(tls, self._reached(0).host)
         credentials = None if tls is None else server_credentials(tls)
         bounds = connection_bounds()
         server, self._port = await listen_trunk(

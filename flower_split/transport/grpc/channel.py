@@ -81,7 +81,12 @@ def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
 def open_channel(
     address: Address, credentials: grpc.ChannelCredentials | None, options: Options
 ) -> grpc.Channel:
-    """A channel to the trunk at `address`; without credentials it is not encrypted."""
+    """A channel to the trunk at `address`; without credentials it is not encrypted.
+
+    gRPC goes through the proxy that the environment names, and to loopback through none.
+    """
+    if address.is_loopback:
+        options = [*options, ("grpc.enable_http_proxy", 0)]
     if credentials is None:
         return grpc.insecure_channel(str(address), options)
     return grpc.secure_channel(str(address), credentials, options)

@@ -1,10 +1,10 @@
 """The diagnosis of a connection that failed: what is wrong at an address, found by a second look.
 
 gRPC says little and differs between versions, so after a failure the address is probed step by
-step with Python's own `socket` and `ssl`, and with the same trust: name, TCP, TLS, HTTP/2.
+step with Python's own `socket` and `ssl`, and with the same trust: name, TCP, TLS, HTTP/2. Where
+gRPC goes through a proxy, so does the look, and whatever it finds names the proxy.
 """
 
-import os
 import socket
 import ssl
 import threading
@@ -13,10 +13,10 @@ from queue import Empty, SimpleQueue
 from flower_split.config.address import Address
 from flower_split.errors import CertificateError, ConfigError, TrunkError, TrunkUnavailableError
 from flower_split.tls import ClientTls
+from flower_split.transport.grpc.proxy import Proxy, ProxyError
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4  # type of the frame that an HTTP/2 server begins with
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 # OpenSSL's numbers of a failed verification.
 _EXPIRED, _NOT_YET, _SELF_SIGNED, _OTHER_NAME, _OTHER_IP = 10, 9, 18, 62, 64
@@ -31,10 +31,12 @@ def diagnose(address: str, tls: ClientTls | None, seconds: float) -> TrunkError 
         seconds: How long the look may take.
     """
     found: SimpleQueue[TrunkError | None] = SimpleQueue()
+    peer = Address.parse(address)
+    proxy = Proxy.of(peer)
 
     def look() -> None:
         try:
-            found.put(_probe(Address.parse(address), tls, seconds))
+            found.put(_probe(peer, tls, seconds, proxy))
         except Exception:  # a look that fails finds nothing
             found.put(None)
 
@@ -44,16 +46,21 @@ def diagnose(address: str, tls: ClientTls | None, seconds: float) -> TrunkError 
         error = found.get(timeout=seconds + 0.5)
     except Empty:
         error = _unreachable(address, "its name was not resolved in time: check this machine's DNS")
-    proxy = next((name for name in _PROXIES if os.environ.get(name)), "")
-    if proxy and isinstance(error, TrunkUnavailableError):
-        return _unreachable(
-            address, f"cannot be reached. ${proxy} is set: connections may go through that proxy"
-        )
-    return error
+    if proxy is None:
+        return error
+    error = error or _unreachable(
+        address, "no session came about, and nothing else was found wrong"
+    )
+    return type(error)(
+        f"{error}. The connection goes through {proxy}: have it let HTTP/2 pass to {address}, or "
+        f"connect directly, by {peer.host!r} in $no_proxy"
+    )
 
 
-def _probe(address: Address, tls: ClientTls | None, seconds: float) -> TrunkError | None:
-    connection = _connect(address, seconds)
+def _probe(
+    address: Address, tls: ClientTls | None, seconds: float, proxy: Proxy | None
+) -> TrunkError | None:
+    connection = _connect(address, seconds, proxy)
     if isinstance(connection, TrunkError):
         return connection
     with connection:
@@ -61,7 +68,10 @@ def _probe(address: Address, tls: ClientTls | None, seconds: float) -> TrunkErro
             return _probe_tls(connection, address, tls)
         if _speaks_http2(connection):
             return None
-    with socket.create_connection((address.host, address.port), seconds) as again:
+    again = _connect(address, seconds, proxy)
+    if isinstance(again, TrunkError):
+        return again
+    with again:
         if _speaks_tls(again):
             return CertificateError(
                 f"trunk at {address}: speaks TLS, and this silo was told to connect without it: "
@@ -70,7 +80,9 @@ def _probe(address: Address, tls: ClientTls | None, seconds: float) -> TrunkErro
     return _no_trunk(address)
 
 
-def _connect(address: Address, seconds: float) -> socket.socket | TrunkError:
+def _connect(address: Address, seconds: float, proxy: Proxy | None) -> socket.socket | TrunkError:
+    if proxy is not None:
+        return _connect_by(proxy, address, seconds)
     try:
         return socket.create_connection((address.host, address.port), seconds)
     except socket.gaierror as error:
@@ -97,6 +109,16 @@ def _connect(address: Address, seconds: float) -> socket.socket | TrunkError:
             f"cannot be reached from here ({error.strerror}): check trunk.advertise and this "
             "machine's network",
         )
+
+
+def _connect_by(proxy: Proxy, address: Address, seconds: float) -> socket.socket | TrunkError:
+    try:
+        return proxy.connect(address, seconds)
+    except ProxyError as error:
+        return _unreachable(address, f"{proxy} does not connect to it: {error}")
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else error.strerror
+        return _unreachable(address, f"{proxy} cannot be reached ({why})")
 
 
 def _probe_tls(connection: socket.socket, address: Address, tls: ClientTls) -> TrunkError | None:

@@ -1,13 +1,11 @@
 import os
-import stat
 import time
 from pathlib import Path
 
 import pytest
 
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.state.folder import StateFolder, check_private, make_private, remove_files
-from flower_split.errors import StateError
+from flower_split.client.state.folder import StateFolder, remove_files
 
 FILE = f"00000001-{'a' * 64}.safetensors"
 DAY = 24 * 3600
@@ -35,7 +33,7 @@ def test_every_name_is_one_folder_below_the_root(tmp_path, name):
     for own in (folders.of(name, "0"), folders.of("7", name)):
         assert own.parent.parent == tmp_path / "optimizer"
         assert own.resolve() == own
-        make_private(own)
+        own.mkdir(parents=True)
 
 
 def test_names_that_look_alike_are_folders_apart(tmp_path):
@@ -44,25 +42,11 @@ def test_names_that_look_alike_are_folders_apart(tmp_path):
     assert len({str(folders.of("7", name)).casefold() for name in names}) == len(names)
 
 
-def test_only_the_nodes_user_may_look_in(tmp_path):
-    own = StateFolder(root=tmp_path / "new" / "state").of("7", "0")
-    make_private(own)
-    for folder in (own, own.parent, own.parents[1], own.parents[2], own.parents[3]):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    own.chmod(0o777)
-    with pytest.raises(StateError, match="writable by nobody else"):
-        make_private(own)
-    link = tmp_path / "link"
-    link.symlink_to(own)
-    with pytest.raises(StateError):
-        check_private(link)
-
-
 def test_leftovers_are_swept_by_age_and_nothing_else_is(tmp_path):
     folders = StateFolder(root=tmp_path, days=14)
     own, dead, young, foreign = (folders.of(run, "0") for run in ("1", "2", "3", "4"))
     for folder in (own, dead, young, foreign):
-        make_private(folder)
+        folder.mkdir(parents=True)
         (folder / FILE).touch()
         (folder / "incoming.tmp").touch()
     (foreign / "thesis.txt").touch()
@@ -78,17 +62,27 @@ def test_leftovers_are_swept_by_age_and_nothing_else_is(tmp_path):
 
 
 def test_sweeping_goes_through_no_link(tmp_path):
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / FILE).touch()
     folders = StateFolder(root=tmp_path / "state")
-    make_private(folders.root / "optimizer" / "7")
-    link = folders.root / "optimizer" / "7" / "0"
-    link.symlink_to(outside)
-    old(outside / FILE, 99)
-    os.utime(link, (0, 0), follow_symlinks=False)
+    for level, link in enumerate(("adapter", "optimizer/7", "optimizer/8/0")):
+        target = tmp_path / "outside" / str(level)
+        file = target / Path(*["x"] * (2 - level)) / FILE
+        file.parent.mkdir(parents=True)
+        file.touch()
+        place = folders.root / link
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+        for path in (file, *list(file.parents)[: 3 - level]):
+            old(path, 99)
+        os.utime(place, (0, 0), follow_symlinks=False)
     folders.sweep(sparing=folders.of("1", "0"))
-    assert (outside / FILE).exists()
+    assert len(list((tmp_path / "outside").rglob(FILE))) == 3
+
+
+def test_the_folder_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    root = StateFolder.of_node(NodeConfig(state_dir=str(tmp_path / "link"))).root
+    assert root == tmp_path / "disk"
 
 
 def test_removing_what_is_not_there_is_no_error(tmp_path):

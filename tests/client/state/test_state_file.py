@@ -87,7 +87,7 @@ def test_a_file_may_be_no_link_and_not_too_large(tmp_path):
     file.write(state())
     link = StateFile.at(tmp_path, 4, TAG)
     link.path.symlink_to(file.path)
-    with pytest.raises(StateError, match="no regular file"):
+    with pytest.raises(StateError, match="symbolic link"):
         link.read()
     with pytest.raises(StateError, match="at most 10"):
         file.read(most_bytes=10)

@@ -182,7 +182,7 @@ def test_a_folder_that_others_can_write_into_is_not_used(folder, caplog):
     save(folder, 1)
     folder.chmod(0o777)
     assert offered(folder) == []
-    assert "writable by nobody else" in caplog.text
+    assert "nobody else may write into it" in caplog.text
     save(folder, 2)
     assert "fresh optimizer on both sides" in caplog.text
 

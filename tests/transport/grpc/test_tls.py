@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 from affine_backend import AffineBackend, forward, spec
-from certificates import expired, not_yet_valid, self_signed, unchecked
+from certificates import DAY, self_signed, unchecked
 from hosting import hosting, nothing_left
+from identities import curve, of
 
 from flower_split.errors import CertificateError, ConfigError, TrunkError, TrunkUnavailableError
 from flower_split.server.grpc.server import TrunkServer
@@ -84,15 +85,19 @@ def bad_identities() -> dict[str, tuple[ServerTls, bytes, str]]:
     good, stranger = ServerTls.ephemeral(), ServerTls.ephemeral()
     elsewhere = make_identity(("trunk.example",))
     alone = self_signed()
-    late, early = expired(), not_yet_valid()
+    late, early = of(curve(), start=-9 * DAY, end=-DAY), of(curve(), start=DAY)
     return {
         "wrong CA": (good, stranger.ca, "signed by a CA that this silo does not trust"),
         "no CA": (good, b"", "signed by a CA that this silo does not trust"),
         "self-signed": (unchecked(*alone), good.ca, "self-signed"),
-        "expired": (unchecked(*late), late[2], "expired"),
-        "not yet valid": (unchecked(*early), early[2], "not valid yet"),
+        "expired": (unchecked(late.certificate, late.key), late.ca, "expired"),
+        "not yet valid": (unchecked(early.certificate, early.key), early.ca, "not valid yet"),
         "other host": (unchecked(*elsewhere), elsewhere[2], "not for the host '127.0.0.1'"),
     }
+
+
+async def unrehearsed(*_: object) -> None:
+    """In the place of the rehearsal, which a certificate passed before it expired."""
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,7 @@ def test_a_certificate_that_is_not_to_be_trusted(
 ) -> None:
     given, ca, message = bad_identities()[name]
     monkeypatch.setattr(ServerTls, "check_host", lambda self, host: None)
+    monkeypatch.setattr("flower_split.server.grpc.server.rehearse", unrehearsed)
     with hosting(AffineBackend(), tls=given) as server:
         error = failure(server.address, ClientTls(ca=ca))
         assert type(error) is CertificateError
