@@ -5,8 +5,8 @@ The trunk's listener turns every call away, health checks too, once it has as ma
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from flower_split.errors import ConfigError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer, add_TrunkServicer_to_server
-from flower_split.transport.grpc.channel import Options
+from flower_split.transport.grpc.channel import UNCOMPRESSED, Options
 
 Result = TypeVar("Result")
 
@@ -56,10 +56,14 @@ async def listen_trunk(
     return server, await _start(server, address, credentials)
 
 
+Readiness: TypeAlias = Callable[[], Awaitable[None]]
+"""Has the health service answer NOT_SERVING from now on, for good."""
+
+
 async def listen_health(
     address: str, credentials: grpc.ServerCredentials | None, max_connections: int
-) -> tuple[grpc.aio.Server, int]:
-    """A server of the standard gRPC health service, and the port that it listens on.
+) -> tuple[grpc.aio.Server, int, Readiness]:
+    """A server of the standard gRPC health service, the port that it listens on, and its end.
 
     Raises:
         ConfigError: it cannot listen on `address`.
@@ -67,11 +71,11 @@ async def listen_health(
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
     server = grpc.aio.server(
-        options=[_OWN_PORT, *_STRANGERS, (_CONNECTIONS, max_connections)],
+        options=[_OWN_PORT, *_STRANGERS, *UNCOMPRESSED, (_CONNECTIONS, max_connections)],
         maximum_concurrent_rpcs=_MAX_CHECKS,
     )
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    return server, await _start(server, address, credentials)
+    return server, await _start(server, address, credentials), servicer.enter_graceful_shutdown
 
 
 async def _start(
