@@ -1,10 +1,14 @@
 """Rows 6 to 8: lines between a silo and its trunk that fall silent, break, or are slow."""
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 import pytest
 import torch
 from chaos_proxy import ChaosProxy, End, Way
 from hosting import eventually
-from watched_trunk import FREED_SECONDS, VICTIM, WatchedTrunk, watched_trunk, withstood
+from torch import Tensor
+from watched_trunk import FREED_SECONDS, STEPS, VICTIM, WatchedTrunk, watched_trunk, withstood
 
 from flower_split.errors import TrunkError, TrunkUnavailableError
 from flower_split.server.grpc.service import ServiceLimits
@@ -89,6 +93,53 @@ def test_row_07_a_line_of_which_one_way_falls_silent(
         ChaosProxy(trunk.server.address, **{way: cut}) as line,
     ):
         fault.attempt(trunk.invite(VICTIM), line.address, **IMPATIENT)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[WatchedTrunk]:
+    """Whose sessions change one adapter, which outlives them."""
+    with watched_trunk(mode="shared") as served:
+        yield served
+
+
+def begun_anew(trunk: WatchedTrunk) -> None:
+    assert eventually(trunk.is_free, FREED_SECONDS)
+    trunk.engine.load_session_states(())
+    trunk.engine.load_shared_state(trunk.start)
+
+
+@pytest.fixture(scope="module")
+def whole_steps(shared: WatchedTrunk) -> list[dict[str, Tensor]]:
+    """The shared adapter before the first step of a session, after it, and so on."""
+    begun_anew(shared)
+    states = [shared.engine.shared_state()]
+    with shared.connect(shared.invite(VICTIM)) as transport:
+        for step in range(STEPS):
+            shared.make_step(transport, VICTIM, step)
+            states.append(shared.engine.shared_state())
+        transport.finish()
+    return states
+
+
+@pytest.mark.sampled(keep=3)
+@pytest.mark.parametrize(("way", "kind", "at"), every("reset"))
+def test_row_07_a_cut_line_leaves_whole_steps_in_a_shared_adapter(
+    shared: WatchedTrunk,
+    passed: tuple[int, int],
+    whole_steps: list[dict[str, Tensor]],
+    way: str,
+    kind: End,
+    at: float,
+) -> None:
+    """A step that did not arrive whole has changed nothing, of what outlives the session either."""
+    begun_anew(shared)
+    cut = Way(after=int(at * passed[way == "down"]), then=kind)
+    with ChaosProxy(shared.server.address, **{way: cut}) as line, suppress(TrunkError):
+        shared.train(shared.invite(VICTIM), line.address)
+    assert eventually(shared.is_free, FREED_SECONDS)
+    left = shared.engine.shared_state()
+    equal = [all(torch.equal(left[n], t) for n, t in one.items()) for one in whole_steps]
+    assert sum(equal) == 1
 
 
 SLOW = {

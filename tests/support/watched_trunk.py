@@ -148,7 +148,7 @@ class WatchedTrunk:
         """A node's session that nothing disturbs, and the adapter that it leaves."""
         if node not in self._alone:
             invited = self.invite(node, run=99)
-            trained = self.train(invited)
+            trained = self.train(invited, patience=SECONDS)  # where another's place is not free yet
             outcome = invited.record.collect()
             assert outcome is not None and outcome.summary.steps == STEPS
             self._alone[node] = trained, dict(outcome.tensors)

@@ -26,6 +26,10 @@ _CONNECTIONS = "grpc.max_allowed_incoming_connections"
 _HANDSHAKE_SECONDS = 10
 _IDLE_SECONDS = 30
 _MAX_CHECKS = 64
+_STREAMS = "grpc.max_concurrent_streams"
+# Of one connection, as a multiple of the streams that are served: what comes beyond those is told
+# so. Without a bound, gRPC cancels others' new streams as well while thousands wait.
+_STREAMS_TOLD = 2
 # What a peer costs before it has shown a ticket: bounded in number and in time.
 _STRANGERS: Options = [
     ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1000),
@@ -49,7 +53,13 @@ async def listen_trunk(
         ConfigError: it cannot listen on `address`.
     """
     server = grpc.aio.server(
-        options=[*options, _OWN_PORT, *_STRANGERS, (_CONNECTIONS, max_connections)],
+        options=[
+            *options,
+            _OWN_PORT,
+            *_STRANGERS,
+            (_CONNECTIONS, max_connections),
+            (_STREAMS, _STREAMS_TOLD * max_streams),
+        ],
         maximum_concurrent_rpcs=max_streams,
     )
     add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
@@ -71,7 +81,13 @@ async def listen_health(
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
     server = grpc.aio.server(
-        options=[_OWN_PORT, *_STRANGERS, *UNCOMPRESSED, (_CONNECTIONS, max_connections)],
+        options=[
+            _OWN_PORT,
+            *_STRANGERS,
+            *UNCOMPRESSED,
+            (_CONNECTIONS, max_connections),
+            (_STREAMS, _STREAMS_TOLD * _MAX_CHECKS),
+        ],
         maximum_concurrent_rpcs=_MAX_CHECKS,
     )
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
