@@ -5,6 +5,15 @@ import shutil
 from pathlib import Path
 
 
+def sync_file(path: Path) -> None:
+    """Force to the disk what another library has written to a file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sync_folder(folder: Path) -> None:
     """Force the names in `folder` to the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -20,7 +20,7 @@
     │   └── UnsafeFolderError    others may write where it is kept
     └── TrunkError               something between a silo and the trunk
         ├── WireError            a frame failed its checks               INVALID_ARGUMENT
-        ├── HandshakeError       the two parties were set up differently  INVALID_ARGUMENT
+        ├── HandshakeError       the two parties were set up differently  FAILED_PRECONDITION
         ├── SequenceError        a frame came out of order                FAILED_PRECONDITION
         ├── TransformError       a transform at a cut failed              FAILED_PRECONDITION
         ├── TokenError           no token, or one that is used or expired UNAUTHENTICATED

@@ -13,8 +13,9 @@ from torch import Tensor
 from flower_split.adapters.folding import patterned_config
 from flower_split.adapters.plan import PEFT_PREFIX, TASK_TYPES, AdapterPlan
 from flower_split.adapters.prompts import exported
-from flower_split.adapters.reading import TENSORS, read_adapter_folder
+from flower_split.adapters.reading import CONFIG, TENSORS, read_adapter_folder
 from flower_split.adapters.state import check_state
+from flower_split.durable import sync_file, sync_folder
 from flower_split.errors import AdapterError
 from flower_split.lowrank import combined, pair_up
 from flower_split.private_files import keep_private, make_folder
@@ -25,8 +26,8 @@ def save_adapter(
 ) -> Path:
     """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`.
 
-    `PeftModel.from_pretrained(base, folder)` loads it into the uncut model. Each file appears
-    whole or not at all.
+    `PeftModel.from_pretrained(base, folder)` loads it into the uncut model. The adapter that was
+    there stays whole until the new one is on the disk.
 
     Args:
         state: The whole model's adapter.
@@ -117,9 +118,26 @@ def _write(
         else:
             _check_written(Path(scratch), combined(state, scale))
         keep_private(Path(scratch))
-        for written in sorted(os.listdir(scratch)):
-            os.replace(Path(scratch, written), folder / written)
+        _move(Path(scratch), folder)
     return folder
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Put the files of `made` in the place of those in `folder`, all on the disk.
+
+    Whoever reads meanwhile, or after the process was killed, finds the old adapter, the new one or
+    none: never the tensors of one with the configuration of the other.
+    """
+    names = sorted(os.listdir(made), key=lambda name: name == CONFIG)
+    for name in names:
+        sync_file(made / name)
+    old = folder / CONFIG
+    if old.exists() and old.read_bytes() != (made / CONFIG).read_bytes():
+        old.unlink()
+        sync_folder(folder)
+    for name in names:
+        os.replace(made / name, folder / name)
+    sync_folder(folder)
 
 
 def _scale_of(plan: AdapterPlan) -> float | None:

@@ -78,13 +78,9 @@ class CheckpointStore:
         self._prune(checkpoint)
         return True
 
-    def load_last(self) -> Checkpoint | None:
-        """The last checkpoint that is intact, or None when there is none at all.
-
-        Raises:
-            StateError: there are some, and none is intact.
-        """
-        return find_checkpoint(self.folder)
+    def load_last(self, *, fallback: bool = False) -> Checkpoint | None:
+        """The last checkpoint, or None when there is none at all; see `find_checkpoint`."""
+        return find_checkpoint(self.folder, fallback=fallback)
 
     def set_aside(self) -> None:
         """Move the checkpoints of an earlier run into the folder `previous`, and say so.
@@ -137,25 +133,31 @@ class CheckpointStore:
 
 
 def find_checkpoint(
-    folder: Path, *, server_round: int | None = None, best: bool = False
+    folder: Path,
+    *,
+    server_round: int | None = None,
+    best: bool = False,
+    fallback: bool = False,
 ) -> Checkpoint | None:
     """A checkpoint of a store's folder, which may be in use or read-only.
 
     Args:
         folder: The store's folder.
-        server_round: Which one; None takes the last one that is intact, with a warning for every
-            later one that is not.
+        server_round: Which one; None takes the last one.
         best: Take the one that was kept as the best.
+        fallback: Whether one before the last may take its place where that is damaged, with a
+            warning for every one that is.
 
     Returns:
         None when there is no checkpoint at all.
 
     Raises:
+        DamagedStateError: the last one is damaged, and none before it may take its place.
         StateError: there are some, and none is intact, or not the one that was asked for.
     """
     if server_round is not None:
         return _read_round(folder, server_round)
-    last = _last_intact(folder)
+    last = _last(folder, fallback=fallback)
     if last is None or not best:
         return last
     if last.best_round is None:
@@ -174,12 +176,17 @@ def _read_round(folder: Path, server_round: int) -> Checkpoint:
     return read_checkpoint(folder / folder_name(*places[-1]))
 
 
-def _last_intact(folder: Path) -> Checkpoint | None:
+def _last(folder: Path, *, fallback: bool) -> Checkpoint | None:
     places = sorted(_places(folder), reverse=True)
     for place in places:
         try:
             return read_checkpoint(folder / folder_name(*place))
         except DamagedStateError as error:
+            if not fallback and len(places) > 1:
+                raise DamagedStateError(
+                    f"{error}. Find out what damaged it. The one before it is {_before(places)}: "
+                    "name it, or set checkpoint.fallback to true for a run that is resumed"
+                ) from error
             logger.warning("%s; the checkpoint before it is used", error)
     if places:
         raise StateError(
@@ -187,6 +194,11 @@ def _last_intact(folder: Path) -> Checkpoint | None:
             "without resume, or put back a copy of one"
         )
     return None
+
+
+def _before(places: list[tuple[int, bool]]) -> str:
+    number, complete = places[1]
+    return f"of round {number}{'' if complete else ', which is trained and not yet evaluated'}"
 
 
 def _places(folder: Path) -> Iterator[tuple[int, bool]]:

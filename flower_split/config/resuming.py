@@ -11,6 +11,7 @@ MAY_CHANGE = (
     "baseline-alone",
     "best-is",
     "best-metric",
+    "checkpoint.fallback",
     "checkpoint.keep",
     "checkpoint.keep-best",
     "early-stop.min-delta",

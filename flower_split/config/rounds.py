@@ -42,6 +42,9 @@ class CheckpointConfig:
     """Last checkpoints that are kept; 0 writes none, as an empty `output_dir` does."""
     keep_best: bool = False
     """Whether the checkpoint of the best round, by `best_metric`, is kept besides."""
+    fallback: bool = False
+    """Whether a run that is resumed may begin from the checkpoint before the last one where the
+    last is damaged, and train that round again; otherwise it is refused."""
 
     def __post_init__(self) -> None:
         at_least("checkpoint.keep", self.keep, 0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 import math
 import secrets
 import threading
@@ -13,6 +14,8 @@ from typing import Protocol
 
 from flower_split.errors import ForeignRunError, TokenError
 from flower_split.transport.messages import Ticket, TicketPurpose
+
+logger = logging.getLogger(__name__)
 
 
 class Admission(Protocol):
@@ -27,7 +30,8 @@ class Admission(Protocol):
 
         Raises:
             TokenError: there is no ticket, or it is unknown, used or expired.
-            ForeignRunError: the token was issued to another run, node, round or purpose.
+            ForeignRunError: the token was issued to another run, node, round or purpose, or its
+                node has shown another certificate.
         """
         ...
 
@@ -45,7 +49,10 @@ _NOT_VALID = (
     "no session without a valid token: it is missing, unknown, used or expired. Every session "
     "needs a new one, which the server sends in its message"
 )
-_FOREIGN = "the token was issued for another run, node, round or purpose"
+_FOREIGN = (
+    "the token was issued for another run, node, round or purpose, or its node has shown another "
+    "certificate in this run"
+)
 
 
 class _State(Enum):
@@ -69,7 +76,9 @@ class _Entry:
 class TicketBook:
     """An `Admission` by random tokens of 256 bits, good for one session each.
 
-    Tokens are kept as hashes and compared in constant time.
+    Tokens are kept as hashes and compared in constant time. Where silos have certificates, the one
+    with which a node's first ticket of a run is claimed is the node's for that run: none of its
+    tickets is good with another one.
 
     Args:
         clock: Seconds of a monotonic clock.
@@ -79,6 +88,7 @@ class TicketBook:
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []
+        self._certificates: dict[tuple[int, int], str] = {}
 
     def issue(
         self,
@@ -124,7 +134,10 @@ class TicketBook:
     def claim(self, ticket: Ticket | None, purpose: TicketPurpose) -> None:
         """Let the ticket's session begin; see `Admission.claim`."""
         with self._lock:
-            self._admissible(ticket, purpose).state = _State.OPEN
+            entry = self._admissible(ticket, purpose)
+            entry.state = _State.OPEN
+            if ticket is not None:
+                self._certificates.setdefault((entry.run_id, entry.node_id), ticket.certificate)
 
     def check(self, ticket: Ticket | None) -> None:
         """Raise `TokenError` unless the ticket's session is open and was not revoked."""
@@ -161,6 +174,14 @@ class TicketBook:
             raise TokenError(_NOT_VALID)
         holder = entry.run_id, entry.node_id, entry.server_round
         if holder != (ticket.run_id, ticket.node_id, ticket.server_round):
+            raise ForeignRunError(_FOREIGN)
+        known = self._certificates.get((entry.run_id, entry.node_id), ticket.certificate)
+        if known != ticket.certificate:
+            logger.warning(
+                "node %d came with another certificate than before in this run: its token was "
+                "refused. A silo's certificate is renewed between two runs",
+                entry.node_id,
+            )
             raise ForeignRunError(_FOREIGN)
         any_session = entry.purpose is None and purpose != "deliver"
         if entry.purpose != purpose and not any_session:

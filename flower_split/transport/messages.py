@@ -48,6 +48,9 @@ class Ticket:
     node_id: int
     server_round: int
     token: str = field(repr=False)
+    certificate: str = ""
+    """Thumbprint of the certificate of whoever shows the ticket, as the trunk has seen it in the
+    TLS handshake; empty without one. It does not travel."""
 
 
 @dataclass(frozen=True, kw_only=True)

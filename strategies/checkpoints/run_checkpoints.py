@@ -112,7 +112,7 @@ class RunCheckpoints:
         """
         last = None
         if self._store is not None and self._config.resume:
-            last = self._store.load_last()
+            last = self._store.load_last(fallback=self._config.checkpoint.fallback)
             if last is None:
                 logger.info("nothing to resume in %s: the run starts anew", self._store.folder)
         if last is not None:

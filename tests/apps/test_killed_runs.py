@@ -65,7 +65,7 @@ def interrupted(run, given, draw, seconds, kills):
         pytest.param("alone", 2, 6, marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(
+def test_row_04_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(
     runner, run_config, tmp_path, case, seeds, kills
 ):
     run = partial(runner.run, state_home=tmp_path / "state")

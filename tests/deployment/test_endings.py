@@ -83,7 +83,7 @@ def test_a_killed_server_app(shared, killed_server_app):
     assert "trunk at 127.0.0.1" in shared.log("silo1")
 
 
-def test_flwr_stop(shared, training, tmp_path):
+def test_row_32_flwr_stop(shared, training, tmp_path):
     run_id, own, _ = training(shared, **ONE_OF_TWO)
     shared.flwr("stop", run_id)
     assert shared.wait(run_id).status == "finished:stopped"
@@ -92,7 +92,7 @@ def test_flwr_stop(shared, training, tmp_path):
     assert result(tmp_path).failure
 
 
-def test_killed_clients(shared, training, tmp_path):
+def test_row_32_silos_that_are_all_killed(shared, training, tmp_path):
     run_id, own, clients = training(shared)
     for client in clients:
         client.kill()
@@ -177,7 +177,7 @@ def test_flower_finds_the_killed_server_app_by_itself(shared, killed_server_app)
     assert "heartbeat" in ended.details.lower()
 
 
-def test_ctrl_c_on_the_superlink(shared, training, tmp_path):
+def test_row_32_ctrl_c_on_the_superlink(shared, training, tmp_path):
     """The shared federation's, and so the last of its tests."""
     _, own, _ = training(shared, **ONE_OF_TWO)
     shared.signal("superlink", signal.SIGINT)
@@ -189,7 +189,7 @@ def test_ctrl_c_on_the_superlink(shared, training, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_everything_is_told_to_end_at_once(start_federation, training, tmp_path):
+def test_row_05_everything_is_told_to_end_at_once(start_federation, training, tmp_path):
     """As systemd stops a unit: SIGTERM to the SuperLink and to all of its children."""
     federation = start_federation(nodes=1)
     _, own, _ = training(federation, strategy__min_nodes=1)

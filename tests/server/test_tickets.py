@@ -10,7 +10,7 @@ from flower_split.server.tickets import TicketBook
 from flower_split.transport.messages import Ticket
 
 NOT_VALID = "^no session without a valid token: it is missing, unknown, used or expired"
-FOREIGN = "^the token was issued for another run, node, round or purpose$"
+FOREIGN = "^the token was issued for another run, node, round or purpose, or its node has shown"
 
 
 @pytest.fixture
@@ -79,6 +79,36 @@ def test_a_token_of_another_purpose_is_refused(book: TicketBook, ticket: Ticket)
         book.claim(ticket, "evaluate")
     book.claim(book.issue(1, 2, 4), "evaluate")
     book.claim(book.issue(1, 2, 5), "train")
+
+
+def shown(ticket: Ticket, certificate: str) -> Ticket:
+    return replace(ticket, certificate=certificate)
+
+
+def test_a_nodes_certificate_is_that_of_its_first_session_of_the_run(
+    book: TicketBook, ticket: Ticket, caplog: pytest.LogCaptureFixture
+) -> None:
+    later, delivery = book.issue(1, 2, 4, "train"), book.issue(1, 2, 3, "deliver")
+    book.verify(shown(ticket, "b"), "train")  # which binds nothing
+    book.claim(shown(ticket, "a"), "train")
+    for one, purpose in ((later, "train"), (delivery, "deliver")):
+        for certificate in ("b", ""):
+            for refuse in (book.verify, book.claim):
+                with pytest.raises(ForeignRunError, match=FOREIGN):
+                    refuse(shown(one, certificate), purpose)  # type: ignore[arg-type]
+    assert "node 2 came with another certificate" in caplog.text
+    assert later.token not in caplog.text
+    book.claim(shown(later, "a"), "train")
+    book.claim(shown(delivery, "a"), "deliver")
+
+
+def test_other_nodes_and_other_runs_have_certificates_of_their_own(
+    book: TicketBook, ticket: Ticket
+) -> None:
+    book.claim(shown(ticket, "a"), "train")
+    book.claim(shown(book.issue(1, 3, 3, "train"), "b"), "train")
+    book.claim(shown(book.issue(2, 2, 3, "train"), "c"), "train")
+    book.claim(shown(book.issue(1, 4, 3, "train"), "a"), "train")  # silos may share one
 
 
 def test_issuing_again_revokes_the_former_ticket(book: TicketBook, ticket: Ticket) -> None:

@@ -195,7 +195,7 @@ def part(**changes):
         ({"metrics": {"num-examples": 3, "train-loss": [1.0, 2.0]}}, "most silos sent"),
     ],
 )
-def test_a_broken_reply_is_left_out_with_its_reason(toy, values, changes, reason):
+def test_row_30_a_broken_reply_is_left_out_with_its_reason(toy, values, changes, reason):
     ran = toy(FedAvg(**QUIET), reply=break_silo(1, **changes), num_rounds=1)
     failed = [record for record in ran.result.history if record.failure]
     assert [record.node_id for record in failed] == [FIRST_NODE + 1]
@@ -304,7 +304,7 @@ MALFORMED = {
 @pytest.mark.sampled
 @pytest.mark.parametrize("malformed", MALFORMED)
 @pytest.mark.parametrize("strategy", [FedAvg, FedMedian, Krum], ids=lambda one: one.__name__)
-def test_a_malformed_reply_costs_its_silo_alone(toy, values, strategy, malformed):
+def test_row_30_a_malformed_reply_costs_its_silo_alone(toy, values, strategy, malformed):
     def tamper(reply):
         if reply.metadata.src_node_id == FIRST_NODE + 1:
             content = RecordDict(dict(reply.content.items()))

@@ -41,6 +41,33 @@ def self_signed(hosts: tuple[str, ...] = HOSTS) -> tuple[bytes, bytes]:
     return certificate.public_bytes(Encoding.PEM), private
 
 
+def signed(*names: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """A CA, and a certificate and key of every name by it."""
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "silos")])
+
+    def made(name: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_ca: bool) -> bytes:
+        built = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(ca_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now() - DAY)
+            .not_valid_after(now() + 3 * DAY)
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        )
+        return built.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    identities = []
+    for name in names:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        identities.append((made(subject, key, is_ca=False), private))
+    return made(ca_name, ca_key, is_ca=True), identities
+
+
 def unchecked(certificate: bytes, private_key: bytes, ca: bytes = b"") -> ServerTls:
     """Credentials that `ServerTls` would refuse, as when a certificate expires meanwhile."""
     tls = replace(ServerTls.ephemeral())

@@ -20,6 +20,7 @@ from flower_split.errors import (
 )
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.tensors import CHUNK_BYTES
+from flower_split.server.grpc.peers import Peer, shown_by
 from flower_split.server.tickets import Admission
 from flower_split.transport.grpc.handshake import check_version, read_ticket
 from flower_split.transport.messages import Ticket
@@ -53,8 +54,8 @@ class PackSource(Protocol):
         ...
 
 
-class ReplyWriter(Protocol):
-    """What writes replies to the silo."""
+class ReplyWriter(Peer, Protocol):
+    """What writes replies to the silo, and knows it."""
 
     async def write(self, message: pb.DeliverReply) -> None:
         """Send one reply; waits while the silo does not keep up."""
@@ -107,7 +108,7 @@ class DeliveryService:
             TrunkError: the stream was refused, or ended by a fault.
         """
         check_version(first.protocol_version)
-        ticket = read_ticket(first)
+        ticket = shown_by(writer, read_ticket(first))
         if self._admit is not None:
             self._admit.verify(ticket, "deliver")
         # A silo that comes again has lost its stream, which this end may not have noticed yet.

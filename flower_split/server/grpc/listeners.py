@@ -7,8 +7,8 @@ import asyncio
 import errno
 import socket
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,7 +18,7 @@ from flower_split.config.address import Address
 from flower_split.errors import ConfigError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer, add_TrunkServicer_to_server
-from flower_split.transport.grpc.channel import Options
+from flower_split.transport.grpc.channel import UNCOMPRESSED, Options
 
 Result = TypeVar("Result")
 
@@ -29,6 +29,10 @@ _CONNECTIONS = "grpc.max_allowed_incoming_connections"
 _HANDSHAKE_SECONDS = 10
 _IDLE_SECONDS = 30
 _MAX_CHECKS = 64
+_STREAMS = "grpc.max_concurrent_streams"
+# Of one connection, as a multiple of the streams that are served: what comes beyond those is told
+# so. Without a bound, gRPC cancels others' new streams as well while thousands wait.
+_STREAMS_TOLD = 2
 # What a peer costs before it has shown a ticket: bounded in number and in time.
 _STRANGERS: Options = [
     ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1000),
@@ -52,17 +56,27 @@ async def listen_trunk(
         ConfigError: it cannot listen on `address`.
     """
     server = grpc.aio.server(
-        options=[*options, _OWN_PORT, *_STRANGERS, (_CONNECTIONS, max_connections)],
+        options=[
+            *options,
+            _OWN_PORT,
+            *_STRANGERS,
+            (_CONNECTIONS, max_connections),
+            (_STREAMS, _STREAMS_TOLD * max_streams),
+        ],
         maximum_concurrent_rpcs=max_streams,
     )
     add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     return server, await _start(server, address, credentials)
 
 
+Readiness: TypeAlias = Callable[[], Awaitable[None]]
+"""Has the health service answer NOT_SERVING from now on, for good."""
+
+
 async def listen_health(
     address: str, credentials: grpc.ServerCredentials | None, max_connections: int
-) -> tuple[grpc.aio.Server, int]:
-    """A server of the standard gRPC health service, and the port that it listens on.
+) -> tuple[grpc.aio.Server, int, Readiness]:
+    """A server of the standard gRPC health service, the port that it listens on, and its end.
 
     Raises:
         ConfigError: it cannot listen on `address`.
@@ -70,11 +84,17 @@ async def listen_health(
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
     server = grpc.aio.server(
-        options=[_OWN_PORT, *_STRANGERS, (_CONNECTIONS, max_connections)],
+        options=[
+            _OWN_PORT,
+            *_STRANGERS,
+            *UNCOMPRESSED,
+            (_CONNECTIONS, max_connections),
+            (_STREAMS, _STREAMS_TOLD * _MAX_CHECKS),
+        ],
         maximum_concurrent_rpcs=_MAX_CHECKS,
     )
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    return server, await _start(server, address, credentials)
+    return server, await _start(server, address, credentials), servicer.enter_graceful_shutdown
 
 
 async def _start(

@@ -15,7 +15,12 @@ from flower_split.segments import Trunk
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.delivery import DeliveryService, PackSource
 from flower_split.server.grpc.descriptors import connection_bounds
-from flower_split.server.grpc.listeners import LoopThread, listen_health, listen_trunk
+from flower_split.server.grpc.listeners import (
+    LoopThread,
+    Readiness,
+    listen_health,
+    listen_trunk,
+)
 from flower_split.server.grpc.rehearsal import rehearse
 from flower_split.server.grpc.service import ServiceLimits, TrunkService
 from flower_split.server.tickets import Admission
@@ -102,6 +107,7 @@ class TrunkServer:
         self._loop: LoopThread | None = None
         self._stopped = False
         self._servers: list[grpc.aio.Server] = []
+        self._not_ready: Readiness | None = None
         self._port = self._health_port = 0
 
     def start(self) -> Self:
@@ -130,6 +136,8 @@ class TrunkServer:
 
     def stop(self, grace: float = 0.5) -> None:
         """Stop listening, end all sessions and join all threads. Can be called twice.
+
+        Meanwhile the health service answers NOT_SERVING.
 
         Args:
             grace: Seconds that open sessions have to end by themselves.
@@ -203,13 +211,15 @@ class TrunkServer:
         self._servers.append(server)
         if self._health is not None:
             open_to_all = None if tls is None else server_credentials(tls, for_all=True)
-            server, self._health_port = await listen_health(
+            server, self._health_port, self._not_ready = await listen_health(
                 str(self._health), open_to_all, bounds.health
             )
             self._servers.append(server)
 
     async def _end(self, grace: float) -> None:
-        for server in reversed(self._servers):
+        if self._not_ready is not None:
+            await self._not_ready()
+        for server in self._servers:  # health answers to the last
             await server.stop(grace)
         self._servers.clear()
         await self._service.drain()

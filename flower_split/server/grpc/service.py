@@ -25,6 +25,7 @@ from flower_split.errors import (
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer
 from flower_split.server.grpc.delivery import DeliveryService
+from flower_split.server.grpc.peers import shown_by
 from flower_split.server.grpc.stream import AdmittedSession, SessionStream
 from flower_split.server.tickets import Admission
 from flower_split.transport.base import TrunkBackend
@@ -170,7 +171,7 @@ class TrunkService(TrunkServicer):
         if kind != "hello":
             raise SequenceError(f"frame {kind}, expected hello")
         spec, ticket = read_hello(first.hello)
-        session = self._admitted(spec, ticket)
+        session = self._admitted(spec, shown_by(context, ticket))
         try:
             resumed = await session.open()
             await context.write(welcome_frame(self._limits.session, resumed))

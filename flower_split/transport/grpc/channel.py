@@ -33,6 +33,10 @@ class Keepalive:
 
 Options = list[tuple[str, int]]
 
+UNCOMPRESSED: Options = [("grpc.compression_enabled_algorithms_bitset", 1)]
+"""Refuses compressed messages, which nobody sends: whether gRPC bounds what it inflates of one is
+its version's affair, and 2 MiB may be 2 GiB."""
+
 
 def channel_options(keepalive: Keepalive) -> Options:
     """Options of gRPC channels and servers, for frames of the trunk stream."""
@@ -47,6 +51,7 @@ def channel_options(keepalive: Keepalive) -> Options:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        *UNCOMPRESSED,
     ]
 
 

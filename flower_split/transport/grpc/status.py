@@ -25,8 +25,8 @@ ERROR_KEY = "flower-split-error"
 
 CODES: dict[type[TrunkError], grpc.StatusCode] = {
     WireError: grpc.StatusCode.INVALID_ARGUMENT,
-    HandshakeError: grpc.StatusCode.INVALID_ARGUMENT,
     SequenceError: grpc.StatusCode.FAILED_PRECONDITION,
+    HandshakeError: grpc.StatusCode.FAILED_PRECONDITION,
     TransformError: grpc.StatusCode.FAILED_PRECONDITION,
     TokenError: grpc.StatusCode.UNAUTHENTICATED,
     ForeignRunError: grpc.StatusCode.PERMISSION_DENIED,

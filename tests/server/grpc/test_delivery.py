@@ -223,7 +223,7 @@ def test_another_version_and_strange_bytes_are_refused(
 ) -> None:
     with RawFetcher(server, tls) as silo:
         received, code, name, details = silo.send(pb.DeliverRequest(protocol_version=99)).ending()
-    assert (received, code, name) == (0, grpc.StatusCode.INVALID_ARGUMENT, "HandshakeError")
+    assert (received, code, name) == (0, grpc.StatusCode.FAILED_PRECONDITION, "HandshakeError")
     assert "the silo speaks 99" in details
     with grpc.secure_channel(server.address, grpc.ssl_channel_credentials(tls.ca)) as channel:
         call = channel.stream_stream("/flower_split.v1.Trunk/Deliver")(iter([b"\xff" * 50]))

@@ -1,6 +1,5 @@
 """Whatever a silo sends, it gets the right code, and the next silo gets its session."""
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -57,31 +56,8 @@ def works(server: TrunkServer, ticket: Ticket | None = None) -> bool:
         return torch.equal(h2, forward(0).hidden * 3 + 1) and transport.finish().forwards == 1
 
 
-def header(name: str, value: object) -> Callable[[pb.ClientFrame], None]:
-    def change(frame: pb.ClientFrame) -> None:
-        target = frame.forward.tensors[0]
-        if name == "shape":
-            target.ClearField("shape")
-            target.shape.extend(value)  # type: ignore[arg-type]
-        else:
-            setattr(target, name, value)
-
-    return change
-
-
 def chunk(name: str, value: object) -> Callable[[pb.ClientFrame], None]:
     return lambda frame: setattr(frame.chunks[0], name, value)
-
-
-def nan(frame: pb.ClientFrame) -> None:
-    data = torch.full((2, 4, 8), float("nan")).numpy().tobytes()
-    frame.chunks[0].data = data
-    frame.forward.tensors[0].crc32 = zlib.crc32(data)
-
-
-def large(frame: pb.ClientFrame) -> None:
-    header("shape", [2**20] * 3)(frame)
-    header("num_bytes", 2**62)(frame)
 
 
 def hello(**changes: object) -> pb.ClientFrame:
@@ -98,9 +74,8 @@ def cut(frame: pb.ClientFrame) -> None:
 FORWARD = forward(0)
 LARGE = forward(0, 512, 8, 8, attention_mask=torch.ones(512, 8, dtype=torch.bool))
 INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "WireError")
-REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, "HandshakeError")
+REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, "HandshakeError")
 DISORDER = (grpc.StatusCode.FAILED_PRECONDITION, "SequenceError")
-FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, "TrunkBusyError")
 FINISH = pb.ClientFrame(finish=pb.Finish())
 
 ATTACKS: dict[str, tuple[list[pb.ClientFrame], tuple[grpc.StatusCode, str], str]] = {
@@ -113,31 +88,6 @@ ATTACKS: dict[str, tuple[list[pb.ClientFrame], tuple[grpc.StatusCode, str], str]
     "hello with unknown purpose": ([hello(purpose=99)], REFUSED, "purpose"),
     "second hello": ([HELLO, HELLO], DISORDER, "second hello"),
     "empty frame": ([HELLO, pb.ClientFrame()], INVALID, "unknown kind"),
-    "huge dims": (
-        [HELLO, *changed(FORWARD, header("shape", [2**32 - 1] * 3))],
-        *(INVALID, "h1: shape"),
-    ),
-    "large dims": (
-        [HELLO, *changed(FORWARD, large)],
-        *(FULL, "h1: 1048576 x 1048576 tokens"),
-    ),
-    "zero dim": ([HELLO, *changed(FORWARD, header("shape", [0, 4, 8]))], INVALID, "h1: shape"),
-    "hidden size": ([HELLO, *frames(forward(0, 2, 4, 9))], INVALID, "hidden size 9"),
-    "tokens": ([HELLO, *frames(forward(0, 64, 65, 8))], FULL, "takes at most 4096"),
-    "number of bytes": (
-        [HELLO, *changed(FORWARD, header("num_bytes", 255))],
-        *(INVALID, "h1: 255 bytes announced, expected 256"),
-    ),
-    "unknown dtype": ([HELLO, *changed(FORWARD, header("dtype", 99))], INVALID, "h1: dtype"),
-    "unknown codec": ([HELLO, *changed(FORWARD, header("codec", 99))], INVALID, "h1: codec"),
-    "codec not agreed": ([HELLO, *changed(FORWARD, header("codec", 4))], INVALID, "h1: codec"),
-    "unknown role": ([HELLO, *changed(FORWARD, header("role", 99))], INVALID, "got 99"),
-    "checksum": ([HELLO, *changed(FORWARD, header("crc32", 1))], INVALID, "h1: checksum"),
-    "not a number": ([HELLO, *changed(FORWARD, nan)], INVALID, "h1: NaN"),
-    "chunk overruns": (
-        [HELLO, *changed(FORWARD, chunk("data", bytes(257)))],
-        *(INVALID, "h1: chunk of 257 bytes"),
-    ),
     "chunk too soon": (
         [HELLO, *changed(FORWARD, chunk("offset", 8))],
         *(DISORDER, "expected tensor 0, offset 0"),

@@ -21,7 +21,7 @@ from flower_split.config.sections import (
     StrategyConfig,
     TrainConfig,
 )
-from flower_split.errors import ConfigError, StateError
+from flower_split.errors import ConfigError, DamagedStateError, StateError
 from flower_split.strategies.checkpoints.run_state import read_result, read_state
 from flower_split.strategies.early_stopping import best_round, rounds_without_progress
 
@@ -118,13 +118,16 @@ def test_without_resume_an_earlier_runs_checkpoints_are_set_aside(toy, tmp_path,
     assert "checkpoints of an earlier run" in caplog.text
 
 
-def test_a_damaged_checkpoint_costs_a_round_and_no_exactness(toy, tmp_path, caplog):
+def test_row_28_a_damaged_checkpoint_costs_a_round_and_no_exactness(toy, tmp_path, caplog):
     wanted = toy(FedAdam(), config=config(tmp_path / "whole")).result
     with pytest.raises(Killed):
         toy(FedAdam(), config=config(tmp_path), reply=killed_in(4))
     damaged = tmp_path / "checkpoints" / "round-00003" / "arrays.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    resumed = toy(FedAdam(), config=config(tmp_path, resume=True))
+    with pytest.raises(DamagedStateError, match=f"{damaged} is damaged.*checkpoint.fallback"):
+        toy(FedAdam(), config=config(tmp_path, resume=True))
+    flag = CheckpointConfig(fallback=True)
+    resumed = toy(FedAdam(), config=config(tmp_path, resume=True, checkpoint=flag))
     assert {m.content["config"]["split.round"] for m in resumed.seen} == {3, 4}
     assert str(damaged) in caplog.text
     same(resumed.result, wanted)
@@ -179,7 +182,7 @@ def test_every_key_that_may_change_is_a_key():
 
 
 @pytest.mark.medium
-def test_a_full_disk_costs_the_checkpoint_and_no_round(toy, tmp_path, monkeypatch, caplog):
+def test_row_27_a_full_disk_costs_the_checkpoint_and_no_round(toy, tmp_path, monkeypatch, caplog):
     wanted = toy(FedAvg(), config=config(tmp_path / "whole")).result
 
     def full(checkpoint, _):

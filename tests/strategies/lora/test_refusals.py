@@ -122,7 +122,7 @@ def _wrong_rank(content):
 
 
 @pytest.mark.parametrize("change", [_other_shape, _not_finite, _missing, _no_weight, _wrong_rank])
-def test_a_malformed_reply_is_left_out_and_the_round_goes_on(change):
+def test_row_30_a_malformed_reply_is_left_out_and_the_round_goes_on(change):
     federation = Federation([Silo(), Silo(), Silo()], tamper=spoilt(change))
     honest = Federation([Silo(), Silo(), Silo()])
     strategy = make("fedavglora")
@@ -167,7 +167,7 @@ def _absurd_weight(content):
 @pytest.mark.sampled
 @pytest.mark.parametrize("change", [_enormous, _absurd_alpha, _absurd_weight])
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_finite_values_that_would_overflow_cost_their_silo_and_no_other(name, change):
+def test_row_30_finite_values_that_would_overflow_cost_their_silo_and_no_other(name, change):
     federation = Federation([Silo(), Silo(), Silo()], tamper=spoilt(change))
     strategy = make(name)
     state = federation.run(strategy, toy_adapter(4), rounds=2)

@@ -24,7 +24,7 @@ def test_an_error_survives_the_wire(kind: type[TrunkError]) -> None:
 def test_the_codes_are_the_contract() -> None:
     assert {kind.__name__: code.name for kind, code in CODES.items()} == {
         "WireError": "INVALID_ARGUMENT",
-        "HandshakeError": "INVALID_ARGUMENT",
+        "HandshakeError": "FAILED_PRECONDITION",
         "SequenceError": "FAILED_PRECONDITION",
         "TransformError": "FAILED_PRECONDITION",
         "TokenError": "UNAUTHENTICATED",

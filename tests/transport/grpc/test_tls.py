@@ -103,7 +103,7 @@ async def unrehearsed(*_: object) -> None:
 @pytest.mark.parametrize(
     "name", ["wrong CA", "no CA", "self-signed", "expired", "not yet valid", "other host"]
 )
-def test_a_certificate_that_is_not_to_be_trusted(
+def test_row_17_a_certificate_that_is_not_to_be_trusted(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, ca, message = bad_identities()[name]
@@ -116,14 +116,14 @@ def test_a_certificate_that_is_not_to_be_trusted(
     assert server.num_sessions == 0
 
 
-def test_a_plaintext_silo_at_a_tls_trunk(tls: ServerTls) -> None:
+def test_row_17_a_plaintext_silo_at_a_tls_trunk(tls: ServerTls) -> None:
     with hosting(AffineBackend(), tls=tls) as server:
         error = failure(server.address, None)
         assert type(error) is CertificateError and "speaks TLS" in str(error)
         assert connects(server, ClientTls(ca=tls.ca))
 
 
-def test_a_tls_silo_at_a_plaintext_trunk(tls: ServerTls) -> None:
+def test_row_17_a_tls_silo_at_a_plaintext_trunk(tls: ServerTls) -> None:
     with hosting(AffineBackend()) as server:
         error = failure(server.address, ClientTls(ca=tls.ca))
         assert type(error) is CertificateError and "speaks no TLS" in str(error)
@@ -177,7 +177,7 @@ def test_an_address_that_does_not_answer(tls: ServerTls) -> None:
     assert re.search("no answer|did not answer|no trunk", str(error))
 
 
-def test_other_machines_need_tls(tls: ServerTls, caplog: pytest.LogCaptureFixture) -> None:
+def test_row_17_other_machines_need_tls(tls: ServerTls, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0:0 can be reached.*needs TLS"):
         TrunkServer(AffineBackend(), "0.0.0.0:0")
     with hosting(AffineBackend(), address="0.0.0.0:0", plaintext=True):

@@ -1,0 +1,184 @@
+"""Rows 13 to 16: tokens that are replayed, stolen, late or forged."""
+
+import datetime
+import hmac
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import grpc
+import pytest
+from certificates import now, signed
+from hosting import eventually
+from watched_trunk import NEIGHBOUR, VICTIM, Invited, WatchedTrunk, watched_trunk, withstood
+
+from flower_split.errors import ForeignRunError, TokenError, TrunkError
+from flower_split.server.tickets import TicketBook
+from flower_split.tls import ClientTls, ServerTls
+from flower_split.tls.ephemeral import make_identity
+
+
+def code(error: BaseException) -> grpc.StatusCode:
+    """The status that the trunk sent."""
+    cause = error.__cause__
+    assert isinstance(cause, grpc.Call), repr(cause)
+    found: grpc.StatusCode = cause.code()
+    return found
+
+
+def test_row_13_a_replayed_token(trunk: WatchedTrunk, caplog: pytest.LogCaptureFixture) -> None:
+    """While its session is open, and after it was finished; the session itself goes on."""
+    with withstood(trunk, caplog) as fault:
+        invited = trunk.invite(VICTIM)
+        with trunk.connect(invited) as transport:
+            error = fault.refused(lambda: trunk.connect(invited), TokenError)
+            assert code(error) is grpc.StatusCode.UNAUTHENTICATED
+            trunk.make_step(transport, VICTIM, 0)
+            transport.finish()
+        error = fault.refused(lambda: trunk.connect(invited), TokenError)
+        assert code(error) is grpc.StatusCode.UNAUTHENTICATED
+        outcome = invited.record.collect()
+        assert outcome is not None and outcome.summary.steps == 1
+
+
+@dataclass(frozen=True)
+class Mutual:
+    """A trunk that demands certificates, and those of two silos."""
+
+    trunk: WatchedTrunk
+    owner: ClientTls
+    thief: ClientTls
+
+
+@pytest.fixture(scope="module")
+def mutual() -> Iterator[Mutual]:
+    silos_ca, silos = signed("neighbour", "owner", "thief")
+    tls = ServerTls.ephemeral(client_ca=silos_ca)
+    neighbour, owner, thief = (
+        ClientTls(ca=tls.ca, certificate=certificate, private_key=key) for certificate, key in silos
+    )
+    with watched_trunk(tls=tls, trust=neighbour) as served:
+        yield Mutual(served, owner, thief)
+
+
+def test_row_14_a_stolen_token_with_another_certificate(
+    mutual: Mutual, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node's certificate is that of its first session; a token is not good with another one."""
+    trunk, run = mutual.trunk, 14
+    with withstood(trunk, caplog) as fault:
+        trunk.connect(trunk.invite(VICTIM, run=run), tls=mutual.owner).close()
+        stolen = trunk.invite(VICTIM, run=run, server_round=2)
+        for _ in range(2):
+            error = fault.refused(lambda: trunk.connect(stolen, tls=mutual.thief), ForeignRunError)
+            assert code(error) is grpc.StatusCode.PERMISSION_DENIED
+        assert f"node {VICTIM} came with another certificate" in caplog.text
+        # The token is not burnt: its owner trains with it, and to the bit as ever.
+        assert fault.attempt(stolen, tls=mutual.owner) is not None
+        # Another run begins anew, as does the run of whom the thief is a silo itself.
+        trunk.connect(trunk.invite(VICTIM, run=run + 1), tls=mutual.thief).close()
+
+
+def test_row_14_a_token_that_its_thief_uses_first_is_not_its_owners_any_more(
+    mutual: Mutual, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The theft of a node's first token of a run is loud: its owner is refused, and says so."""
+    trunk = mutual.trunk
+    with withstood(trunk, caplog) as fault:
+        first = trunk.invite(VICTIM, run=24)
+        trunk.connect(first, tls=mutual.thief).close()
+        fault.refused(lambda: trunk.connect(first, tls=mutual.owner), TokenError)
+        later = trunk.invite(VICTIM, run=24, server_round=2)
+        error = fault.refused(lambda: trunk.connect(later, tls=mutual.owner), ForeignRunError)
+        assert code(error) is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.medium
+def test_row_15_a_token_that_expires_mid_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """No request begins after that time, and none that has begun is left in halves."""
+    clock = [0.0]
+    with watched_trunk(clock=lambda: clock[0]) as trunk, withstood(trunk, caplog) as fault:
+        invited = trunk.invite(VICTIM, seconds=600.0)
+        with trunk.connect(invited) as transport:
+            trunk.make_step(transport, VICTIM, 0)
+            clock[0] = 599.9
+            trunk.make_step(transport, VICTIM, 1)
+            clock[0] = 600.0
+            error = fault.refused(lambda: trunk.make_step(transport, VICTIM, 2), TokenError)
+            assert code(error) is grpc.StatusCode.UNAUTHENTICATED
+        assert eventually(lambda: invited.record.is_broken)
+        assert invited.record.collect() is None  # nothing of it counts
+
+
+@pytest.mark.medium
+def test_row_15_an_idle_session_ends_with_its_token(caplog: pytest.LogCaptureFixture) -> None:
+    clock = [0.0]
+    with watched_trunk(clock=lambda: clock[0]) as trunk, withstood(trunk, caplog) as fault:
+        invited = trunk.invite(VICTIM, seconds=600.0)
+        with trunk.connect(invited) as transport:
+            open_ones = trunk.server.num_sessions
+            clock[0] = 600.0
+            assert eventually(lambda: trunk.server.num_sessions < open_ones)
+            fault.refused(lambda: trunk.make_step(transport, VICTIM, 0), TokenError)
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_row_15_clocks_that_differ(
+    minutes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No time of day is compared but a certificate's, and that allows for a day.
+
+    The trunk's clock was so far from the silo's when it made its certificate, and jumps back.
+    """
+    skew, real = datetime.timedelta(minutes=minutes), time.time
+    certificate, key, ca = make_identity(("127.0.0.1",), now=now() + skew)
+    tls = ServerTls(certificate=certificate, private_key=key, ca=ca)
+    with watched_trunk(tls=tls, trust=ClientTls(ca=ca)) as trunk, withstood(trunk, caplog) as fault:
+        invited = trunk.invite(VICTIM, seconds=60.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: real() + skew.total_seconds())
+            assert fault.attempt(invited) is not None
+
+
+def test_row_16_a_client_of_another_run_or_with_a_forged_id(
+    trunk: WatchedTrunk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One text for each code, and as many comparisons, whether what is claimed exists or not."""
+    compared: list[int] = []
+    compare = hmac.compare_digest
+
+    def counting(a: bytes, b: bytes) -> bool:
+        compared[-1] += 1
+        return compare(a, b)
+
+    with withstood(trunk, caplog) as fault:
+        known = trunk.invite(VICTIM, run=51).ticket
+        invited = trunk.invite(VICTIM, run=52)
+        monkeypatch.setattr(hmac, "compare_digest", counting)
+
+        def told(kind: type[TrunkError], **changes: object) -> str:
+            compared.append(0)
+            forged = Invited(replace(invited.ticket, **changes), invited.record)
+            error = fault.refused(lambda: trunk.connect(forged), kind)
+            wanted = "PERMISSION_DENIED" if kind is ForeignRunError else "UNAUTHENTICATED"
+            assert code(error).name == wanted
+            return str(error)
+
+        forged = {
+            told(ForeignRunError, run_id=known.run_id),  # of a run that there is
+            told(ForeignRunError, run_id=9999),
+            told(ForeignRunError, node_id=NEIGHBOUR),
+            told(ForeignRunError, node_id=9999),
+            told(ForeignRunError, server_round=9999),
+        }
+        strange = {
+            told(TokenError, token="x" * 43),
+            told(TokenError, token=""),
+            told(TokenError, token="x" * 43, run_id=9999),
+            told(TokenError, token=TicketBook().issue(52, VICTIM, 1, "train").token),
+        }
+        assert len(forged) == len(strange) == 1
+        counted = [count for count in compared if count]  # an empty token is looked for nowhere
+        assert len(counted) == len(compared) - 1 and len(set(counted)) == 1
+        monkeypatch.undo()
+        assert fault.attempt(invited) is not None  # guesses have not burnt the token
