@@ -7,12 +7,13 @@ STAMP := $(VENV)/.flower-split-installed
 OUTPUTS ?= outputs/quickstart
 BENCH ?= outputs/bench-throughput
 STRATEGIES ?= outputs/bench-strategies
+FUZZ_SECONDS ?= 60
 PROTOS := $(wildcard protos/*.proto)
 
 # Tests start hundreds of processes; each would compile the whole package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow test-exhaustive lint format types contract proto proto-check wheel clean
+.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow test-exhaustive fuzz lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -45,6 +46,10 @@ test-slow: $(STAMP)
 
 test-exhaustive: $(STAMP)
 	$(BIN)/python -m pytest -m exhaustive
+
+# Needs atheris: $(BIN)/python -m pip install -c constraints.txt -e '.[fuzz]'
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

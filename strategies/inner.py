@@ -198,7 +198,10 @@ def nested(inner: Any) -> Iterator[Any]:
         inner = getattr(inner, "strategy", None)
 
 
-_FIELDS = ("fraction_train", "fraction_evaluate", "min_nodes", "min_replies", "personal")
+_FIELDS = (
+    *("fraction_train", "fraction_evaluate", "min_nodes", "min_replies", "personal"),
+    *("filter", "filter_norm", "filter_share"),
+)
 
 
 def _make(settings: StrategyConfig, table: NamedStrategies, lora: LoraSettings) -> Strategy:

@@ -18,6 +18,7 @@ from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.exchange import exchange
 from flower_split.strategies.hosting.host import TrunkHost
 from flower_split.strategies.hosting.invited_silo import RoundTerms
+from flower_split.strategies.hosting.round_filter import RoundFilter
 from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.strategies.inner import allowance_of, check_inner, weight_key
 from flower_split.strategies.output import checkpoint_folder
@@ -273,6 +274,7 @@ class SplitStrategy(Strategy):
             terms,
             weight_key=weight_key(self.inner),
             allowance=allowance_of(self.inner, self.config.lora, self.config.peft),
+            round_filter=RoundFilter.of(self.config.strategy),
         )
         with sessions:
             self._sessions = sessions

@@ -82,6 +82,7 @@ def _baseline(
         sample_prompt="",
         early_stop=EarlyStopConfig(),
         checkpoint=replace(config.checkpoint, keep_best=False),
+        strategy=replace(config.strategy, filter="off"),  # nothing is aggregated
     )
     inner = Alone(
         min_nodes=config.strategy.min_nodes,

@@ -104,25 +104,28 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     fields = parse(_bytes(folder / MANIFEST), str(folder / MANIFEST))
     data: dict[str, bytes] = {}
-    for name in (ARRAYS, STATE):
-        path, wanted = folder / name, fields["files"][name]
-        data[name] = _bytes(path)
-        if len(data[name]) != wanted["bytes"] or digest(data[name]) != wanted["sha256"]:
-            raise DamagedStateError(
-                f"{path} is damaged: {len(data[name])} bytes that are not the {wanted['bytes']} "
-                "that were written"
-            )
-    if folder_name(fields["round"], fields["complete"]) != folder.name:
-        raise DamagedStateError(f"{folder} holds the checkpoint of round {fields['round']}")
     try:
+        for name in (ARRAYS, STATE):
+            path, wanted = folder / name, fields["files"][name]
+            data[name] = _bytes(path)
+            if len(data[name]) != wanted["bytes"] or digest(data[name]) != wanted["sha256"]:
+                raise DamagedStateError(
+                    f"{path} is damaged: {len(data[name])} bytes that are not the "
+                    f"{wanted['bytes']} that were written"
+                )
+        if folder_name(fields["round"], fields["complete"]) != folder.name:
+            raise DamagedStateError(f"{folder} holds the checkpoint of round {fields['round']}")
+        state, best = json.loads(data[STATE]), fields["best_round"]
+        if not isinstance(state, dict) or not isinstance(best, int | None):
+            raise TypeError("its state is no table, or its best round no number")
         return Checkpoint(
             server_round=fields["round"],
             complete=fields["complete"],
             arrays=load(data[ARRAYS]),
-            state=json.loads(data[STATE]),
-            best_round=fields["best_round"],
+            state=state,
+            best_round=best,
         )
-    except (SafetensorError, ValueError, RecursionError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedStateError(f"{folder} cannot be decoded: {error}") from error
 
 

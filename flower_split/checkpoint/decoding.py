@@ -50,7 +50,10 @@ def decode(
     decoder = _Decoder(arrays, [*KINDS, *kinds], nodes or {})
     try:
         return decoder.decode(tree, onto, "")
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError, RuntimeError) as error:
+    except (
+        *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+        *(RecursionError, RuntimeError),
+    ) as error:
         if isinstance(error, StateError):
             raise
         raise DamagedStateError(

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from flower_split.config.checks import at_least, in_range
+from flower_split.config.checks import at_least, in_range, one_of
 
 DIRECTIONS = ("lowest", "highest")
+FILTERS = ("off", "warn", "refuse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,16 @@ class StrategyConfig:
     personal: tuple[str, ...] = ()
     """Modules whose adapters never leave the silo: names, or dotted parts of names such as
     `layers.3`; empty for none."""
+    filter: str = "off"
+    """What becomes of replies beyond `filter_norm` and `filter_share`: one of `FILTERS`. `warn`
+    logs them; `refuse` leaves out a reply whose norm is beyond, and lowers a weight that is; see
+    [security.md](security.md)."""
+    filter_norm: float = 10.0
+    """Largest norm of a silo's update, as a multiple of the median of the round's silos. The
+    default leaves room for silos with ten times as much data as the others."""
+    filter_share: float = 0.5
+    """Largest share that a silo's number of examples may have in the weights of a round; 1 for any.
+    With the default no silo outweighs all others together."""
     options: dict[str, float] = field(default_factory=dict)
     """Further arguments of the strategy (`strategy.eta`, `strategy.tau`, …)."""
 
@@ -32,6 +43,9 @@ class StrategyConfig:
         in_range("strategy.fraction-evaluate", self.fraction_evaluate, 0.0, 1.0)
         at_least("strategy.min-nodes", self.min_nodes, 1)
         at_least("strategy.min-replies", self.min_replies, 1)
+        one_of("strategy.filter", self.filter, FILTERS)
+        in_range("strategy.filter-norm", self.filter_norm, 1.0, 1e9)
+        in_range("strategy.filter-share", self.filter_share, 0.0, 1.0, open_low=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from flower_split.config.model import (
 from flower_split.config.peft import PeftSettings
 from flower_split.config.rounds import (
     DIRECTIONS,
+    FILTERS,
     CheckpointConfig,
     EarlyStopConfig,
     StrategyConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "DELIVERY",
     "DIRECTIONS",
     "DTYPES",
+    "FILTERS",
     "HOPS",
     "QUANTIZATIONS",
     "SCHEDULES",

@@ -44,6 +44,15 @@ def part_of(name: str) -> str:
     return _parsed(name)["part"]
 
 
+def is_embedding(name: str) -> bool:
+    """Whether `name` is that of a factor of an embedding's adapter.
+
+    Raises:
+        AdapterError: it is no factor's.
+    """
+    return bool(_parsed(name)["embedding"])
+
+
 def is_folded(name: str) -> bool:
     """Whether `name` is that of a tensor of the adapter `folded`."""
     return f".{FOLDED}" in name[name.rfind(".lora_") :]

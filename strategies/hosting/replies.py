@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from flower_split.errors import AdapterError
-from flower_split.lowrank import LORA_RECORD, Allowance, Instructions, scaling_from_fields
+from flower_split.lowrank import (
+    LORA_RECORD,
+    Allowance,
+    Instructions,
+    Scaling,
+    scaling_from_fields,
+)
 from flower_split.optimization.magnitude import LARGEST
 from flower_split.server.ticket_record import SessionOutcome
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
@@ -118,6 +124,29 @@ class Asked:
     """Names of the control variates in the message."""
 
 
+def weight_of(content: RecordDict, weight_key: str) -> float:
+    """The weight of a reply that has no `own_problem`."""
+    (metrics,) = content.metric_records.values()
+    return float(str(metrics[weight_key]))
+
+
+def reweighted(content: RecordDict, weight_key: str, weight: float) -> RecordDict:
+    """A copy of the content of a reply, with another weight."""
+    ((name, metrics),) = content.metric_records.items()
+    changed = MetricRecord({**dict(metrics.items()), weight_key: weight})
+    return RecordDict({**dict(content.items()), name: changed})
+
+
+def scaling_of_reply(content: RecordDict, allowance: Allowance) -> Scaling | None:
+    """Rank and alpha of the adapter in a reply: the run's, where it tells none.
+
+    Raises:
+        AdapterError: what it tells is malformed.
+    """
+    told = content.config_records.get(LORA_RECORD)
+    return allowance.scaling if told is None else scaling_from_fields(dict(told.items()))
+
+
 def completed(
     content: RecordDict,
     outcome: SessionOutcome,
@@ -139,10 +168,7 @@ def completed(
         AdapterError: the reply is not what was asked for, or of another rank or alpha than the
             silo told in its handshake, or may have.
     """
-    told = content.config_records.get(LORA_RECORD)
-    scaling = allowance.scaling
-    if told is not None:
-        scaling = scaling_from_fields(dict(told.items()))
+    scaling = scaling_of_reply(content, allowance)
     if outcome.scaling is not None and scaling != outcome.scaling:
         raise AdapterError(
             f"the reply is of an adapter with {scaling}, and the silo's session at the "

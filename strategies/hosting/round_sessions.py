@@ -24,7 +24,12 @@ from flower_split.strategies.hosting.replies import (
     own_problem,
     proves,
     readable,
+    reweighted,
+    scaling_of_reply,
+    weight_of,
 )
+from flower_split.strategies.hosting.round_filter import RoundFilter
+from flower_split.strategies.hosting.update_norms import Given, update_norms
 from flower_split.strategies.inner_message import adapter_and_config
 from flower_split.transport.invitation import SPLIT_RECORD
 
@@ -77,6 +82,7 @@ class _Invited:
     """As it was sent."""
     silo: InvitedSilo
     asked: Asked
+    given: Given
 
 
 class RoundSessions:
@@ -87,10 +93,17 @@ class RoundSessions:
         terms: What the exchange is for.
         weight_key: Metric by which the inner strategy weighs replies.
         allowance: Which ranks and alphas silos may have.
+        round_filter: Compares the replies with one another.
     """
 
     def __init__(
-        self, host: SessionHost, terms: RoundTerms, *, weight_key: str, allowance: Allowance
+        self,
+        host: SessionHost,
+        terms: RoundTerms,
+        *,
+        weight_key: str,
+        allowance: Allowance,
+        round_filter: RoundFilter,
     ) -> None:
         self.records: dict[int, NodeRecord] = {}
         """By node id: what came of every silo that was asked, once its replies are received."""
@@ -99,6 +112,7 @@ class RoundSessions:
         self._terms = terms
         self._weight_key = weight_key
         self._allowance = allowance
+        self._filter = round_filter
         self._array_key = ""
         self._invited: dict[int, _Invited] = {}
         self._ended: dict[int, tuple[float, str]] = {}
@@ -155,7 +169,10 @@ class RoundSessions:
         )
         controls = tuple(name for name in arrays if name.startswith(CONTROL))
         asked = Asked(instructions=instructions, controls=controls)
-        self._invited[metadata.dst_node_id] = _Invited(message=sent, silo=silo, asked=asked)
+        given = Given(silo=silo_part, trunk=trunk_part, scale=instructions.scale)
+        self._invited[metadata.dst_node_id] = _Invited(
+            message=sent, silo=silo, asked=asked, given=given
+        )
         return sent
 
     def is_lost(self, message_id: str) -> bool:
@@ -195,6 +212,8 @@ class RoundSessions:
         contents = {node: one.content for node, one in received.items() if not one.has_error()}
         for node_id, reason in outvoted(contents).items():
             received[node_id] = self._refused(self._invited[node_id], reason)
+        if self._filter.compares:
+            self._compare(received)
         for record in self.records.values():
             if record.failure:
                 logger.warning("node %d does not count: %s", record.node_id, record.failure)
@@ -295,6 +314,45 @@ class RoundSessions:
         )
         return ""
 
+    def _compare(self, received: dict[int, Message]) -> None:
+        """Replace or change in `received` what the filter finds, or log that it would."""
+        counting = [one for one in self.history() if not one.failure]
+        named = {one.node_id: one.silo or f"node {one.node_id}" for one in counting}
+        if self._terms.purpose == "train":
+            norms = {node: self._norms(node, received[node]) for node in named}
+            for node, reason in self._filter.outlying(norms).items():
+                name = named.pop(node)
+                if self._filter.refuses:
+                    received[node] = self._refused(self._invited[node], reason)
+                else:
+                    logger.warning(
+                        "%s would not count, were strategy.filter 'refuse': %s", name, reason
+                    )
+        weights = {node: weight_of(received[node].content, self._weight_key) for node in named}
+        for node, weight in self._filter.capped(weights).items():
+            logger.warning(
+                "%s %s with %s %.10g in place of %.10g: strategy.filter-share is %g",
+                named[node],
+                "counts" if self._filter.refuses else "would count, were strategy.filter 'refuse',",
+                self._weight_key,
+                weight,
+                weights[node],
+                self._filter.share,
+            )
+            if self._filter.refuses:
+                received[node].content = reweighted(
+                    received[node].content, self._weight_key, weight
+                )
+
+    def _norms(self, node_id: int, reply: Message) -> dict[str, float]:
+        (arrays,) = reply.content.array_records.values()
+        return update_norms(
+            arrays,
+            self._invited[node_id].given,
+            scaling=scaling_of_reply(reply.content, self._allowance),
+            run=self._allowance.scaling,
+        )
+
     def _note_silent(self) -> None:
         """Record a failure for every node that has not answered."""
         for node_id in self._invited.keys() - self.records.keys():
@@ -306,7 +364,9 @@ class RoundSessions:
 
     def _refused(self, invited: _Invited, reason: str) -> Message:
         """The error reply of a silo whose reply does not count, or counts no more."""
-        self._record(invited.silo.node_id, failure=reason)
+        node_id = invited.silo.node_id
+        before = self.records.get(node_id)
+        self._record(node_id, failure=reason, silo=before.silo if before else "")
         return Message(Error(DROPPED, reason), reply_to=invited.message)
 
     def _record(self, node_id: int, **told: Any) -> None:

@@ -9,9 +9,14 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from flower_split.errors import AdapterError
-from flower_split.lowrank import LORA_RECORD, Allowance, Scaling, at_rank, scaling_from_fields
+from flower_split.lowrank import LORA_RECORD, Allowance, Scaling, at_rank
 from flower_split.strategies.hosting.adapter_parts import check_range, first_of
-from flower_split.strategies.hosting.replies import outvoted, own_problem
+from flower_split.strategies.hosting.replies import (
+    outvoted,
+    own_problem,
+    scaling_of_reply,
+    weight_of,
+)
 from flower_split.transport.arrays import read_array, shortened
 
 logger = logging.getLogger(__name__)
@@ -88,8 +93,7 @@ def _log(refused: Mapping[int, str]) -> None:
 
 def _read(message: Message, shapes: Shapes, weight_key: str, allowance: Allowance) -> SiloReply:
     content = message.content
-    told = content.config_records.get(LORA_RECORD)
-    scaling = allowance.scaling if told is None else scaling_from_fields(dict(told.items()))
+    scaling = scaling_of_reply(content, allowance)
     if scaling is None:
         raise AdapterError("the silo does not say of which rank and alpha its adapter is")
     if scaling.r > allowance.largest_r or scaling.alpha > allowance.largest_alpha:
@@ -99,8 +103,7 @@ def _read(message: Message, shapes: Shapes, weight_key: str, allowance: Allowanc
         )
     (arrays,) = content.array_records.values()
     _check(arrays, {name: at_rank(name, shape, scaling.r) for name, shape in shapes.items()})
-    (metrics,) = content.metric_records.values()
-    weight = float(str(metrics[weight_key]))
+    weight = weight_of(content, weight_key)
     return SiloReply(message=message, scaling=scaling, weight=weight, arrays=arrays)
 
 

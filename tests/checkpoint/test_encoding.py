@@ -303,6 +303,7 @@ def test_node_ids_become_those_of_the_same_silos():
         {"kind": "numpy-generator", "parts": {"kind": "dict", "items": [["bit_generator", "os"]]}},
         {"kind": "enum", "class": "builtins:dict", "member": "x"},
         {"kind": "lost"},
+        {"kind": "object", "class": None, "fields": {}},
     ],
 )
 def test_a_tree_that_nobody_wrote_is_refused(tree):

@@ -14,6 +14,7 @@ from small_disk import small_disk
 
 from flower_split.checkpoint import Checkpoint, CheckpointStore, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import write_checkpoint
+from flower_split.checkpoint.manifest import digest, parse, render
 from flower_split.errors import DamagedStateError, StateError
 
 
@@ -141,6 +142,30 @@ def test_another_format_is_not_damage(store, monkeypatch):
     with pytest.raises(StateError, match="another version of flower_split") as caught:
         store.load_last()
     assert not isinstance(caught.value, DamagedStateError)
+
+
+@pytest.mark.parametrize(
+    ("state", "changes"),
+    [
+        (b"1", {}),
+        (b"[]", {}),
+        (b"{}", {"files": None}),
+        (b"{}", {"files": {}}),
+        (b"{}", {"files": {"arrays.safetensors": 3, "state.json": 3}}),
+        (b"{}", {"round": None}),
+        (b"{}", {"round": "1"}),
+        (b"{}", {"best_round": "x"}),
+    ],
+)
+def test_what_nobody_wrote_is_damage_even_where_its_digests_fit(store, state, changes):
+    store.save(checkpoint(1))
+    folder = store.folder / "round-00001"
+    whole = parse((folder / "manifest.json").read_bytes(), "it")
+    (folder / "state.json").write_bytes(state)
+    whole["files"]["state.json"] = {"bytes": len(state), "sha256": digest(state)}
+    (folder / "manifest.json").write_bytes(render({**whole, **changes}))
+    with pytest.raises(DamagedStateError):
+        read_checkpoint(folder)
 
 
 def test_a_damaged_later_round_is_replaced_and_does_not_push_out_good_ones(store):

@@ -151,6 +151,9 @@ def test_all_problems_come_at_once():
         ({"tls.mode": "on"}, "tls.mode must be one of ephemeral, files, off"),
         ({"train.local-steps": 2, "train.warmup-steps": 100}, "train.warmup-steps is 100"),
         ({"strategy.min-replies": 3, "strategy.min-nodes": 2}, "raise strategy.min-nodes"),
+        ({"strategy.filter": "on"}, "strategy.filter must be one of off, warn, refuse"),
+        ({"strategy.filter-norm": 0.5}, "strategy.filter-norm must be a number at least 1"),
+        ({"strategy.filter-share": 0.0}, "strategy.filter-share must be a number above 0"),
     ],
 )
 def test_settings_that_contradict_each_other(given, named):

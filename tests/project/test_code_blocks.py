@@ -157,7 +157,7 @@ def accept(words: list[str]) -> None:
 def accept_make(arguments: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
-    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, flags=re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, flags=re.MULTILINE))
     for argument in arguments:
         name, is_setting, _ = argument.partition("=")
         assert name in (variables if is_setting else targets), argument
