@@ -19,7 +19,8 @@ PREFIX = 5
 """Bytes in front of a gRPC message: a flag, and its length."""
 
 Direction = Literal["up", "down"]
-Place = Literal["before", "middle", "after"]
+Place = Literal["before", "middle", "after", "stall"]
+"""`stall`: in its middle nothing more passes in its direction, and the connection stays."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,12 @@ class CuttingRelay:
                             taken = rest[:left]
                             left, rest = left - len(taken), rest[len(taken) :]
                 sent = header + payload
-                if place == "middle":
+                if place in ("middle", "stall"):
                     sink.sendall(sent[: HEADER + len(payload) // 2])
                 elif place != "before":
                     sink.sendall(sent)
+                while place == "stall":
+                    _read(source, 1)
                 if place is not None:
                     break
         _end(source)

@@ -32,15 +32,13 @@ from flower_split.transport.messages import (
     AdapterReply,
     Answerable,
     BackwardReply,
-    Discard,
-    DropCache,
     Finish,
-    Release,
     Reply,
     Request,
     SessionSpec,
     SessionSummary,
     Ticket,
+    Unanswered,
 )
 from flower_split.transport.meters import ByteMeter
 from flower_split.transport.rules import HopRules
@@ -217,6 +215,8 @@ class Conversation:
         request = await self._offload(pending.num_bytes, pending.build)
         await self._requests.put(request)
         # without a pause after it was put
+        if not isinstance(request, Unanswered):
+            self.progress.note()
         self.taken += 1
         self._digest = digest_after(self._digest, pending.head)
         for tensor in pending.assembler.announced:
@@ -295,10 +295,9 @@ class Conversation:
     async def _work(self) -> None:
         while True:
             request = await self._requests.get()
-            unanswered = isinstance(request, Release | DropCache | Discard)
-            with self.progress.working(counts=not unanswered):
+            with self.progress.working(counts=not isinstance(request, Unanswered)):
                 reply = await self._session.ask(request)
-            if isinstance(request, Release | DropCache | Discard):
+            if isinstance(request, Unanswered):
                 self._settle()
             else:
                 await self._replies.put((request, reply))

@@ -56,7 +56,11 @@ class Progress:
         finally:
             self._working -= 1
             if counts:
-                self._last = self._clock()
+                self.note()
+
+    def note(self) -> None:
+        """The session has made progress."""
+        self._last = self._clock()
 
     @property
     def idle_seconds(self) -> float:

@@ -24,12 +24,17 @@ class ReplyMemory:
         self._num_bytes = 0
         self._first = 0  # number of the oldest
         self._next = 0  # number of the next to be sent on the stream
-        self._begun = 0  # replies of which any part was sent, on any stream
+        self._begun = 0
 
     @property
     def num_unsent(self) -> int:
         """Replies that the stream has not begun to send."""
         return self._first + len(self._kept) - self._next
+
+    @property
+    def num_begun(self) -> int:
+        """Replies of which any part was sent, on any stream."""
+        return self._begun
 
     def add(self, reply: EncodedReply) -> None:
         """Keep a reply, which is then the next after all others."""

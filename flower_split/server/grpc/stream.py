@@ -94,22 +94,17 @@ class SessionStream:
 
     async def _read(self) -> None:
         await self._greeted.wait()
-        while (pending := await self._request()) is not None:
-            await self._conversation.take(pending)
+        conversation = self._conversation
+        while (frame := await self._frame()) is not None:
+            conversation.memory.acknowledge(frame.received)
+            pending = self._reader.feed(frame)
+            with conversation.progress.working(counts=False):  # what came in part may come again
+                pending = pending or await self._rest()
+                if pending is None:
+                    break
+                await conversation.take(pending)
         self._has_ended = True
         self._news.set()
-
-    async def _request(self) -> PendingRequest | None:
-        """The next request, whole; None where there are no more frames."""
-        frame = await self._frame()
-        if frame is None:
-            return None
-        self._conversation.memory.acknowledge(frame.received)
-        pending = self._reader.feed(frame)
-        if pending is None:
-            with self._conversation.progress.working():
-                pending = await self._rest()
-        return pending
 
     async def _rest(self) -> PendingRequest | None:
         """The request that has begun to arrive, in the time that its size is given."""
@@ -138,12 +133,15 @@ class SessionStream:
 
     async def _write(self) -> None:
         await self._conversation.opened.wait()
-        await self._send([self._greeting()], 0)
+        await self._send([self._greeting()], 0, counts=False)
         self._greeted.set()
+        memory = self._conversation.memory
+        begun = memory.num_begun
         while (reply := await self._next()) is not None:
             self._conversation.note_sending()
             num_bytes = sum(tensor.payload.nbytes for tensor in reply.tensors)
-            await self._send(reply.frames(), num_bytes)
+            begun, is_new = memory.num_begun, memory.num_begun > begun
+            await self._send(reply.frames(), num_bytes, counts=is_new)
 
     async def _next(self) -> EncodedReply | None:
         """The next reply; None when there will be none."""
@@ -157,10 +155,18 @@ class SessionStream:
                 return None
             await self._news.wait()
 
-    async def _send(self, frames: Iterable[pb.ServerFrame], num_bytes: int) -> None:
-        """Write `frames` in the time that a reply of that size is given."""
+    async def _send(
+        self, frames: Iterable[pb.ServerFrame], num_bytes: int, *, counts: bool
+    ) -> None:
+        """Write `frames` in the time that a reply of that size is given.
+
+        Args:
+            frames: All of a reply.
+            num_bytes: Of its tensors.
+            counts: Whether it is progress: what is sent once more is none.
+        """
         seconds = self._conversation.deadlines.of(num_bytes)
-        with self._conversation.progress.working():
+        with self._conversation.progress.working(counts=counts):
             try:
                 async with asyncio.timeout(seconds):
                     for frame in frames:
