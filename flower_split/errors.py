@@ -26,6 +26,8 @@
         ├── TokenError           no token, or one that is used or expired UNAUTHENTICATED
         ├── ForeignRunError      a token of another run or node           PERMISSION_DENIED
         ├── TrunkBusyError       a bound of the trunk was reached         RESOURCE_EXHAUSTED
+        ├── DeadlineError        a silo took too long                     DEADLINE_EXCEEDED
+        ├── ReplayError          what was sent again differs              ABORTED
         ├── TrunkUnavailableError  the trunk is gone or not reachable     UNAVAILABLE
         └── CertificateError     the two ends cannot agree on TLS         UNAVAILABLE
 
@@ -143,6 +145,14 @@ class ForeignRunError(TrunkError):
 
 class TrunkBusyError(TrunkError):
     """A bound of the trunk was reached: sessions, bytes or microbatches in flight."""
+
+
+class DeadlineError(TrunkError):
+    """A silo took too long to send a request, to take a reply, or to do anything at all."""
+
+
+class ReplayError(TrunkError):
+    """A silo that reconnected has other requests than those that the trunk took from it."""
 
 
 class TrunkUnavailableError(TrunkError):

@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "trunk.max-message-tokens",
     "trunk.max-sessions",
     "trunk.port",
+    "trunk.reconnect-timeout",
     "trunk.recompute",
 )
 """Keys that may differ from those of the run that is resumed: they say how it is run, not what it

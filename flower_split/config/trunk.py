@@ -35,6 +35,9 @@ class TrunkConfig:
     trains it (`SplitSession(trunk_parameters=True)`) and its saved adapters are whole."""
     connect_timeout: float = 30.0
     """Seconds that a silo takes at most to find out whether the trunk answers."""
+    reconnect_timeout: float = 6.0
+    """Seconds for which the trunk holds the session of a silo whose connection broke, and within
+    which the silo goes on where it was. 0 ends a session with its connection."""
     max_sessions: int = 64
     """Sessions that may be open at once."""
     max_in_flight: int = 8
@@ -70,6 +73,7 @@ class TrunkConfig:
         in_range("trunk.port", self.port, 0, 65535)
         at_least("trunk.port", self.port, 0)
         in_range("trunk.connect-timeout", self.connect_timeout, 0.0, 3600.0, open_low=True)
+        in_range("trunk.reconnect-timeout", self.reconnect_timeout, 0.0, 3600.0)
         for name in ("max_sessions", "max_in_flight", "max_message_tokens", "max_cached_tokens"):
             at_least(f"trunk.{name.replace('_', '-')}", getattr(self, name), 1)
         in_range("trunk.max-memory", self.max_memory, 0.0, 1e6)

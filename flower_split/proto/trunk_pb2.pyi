@@ -156,7 +156,7 @@ class Chunk(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ClientFrame(_message.Message):
-    __slots__ = ("hello", "forward", "backward", "release", "drop_cache", "step", "finish", "discard", "adapter", "chunks")
+    __slots__ = ("hello", "forward", "backward", "release", "drop_cache", "step", "finish", "discard", "adapter", "resume", "leave", "chunks", "received")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -166,7 +166,10 @@ class ClientFrame(_message.Message):
     FINISH_FIELD_NUMBER: _ClassVar[int]
     DISCARD_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     forward: Forward
     backward: Backward
@@ -176,17 +179,21 @@ class ClientFrame(_message.Message):
     finish: Finish
     discard: Discard
     adapter: AdapterCall
+    resume: Resume
+    leave: Leave
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., drop_cache: _Optional[_Union[DropCache, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., adapter: _Optional[_Union[AdapterCall, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+    received: int
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., drop_cache: _Optional[_Union[DropCache, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., adapter: _Optional[_Union[AdapterCall, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., received: _Optional[int] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("welcome", "forward", "backward", "step", "summary", "adapter", "chunks")
+    __slots__ = ("welcome", "forward", "backward", "step", "summary", "adapter", "resumed", "chunks")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     forward: ForwardReply
@@ -194,8 +201,9 @@ class ServerFrame(_message.Message):
     step: StepReply
     summary: Summary
     adapter: AdapterReply
+    resumed: Resumed
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., step: _Optional[_Union[StepReply, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., adapter: _Optional[_Union[AdapterReply, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., step: _Optional[_Union[StepReply, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., adapter: _Optional[_Union[AdapterReply, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
 
 class Ticket(_message.Message):
     __slots__ = ("run_id", "node_id", "server_round", "token")
@@ -226,7 +234,7 @@ class Optimizer(_message.Message):
     def __init__(self, beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_learning_rate: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter", "prefix_tokens")
+    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter", "prefix_tokens", "secret", "attempt")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +257,8 @@ class Hello(_message.Message):
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
     LOADED_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     ticket: Ticket
     purpose: Purpose
@@ -271,21 +281,51 @@ class Hello(_message.Message):
     transforms: _containers.RepeatedScalarFieldContainer[str]
     loaded_adapter: str
     prefix_tokens: int
-    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ..., prefix_tokens: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    attempt: int
+    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ..., prefix_tokens: _Optional[int] = ..., secret: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens", "resumed", "max_adapter_elements")
+    __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens", "resumed", "max_adapter_elements", "reconnect_seconds")
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     MAX_ADAPTER_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    RECONNECT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     max_in_flight: int
     max_message_tokens: int
     max_cached_tokens: int
     resumed: str
     max_adapter_elements: int
-    def __init__(self, max_in_flight: _Optional[int] = ..., max_message_tokens: _Optional[int] = ..., max_cached_tokens: _Optional[int] = ..., resumed: _Optional[str] = ..., max_adapter_elements: _Optional[int] = ...) -> None: ...
+    reconnect_seconds: float
+    def __init__(self, max_in_flight: _Optional[int] = ..., max_message_tokens: _Optional[int] = ..., max_cached_tokens: _Optional[int] = ..., resumed: _Optional[str] = ..., max_adapter_elements: _Optional[int] = ..., reconnect_seconds: _Optional[float] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("protocol_version", "secret", "attempt", "received", "first", "digests")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    secret: bytes
+    attempt: int
+    received: int
+    first: int
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, protocol_version: _Optional[int] = ..., secret: _Optional[bytes] = ..., attempt: _Optional[int] = ..., received: _Optional[int] = ..., first: _Optional[int] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Resumed(_message.Message):
+    __slots__ = ("taken",)
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    taken: int
+    def __init__(self, taken: _Optional[int] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class CacheEdit(_message.Message):
     __slots__ = ("kind", "values")

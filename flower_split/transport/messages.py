@@ -369,7 +369,9 @@ class SessionLimits:
 
 Answerable = ForwardRequest | BackwardRequest | StepRequest | AdapterCall | Finish
 """Requests that get a reply over the wire."""
-Request = Answerable | Release | DropCache | Discard
+Unanswered = Release | DropCache | Discard
+"""Requests that get none."""
+Request = Answerable | Unanswered
 """What a silo asks of the trunk in an open session."""
 Reply = Tensor | ForwardReply | BackwardReply | StepReply | AdapterReply | SessionSummary | None
 """h2 (in a `ForwardReply` with AdaLoRA) or g1 (None where not wanted; a `BackwardReply` where more

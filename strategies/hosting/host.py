@@ -119,6 +119,7 @@ class TrunkHost:
                         max_sessions=config.trunk.max_sessions,
                         max_deliveries=config.trunk.max_sessions,
                         hidden_size=trunk.hidden_size,
+                        reconnect_timeout=config.trunk.reconnect_timeout,
                     ),
                     tls=self._tls,
                     plaintext=config.tls.allow_plaintext,

@@ -1,5 +1,6 @@
 """The trunk server: hosts a backend for silos that come over gRPC."""
 
+import asyncio
 import atexit
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # Streams beyond the sessions that may be open: they get a proper refusal instead of gRPC's own.
 _SPARE_STREAMS = 16
+# What the word that the trunk has ended has on its way to the silos.
+_FAREWELL_SECONDS = 0.5
 
 
 class TrunkServer:
@@ -195,7 +198,8 @@ class TrunkServer:
 
     async def _listen(self) -> None:
         tls, limits = self._tls, self._limits
-        max_streams = limits.max_sessions + limits.max_deliveries + _SPARE_STREAMS
+        # a session has two streams where its silo finds sooner than the trunk that one broke
+        max_streams = 2 * limits.max_sessions + limits.max_deliveries + _SPARE_STREAMS
         if tls is not None:
             await rehearse(tls, self._reached(0).host)
         credentials = None if tls is None else server_credentials(tls)
@@ -219,7 +223,15 @@ class TrunkServer:
     async def _end(self, grace: float) -> None:
         if self._not_ready is not None:
             await self._not_ready()
+        self._service.retire()
+        dismissal = asyncio.get_running_loop().call_later(grace, self._service.dismiss)
         for server in self._servers:  # health answers to the last
-            await server.stop(grace)
+            await server.stop(grace + _FAREWELL_SECONDS)
         self._servers.clear()
+        dismissal.cancel()
+        self._service.dismiss()
         await self._service.drain()
+        # gRPC's own, of streams that have just ended: it would complain of a loop that stops
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left:
+            await asyncio.wait(left, timeout=_FAREWELL_SECONDS)

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from flower_split.config.checks import at_least, in_range
 from flower_split.errors import (
+    ReplayError,
     SequenceError,
     TrunkBusyError,
     TrunkError,
@@ -24,16 +25,27 @@ from flower_split.errors import (
 )
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer
+from flower_split.server.grpc.admitted import AdmittedSession
+from flower_split.server.grpc.conversation import LOST, Conversation, Terms
 from flower_split.server.grpc.delivery import DeliveryService
+from flower_split.server.grpc.held_sessions import HeldSessions
 from flower_split.server.grpc.peers import shown_by
-from flower_split.server.grpc.stream import AdmittedSession, SessionStream
+from flower_split.server.grpc.progress import Deadlines
+from flower_split.server.grpc.reply_memory import ReplyMemory
+from flower_split.server.grpc.stream import BrokenLineError, SessionStream
 from flower_split.server.tickets import Admission
 from flower_split.transport.base import TrunkBackend
-from flower_split.transport.grpc.handshake import read_hello, welcome_frame
+from flower_split.transport.grpc.handshake import check_version, read_hello, welcome_frame
 from flower_split.transport.grpc.requests import RequestReader
+from flower_split.transport.grpc.resuming import (
+    LONGEST_HOLD,
+    START,
+    ResumePoint,
+    read_resume,
+    resumed_frame,
+)
 from flower_split.transport.grpc.status import Status, to_status
 from flower_split.transport.messages import SessionLimits, SessionSpec, Ticket
-from flower_split.transport.rules import HopRules
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +54,9 @@ DeliveryContext: TypeAlias = "grpc.aio.ServicerContext[pb.DeliverRequest, pb.Del
 First = TypeVar("First", pb.ClientFrame, pb.DeliverRequest)
 
 _HELLO_SECONDS = 10.0
+# Replies that are kept for a silo that reconnects, beside those to the microbatches in flight.
+_SPARE_REPLIES = 64
+_BEGIN = ResumePoint(received=0, first=0, digests=(START,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +72,29 @@ class ServiceLimits:
     hidden_size: int | None = None
     """H of every tensor; None leaves the check to the backend."""
     idle_timeout: float = 600.0
-    """Seconds without any progress after which a session is closed."""
+    """Seconds without progress after which a session is closed: without a pass, a step or an
+    adapter call that is on its way, computed or answered."""
+    transfer_timeout: float = 60.0
+    """Seconds that a request which has begun to arrive may take to be complete, and a reply to be
+    taken, beside those that its bytes take at `least_rate`."""
+    least_rate: int = 1 << 16
+    """Bytes a second."""
+    reconnect_timeout: float = 6.0
+    """Seconds for which a session whose stream broke is held for the silo that reconnects; 0 ends
+    it with the stream."""
 
     def __post_init__(self) -> None:
         at_least("max_sessions", self.max_sessions, 1)
         at_least("max_deliveries", self.max_deliveries, 1)
-        in_range("idle_timeout", self.idle_timeout, 0.0, 1e7, open_low=True)
+        in_range("reconnect_timeout", self.reconnect_timeout, 0.0, LONGEST_HOLD)
+        _ = self.deadlines
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """What every session's silo is given."""
+        return Deadlines(
+            idle=self.idle_timeout, transfer=self.transfer_timeout, rate=self.least_rate
+        )
 
 
 class TrunkService(TrunkServicer):
@@ -92,6 +124,9 @@ class TrunkService(TrunkServicer):
         self._streams: set[asyncio.Task[None] | None] = set()
         self._lock = threading.Lock()
         self._num_sessions = 0
+        self._conversations: set[Conversation] = set()
+        self._held = HeldSessions(limits.max_sessions)
+        self._farewell: TrunkError | None = None
 
     @property
     def num_sessions(self) -> int:
@@ -118,9 +153,21 @@ class TrunkService(TrunkServicer):
 
         await self._serve(request_iterator, context, serve)
 
+    def retire(self) -> None:
+        """Open no more sessions, and hold none: from now on one ends with its stream."""
+        self._farewell = TrunkUnavailableError("the trunk has ended; its run is over")
+        for conversation in [*self._conversations]:
+            conversation.hold_no_more(self._farewell)
+
+    def dismiss(self) -> None:
+        """End every session, and say so to its silo."""
+        self.retire()
+        for conversation in [*self._conversations]:
+            conversation.end(self._farewell, at_once=True)
+
     async def drain(self) -> None:
-        """Wait until every stream has ended and its session is closed."""
-        while self._streams:
+        """Wait until every stream has ended and every session is closed."""
+        while self._streams or self._conversations:
             await asyncio.sleep(0.01)
 
     async def _serve(
@@ -165,34 +212,77 @@ class TrunkService(TrunkServicer):
     async def _serve_session(
         self, first: pb.ClientFrame, frames: AsyncIterator[pb.ClientFrame], context: StreamContext
     ) -> None:
-        kind = first.WhichOneof("frame")
-        if kind is None:
-            raise WireError("a frame of an unknown kind")
-        if kind != "hello":
-            raise SequenceError(f"frame {kind}, expected hello")
-        spec, ticket = read_hello(first.hello)
-        session = self._admitted(spec, shown_by(context, ticket))
-        try:
-            resumed = await session.open()
-            await context.write(welcome_frame(self._limits.session, resumed))
-            limits = self._limits
-            stream = SessionStream(
-                frames,
-                context,
-                session,
-                RequestReader(spec, limits.session, limits.hidden_size),
-                HopRules(spec),
-                self._codecs,
-                limits.idle_timeout,
+        match first.WhichOneof("frame"):
+            case "hello":
+                attempt, point = first.hello.attempt, _BEGIN
+                conversation = self._begun(first.hello, context)
+            case "resume":
+                attempt, point = first.resume.attempt, read_resume(first.resume)
+                conversation = self._resumed(first.resume, context)
+            case None:
+                raise WireError("a frame of an unknown kind")
+            case kind:
+                raise SequenceError(f"frame {kind}, expected hello")
+        conversation.check(attempt, point)
+
+        def greeting() -> pb.ServerFrame:
+            if first.HasField("resume"):
+                return resumed_frame(conversation.taken)
+            return welcome_frame(
+                self._limits.session, conversation.resumed, reconnect_seconds=conversation.hold
             )
-            await stream.serve()
-        finally:
-            closing = session.close()
-            closing.add_done_callback(lambda _: self._leave())
-            await asyncio.shield(asyncio.wrap_future(closing))
+
+        limits = self._limits
+        reader = RequestReader(conversation.spec, limits.session, limits.hidden_size)
+        stream = SessionStream(frames, context, conversation, reader, greeting)
+        try:
+            await conversation.carry(stream, attempt, point)
+        except BrokenLineError:
+            # what gRPC itself ends the handlers of broken streams with, and expects of them
+            raise asyncio.CancelledError from None
+
+    def _begun(self, hello: pb.Hello, context: StreamContext) -> Conversation:
+        """The session that `hello` opens, or has opened on a stream that broke."""
+        spec, ticket = read_hello(hello)
+        ticket = shown_by(context, ticket)
+        found = self._held.find(hello.secret) if hello.secret else None
+        if found is not None:
+            if (found.spec, found.ticket) != (spec, ticket):
+                raise ReplayError("the hello that was sent again is another one")
+            return found
+        session = self._admitted(spec, ticket)
+        limits = self._limits
+        width = limits.hidden_size
+        most_bytes = None if width is None else 8 * width * limits.session.max_message_tokens
+        conversation = Conversation(
+            session,
+            spec,
+            ticket,
+            ReplyMemory(_SPARE_REPLIES + 2 * limits.session.max_in_flight, most_bytes),
+            Terms(
+                deadlines=limits.deadlines,
+                hold=limits.reconnect_timeout if hello.secret else 0.0,
+                codecs=self._codecs,
+            ),
+            self._leave,
+        )
+        self._conversations.add(conversation)
+        if hello.secret:
+            self._held.add(hello.secret, conversation)
+        return conversation
+
+    def _resumed(self, resume: pb.Resume, context: StreamContext) -> Conversation:
+        """The session that a stream goes on with, whose peer has the certificate that opened it."""
+        check_version(resume.protocol_version)
+        conversation = self._held.find(resume.secret)
+        if conversation is None or conversation.ticket != shown_by(context, conversation.ticket):
+            raise TrunkUnavailableError(LOST)
+        return conversation
 
     def _admitted(self, spec: SessionSpec, ticket: Ticket | None) -> AdmittedSession:
         with self._lock:
+            if self._farewell is not None:
+                raise self._farewell
             if self._admit is not None:
                 self._admit.verify(ticket, spec.purpose)
             if self._num_sessions >= self._limits.max_sessions:
@@ -205,6 +295,8 @@ class TrunkService(TrunkServicer):
             self._num_sessions += 1
         return AdmittedSession(self._backend, spec, ticket, self._admit)
 
-    def _leave(self) -> None:
+    def _leave(self, conversation: Conversation) -> None:
+        self._conversations.discard(conversation)
+        self._held.note_ended(conversation)
         with self._lock:
             self._num_sessions -= 1

@@ -1,132 +1,18 @@
-"""One silo's stream at the trunk: its session at the backend, and what is read, asked and written.
-
-Three coroutines pass requests on through short queues, so that the next microbatch arrives and
-the previous one leaves while the trunk computes.
-"""
+"""One stream of a session at the trunk: frames in, replies out, each at its own pace."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, Future
-from dataclasses import replace
-from functools import partial
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
-import torch
-from torch import Tensor
+import grpc.aio
+from google.protobuf.message import DecodeError
 
-from flower_split.errors import FlowerSplitError, HandshakeError, TrunkError, TrunkUnavailableError
+from flower_split.errors import DeadlineError, TrunkError, WireError
 from flower_split.proto import trunk_pb2 as pb
-from flower_split.server.compute.queue import mapped
-from flower_split.server.tickets import Admission
-from flower_split.transport.base import BackendSession, TrunkBackend
-from flower_split.transport.grpc.replies import encode_reply
-from flower_split.transport.grpc.requests import RequestReader
-from flower_split.transport.messages import (
-    AdapterReply,
-    Answerable,
-    BackwardReply,
-    Discard,
-    DropCache,
-    Finish,
-    Release,
-    Reply,
-    Request,
-    SessionSpec,
-    SessionSummary,
-    Ticket,
-)
-from flower_split.transport.meters import ByteMeter
-from flower_split.transport.rules import HopRules
-
-logger = logging.getLogger(__name__)
-
-
-class AdmittedSession:
-    """Opens, asks and closes one backend session; closes it once, however its stream ends.
-
-    Args:
-        backend: Opens the session, which begins at once.
-        spec: What the silo asks for.
-        ticket: Who the silo is; claimed before this is made.
-        admit: Asked before every request whether the ticket still counts.
-    """
-
-    def __init__(
-        self,
-        backend: TrunkBackend,
-        spec: SessionSpec,
-        ticket: Ticket | None,
-        admit: Admission | None,
-    ) -> None:
-        self._ticket = ticket
-        self._admit = admit
-        self._opening = backend.open(spec, ticket)
-        self._closed: Future[None] = Future()
-
-    async def open(self) -> str:
-        """Wait until the session is open; the tag of the session state that it resumes from.
-
-        Raises:
-            HandshakeError: the backend does not want the silo.
-        """
-        try:
-            return (await asyncio.wrap_future(self._opening)).resumed
-        except TrunkError:
-            raise
-        except FlowerSplitError as exc:
-            raise HandshakeError(str(exc)) from exc
-
-    async def ask(self, request: Request) -> Reply:
-        """The backend's reply to `request`.
-
-        Raises:
-            TrunkError: the request failed, or the host has revoked the ticket.
-        """
-        self.check()
-        try:
-            return await asyncio.wrap_future(self._opening.result().submit(request))
-        except torch.OutOfMemoryError as exc:
-            raise mapped(exc) from exc
-
-    def check(self) -> None:
-        """Raise `TokenError` when the host has revoked the ticket."""
-        if self._admit is not None:
-            self._admit.check(self._ticket)
-
-    def close(self) -> "Future[None]":
-        """Close the session, however far it came; to be called once. The future never fails."""
-        self._opening.cancel()  # does nothing once it has begun
-        self._opening.add_done_callback(self._close_opened)
-        return self._closed
-
-    def _close_opened(self, opening: "Future[BackendSession]") -> None:
-        if opening.cancelled() or opening.exception() is not None:
-            self._end()
-            return
-        try:
-            closing = opening.result().close()
-        except Exception:
-            logger.exception("closing a session failed")
-            self._end()
-        else:
-            closing.add_done_callback(self._end)
-
-    def _end(self, closing: "Future[None] | None" = None) -> None:
-        fault = None if closing is None else closing.exception()
-        if fault is not None:
-            logger.error("closing a session failed", exc_info=fault)
-        if self._admit is not None:
-            self._admit.spend(self._ticket)
-        self._closed.set_result(None)
-
-
-Result = TypeVar("Result")
-
-# Below this many bytes, handing work to a thread costs more than doing it on the event loop.
-_INLINE_BYTES = 1 << 16
-# Requests that wait between two stages: enough to keep the trunk busy, few enough to bound memory.
-_QUEUE_LENGTH = 2
+from flower_split.server.grpc.conversation import Conversation, LeftError
+from flower_split.transport.grpc.replies import EncodedReply
+from flower_split.transport.grpc.requests import PendingRequest, RequestReader
 
 
 class FrameWriter(Protocol):
@@ -137,121 +23,167 @@ class FrameWriter(Protocol):
         ...
 
 
+class BrokenLineError(Exception):
+    """The connection broke."""
+
+
 class SessionStream:
-    """Serves one session from after its Welcome to its end.
+    """Carries one conversation, from after the stream's first frame.
 
     Args:
         frames: What the silo sends.
         writer: Where replies go.
-        session: At the backend, open.
+        conversation: The session's.
         reader: Checks the silo's frames.
-        rules: What the session's tensors look like.
-        codecs: Executor for decoding and encoding large tensors.
-        idle_timeout: Seconds without any progress after which the session ends.
+        greeting: Makes the answer to the first frame, once the session is open.
     """
 
     def __init__(
         self,
         frames: AsyncIterator[pb.ClientFrame],
         writer: FrameWriter,
-        session: AdmittedSession,
+        conversation: Conversation,
         reader: RequestReader,
-        rules: HopRules,
-        codecs: Executor,
-        idle_timeout: float,
+        greeting: Callable[[], pb.ServerFrame],
     ) -> None:
-        self._frames = frames
+        self.gone = asyncio.Event()
+        """Set when it carries the session no more."""
+        self._frames = aiter(frames)
         self._writer = writer
-        self._session = session
+        self._conversation = conversation
         self._reader = reader
-        self._rules = rules
-        self._codecs = codecs
-        self._idle_timeout = idle_timeout
-        self._requests: asyncio.Queue[Request | None] = asyncio.Queue(_QUEUE_LENGTH)
-        self._replies: asyncio.Queue[tuple[Answerable, Reply] | None] = asyncio.Queue(_QUEUE_LENGTH)
-        self._meter = ByteMeter()
-        self._computing = False
-        self._loop = asyncio.get_running_loop()
-        self._progress = self._loop.time()
+        self._greeting = greeting
+        self._greeted = asyncio.Event()
+        self._news = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._reason: Exception = LeftError()
+        self._has_ended = False
+
+    def stop(self, reason: Exception) -> None:
+        """Have `serve` end with `reason`."""
+        self._reason = reason
+        self._stopped.set()
+
+    def wake(self) -> None:
+        """There is something new to see in the conversation."""
+        self._news.set()
 
     async def serve(self) -> None:
-        """Serve until Finish is answered or the silo's frames end.
+        """Serve until Finish is answered, the silo has left, or the stream or its frames end.
 
         Raises:
-            TrunkError: the session ended by a fault; already queued replies may be lost.
+            TrunkError: why the stream ends; already queued replies may be lost.
+            BrokenLineError: the connection broke.
         """
         fault: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                helpers = [group.create_task(self._read()), group.create_task(self._watch())]
-                group.create_task(self._work())
+                helpers = [group.create_task(self._read()), group.create_task(self._end())]
                 await self._write()
                 for helper in helpers:
                     helper.cancel()
         except ExceptionGroup as faults:
             ours = faults.subgroup(TrunkError)
             fault = (ours or faults).exceptions[0]
-        if fault is not None:
+        if fault is not None and not isinstance(fault, LeftError):
             raise fault
 
-    async def _read(self) -> None:
-        async for frame in self._frames:
-            self._progress = self._loop.time()
-            pending = self._reader.feed(frame)
-            if pending is not None:
-                for tensor in pending.assembler.announced:
-                    self._meter.add(tensor.rule.role, tensor.num_bytes)
-                request = await self._offload(pending.num_bytes, pending.build)
-                await self._requests.put(request)
-        await self._requests.put(None)
+    async def _end(self) -> None:
+        await self._stopped.wait()
+        raise self._reason
 
-    async def _work(self) -> None:
-        while (request := await self._requests.get()) is not None:
-            self._computing = True
-            reply = await self._session.ask(request)
-            self._computing = False
-            self._progress = self._loop.time()
-            if not isinstance(request, Release | DropCache | Discard):
-                await self._replies.put((request, reply))
-            if isinstance(request, Finish):
-                break
-        await self._replies.put(None)
+    async def _read(self) -> None:
+        await self._greeted.wait()
+        conversation = self._conversation
+        while (frame := await self._frame()) is not None:
+            conversation.memory.acknowledge(frame.received)
+            pending = self._reader.feed(frame)
+            with conversation.progress.working(counts=False):  # what came in part may come again
+                pending = pending or await self._rest()
+                if pending is None:
+                    break
+                await conversation.take(pending)
+        self._has_ended = True
+        self._news.set()
+
+    async def _rest(self) -> PendingRequest | None:
+        """The request that has begun to arrive, in the time that its size is given."""
+        num_bytes = self._reader.awaited_bytes
+        seconds = self._conversation.deadlines.of(num_bytes)
+        try:
+            async with asyncio.timeout(seconds):
+                while (frame := await self._frame()) is not None:
+                    pending = self._reader.feed(frame)
+                    if pending is not None:
+                        return pending
+        except TimeoutError:
+            raise DeadlineError(
+                f"a request of {num_bytes} bytes was not complete within {seconds:.0f} s"
+            ) from None
+        return None
+
+    async def _frame(self) -> pb.ClientFrame | None:
+        """The next frame; None where there are no more, or the silo has left."""
+        with _breaking():
+            frame = await anext(self._frames, None)
+        if frame is not None and frame.WhichOneof("frame") == "leave":
+            self._conversation.end(None)
+            return None
+        return frame
 
     async def _write(self) -> None:
-        while (item := await self._replies.get()) is not None:
-            request, reply = item
-            if isinstance(reply, SessionSummary):
-                reply = replace(reply, wire_bytes=self._meter.read())
-            encode = partial(encode_reply, request, reply, self._rules)
-            encoded = await self._offload(_effort(reply), encode)
-            for outgoing in encoded.tensors:
-                self._meter.add(outgoing.header.role, outgoing.header.num_bytes)
-            for frame in encoded.frames():
-                await self._writer.write(frame)
-                self._progress = self._loop.time()
+        await self._conversation.opened.wait()
+        await self._send([self._greeting()], 0, counts=False)
+        self._greeted.set()
+        memory = self._conversation.memory
+        begun = memory.num_begun
+        while (reply := await self._next()) is not None:
+            self._conversation.note_sending()
+            num_bytes = sum(tensor.payload.nbytes for tensor in reply.tensors)
+            begun, is_new = memory.num_begun, memory.num_begun > begun
+            await self._send(reply.frames(), num_bytes, counts=is_new)
 
-    async def _watch(self) -> None:
-        """Raise when nothing moves any more, or when the host has revoked the ticket."""
+    async def _next(self) -> EncodedReply | None:
+        """The next reply; None when there will be none."""
+        conversation = self._conversation
         while True:
-            await asyncio.sleep(min(1.0, self._idle_timeout / 4))
-            self._session.check()
-            quiet = self._loop.time() - self._progress
-            if not self._computing and quiet > self._idle_timeout:
-                raise TrunkUnavailableError(
-                    f"the session was idle for {self._idle_timeout:g} s and was closed"
-                )
+            self._news.clear()
+            reply = conversation.memory.next()
+            if reply is not None:
+                return reply
+            if conversation.is_finished or (self._has_ended and conversation.is_settled):
+                return None
+            await self._news.wait()
 
-    async def _offload(self, num_bytes: int, work: Callable[[], Result]) -> Result:
-        """Do `work` off the event loop if it handles many bytes."""
-        if num_bytes <= _INLINE_BYTES:
-            return work()
-        return await self._loop.run_in_executor(self._codecs, work)
+    async def _send(
+        self, frames: Iterable[pb.ServerFrame], num_bytes: int, *, counts: bool
+    ) -> None:
+        """Write `frames` in the time that a reply of that size is given.
+
+        Args:
+            frames: All of a reply.
+            num_bytes: Of its tensors.
+            counts: Whether it is progress: what is sent once more is none.
+        """
+        seconds = self._conversation.deadlines.of(num_bytes)
+        with self._conversation.progress.working(counts=counts):
+            try:
+                async with asyncio.timeout(seconds):
+                    for frame in frames:
+                        with _breaking():
+                            await self._writer.write(frame)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"a reply of {num_bytes} bytes was not taken within {seconds:.0f} s"
+                ) from None
 
 
-def _effort(reply: Reply) -> int:
-    """Bytes to be encoded; a tensor on a GPU has to be waited for besides, whatever its size."""
-    if isinstance(reply, BackwardReply | AdapterReply):
-        return _INLINE_BYTES + 1
-    if not isinstance(reply, Tensor):
-        return 0
-    return reply.nbytes if reply.device.type == "cpu" else max(reply.nbytes, _INLINE_BYTES + 1)
+@contextmanager
+def _breaking() -> Iterator[None]:
+    """Raise what gRPC raises by what it means."""
+    try:
+        yield
+    except grpc.aio.BaseError as exc:
+        raise BrokenLineError from exc
+    except DecodeError as exc:
+        raise WireError("bytes that are no frame of this protocol") from exc

@@ -21,14 +21,19 @@ _MIN_PING_INTERVAL_MS = 500
 class Keepalive:
     """How an end finds out that the other one is frozen or cut off."""
 
-    interval: float = 10.0
+    interval: float = 5.0
     """Seconds between two pings."""
-    timeout: float = 10.0
+    timeout: float = 3.0
     """Seconds after which an unanswered ping means that the peer is gone."""
 
     def __post_init__(self) -> None:
         in_range("keepalive interval", self.interval, 0.5, 3600.0)
         in_range("keepalive timeout", self.timeout, 0.5, 3600.0)
+
+    @property
+    def detection(self) -> float:
+        """Seconds until a dead peer is found at the latest."""
+        return self.interval + self.timeout
 
 
 Options = list[tuple[str, int]]
@@ -88,8 +93,11 @@ def open_channel(
 ) -> grpc.Channel:
     """A channel to the trunk at `address`; without credentials it is not encrypted.
 
-    gRPC goes through the proxy that the environment names, and to loopback through none.
+    gRPC goes through the proxy that the environment names, and to loopback through none. Its
+    connection is its own: one that another channel of the process has to the same address may be
+    dead and not known to be.
     """
+    options = [*options, ("grpc.use_local_subchannel_pool", 1)]
     if address.is_loopback:
         options = [*options, ("grpc.enable_http_proxy", 0)]
     if credentials is None:
@@ -110,9 +118,9 @@ FIRST, LONGEST = 0.1, 5.0
 """Seconds at most of the first pause, and of every one."""
 
 
-def growing_pauses() -> Iterator[float]:
-    """Seconds to wait before the next attempt, without end."""
+def growing_pauses(longest: float = LONGEST) -> Iterator[float]:
+    """Seconds to wait before the next attempt, without end; at most `longest`."""
     pause = FIRST
     while True:
         yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, LONGEST)
+        pause = min(2 * pause, longest)

@@ -1,5 +1,6 @@
 """The handshake's frames: what a session is to be, who opens it, and the trunk's bounds."""
 
+import math
 from dataclasses import asdict, fields
 from typing import get_args
 
@@ -14,6 +15,7 @@ from flower_split.serialization.tables import (
     DTYPE_NAMES,
     DTYPE_TO_WIRE,
 )
+from flower_split.transport.grpc.resuming import LONGEST_HOLD, SECRET_BYTES
 from flower_split.transport.messages import (
     PROTOCOL_VERSION,
     Purpose,
@@ -44,8 +46,16 @@ _LONGEST_TOKEN = 256
 _MOST_TRANSFORMS, _LONGEST_TRANSFORM = 16, 64
 
 
-def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
+def hello_frame(
+    spec: SessionSpec, ticket: Ticket | None, *, secret: bytes = b"", attempt: int = 0
+) -> pb.ClientFrame:
     """The first frame of a session.
+
+    Args:
+        spec: What the silo brings.
+        ticket: Who it is.
+        secret: By which the session goes on over other streams; empty where it shall not.
+        attempt: How many streams of the session there were before.
 
     Raises:
         HandshakeError: a field cannot be sent: an unknown name, or a number out of range.
@@ -78,6 +88,7 @@ def hello_frame(spec: SessionSpec, ticket: Ticket | None) -> pb.ClientFrame:
         hello.pack = spec.pack
         hello.loaded_adapter = spec.loaded_adapter
         hello.prefix_tokens = spec.prefix_tokens
+        hello.secret, hello.attempt = secret, attempt
     except ValueError as exc:
         raise HandshakeError(f"a number of the session does not fit the wire: {exc}") from exc
     return pb.ClientFrame(hello=hello)
@@ -90,6 +101,8 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         HandshakeError: another protocol version, or a field out of range; says which.
     """
     check_version(hello.protocol_version)
+    if len(hello.secret) not in (0, SECRET_BYTES):
+        raise HandshakeError(f"secret: {len(hello.secret)} bytes, expected {SECRET_BYTES} or none")
     if hello.purpose not in _PURPOSE_NAMES:
         raise HandshakeError(f"purpose: unknown number {hello.purpose}")
     dtype = DTYPE_FROM_WIRE.get(hello.dtype)
@@ -205,12 +218,15 @@ def _check_kept(hello: pb.Hello) -> None:
         )
 
 
-def welcome_frame(limits: SessionLimits, resumed: str = "") -> pb.ServerFrame:
+def welcome_frame(
+    limits: SessionLimits, resumed: str = "", *, reconnect_seconds: float = 0.0
+) -> pb.ServerFrame:
     """The trunk's answer to a Hello that it accepts.
 
     Args:
         limits: The trunk's bounds.
         resumed: Tag of the optimizer state from which both go on.
+        reconnect_seconds: For which the session waits for another stream where its own broke.
     """
     welcome = pb.Welcome(
         max_in_flight=limits.max_in_flight,
@@ -218,6 +234,7 @@ def welcome_frame(limits: SessionLimits, resumed: str = "") -> pb.ServerFrame:
         max_cached_tokens=limits.max_cached_tokens,
         resumed=resumed,
         max_adapter_elements=limits.max_adapter_elements,
+        reconnect_seconds=reconnect_seconds,
     )
     return pb.ServerFrame(welcome=welcome)
 
@@ -226,13 +243,17 @@ def read_welcome(welcome: pb.Welcome) -> SessionLimits:
     """The trunk's bounds, as a silo learns them.
 
     Raises:
-        WireError: no session can keep to them; the state to resume from has no tag.
+        WireError: no session can keep to them; the state to resume from has no tag; the time for
+            reconnecting is none.
     """
     for name in ("max_in_flight", "max_message_tokens", "max_cached_tokens"):
         if getattr(welcome, name) < 1:
             raise WireError(f"the trunk's {name} is {getattr(welcome, name)}, expected at least 1")
     if welcome.resumed and not is_tag(welcome.resumed):
         raise WireError("the trunk resumes from a state whose tag is none of 64 hexadecimal digits")
+    hold = welcome.reconnect_seconds
+    if not (math.isfinite(hold) and 0 <= hold <= LONGEST_HOLD):
+        raise WireError(f"the trunk holds a session {hold} s, expected 0 to {LONGEST_HOLD:g}")
     return SessionLimits(
         max_in_flight=welcome.max_in_flight,
         max_message_tokens=welcome.max_message_tokens,

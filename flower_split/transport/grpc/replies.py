@@ -48,8 +48,10 @@ class EncodedReply:
     tensors: tuple[Outgoing, ...] = ()
 
     def frames(self) -> Iterator[pb.ServerFrame]:
-        """Everything to be sent, in order; to be called once."""
-        return frames(self.head, self.tensors)
+        """Everything to be sent, in order; once more at every call."""
+        head = pb.ServerFrame()
+        head.CopyFrom(self.head)  # which chunks are put into
+        return frames(head, self.tensors)
 
 
 def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedReply:

@@ -252,6 +252,11 @@ class RequestReader:
         self._spec = spec
         self._pending: PendingRequest | None = None
 
+    @property
+    def awaited_bytes(self) -> int:
+        """Payload of the request that has begun to arrive; 0 where none has."""
+        return 0 if self._pending is None else self._pending.num_bytes
+
     def feed(self, frame: pb.ClientFrame) -> PendingRequest | None:
         """Take the next frame; a request once all of its frames are there.
 
@@ -299,8 +304,8 @@ class RequestReader:
                 return check_call(frame.adapter, self._limits)
             case "release" | "drop_cache" | "finish" | "discard":
                 return ()
-            case "hello":
-                raise SequenceError("a second hello; a stream carries one session")
+            case "hello" | "resume":
+                raise SequenceError(f"a second {kind}; a stream carries one session")
             case _:
                 raise WireError("a frame of an unknown kind")
 
@@ -325,9 +330,7 @@ class RequestReader:
             announced.append(given)
             prefix = given.shape[1]
         if headers:
-            raise WireError(
-                "forward with more tensors than h1, attention_mask, position_ids and prefix"
-            )
+            raise WireError("forward with more tensors than h1, mask, position_ids and prefix")
         check_context(
             hidden.shape,
             None if mask is None else mask.shape,

@@ -9,8 +9,10 @@ import grpc
 
 from flower_split.errors import (
     CertificateError,
+    DeadlineError,
     ForeignRunError,
     HandshakeError,
+    ReplayError,
     SequenceError,
     TokenError,
     TransformError,
@@ -31,6 +33,8 @@ CODES: dict[type[TrunkError], grpc.StatusCode] = {
     TokenError: grpc.StatusCode.UNAUTHENTICATED,
     ForeignRunError: grpc.StatusCode.PERMISSION_DENIED,
     TrunkBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ReplayError: grpc.StatusCode.ABORTED,
     TrunkUnavailableError: grpc.StatusCode.UNAVAILABLE,
     CertificateError: grpc.StatusCode.UNAVAILABLE,
 }

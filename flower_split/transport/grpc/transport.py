@@ -1,14 +1,23 @@
 """The gRPC transport: a silo's session with a trunk in another process."""
 
 import concurrent.futures
+import secrets
 import time
 import weakref
 from concurrent.futures import Future
+from functools import partial
 
 from torch import Tensor
 
 from flower_split.config.address import Address
-from flower_split.errors import ConfigError, TrunkBusyError, TrunkUnavailableError
+from flower_split.errors import (
+    CertificateError,
+    ConfigError,
+    TokenError,
+    TrunkBusyError,
+    TrunkError,
+    TrunkUnavailableError,
+)
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.tls import ClientTls
 from flower_split.transport.base import Transport
@@ -22,6 +31,7 @@ from flower_split.transport.grpc.channel import (
 )
 from flower_split.transport.grpc.diagnosis import diagnose
 from flower_split.transport.grpc.handshake import hello_frame, read_welcome
+from flower_split.transport.grpc.resuming import SECRET_BYTES
 from flower_split.transport.grpc.stream import GrpcStream
 from flower_split.transport.messages import (
     AdapterCall,
@@ -53,6 +63,10 @@ class GrpcTransport(Transport):
     tensor must not be changed before its future is done. Any number of requests may be queued;
     a trunk that holds `limits.max_in_flight` microbatches already refuses the next one with
     `TrunkBusyError`, which ends the session like every other error. Tensors arrive on the CPU.
+
+    Where the connection breaks, the session goes on over another one, from the last request that
+    both ends have, for as long as the trunk holds it: futures in flight are done later, and with
+    the same values.
 
     Args:
         address: `host:port` of a `TrunkServer`; an IPv6 host in brackets.
@@ -99,25 +113,11 @@ class GrpcTransport(Transport):
         self.spec = spec
         self._tls = tls
         self._credentials = None if tls is None else channel_credentials(tls)
-        self._options = channel_options(keepalive or Keepalive())
-        hello, rules = hello_frame(spec, ticket), HopRules(spec)
-        give_up = time.monotonic() + patience
-        for pause in growing_pauses():
-            channel = open_channel(self._peer, self._credentials, self._options)
-            self._stream = GrpcStream(channel, str(self._peer), hello, rules, timeout)
-            # runs when the transport is forgotten or the interpreter exits
-            self._finalizer = weakref.finalize(self, self._stream.close)
-            try:
-                welcome = self._welcome(connect_timeout)
-                break
-            except TrunkBusyError:
-                self.close()
-                if time.monotonic() + pause > give_up:
-                    raise
-                time.sleep(pause)
-            except BaseException:
-                self.close()
-                raise
+        keepalive = keepalive or Keepalive()
+        self._options = channel_options(keepalive)
+        self._timeout = timeout
+        self._detection = keepalive.detection
+        welcome = self._opened(ticket, connect_timeout, patience)
         self.limits = read_welcome(welcome)
         self.resumed = welcome.resumed
 
@@ -164,22 +164,78 @@ class GrpcTransport(Transport):
         """Bytes of tensor payload sent and received so far, as encoded."""
         return self._stream.meter.read()
 
+    @property
+    def reconnects(self) -> int:
+        """How often the session went on over another connection."""
+        return self._stream.reconnects
+
+    def _opened(self, ticket: Ticket | None, seconds: float, patience: float) -> pb.Welcome:
+        """The welcome of the session, which is opened; see the class."""
+        secret = secrets.token_bytes(SECRET_BYTES)
+        began = time.monotonic()
+        broken: TrunkError | None = None
+        pauses, attempt = growing_pauses(), 0
+        while True:
+            self._start(hello_frame(self.spec, ticket, secret=secret, attempt=attempt))
+            pause, attempt = next(pauses), attempt + 1
+            try:
+                return self._welcome(seconds)
+            except TrunkBusyError:
+                self.close()
+                if time.monotonic() + pause > began + patience:
+                    raise
+            except TrunkUnavailableError as error:
+                self.close()
+                left = began + seconds - time.monotonic()
+                found = diagnose(
+                    str(self._peer), self._tls, min(max(1.0, left), _DIAGNOSIS_SECONDS)
+                )
+                if found is not None:
+                    raise found from error
+                # The trunk may have taken the ticket: then it knows the session by its secret.
+                if not self._stream.is_broken or pause > left:
+                    raise
+                broken = error
+            except BaseException as error:
+                self.close()
+                if isinstance(error, TokenError) and broken is not None:
+                    raise broken from error  # the trunk did not hold the session
+                raise
+            time.sleep(pause)
+
+    def _start(self, hello: pb.ClientFrame) -> None:
+        peer, credentials, options = self._peer, self._credentials, self._options
+        self._stream = GrpcStream(
+            lambda: open_channel(peer, credentials, options),
+            str(peer),
+            hello,
+            HopRules(self.spec),
+            self._timeout,
+            detection=self._detection,
+            refusal=partial(_distrust, str(peer), self._tls),
+        )
+        # runs when the transport is forgotten or the interpreter exits
+        self._finalizer = weakref.finalize(self, self._stream.close)
+
     def _welcome(self, seconds: float) -> pb.Welcome:
-        """The trunk's welcome; a failure says what was found wrong at the address."""
-        end, spare = time.monotonic() + seconds, min(_DIAGNOSIS_SECONDS, seconds / 4)
+        """The trunk's welcome, after which there is time left to find out what is wrong."""
+        spare = min(_DIAGNOSIS_SECONDS, seconds / 4)
         try:
             return self._stream.welcome.result(seconds - spare)
         except concurrent.futures.TimeoutError:
-            failure = TrunkUnavailableError(
+            raise TrunkUnavailableError(
                 f"trunk at {self._peer} did not answer within {seconds:g} s; check the address "
                 "and that a TrunkServer runs there"
-            )
-        except TrunkUnavailableError as error:
-            failure = error
-        self.close()
-        spare = max(spare, min(end - time.monotonic(), _DIAGNOSIS_SECONDS))
-        raise diagnose(str(self._peer), self._tls, spare) or failure
+            ) from None
 
     def _end(self, reason: str) -> None:
         self._finalizer.detach()
         self._stream.close(reason)
+
+
+def _distrust(address: str, tls: ClientTls | None, details: str) -> TrunkError | None:
+    """Why a silo believes whoever is at `address` no more, after gRPC has told `details`."""
+    if tls is None or "certificate" not in details.lower():
+        return None
+    found = diagnose(address, tls, _DIAGNOSIS_SECONDS)
+    return found if isinstance(found, CertificateError) else None

@@ -39,8 +39,10 @@ TRUNK = """
 import sys
 from affine_backend import AffineBackend
 from flower_split.server.grpc.server import TrunkServer
+from flower_split.server.grpc.service import ServiceLimits
 print("imported", file=sys.stderr, flush=True)
-server = TrunkServer(AffineBackend(), sys.argv[1]).start()
+limits = ServiceLimits(reconnect_timeout=0.0)
+server = TrunkServer(AffineBackend(), sys.argv[1], limits=limits).start()
 print(server.address, flush=True)
 sys.stdin.read()
 """
@@ -86,9 +88,9 @@ def test_a_killed_silo_frees_its_session_and_commits_nothing() -> None:
             assert transport.forward(forward(0)).result(20).shape == (2, 4, 8)
 
 
-def test_a_frozen_silo_is_found_by_keepalive() -> None:
+def test_a_frozen_silo_frees_its_seat_within_15_seconds() -> None:
     backend = AffineBackend()
-    with hosting(backend, keepalive=BRISK) as server, running(SILO, server.address) as silo:
+    with hosting(backend) as server, running(SILO, server.address) as silo:
         assert line(silo) == "working"
         silo.send_signal(signal.SIGSTOP)
         assert eventually(lambda: server.num_sessions == 0, 15)

@@ -18,6 +18,7 @@ from raw_silo import RawSilo
 from flower_split.errors import (
     AdapterError,
     ConfigError,
+    DeadlineError,
     HandshakeError,
     SequenceError,
     TrunkBusyError,
@@ -94,7 +95,15 @@ def test_a_malformed_address_is_refused(backend: AffineBackend, address: str) ->
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_sessions": 0}, {"idle_timeout": 0.0}, {"idle_timeout": float("nan")}]
+    "limits",
+    [
+        {"max_sessions": 0},
+        {"idle_timeout": 0.0},
+        {"idle_timeout": float("nan")},
+        {"transfer_timeout": 0.0},
+        {"least_rate": 0},
+        {"reconnect_timeout": -1.0},
+    ],
 )
 def test_limits_are_checked(limits: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
@@ -283,7 +292,7 @@ def test_an_idle_session_is_closed(backend: AffineBackend) -> None:
         GrpcTransport(server.address, spec()) as transport,
     ):
         assert eventually(lambda: backend.count("close") == 1, 5)
-        with pytest.raises(TrunkUnavailableError, match=r"idle for 0\.4 s"):
+        with pytest.raises(DeadlineError, match=r"idle for 0\.4 s"):
             transport.forward(forward(0)).result(20)
 
 
@@ -298,18 +307,18 @@ def test_a_session_that_waits_for_the_trunk_is_not_idle() -> None:
 
 
 @pytest.mark.medium
-def test_a_silo_that_does_not_read_is_closed_as_idle(backend: AffineBackend) -> None:
+def test_a_silo_that_does_not_read_is_closed(backend: AffineBackend) -> None:
     """Replies pile up until flow control stops the trunk's writer; the session must not stay."""
-    with (
-        hosting(backend, limits=ServiceLimits(idle_timeout=1.0)) as server,
-        RawSilo(server.address) as silo,
-    ):
+    limits = ServiceLimits(transfer_timeout=1.0, least_rate=1 << 30)
+    with hosting(backend, limits=limits) as server, RawSilo(server.address) as silo:
         silo.send(hello_frame(spec(), None))
         for number in range(60):
             request = forward(number, 4, 64, 1024, keep_graph=False)
             silo.send(*encode_request(request, HopRules(spec())).frames())
         assert eventually(lambda: backend.count("close") == 1, 30)
         assert 0 < backend.count("forward") < 60
+        assert silo.ending()[:2] == (grpc.StatusCode.DEADLINE_EXCEEDED, "DeadlineError")
+        assert "a reply of 1048576 bytes was not taken within 1 s" in silo.call.details()
 
 
 def test_two_servers_in_one_process(server: TrunkServer) -> None:

@@ -30,6 +30,8 @@ def test_the_codes_are_the_contract() -> None:
         "TokenError": "UNAUTHENTICATED",
         "ForeignRunError": "PERMISSION_DENIED",
         "TrunkBusyError": "RESOURCE_EXHAUSTED",
+        "DeadlineError": "DEADLINE_EXCEEDED",
+        "ReplayError": "ABORTED",
         "TrunkUnavailableError": "UNAVAILABLE",
         "CertificateError": "UNAVAILABLE",
     }
