@@ -31,7 +31,7 @@ def export_command(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     best: Annotated[bool, typer.Option("--best", help="The round kept as the best.")] = False,
     server_round: Annotated[
-        int | None, typer.Option("--round", help="This round; by default the last good one.")
+        int | None, typer.Option("--round", help="This round; by default the last one.")
     ] = None,
     merge: Annotated[
         str, typer.Option(metavar="MODEL", help="Write MODEL with the adapter merged into it.")

@@ -39,7 +39,7 @@ def export(
         source: A run's output folder, its `checkpoints`, one checkpoint in it, or a PEFT folder.
         out: Must not exist, unless `force`.
         best: Take the checkpoint that was kept as the best.
-        server_round: Take that round's; by default the last good one.
+        server_round: Take that round's; by default the last one.
         merge: The uncut model, named as `model.name` is, to write it with the adapter merged into
             its weights in place of the adapter.
         silo: Name of the silo whose own variant is wanted: with its personal tensors, those that

@@ -1,4 +1,4 @@
-"""The store of a run's checkpoints: saves, keeps the last and the best, finds the last good one."""
+"""The store of a run's checkpoints: saves, keeps the last and the best, finds the last one."""
 
 import logging
 import os

@@ -95,7 +95,7 @@ class SplitConfig:
     """Whether every round's scalars, by silo, are written to `tensorboard` in `output_dir` as the
     run goes; needs the package `tensorboard` on the server."""
     resume: bool = False
-    """Whether the run resumes from the last good checkpoint in `output_dir`, if there is one."""
+    """Whether the run resumes from the last checkpoint in `output_dir`, if there is one."""
     best_metric: str = "eval-loss"
     """Metric of the silos' evaluation, as the strategy averages it, that tells which round is best;
     used by `checkpoint.keep_best` and `early_stop.patience`."""

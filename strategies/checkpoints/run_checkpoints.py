@@ -101,7 +101,7 @@ class RunCheckpoints:
     def begin(
         self, initial_arrays: ArrayRecord | None, roster: Callable[[], Roster]
     ) -> tuple[SplitResult, Reached]:
-        """What the run starts from: its own beginning, or the last good checkpoint.
+        """What the run starts from: its own beginning, or the last checkpoint.
 
         Args:
             initial_arrays: The adapter to start from; a run that is resumed has its own.

@@ -8,7 +8,15 @@ import torch
 from chaos_proxy import ChaosProxy, End, Way
 from hosting import eventually
 from torch import Tensor
-from watched_trunk import FREED_SECONDS, STEPS, VICTIM, WatchedTrunk, watched_trunk, withstood
+from watched_trunk import (
+    FREED_SECONDS,
+    STEPS,
+    VICTIM,
+    Trained,
+    WatchedTrunk,
+    watched_trunk,
+    withstood,
+)
 
 from flower_split.errors import TrunkError, TrunkUnavailableError
 from flower_split.server.grpc.service import ServiceLimits
@@ -93,6 +101,25 @@ def test_row_07_a_line_of_which_one_way_falls_silent(
         ChaosProxy(trunk.server.address, **{way: cut}) as line,
     ):
         fault.attempt(trunk.invite(VICTIM), line.address, **IMPATIENT)
+
+
+@pytest.mark.parametrize("kind", ["reset", "close"])
+def test_row_07_a_line_that_ends_between_two_steps(
+    trunk: WatchedTrunk, kind: End, caplog: pytest.LogCaptureFixture
+) -> None:
+    with withstood(trunk, caplog) as fault, ChaosProxy(trunk.server.address) as line:
+        invited, trained = trunk.invite(VICTIM), None
+        with trunk.connect(invited, line.address) as transport:
+            got = trunk.make_step(transport, VICTIM, 0)
+            line.cut(kind)
+            try:
+                for step in range(1, STEPS):
+                    got += trunk.make_step(transport, VICTIM, step)
+                transport.finish()
+                trained = Trained(got)
+            except TrunkError as error:
+                fault.errors.append(error)
+        trunk.is_alone(invited, trained)
 
 
 @pytest.fixture(scope="module")
