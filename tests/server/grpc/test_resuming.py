@@ -145,7 +145,7 @@ ATTACKS: dict[str, tuple[pb.ClientFrame, tuple[grpc.StatusCode, str], str]] = {
     "an attempt that comes late": (resume(attempt=0), LOST, "goes on over a later stream"),
     "another version": (
         pb.ClientFrame(resume=pb.Resume(protocol_version=99, secret=SECRET, digests=[START])),
-        *((grpc.StatusCode.INVALID_ARGUMENT, "HandshakeError"), "protocol_version"),
+        *((grpc.StatusCode.FAILED_PRECONDITION, "HandshakeError"), "protocol_version"),
     ),
 }
 
