@@ -1,5 +1,6 @@
 """Durable changes of folders: what returns from here is on the disk, and not in memory only."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -15,10 +16,13 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in `folder` to the disk."""
+    """Force the names in `folder` to the disk, where its file system can do that for a folder."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 

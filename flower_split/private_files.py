@@ -39,15 +39,20 @@ def make_folder(folder: Path) -> Path:
     Raises:
         OSError: it cannot be made, is no folder, or leads by a link to what is not there.
     """
-    resolved = Path(os.path.realpath(folder))
-    if not os.path.lexists(resolved) and _through_a_link(folder):
-        raise OSError(errno.ENOENT, f"it leads to {resolved}, which is not there", str(folder))
-    missing = [path for path in (resolved, *resolved.parents) if not os.path.lexists(path)]
+    made = Path(os.path.realpath(folder))
+    if not os.path.lexists(made) and _through_a_link(folder):
+        raise OSError(errno.ENOENT, f"it leads to {made}, which is not there", str(folder))
+    missing = [path for path in (made, *made.parents) if not os.path.lexists(path)]
     for path in reversed(missing):
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
-    os.close(_opened(resolved, resolved))
-    return resolved
+    os.close(_opened(made, made))
+    return made
+
+
+def resolved(folder: Path) -> Path:
+    """What `folder`, which a user named, leads to by links; itself where nothing is there."""
+    return Path(os.path.realpath(folder)) if os.path.exists(folder) else folder
 
 
 def make_private(folder: Path, *, below: Path | None = None, remedy: str) -> None:
@@ -85,7 +90,6 @@ def write_new(path: Path, data: bytes) -> None:
     handle = os.open(path, _NEW, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o600)
             file.write(data)
             file.flush()
             os.fsync(handle)
@@ -162,13 +166,15 @@ def open_lasting(path: Path) -> int:
 
 
 def keep_private(folder: Path) -> None:
-    """Take `folder` and all in it from everyone else, after another library has written it."""
+    """Take `folder` and all in it from everyone else, after another library has written it.
+
+    On a file system without modes, everyone keeps what that file system gives.
+    """
     for parent, _, files in os.walk(folder):
-        os.chmod(parent, 0o700)
-        for name in files:
-            path = os.path.join(parent, name)
+        for path in (parent, *(os.path.join(parent, name) for name in files)):
             if not os.path.islink(path):
-                os.chmod(path, 0o600)
+                with suppress(PermissionError):
+                    os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & 0o700)
 
 
 def _walk(folder: Path, below: Path | None, remedy: str, *, make: bool) -> None:

@@ -175,6 +175,21 @@ def test_what_was_there_stays_when_the_disk_is_full(
     assert read_whole(tmp_path / "file") == b"before"
 
 
+def test_a_file_system_that_forces_no_folders_to_its_disk_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force = os.fsync
+
+    def of_files_alone(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        force(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    write_whole(tmp_path / "file", b"x")
+    assert read_whole(tmp_path / "file") == b"x"
+
+
 def test_what_another_library_wrote_is_taken_from_everyone_else(tmp_path: Path) -> None:
     (tmp_path / "made" / "inner").mkdir(parents=True, mode=0o755)
     outside = tmp_path / "outside"

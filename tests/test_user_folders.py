@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from other_user import OTHER, as_other_user, needs_root
+from other_user import OTHER, as_other_user, folder_of_other, needs_root
 
 from flower_split.user_folders import expanded, user_folder
 
@@ -52,33 +52,42 @@ def test_what_others_put_there_is_not_used(
 
 
 @needs_root
+@pytest.mark.medium
 def test_the_home_that_containers_give_to_a_user_without_a_name() -> None:
-    said = as_other_user(
-        """
-        from flower_split import user_folders
-        print(user_folders.user_folder("XDG_STATE_HOME", ".local/state", key="state-dir"))
-        """,
-        HOME="/",
-    )
-    assert said == f"/tmp/flower-split-{OTHER}\n"
+    with folder_of_other() as folder:
+        said = as_other_user(
+            """
+            from flower_split import user_folders
+            print(user_folders.user_folder("XDG_STATE_HOME", ".local/state", key="state-dir"))
+            """,
+            HOME="/",
+            TMPDIR=str(folder / "tmp"),
+        )
+        assert said == f"{folder}/tmp/flower-split-{OTHER}\n"
 
 
 @needs_root
+@pytest.mark.medium
 def test_a_user_without_a_name_and_a_home() -> None:
-    said = as_other_user(
-        """
-        import logging, sys
-        from flower_split import user_folders
-        logging.basicConfig(stream=sys.stdout)
-        print(user_folders.user_folder("XDG_STATE_HOME", ".local/state", key="state-dir"))
-        for text in ("~", "~/x", "~nobody-of-this-name/x"):
-            try:
-                user_folders.expanded(text)
-            except OSError as error:
-                print(error.strerror)
-        """
-    )
-    assert f"/tmp/flower-split-{OTHER}\n" in said
+    with folder_of_other() as folder:
+        said = as_other_user(
+            """
+            import logging, sys
+            from flower_split import user_folders
+            logging.basicConfig(stream=sys.stdout)
+            for _ in range(2):
+                print(user_folders.user_folder("XDG_STATE_HOME", ".local/state", key="state-dir"))
+            for text in ("~", "~/x", "~nobody-of-this-name/x"):
+                try:
+                    user_folders.expanded(text)
+                except OSError as error:
+                    print(error.strerror)
+            """,
+            TMPDIR=str(folder / "tmp"),
+        )
+        kept = folder / "tmp" / f"flower-split-{OTHER}"
+        assert said.count(f"{kept}\n") == 2
+        assert kept.stat().st_uid == OTHER and kept.stat().st_mode & 0o777 == 0o700
     assert said.count("has no home folder") == 1
     assert said.count("home folder of that user is not known") == 3
 

@@ -1,7 +1,6 @@
 """`AdapterExchange`: a silo's side of the LoRA strategies, for any PEFT model."""
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from flower_split.client.state.state_file import round_tag
 from flower_split.client.state.store import StateStore
 from flower_split.errors import AdapterError
 from flower_split.lowrank import LORA_RECORD, Instructions, Scaling, scaling_fields
+from flower_split.private_files import resolved
 from flower_split.transport.arrays import read_array
 from flower_split.transport.records import miscounted
 
@@ -154,7 +154,7 @@ class AdapterExchange:
             if self.instructions.has_personal:
                 states.sweep(sparing=own)
             return StateStore(own, adapter, root=states.root)
-        return StateStore(Path(os.path.realpath(folder)), adapter)
+        return StateStore(resolved(folder), adapter)
 
     def _resume(self) -> PersonalTensors | None:
         """The silo's personal tensors of the round before, or of this one in its evaluation."""

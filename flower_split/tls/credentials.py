@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from flower_split.errors import ConfigError
@@ -96,16 +95,15 @@ class ServerTls:
 
     @property
     def trusted(self) -> bytes:
-        """What silos trust at last, PEM: `ca`, else what the trunk's own certificates end in."""
-        return self.ca or _pem(parse_certificates(self.certificate, self.source)[-1])
+        """What silos trust, PEM: `ca`, else the trunk's own certificates, as that is not known."""
+        if self.ca:
+            return self.ca
+        chain = parse_certificates(self.certificate, self.source)
+        return b"".join(one.public_bytes(Encoding.PEM) for one in chain)
 
     def check_host(self, host: str) -> None:
         """Raise `ConfigError` unless the certificate stands for `host`."""
         check_host(parse_certificates(self.certificate, self.source)[0], host, self.source)
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.PEM)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> Non
 
 
 @needs_root
+@pytest.mark.medium
 def test_what_the_user_may_not_read_or_write_is_named() -> None:
     """Read as another user, whom modes concern as they do not concern root."""
     with folder_of_other() as folder:

@@ -36,9 +36,11 @@ exec "$@"
 
 @contextmanager
 def folder_of_other() -> Iterator[Path]:
-    """A folder that the other user may enter and not write into; removed at the end."""
+    """A folder that the other user may write into `tmp` of only; removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="fs-other-", dir="/tmp"))
     folder.chmod(0o755)
+    (folder / "tmp").mkdir()
+    (folder / "tmp").chmod(0o1777)
     try:
         yield folder
     finally:
@@ -55,7 +57,7 @@ def as_other_user(code: str, **environment: str) -> str:
     user = ("setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups")
     command = [*_reaching(), *user, sys.executable, "-c"]
     given = {name: value for name, value in os.environ.items() if name not in _HOME}
-    given |= {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": "/tmp", **environment}
+    given |= {"PYTHONDONTWRITEBYTECODE": "1", **environment}
 
     def run(text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -67,8 +69,8 @@ def as_other_user(code: str, **environment: str) -> str:
             check=False,
         )
 
-    if run("import os").returncode:
-        pytest.skip("no other user can be shown the interpreter")
+    if run("import flower_split").returncode:
+        pytest.skip("no other user can be shown the interpreter and the package")
     done = run(textwrap.dedent(code))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -8,7 +8,6 @@ What a run has left is swept by age.
 
 import hashlib
 import itertools
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.state.state_file import TEMPORARY, StateFile
+from flower_split.private_files import resolved
 from flower_split.user_folders import user_folder
 
 MOMENTS, PERSONAL = "optimizer", "adapter"
@@ -40,7 +40,7 @@ class StateFolder:
         """The folder that a node config names."""
         named = Path(node.state_dir) if node.state_dir else None
         root = named or user_folder("XDG_STATE_HOME", ".local/state", key="state-dir")
-        return cls(root=Path(os.path.realpath(root)), days=node.state_days)
+        return cls(root=resolved(root), days=node.state_days)
 
     def of(self, origin_run_id: str, silo: str, *, personal: bool = False) -> Path:
         """The folder of one silo in one run and those that resume it, which need not exist.

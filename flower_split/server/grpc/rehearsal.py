@@ -26,7 +26,7 @@ _NO_PROXY = ("grpc.enable_http_proxy", 0)
 async def rehearse(tls: ServerTls, host: str) -> None:
     """Connect to a server with `tls` as to `host`, trusting the CA that silos are told to trust.
 
-    Where they are told none, what the trunk's own certificates end in is trusted.
+    Where they are told none, the trunk's own certificates are trusted.
 
     Raises:
         ConfigError: no silo could connect; says what gRPC's TLS says of it.

@@ -83,6 +83,9 @@ def test_the_folder_may_be_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     root = StateFolder.of_node(NodeConfig(state_dir=str(tmp_path / "link"))).root
     assert root == tmp_path / "disk"
+    (tmp_path / "disk").rmdir()
+    root = StateFolder.of_node(NodeConfig(state_dir=str(tmp_path / "link"))).root
+    assert root == tmp_path / "link"  # which whoever saves there is told to lead nowhere
 
 
 def test_removing_what_is_not_there_is_no_error(tmp_path):

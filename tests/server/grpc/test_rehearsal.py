@@ -5,8 +5,9 @@ import socket
 
 import pytest
 from affine_backend import AffineBackend
+from certificates import DAY
 from hosting import nothing_left
-from identities import GOOD, REHEARSED, TAKEN, Identity, grpc_takes
+from identities import GOOD, REHEARSED, TAKEN, Identity, certificate, curve, grpc_takes, pem
 
 from flower_split.errors import ConfigError
 from flower_split.server.grpc import rehearsal
@@ -44,6 +45,12 @@ def test_what_silos_can_connect_to_passes(name: str, told: bool) -> None:
     tls = tls_of(TAKEN[name](), ca=told)
     for host in ("localhost", "127.0.0.1", "::1"):
         asyncio.run(rehearsal.rehearse(tls, host))
+
+
+def test_what_is_of_no_use_in_a_chain_does_no_harm() -> None:
+    old = pem(certificate(curve(), called="old", start=-9 * DAY, end=-DAY))
+    given = Identity(GOOD.certificate + old, GOOD.key, b"")
+    asyncio.run(rehearsal.rehearse(tls_of(given, ca=False), "localhost"))
 
 
 def test_another_host_is_found() -> None:
