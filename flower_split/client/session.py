@@ -189,7 +189,7 @@ class SplitSession:
             DataError: it is missing, empty or broken.
         """
         if self._data is None:
-            self._data = silo_batches(self.config, self.node, self._source)
+            self._data = silo_batches(self.config, self.node, self._source, self._context.state)
         return self._data
 
     @property

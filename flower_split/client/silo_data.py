@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 
+from flwr.app import ConfigRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 
 from flower_split.client.model_source import ModelSource
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 MOST_SILOS = 16
 """Silos whose data one process keeps, as a simulation's worker serves several."""
+TOLD = "flower-split.data"
+"""Record in the silo's state of a run: its log has the summary of its data."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +81,10 @@ class SiloBatches:
 
 
 def silo_batches(
-    config: SplitConfig, node: NodeConfig, source: ModelSource | None = None
+    config: SplitConfig,
+    node: NodeConfig,
+    source: ModelSource | None = None,
+    state: RecordDict | None = None,
 ) -> SiloBatches:
     """The data of the silo that `node` describes.
 
@@ -86,6 +92,7 @@ def silo_batches(
         config: The run's configuration.
         node: The silo's own.
         source: Where the tokenizer comes from; None takes the model that `config` names.
+        state: What lives on in the silo through the run: it says whether the summary was logged.
 
     Raises:
         DataError: the data is missing, empty or broken, or has tokens that the model has not.
@@ -98,7 +105,7 @@ def silo_batches(
     if data.packing:
         check_packing(source.name, source.revision, config.model.attention)
     tokenizer, silo = _load(source, data, length, config.seed, node.partition, task)
-    _tell(node.name(0) if node.silo or node.partition else "", silo.summary)
+    _tell(node.name(0) if node.silo or node.partition else "", silo.summary, state)
     return SiloBatches(tokenizer=tokenizer, silo=silo, order=node.partition_id or 0, config=config)
 
 
@@ -117,10 +124,13 @@ def silo_preferences(
     return train, held
 
 
-@lru_cache(maxsize=4 * MOST_SILOS)
-def _tell(silo: str, summary: DataSummary) -> None:
-    """Log what became of a silo's data, once a process."""
+def _tell(silo: str, summary: DataSummary, state: RecordDict | None) -> None:
+    """Log what became of a silo's data, once a run."""
+    if state is not None and TOLD in state:
+        return
     logger.info("data of %s: %s", f"silo {silo}" if silo else "this silo", summary.line())
+    if state is not None:
+        state[TOLD] = ConfigRecord({"rows": summary.rows})
 
 
 @lru_cache(maxsize=1)
