@@ -70,9 +70,11 @@ class DataConfig:
     """What becomes of a row that cannot be read or has no text: `stop` ends the silo's session
     with its line number, `skip` leaves it out and counts it."""
     eval_path: str = ""
-    """Held-out data like `path`; empty holds out `eval_split`, or else `eval_fraction`."""
+    """Held-out data like `path`; empty holds out the split `eval_split`, or else
+    `eval_fraction`."""
     eval_split: str = ""
-    """Split of `path` that is held out; empty holds out `eval_fraction` of the training data."""
+    """Split that is held out, of `eval_path` or else of `path`; empty holds out `eval_fraction` of
+    the training data."""
     eval_fraction: float = 0.1
     """Share of the training data held out when `eval_path` and `eval_split` are empty."""
     text: str = "text"
@@ -134,12 +136,7 @@ class DataConfig:
         check_encoding(self.encoding)
         if not self.split:
             raise ConfigError("data.split must name a split of the data, such as 'train'")
-        if self.eval_split and self.eval_path:
-            raise ConfigError(
-                "data.eval-split is a split of data.path, and would not be used with "
-                "data.eval-path: leave one of them empty"
-            )
-        if self.eval_split == self.split:
+        if self.eval_split == self.split and not self.eval_path:
             raise ConfigError(
                 f"data.eval-split is {self.eval_split!r}, on which data.split trains: name another"
             )

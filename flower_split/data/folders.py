@@ -62,7 +62,8 @@ def read_folder(
         there = sorted({split_of(path, folder) for path in files})
         raise DataError(
             f"{folder} has no file of the split {split!r}; its names tell "
-            f"{', '.join(map(repr, there))}. Name one in data.split, or name the file itself"
+            f"{', '.join(map(repr, there))}. Name one in data.split, or in data.eval-split what is "
+            "held out"
         )
     ignored = [*others, *(_short(path, folder) for path in files if path not in wanted)]
     parts = list[Examples]()

@@ -182,7 +182,7 @@ def _pick(
     own = len(examples)
     examples = limit(examples, config.max_examples, seed=seed)
     if config.eval_path:
-        train, held = examples, load(config.eval_path, config.split)[0]
+        train, held = examples, load(config.eval_path, config.eval_split or config.split)[0]
     elif config.eval_split:
         train, held = examples, load(path, config.eval_split)[0]
     elif config.eval_fraction and len(examples) == 1 and divides_texts(examples, config):

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from flower_split.config.data import DataConfig
 from flower_split.data.callables import call_reference, is_reference
 from flower_split.data.examples import Examples, Rows
 from flower_split.data.files import is_readable, read_file
-from flower_split.data.folders import read_folder
+from flower_split.data.folders import TRAIN, canonical, read_folder
 from flower_split.data.reading import arrow
 from flower_split.data.reading.bad_rows import BadRows
 from flower_split.errors import DataError, FlowerSplitError
@@ -67,7 +68,19 @@ def load_examples(
     if _HUB.fullmatch(source) and not path.exists() and not is_readable(path):
         found = arrow.read_hub(source, split=split, subset=config.subset, revision=config.revision)
         return _present(found, source), False
-    return read_file(path, encoding=config.encoding, bad=bad), False
+    found = read_file(path, encoding=config.encoding, bad=bad)
+    _check_whole(source, split)
+    return found, False
+
+
+def _check_whole(origin: str, split: str) -> None:
+    """Raise `DataError` where a source without splits is asked for another one than `train`."""
+    if canonical(split) != TRAIN:
+        raise DataError(
+            f"{origin}: has no splits, and so no {split!r}, which data.split or data.eval-split "
+            "names: expected a folder, a saved data set or one of the hub, or a function that "
+            "returns several; for held-out data of its own set data.eval-path"
+        )
 
 
 def _present(found: Examples, origin: str) -> Examples:
@@ -86,8 +99,9 @@ def _from_object(found: Any, origin: str, split: str, most: int, bad: BadRows) -
                 "in data.split"
             )
         others = tuple(str(name) for name in found if name != split)
-        inner = _from_object(found[split], f"{origin}, split {split!r}", split, most, bad)
-        return Examples(**{**vars(inner), "ignored": others})
+        inner = _from_object(found[split], f"{origin}, split {split!r}", TRAIN, most, bad)
+        return replace(inner, ignored=others)
+    _check_whole(origin, split)
     if _is_stream(found):
         found = _taken(found, origin, most)
     elif hasattr(found, "column_names") and hasattr(found, "__getitem__"):

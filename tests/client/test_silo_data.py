@@ -39,6 +39,7 @@ def test_the_silos_own_data_takes_the_place_of_the_runs(run_config, tmp_path):
             **run_config,
             "data.path": "/nowhere/x.jsonl",
             "data.eval-path": "/nowhere/y.jsonl",
+            "data.eval-split": "test",
             "data.partitioner": "natural",
             "data.partition-by": "silo",
             "data.eval-fraction": 0.25,

@@ -151,6 +151,13 @@ def test_all_problems_come_at_once():
         ({"tls.mode": "on"}, "tls.mode must be one of ephemeral, files, off"),
         ({"train.local-steps": 2, "train.warmup-steps": 100}, "train.warmup-steps is 100"),
         ({"strategy.min-replies": 3, "strategy.min-nodes": 2}, "raise strategy.min-nodes"),
+        ({"data.packing": True, "peft.type": "PREFIX_TUNING"}, "set data.packing to false"),
+        ({"data.packing": True, "model.task": "masked-lm"}, "data.packing is for model.task"),
+        ({"data.messages": "m", "model.task": "masked-lm"}, "data.messages is for model.task"),
+        ({"data.template": "{a}", "model.task": "masked-lm"}, "data.template is for model.task"),
+        ({"data.long-texts": "cut", "model.task": "masked-lm"}, "data.long-texts is for"),
+        ({"data.template": "{a}", "data.prompt": "b"}, "data.prompt and data.template are ways"),
+        ({"data.eval-split": "train"}, "data.eval-split is 'train', on which"),
     ],
 )
 def test_settings_that_contradict_each_other(given, named):

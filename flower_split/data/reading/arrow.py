@@ -81,7 +81,7 @@ def chosen(found: Any, origin: str, split: str) -> Examples:
         if split not in found:
             raise DataError(
                 f"{origin}: has no split {split!r}; it has {', '.join(map(repr, found))}. Name one "
-                "in data.split"
+                "in data.split, or in data.eval-split what is held out"
             )
         ignored = tuple(str(name) for name in found if name != split)
         found, origin = found[split], f"{origin}, split {split!r}"

@@ -117,7 +117,6 @@ def test_a_template_reads_no_attributes(tokenizer: PreTrainedTokenizerFast) -> N
         {"prompt": "a", "messages": "b"},
         {"long_texts": "split", "prompt": "a"},
         {"long_texts": "split", "messages": "a"},
-        {"eval_split": "test", "eval_path": "a.jsonl"},
         {"eval_split": "train"},
         {"encoding": "base64"},
         {"encoding": "utf-9"},
