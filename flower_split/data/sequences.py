@@ -75,6 +75,8 @@ class TokenizedDataset:
     """Examples that became several sequences."""
     dropped: int = 0
     """Examples left out, because no target token was within the maximum length."""
+    lost: int = 0
+    """Tokens of examples that were cut off or dropped, beyond what is in a sequence."""
     carried: int = 0
     """Examples that carry the tokenizer's special tokens already, which are not added again."""
 

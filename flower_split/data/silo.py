@@ -96,7 +96,7 @@ def load_silo(
         origin=picked.train.origin,
         rows=picked.rows,
         own=picked.own,
-        kept=len(picked.train) + len(picked.held),
+        kept=picked.kept,
         skipped=bad.count,
         skipped_at=tuple(bad.places),
         ignored=picked.train.ignored,
@@ -132,6 +132,7 @@ class _Picked:
     held: Examples
     rows: int
     own: int
+    kept: int
     holds_out_sequences: bool = False
     """Whether there is one long text, of whose sequences a part is to be held out."""
 
@@ -181,16 +182,19 @@ def _pick(
         )
     own = len(examples)
     examples = limit(examples, config.max_examples, seed=seed)
+    kept = len(examples)
+    by_sequence = False
     if config.eval_path:
         train, held = examples, load(config.eval_path, config.eval_split or config.split)[0]
     elif config.eval_split:
         train, held = examples, load(path, config.eval_split)[0]
-    elif config.eval_fraction and len(examples) == 1 and divides_texts(examples, config):
-        nothing = examples.select([])
-        return _Picked(train=examples, held=nothing, rows=rows, own=own, holds_out_sequences=True)
+    elif config.eval_fraction and kept == 1 and divides_texts(examples, config):
+        train, held, by_sequence = examples, examples.select([]), True
     else:
         train, held = hold_out(examples, config.eval_fraction, seed=seed)
-    return _Picked(train=train, held=held, rows=rows, own=own)
+    return _Picked(
+        train=train, held=held, rows=rows, own=own, kept=kept, holds_out_sequences=by_sequence
+    )
 
 
 def _held_out_of_one(

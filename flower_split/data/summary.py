@@ -24,6 +24,8 @@ class Counts:
     """Examples that became several sequences."""
     dropped: int = 0
     """Examples without a token to learn within the maximum length."""
+    lost: int = 0
+    """Tokens of examples that were cut off or dropped, beyond what is in a sequence."""
     carried: int = 0
     """Examples that carry the tokenizer's special tokens already."""
 
@@ -39,8 +41,7 @@ class DataSummary:
     own: int = 0
     """Of these the silo's, after partitioning."""
     kept: int = 0
-    """Examples to train and to evaluate on, after `data.max-examples`; those of another file or
-    split included."""
+    """Of these what `data.max-examples` left."""
     skipped: int = 0
     """Bad rows that were left out."""
     skipped_at: tuple[str, ...] = ()
@@ -67,7 +68,8 @@ class DataSummary:
             parts.append(f"{_number(self.skipped, 'bad row')} skipped ({places}{more})")
         if self.own != self.rows:
             parts.append(f"{self.own:,} are this silo's")
-        parts.append(f"{self.kept:,} kept to train and to evaluate on")
+        if self.kept != self.own:
+            parts.append(f"{self.kept:,} kept by data.max-examples")
         parts.append(f"training: {self._told(self.train)}")
         if self.packed_rows:
             parts.append(f"packed into {_number(self.packed_rows, 'row')}")
@@ -91,6 +93,8 @@ class DataSummary:
         ):
             if number:
                 told += f", {_number(number, 'example')} {what}"
+        if counts.lost:
+            told += f", {_number(counts.lost, 'token')} left out so"
         return told
 
 
@@ -104,6 +108,7 @@ def counts_of(dataset: Dataset) -> Counts:
         truncated=dataset.truncated,
         divided=getattr(dataset, "divided", 0),
         dropped=dataset.dropped,
+        lost=getattr(dataset, "lost", 0),
         carried=getattr(dataset, "carried", 0),
     )
 

@@ -111,6 +111,7 @@ def tokenize_silo(
         truncated=made.truncated,
         divided=made.divided,
         dropped=made.dropped,
+        lost=made.lost,
         carried=made.carried,
     )
 
@@ -221,6 +222,7 @@ class _Made:
         self.sequences, self.learnt = Ragged(), Ragged()
         self.prompts = array("i")
         self.kept = self.truncated = self.divided = self.dropped = self.carried = 0
+        self.lost = 0
 
     def add(self, encoded: _Encoded) -> None:
         """Cut or divide an example's tokens, and keep them."""
@@ -237,7 +239,9 @@ class _Made:
         # A causal model predicts each token from those before it, so never the first one.
         if len(cut) <= max(1, prompt) or (learnt is not None and True not in learnt[1:]):
             self.dropped += 1
+            self.lost += len(ids)
             return
+        self.lost += len(ids) - len(cut)
         self.kept += 1
         self.truncated += len(cut) < len(ids)
         self._keep(encoded.index, cut, prompt, learnt)

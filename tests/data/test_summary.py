@@ -50,6 +50,7 @@ def test_everything_that_is_not_trained_on_is_in_the_line(
         "1 bad row skipped (line 31)",
         "8 are this silo's",
         "1 example cut off at train.max-length 16",
+        f"{summary.train.lost + summary.held_out.lost:,} tokens left out so",
         f"{summary.train.tokens} tokens, {summary.train.targets} of them with a loss",
         "held out: 2 examples in 2 sequences",
     ):
@@ -58,6 +59,7 @@ def test_everything_that_is_not_trained_on_is_in_the_line(
 
     whole = load(tokenizer, path, eval_fraction=0.0, max_examples=20, bad_rows="skip").summary
     assert (whole.rows, whole.own, whole.kept) == (41, 40, 20)
+    assert "; 20 kept by data.max-examples; " in whole.line()
     assert whole.line().endswith("held out: nothing")
 
 
@@ -91,6 +93,7 @@ def test_a_long_plain_text_is_divided_and_none_of_it_is_lost(
 
     cut = load(tokenizer, path, eval_fraction=0.0, long_texts="cut").summary.train
     assert (cut.sequences, cut.divided, cut.truncated) == (1, 0, 1)
+    assert cut.lost == len(found) - 16
     lines = tmp_path / "book.jsonl"
     lines.write_text(json.dumps({"text": words}))
     cut = load(tokenizer, lines, eval_fraction=0.0).summary.train

@@ -101,6 +101,12 @@ LAST_ONLY = """{%- for m in messages %}
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
 """Only the last turn is ended."""
 
+UNSEEN = """{%- for m in messages if m.role != 'system' %}
+{{- m.role + ':' + m.content + eos_token }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
+"""The system's words are left out."""
+
 UNPROMPTED = """{%- for m in messages %}
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
 {%- endfor %}"""
@@ -110,6 +116,20 @@ SILENT = """{%- for m in messages %}
 {%- if m.role == 'user' %}{{ '<|user|>' + m.content }}{% endif %}
 {%- endfor %}"""
 """The assistant's words are left out."""
+
+WITHIN = """{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<|user|>' + m.content }}
+{%- elif m.role == 'assistant' %}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|assistant|>' }}{% endif %}
+{%- for call in m.tool_calls or [] %}
+{{- '[call]' }}{{ call.function | tojson }}
+{%- for t in messages if t.role == 'tool' %}{{ '[answer]' + t.content }}{% endfor %}
+{%- endfor %}
+{%- if m.content and not m.tool_calls %}{{ m.content + eos_token }}{% endif %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and messages[-1].role != 'tool' %}{{ '<|assistant|>' }}{% endif %}"""
+"""Answers of tools in the midst of a turn."""
 
 SPECIAL = [
     *("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>", "<|user|>"),

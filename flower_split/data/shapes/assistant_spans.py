@@ -4,6 +4,7 @@ A turn begins where the template's generation prompt for it ends, because that i
 on by itself. It ends with the token that the template writes behind it. What depends on the turn's
 own words is found by rendering the chat with other words in their place: that shows what the
 template makes of them (trimmed, rewritten, a tool call as JSON), and that the rest does not change.
+The same with every other message shows that no span has a part of it.
 
 Where the template writes the messages before a turn otherwise than the prompt of that turn would
 be (tools that move to the last question, dates), no span is certain, and the chat is refused.
@@ -55,6 +56,7 @@ def assistant_spans(
             raise UnclearError(f"{turn} and the one before it run into each other")
         spans.append((start, end))
         before = end
+    _check_alone(render, messages, whole, spans)
     return whole, spans
 
 
@@ -62,17 +64,50 @@ def _words(
     render: Render, messages: Sequence[Mapping[str, Any]], index: int, whole: str, turn: str
 ) -> Span:
     """What of the text depends on the words of a turn."""
+    found = _changed(render, messages, index, whole)
+    if found is None:
+        raise UnclearError(f"the chat template leaves {turn} out")
+    return found
+
+
+def _changed(
+    render: Render, messages: Sequence[Mapping[str, Any]], index: int, whole: str
+) -> Span | None:
+    """What of the text depends on the words of a message; None where they are not written."""
     first, behind = len(whole), len(whole)
     for other in _OTHERS:
         changed = [*messages]
-        changed[index] = {"role": messages[index]["role"], "content": other}
+        changed[index] = _with_words(messages[index], other)
         text = render(changed, False)
-        if text == whole or other not in text:
-            raise UnclearError(f"the chat template leaves {turn} out")
+        if other not in text:
+            return None
         first = min(first, _same(whole, text))
         behind = min(behind, _same(whole[::-1], text[::-1]))
-    last = max(len(whole) - behind, first)
-    return first, last
+    return first, max(len(whole) - behind, first)
+
+
+def _with_words(message: Mapping[str, Any], other: str) -> Mapping[str, Any]:
+    """The message with other words in place of all that it says, calls of tools included."""
+    parts = isinstance(message.get("content"), list)
+    content = [{"type": "text", "text": other}] if parts else other
+    if message["role"] == "assistant":
+        return {"role": message["role"], "content": content}
+    return {**message, "content": content}
+
+
+def _check_alone(
+    render: Render, messages: Sequence[Mapping[str, Any]], whole: str, spans: Sequence[Span]
+) -> None:
+    """Raise `UnclearError` where a span has words of another one's, such as a tool's answer."""
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            continue
+        changed = _changed(render, messages, index, whole)
+        if changed and any(changed[0] < end and changed[1] > start for start, end in spans):
+            raise UnclearError(
+                f"the chat template writes message {index + 1} into a turn of the assistant, or "
+                "the turn depends on it"
+            )
 
 
 def _start(

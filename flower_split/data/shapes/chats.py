@@ -32,6 +32,10 @@ _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Message = dict[str, Any]
 
 
+class DroppedError(ValueError):
+    """A chat template leaves a part of the chat out."""
+
+
 class Chats:
     """Writes chats as text, with the spans that are the assistant's.
 
@@ -77,6 +81,7 @@ class Chats:
         for message in messages:
             _check_unicode(message, where)
         try:
+            self._check_written(template, messages, tools)
             if _MARKED.search(template):
                 return self._marked(template, messages, tools)
             return assistant_spans(
@@ -89,8 +94,11 @@ class Chats:
                 f"{where}: {error}. Mark the assistant's turns in the chat template with "
                 "{% generation %} and {% endgeneration %}"
             ) from error
-        except DataError:
-            raise
+        except DroppedError as error:
+            raise DataError(
+                f"{where}: the chat template does not write {error}: take a template that does, or "
+                "leave it out of the data; data.tools = '' leaves tools out"
+            ) from error
         except Exception as error:
             # A template's own words are not the data's; whatever it adds to them may be.
             said = str(error)
@@ -100,6 +108,36 @@ class Chats:
                 f"{where}: the chat template does not take this chat ({type(error).__name__}"
                 f"{known}); the silo's own log has the rest"
             ) from error
+
+    def _check_written(self, template: str, messages: Sequence[Message], tools: Any) -> None:
+        """Raise `DroppedError` where the template leaves a part of the chat out."""
+        whole = self._rendered(template, messages, tools, False)
+
+        def is_left_out(number: int, **changes: Any) -> bool:
+            other = [*messages]
+            other[number] = {**messages[number], **changes}
+            return self._is_written_so(template, other, tools, whole)
+
+        for number, message in enumerate(messages):
+            content = message.get("content")
+            changed = _other_words(content)
+            if message.get("tool_calls"):
+                if is_left_out(number, tool_calls=None, content=content or ""):
+                    raise DroppedError(f"the tool calls of message {number + 1}")
+                if content and is_left_out(number, content=changed):
+                    raise DroppedError(f"the words beside the tool calls of message {number + 1}")
+            elif message["role"] != ASSISTANT and content and is_left_out(number, content=changed):
+                raise DroppedError(f"message {number + 1}")
+        if tools and self._is_written_so(template, messages, None, whole):
+            raise DroppedError("the tools")
+
+    def _is_written_so(
+        self, template: str, messages: Sequence[Message], tools: Any, text: str
+    ) -> bool:
+        try:
+            return self._rendered(template, messages, tools, False) == text
+        except Exception:  # a template's own: it does look at what is not there
+            return False
 
     def _rendered(
         self, template: str, messages: Sequence[Mapping[str, Any]], tools: Any, prompt: bool
@@ -206,6 +244,13 @@ def _message(one: Any, what: str, sparse: bool) -> Message:
     if message["role"] == ASSISTANT and not message.get("tool_calls") and not content:
         raise DataError(f"{what} is an empty turn of the assistant")
     return message
+
+
+def _other_words(content: Any) -> Any:
+    """A content of the same form with other words."""
+    if isinstance(content, list):
+        return [{**part, "text": f"{part['text']} or another"} for part in content]
+    return f"{content} or another"
 
 
 def _check_parts(parts: Sequence[Any], what: str) -> None:

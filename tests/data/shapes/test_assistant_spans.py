@@ -123,6 +123,11 @@ def test_calls_of_tools_are_learnt_and_their_answers_are_not() -> None:
 @pytest.mark.parametrize(
     ("template", "messages", "tools", "said"),
     [
+        (shapes.WITHIN, WITH_TOOLS, None, "message 3 into a turn of the assistant"),
+        (shapes.LINES, [*WITH_TOOLS[:1], {**CALL, "content": ""}], None, "the tool calls of mess"),
+        (shapes.LINES, SHORT, TOOLS, r"does not write the tools: .*data\.tools = ''"),
+        (shapes.UNSEEN, LONG, None, "does not write message 1"),
+        (shapes.WITHIN, [SHORT[0], {**CALL, "content": "Let me see"}], None, "the words beside"),
         (shapes.MOVED, [*SHORT, *SHORT], TOOLS, "what comes before turn 2 .* otherwise"),
         (shapes.LAST_ONLY, LONG[1:], None, "ends turn 2 of the chat otherwise"),
         (shapes.UNPROMPTED, SHORT, None, "has no generation prompt, and writes something"),
@@ -136,6 +141,15 @@ def test_where_no_span_is_certain_the_chat_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=f"here, example 1: .*{said}"):
         learnt(template, messages, tools)
+
+
+def test_what_a_marked_template_leaves_out_is_refused_too() -> None:
+    unseen = shapes.MARKED.replace("in messages", "in messages if m.role != 'system'")
+    assert len(learnt(unseen, LONG[1:])) == 2
+    with pytest.raises(DataError, match="does not write message 1"):
+        learnt(unseen, LONG)
+    with pytest.raises(DataError, match="does not write the tools"):
+        learnt(shapes.MARKED, SHORT, TOOLS)
 
 
 def test_marks_of_the_template_count_first() -> None:
