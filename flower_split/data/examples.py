@@ -1,6 +1,7 @@
 """Examples: rows of named fields that know where they came from."""
 
 import difflib
+import itertools
 import logging
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
+NAMED = 20
+"""Fields of an example that errors name at most."""
 BATCH = 1000
 """Rows that are read at once where all of them are."""
 
@@ -118,7 +121,9 @@ class Examples:
     def _fields(self, row: Row, wanted: str) -> str:
         """What fields a row has. A table's first line may be data: it is told to the log alone."""
         if not self.untyped:
-            return f"the fields there are {', '.join(map(repr, row)) or 'none'}"
+            more = ", …" if len(row) > NAMED else ""
+            named = ", ".join(repr(name) for name in itertools.islice(row, NAMED))
+            return f"the fields there are {named or 'none'}{more}"
         logger.warning("%s: the columns are %s", self.origin, ", ".join(map(repr, row)))
         near = difflib.get_close_matches(wanted, [str(name) for name in row], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flower_split.data.sequences import Ragged, TokenizedDataset
+from flower_split.data.sequences import Ragged, TokenizedDataset, lengths_of
 
 
 def pack(dataset: TokenizedDataset, max_length: int) -> TokenizedDataset:
@@ -24,17 +24,18 @@ def pack(dataset: TokenizedDataset, max_length: int) -> TokenizedDataset:
         max_length: Tokens of a row.
     """
     rows, learnt, lengths = Ragged(), Ragged(), Ragged()
-    for group in _groups([len(ids) for ids in dataset.sequences], max_length):
-        ids, flags = list[int](), list[int]()
+    for group in _groups(lengths_of(dataset.sequences), max_length):
+        ids, flags, sizes = list[int](), list[int](), list[int]()
         for number in group:
             sequence = dataset.sequences[number]
             own = _flags(dataset, number, len(sequence))
             own[0] = 0  # the token before it is another sequence's
             ids += sequence.tolist()
             flags += own.tolist()
+            sizes.append(len(sequence))
         rows.append(ids)
         learnt.append(flags)
-        lengths.append([len(dataset.sequences[number]) for number in group])
+        lengths.append(sizes)
     return replace(
         dataset,
         sequences=rows,

@@ -1,7 +1,8 @@
 """Sequences of tokens, one after the other in one array, and what of them is learnt."""
 
+import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -48,6 +49,37 @@ class Ragged(Sequence[Tensor]):
     def size(self) -> int:
         """Numbers of all rows."""
         return len(self._values)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Numbers of every row."""
+        return [end - start for start, end in itertools.pairwise(itertools.chain((0,), self._ends))]
+
+
+class Scalars(Sequence[Tensor]):
+    """One whole number a row, a tensor of none of whose axes is made where it is asked for."""
+
+    def __init__(self, values: Iterable[int] = ()) -> None:
+        self._values = array("i", values)
+
+    def append(self, value: int) -> None:
+        """Add a row."""
+        self._values.append(value)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        """Row `index`, () int64."""
+        if isinstance(index, slice):
+            return [torch.tensor(value) for value in self._values[index]]
+        return torch.tensor(self._values[index])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,9 +135,7 @@ class TokenizedDataset:
     @property
     def num_tokens(self) -> int:
         """Tokens of all sequences."""
-        if isinstance(self.sequences, Ragged):
-            return self.sequences.size
-        return sum(map(len, self.sequences))
+        return sum(lengths_of(self.sequences))
 
     @property
     def num_targets(self) -> int:
@@ -113,6 +143,11 @@ class TokenizedDataset:
         if self.learnt:
             return sum(int(flags[1:].sum()) for flags in self.learnt)
         return sum(
-            len(ids) - max(1, prompt)
-            for ids, prompt in zip(self.sequences, self.prompt_lengths, strict=True)
+            length - max(1, prompt)
+            for length, prompt in zip(lengths_of(self.sequences), self.prompt_lengths, strict=True)
         )
+
+
+def lengths_of(rows: Sequence[Tensor]) -> list[int]:
+    """Numbers of every row."""
+    return rows.lengths if isinstance(rows, Ragged) else [len(row) for row in rows]

@@ -23,6 +23,7 @@ from flower_split.config.tasks import (
 from flower_split.data.examples import Examples, Row
 from flower_split.data.labels import label_id, tags_of, words_of
 from flower_split.data.reading.bad_rows import BadRows
+from flower_split.data.sequences import Ragged, Scalars, lengths_of
 from flower_split.data.tokenizing import check_known
 from flower_split.errors import DataError
 from flower_split.optimization.loss import IGNORED
@@ -35,11 +36,11 @@ _DRAWS = 100
 class TaskDataset:
     """Encoded examples, each with its label or labels."""
 
-    sequences: tuple[Tensor, ...]
+    sequences: Sequence[Tensor]
     """Token ids of every example: (tokens,) int64, not padded."""
-    labels: tuple[Tensor, ...]
+    labels: Sequence[Tensor]
     """Of every example: () of a sequence, (tokens,) of tokens; none where they are drawn."""
-    types: tuple[Tensor, ...]
+    types: Sequence[Tensor]
     """Types of the tokens, (tokens,) int64; none where the model has none."""
     pad_id: int
     """Token id that fills up rows."""
@@ -61,7 +62,7 @@ class TaskDataset:
     @property
     def num_tokens(self) -> int:
         """Tokens of all sequences."""
-        return sum(map(len, self.sequences))
+        return sum(lengths_of(self.sequences))
 
     @property
     def num_targets(self) -> int | None:
@@ -118,7 +119,8 @@ def encode_task(
     """
     pad_id = _pad_id(tokenizer, tables)
     bad = bad or BadRows()
-    sequences, labels, types = list[Tensor](), list[Tensor](), list[Tensor]()
+    sequences, types = Ragged(), Ragged()
+    labels: Ragged | Scalars = Scalars() if task.name == SEQUENCE_CLASSIFICATION else Ragged()
     typed = tables is None or tables.types > 1
     truncated = dropped = 0
     for indices, rows in examples.batches():
@@ -132,14 +134,16 @@ def encode_task(
                 dropped += 1
                 continue
             truncated += _was_cut(encoded)
-            ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+            ids: list[int] = encoded["input_ids"]
             if tables is not None:
                 check_known(examples, index, ids, tokenizer, tables)
             sequences.append(ids)
-            if label is not None:
-                labels.append(label)
+            if label is not None and isinstance(labels, Scalars):
+                labels.append(int(label))
+            elif label is not None and isinstance(labels, Ragged):
+                labels.append(label.tolist())
             if typed and "token_type_ids" in encoded:
-                types.append(torch.tensor(encoded["token_type_ids"], dtype=torch.int64))
+                types.append(encoded["token_type_ids"])
     if len(examples) and not sequences:
         if not dropped:
             raise bad.refuse_all(examples.origin)
@@ -148,9 +152,9 @@ def encode_task(
             f"train.max-length {max_length}: raise it"
         )
     return TaskDataset(
-        sequences=tuple(sequences),
-        labels=tuple(labels),
-        types=tuple(types),
+        sequences=sequences,
+        labels=labels,
+        types=types,
         pad_id=pad_id,
         masking=_masking(tokenizer, config) if task.name == MASKED_LM else None,
         truncated=truncated,

@@ -4,7 +4,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from flower_split.config.data import DataConfig
@@ -269,13 +268,12 @@ def _pieces(length: int, most: int) -> Iterator[tuple[int, int]]:
 def check_known(
     examples: Examples,
     index: int,
-    ids: Sequence[int] | Tensor,
+    ids: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     tables: TableSizes,
 ) -> None:
     """Raise `DataError` if a sequence has a token or a position that the model does not know."""
-    largest = int(ids.max()) if isinstance(ids, Tensor) else max(ids)
-    if largest >= tables.tokens:
+    if (largest := max(ids)) >= tables.tokens:
         raise DataError(
             f"{examples.where(index)}: the token id {largest} is beyond the model's embedding "
             f"table, which has {tables.tokens} rows; the tokenizer has {len(tokenizer)} "

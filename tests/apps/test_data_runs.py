@@ -13,6 +13,7 @@ from tiny_checkpoint import save_tiny_run, tiny_run_config
 
 from flower_split.apps.client_app import app as client_app
 from flower_split.apps.server_run import serve_run
+from flower_split.client import SplitSession, silo_preferences
 from flower_split.segments import load_tokenizer
 
 WORDS = ("the sum of", "a value returns", "the array", "number given axis list")
@@ -74,3 +75,53 @@ def test_packed_rows(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = adapter(folder, "texts.jsonl", **{"data.packing": True, "train.max-length": 24})
     assert all(torch.isfinite(tensor).all() for tensor in found.values())
     assert all("packed into" in line for line in told(caplog))
+
+
+@pytest.mark.slow
+def test_preference_pairs_train_in_a_clientapp_of_ones_own(folder: Path) -> None:
+    """TRL's DPOTrainer takes them as they are read, and both sides of the cut learn."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from flwr.clientapp import ClientApp
+
+    rows = [
+        {"ask": WORDS[i % 4], "chosen": WORDS[(i + 1) % 4], "rejected": WORDS[(i + 2) % 4]}
+        for i in range(18)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Any, context: Any) -> Any:
+        with SplitSession(message, context) as session:
+            pairs, _ = silo_preferences(session.config, session.node)
+            trainer = trl.DPOTrainer(
+                model=session.model,
+                args=trl.DPOConfig(
+                    str(folder / "trained"),
+                    max_steps=2,
+                    per_device_train_batch_size=2,
+                    bf16=False,
+                    report_to=[],
+                    save_strategy="no",
+                    use_cpu=True,
+                ),
+                train_dataset=Dataset.from_list(pairs),
+                processing_class=session.tokenizer,
+                optimizers=(session.optimizer, None),
+            )
+            loss = trainer.train().training_loss
+            return session.reply({"train-loss": loss}, num_examples=len(pairs))
+
+    values = {"data.path": str(folder / "pairs.jsonl"), "data.prompt": "ask"}
+    config = tiny_run_config(
+        folder,
+        **values,
+        **{"num-server-rounds": 1, "strategy.fraction-evaluate": 0.0, "evaluate-initial": False},
+    )
+    result = serve_run(InProcessGrid(app, 3, run_config=config), config)
+    assert len(result.train_metrics_clientapp) == 1
+    assert all(not row.failure for row in result.history)
+    trained = result.arrays.to_torch_state_dict()
+    moved = {name for name, tensor in trained.items() if "lora_B" in name and tensor.any()}
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in moved} == {0, 1, 2, 3}

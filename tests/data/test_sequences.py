@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flower_split.data.sequences import Ragged, TokenizedDataset
+from flower_split.data.sequences import Ragged, Scalars, TokenizedDataset
 
 
 @settings(max_examples=60, deadline=None)
@@ -14,11 +14,19 @@ def test_rows_are_what_was_added(rows: list[list[int]]) -> None:
     assert [row.tolist() for row in found] == rows
     assert [row.tolist() for row in found[1:]] == rows[1:]
     assert len(found) == len(rows)
-    assert found.size == sum(map(len, rows))
+    assert (found.size, found.lengths) == (sum(map(len, rows)), [len(row) for row in rows])
     for index in range(-len(rows), len(rows)):
         assert found[index].tolist() == rows[index]
     with pytest.raises(IndexError):
         found[len(rows)]
+
+
+def test_scalars_are_tensors_without_axes() -> None:
+    found = Scalars([3, 1])
+    found.append(-100)
+    assert [value.tolist() for value in found] == [3, 1, -100]
+    assert [value.shape for value in found[:1]] == [()]
+    assert found[2].shape == () and len(found) == 3
 
 
 def test_a_row_that_was_read_is_a_copy() -> None:

@@ -96,10 +96,11 @@ def _inner(value: dict[str, Any], path: Path) -> list[Any] | None:
             f"{path} has one object with {len(arrays)} arrays of objects: expected one array of "
             "objects. Write each to a file of its own"
         )
-    if len(held) == len(value) > 1 and len({len(v) for v in held}) == 1 and not arrays:
+    columns = len({len(v) for v in held}) == 1 or all(isinstance(v, dict) for v in held)
+    if len(held) == len(value) > 1 and columns and not arrays:
         raise DataError(
-            f"{path} has one object of columns: expected rows. Write it by rows, as pandas does "
-            "with to_json(orient='records')"
+            f"{path} has one object of {len(value)} columns, or of rows by name: expected an array "
+            "of rows. Write it so, as pandas does with to_json(orient='records')"
         )
     return arrays[0] if arrays and len(held) == 1 else None
 

@@ -66,8 +66,9 @@ def test_what_is_no_json_lines_is_told(tmp_path: Path, content: str, said: str) 
     [
         ('[{"text": "a"},\n {"text": }]', r"line 2: not valid JSON: .* at column 11"),
         ('{"a": [{"x": 1}], "b": [{"x": 1}]}', "2 arrays of objects: expected one array"),
-        ('{"ask": {"0": "a", "1": "b"}, "text": {"0": "c", "1": "d"}}', "one object of columns"),
-        ('{"ask": ["a", "b"], "text": ["c", "d"]}', "one object of columns: expected rows"),
+        ('{"ask": {"0": "a", "1": "b"}, "text": {"0": "c", "1": "d"}}', "one object of 2 columns"),
+        ('{"ask": ["a", "b"], "text": ["c", "d"]}', "expected an array of rows"),
+        ('{"Ann": {"text": "a"}, "Bob": {"text": "b", "n": 1}}', "or of rows by name"),
         ('[{"text": "a"}, 3]', "entry 2: expected a JSON object, .*not a number"),
         ("[]", "is empty: it has 2 bytes"),
         ('"a"', "line 1: expected a JSON object, .*not a string"),
@@ -97,8 +98,14 @@ def test_one_object_is_one_example(tmp_path: Path) -> None:
 
 
 def test_an_error_does_not_quote_the_data(tmp_path: Path) -> None:
-    for content in ('[{"text": "the patient" broken}]', '{"the patient": 1, "the patient": 2}'):
+    for content in (
+        '{"the patient": {"a": 1}, "b": {"a": 1, "c": 2}}',
+        '[{"text": "the patient" broken}]',
+        '{"the patient": 1, "the patient": 2}',
+    ):
         for name in ("silo.json", "silo.jsonl"):
+            if name == "silo.jsonl" and content.startswith('{"the patient": {'):
+                continue  # one example, with fields of these names
             with pytest.raises(DataError) as caught:
                 read_file(file(tmp_path, content, name))
             assert "patient" not in str(caught.value)
