@@ -23,4 +23,5 @@ def test_rows_stay_on_the_disk_and_a_token_takes_little(tmp_path: Path, kind: st
     small, large = found
     assert (small.rows, large.rows) == sizes
     more = large.rows - small.rows
-    assert large.own - small.own < more * 500 + 8e6  # of which 130 are tokens
+    once = 40e6 if kind == "parquet" else 8e6  # Arrow's own, while it writes the cache
+    assert large.own - small.own < more * 500 + once  # of the 500 are 130 tokens
