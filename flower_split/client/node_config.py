@@ -187,10 +187,13 @@ class NodeConfig:
     def own_data(self, config: DataConfig) -> DataConfig:
         """`config` with the silo's own paths in place of those that the run's sender chose."""
         if self.data_path:
-            config = replace(config, path=self.data_path, eval_path="")
+            split = "" if config.eval_path else config.eval_split  # which is then of that path
+            config = replace(config, path=self.data_path, eval_path="", eval_split=split)
             if not is_reference(self.data_path):
                 config = replace(config, partitioner="none", partition_by="")
-        return replace(config, eval_path=self.eval_path) if self.eval_path else config
+        if self.eval_path:
+            config = replace(config, eval_path=self.eval_path, eval_split="")
+        return config
 
 
 def _key(field: str) -> str:

@@ -186,7 +186,7 @@ class SplitSession:
             DataError: it is missing, empty or broken.
         """
         if self._data is None:
-            self._data = silo_batches(self.config, self.node, self._source)
+            self._data = silo_batches(self.config, self.node, self._source, self._context.state)
         return self._data
 
     @property
@@ -219,8 +219,8 @@ class SplitSession:
     def train_batches(self) -> Iterator[Batch]:
         """The round's microbatches: `input_ids`, `attention_mask`, `labels`, all (B, T) int64.
 
-        On the session's device. As many as `train.local-steps` or `train.local-epochs` ask for, and
-        always the same ones.
+        On the session's device; packed rows have `position_ids` in place of the mask. As many as
+        `train.local-steps` or `train.local-epochs` ask for, and always the same ones.
         """
         train = self.config.train
         one_pass = self.data.train(self.server_round)

@@ -1,20 +1,35 @@
 """A silo's data in its process: tokenised once, whatever number of rounds follow."""
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 
+from flwr.app import ConfigRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 
 from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig, Partition
 from flower_split.config.sections import DataConfig, SplitConfig
 from flower_split.config.tasks import Task
-from flower_split.data import SiloData, eval_batches, load_silo, train_batches
-from flower_split.segments import load_tokenizer, table_sizes
+from flower_split.data import (
+    DataSummary,
+    Preference,
+    SiloData,
+    eval_batches,
+    load_silo,
+    preferences,
+    silo_examples,
+    train_batches,
+)
+from flower_split.segments import check_packing, load_tokenizer, table_sizes
 from flower_split.training import Batches
+
+logger = logging.getLogger(__name__)
 
 MOST_SILOS = 16
 """Silos whose data one process keeps, as a simulation's worker serves several."""
+TOLD = "flower-split.data"
+"""Record in the silo's state of a run: its log has the summary of its data."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,13 +44,18 @@ class SiloBatches:
 
     @property
     def num_train(self) -> int:
-        """Sequences to train on."""
-        return len(self.silo.train)
+        """Examples to train on."""
+        return self.silo.train.num_examples
 
     @property
     def num_held_out(self) -> int:
-        """Sequences to evaluate on."""
-        return len(self.silo.held_out)
+        """Examples to evaluate on."""
+        return self.silo.held_out.num_examples
+
+    @property
+    def summary(self) -> DataSummary:
+        """What became of the source's rows."""
+        return self.silo.summary
 
     def train(self, server_round: int) -> Batches:
         """The microbatches of a round: every iteration a pass, in an order of its own.
@@ -61,7 +81,10 @@ class SiloBatches:
 
 
 def silo_batches(
-    config: SplitConfig, node: NodeConfig, source: ModelSource | None = None
+    config: SplitConfig,
+    node: NodeConfig,
+    source: ModelSource | None = None,
+    state: RecordDict | None = None,
 ) -> SiloBatches:
     """The data of the silo that `node` describes.
 
@@ -69,6 +92,7 @@ def silo_batches(
         config: The run's configuration.
         node: The silo's own.
         source: Where the tokenizer comes from; None takes the model that `config` names.
+        state: What lives on in the silo through the run: it says whether the summary was logged.
 
     Raises:
         DataError: the data is missing, empty or broken, or has tokens that the model has not.
@@ -78,8 +102,35 @@ def silo_batches(
     source = source or ModelSource(config.model)
     task = config.model.as_task()
     length = config.train.max_length
+    if data.packing:
+        check_packing(source.name, source.revision, config.model.attention)
     tokenizer, silo = _load(source, data, length, config.seed, node.partition, task)
+    _tell(node.name(0) if node.silo or node.partition else "", silo.summary, state)
     return SiloBatches(tokenizer=tokenizer, silo=silo, order=node.partition_id or 0, config=config)
+
+
+def silo_preferences(
+    config: SplitConfig, node: NodeConfig
+) -> tuple[list[Preference], list[Preference]]:
+    """The preference pairs of the silo that `node` describes: to train and to evaluate on.
+
+    Raises:
+        DataError: the data is missing, empty or broken, or has no pairs.
+    """
+    data = node.own_data(config.data)
+    number, of = node.partition or (None, None)
+    found = silo_examples(data, partition_id=number, num_partitions=of, seed=config.seed)
+    train, held = (preferences(examples, data) for examples in found)
+    return train, held
+
+
+def _tell(silo: str, summary: DataSummary, state: RecordDict | None) -> None:
+    """Log what became of a silo's data, once a run."""
+    if state is not None and TOLD in state:
+        return
+    logger.info("data of %s: %s", f"silo {silo}" if silo else "this silo", summary.line())
+    if state is not None:
+        state[TOLD] = ConfigRecord({"rows": summary.rows})
 
 
 @lru_cache(maxsize=1)

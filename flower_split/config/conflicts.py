@@ -3,11 +3,17 @@
 from flower_split.config.address import Address, is_any, is_loopback
 from flower_split.config.data import DataConfig
 from flower_split.config.model import ModelConfig
+from flower_split.config.peft import PeftSettings
 from flower_split.config.rounds import StrategyConfig
 from flower_split.config.tasks import CAUSAL_LM, CLASSIFYING, MASKED_LM, SEQUENCE_CLASSIFICATION
 from flower_split.config.training import TrainConfig
 from flower_split.config.trunk import TlsConfig, TrunkConfig
 from flower_split.errors import ConfigError
+
+_PROMPTS = (
+    *("ADAPTION_PROMPT", "CARTRIDGE", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
+    "P_TUNING",
+)
 
 
 def of_bounds(train: TrainConfig, trunk: TrunkConfig, *, before: int = 0) -> list[str]:
@@ -65,6 +71,10 @@ def of_task(model: ModelConfig, data: DataConfig, sample_prompt: str) -> list[st
     default = DataConfig()
     for key, value, usual, tasks in (
         ("data.prompt", data.prompt, default.prompt, (CAUSAL_LM,)),
+        ("data.template", data.template, default.template, (CAUSAL_LM,)),
+        ("data.messages", data.messages, default.messages, (CAUSAL_LM,)),
+        ("data.long-texts", data.long_texts, default.long_texts, (CAUSAL_LM,)),
+        ("data.packing", data.packing, default.packing, (CAUSAL_LM,)),
         ("data.text-pair", data.text_pair, default.text_pair, (SEQUENCE_CLASSIFICATION,)),
         ("data.label", data.label, default.label, CLASSIFYING),
         ("data.mlm-probability", data.mlm_probability, default.mlm_probability, (MASKED_LM,)),
@@ -84,6 +94,17 @@ def of_task(model: ModelConfig, data: DataConfig, sample_prompt: str) -> list[st
     if task in CLASSIFYING and not data.label and not model.as_task().rewards:
         found.append("data.label must name a field of the examples; it is empty")
     return found
+
+
+def of_packing(data: DataConfig, peft: PeftSettings) -> list[str]:
+    """Packed rows under a method that puts virtual tokens before every row."""
+    if data.packing and (peft.type in _PROMPTS or "num_virtual_tokens" in peft.options):
+        return [
+            f"data.packing gives every text of a row positions of its own, and peft.type "
+            f"{peft.type!r} puts virtual tokens before the row, which only its first text would "
+            "see: set data.packing to false"
+        ]
+    return []
 
 
 def of_address(trunk: TrunkConfig) -> list[str]:

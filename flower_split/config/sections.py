@@ -123,6 +123,7 @@ class SplitConfig:
             *conflicts.of_bounds(self.train, self.trunk),
             *conflicts.of_quantization(self.model, self.trunk),
             *conflicts.of_task(self.model, self.data, self.sample_prompt),
+            *conflicts.of_packing(self.data, self.peft),
             *conflicts.of_address(self.trunk),
             *conflicts.of_tls(self.tls, self.trunk),
             *self._schedule_conflicts(),

@@ -4,14 +4,19 @@ from flower_split.data.batching import batches, eval_batches, train_batches
 from flower_split.data.examples import Examples
 from flower_split.data.held_out import hold_out
 from flower_split.data.partitioning import partition
+from flower_split.data.sequences import TokenizedDataset
+from flower_split.data.shapes.preferences import Preference, preferences
 from flower_split.data.silo import SiloData, load_silo, silo_examples
 from flower_split.data.sources import load_examples
 from flower_split.data.special_tokens import encode_prompt
-from flower_split.data.tokenizing import PROMPT_SEPARATOR, TokenizedDataset, tokenize
+from flower_split.data.summary import DataSummary
+from flower_split.data.tokenizing import PROMPT_SEPARATOR, tokenize
 
 __all__ = [
     "PROMPT_SEPARATOR",
+    "DataSummary",
     "Examples",
+    "Preference",
     "SiloData",
     "TokenizedDataset",
     "batches",
@@ -21,6 +26,7 @@ __all__ = [
     "load_examples",
     "load_silo",
     "partition",
+    "preferences",
     "silo_examples",
     "tokenize",
     "train_batches",

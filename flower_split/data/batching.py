@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from flower_split.config.seeds import derive_seed
+from flower_split.data.packing import positions
+from flower_split.data.sequences import TokenizedDataset
 from flower_split.data.task_data import TaskDataset
-from flower_split.data.tokenizing import TokenizedDataset
 from flower_split.errors import DataError
 from flower_split.optimization.loss import IGNORED
 
@@ -78,7 +79,8 @@ def batches(
     Yields:
         `input_ids`, `attention_mask`, `labels`: (rows, tokens) int64, rows padded on the right
         to the longest of the batch. The last batch may have fewer than `batch_size` rows. `labels`
-        are (rows,) where sequences are classified.
+        are (rows,) where sequences are classified. Packed rows have `position_ids` in place of
+        the mask, by which the stock code finds their sequences.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "batches", epoch))
     order: list[int] = torch.randperm(len(dataset), generator=generator).tolist()
@@ -104,8 +106,13 @@ def collate(dataset: Dataset, rows: Sequence[int], seed: int = 0) -> dict[str, T
         prompt = dataset.prompt_lengths[row]
         input_ids[i, : len(ids)] = ids
         attention_mask[i, : len(ids)] = 1
+        if dataset.learnt:
+            ids = ids.masked_fill(dataset.learnt[row] == 0, IGNORED)
         labels[i, prompt : len(ids)] = ids[prompt:]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    if not dataset.lengths:
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    position_ids = torch.stack([positions(dataset.lengths[row], size[1]) for row in rows])
+    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
 
 
 def _num_batches(dataset: Dataset, batch_size: int, purpose: str) -> int:

@@ -1,16 +1,27 @@
 """Examples: rows of named fields that know where they came from."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import difflib
+import itertools
+import logging
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flower_split.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 Row = Mapping[str, Any]
+
+NAMED = 20
+"""Fields of an example that errors name at most."""
+BATCH = 1000
+"""Rows that are read at once where all of them are."""
 
 
 class Rows(Protocol):
-    """What holds the rows: a list, or a `datasets.Dataset`."""
+    """What holds the rows: a list, a file's index, or a `datasets.Dataset`."""
 
     def __len__(self) -> int: ...
 
@@ -34,6 +45,16 @@ class Examples:
     """What `numbers` counts."""
     numbers: Sequence[int] | None = None
     """Number of every row in the source; None counts from 1."""
+    place: Callable[[int], str] | None = None
+    """Where a row of several sources is, by its index; None for those of one source."""
+    plain_text: bool = False
+    """Whether the rows are the texts of plain text files."""
+    untyped: bool = False
+    """Whether every value is text, as in a CSV file, where a number is one only by its looks."""
+    sparse: bool = False
+    """Whether rows have every column of the table, null where they had none, as Arrow's do."""
+    ignored: tuple[str, ...] = ()
+    """Names of the files of a folder, or of the splits of a source, that were not read."""
 
     @classmethod
     def all_of(cls, rows: Rows, *, origin: str) -> "Examples":
@@ -48,49 +69,86 @@ class Examples:
 
     def select(self, indices: Sequence[int]) -> "Examples":
         """Those of the examples that are at `indices`, in the order of `indices`."""
-        return Examples(
-            origin=self.origin,
-            rows=self.rows,
-            picked=[self.picked[index] for index in indices],
-            unit=self.unit,
-            numbers=self.numbers,
-        )
+        return replace(self, picked=[self.picked[index] for index in indices])
+
+    def batches(self) -> Iterator[tuple[range, list[Row]]]:
+        """All examples, some at a time: their indices and rows."""
+        several: Any = getattr(self.rows, "__getitems__", None)
+        for start in range(0, len(self), BATCH):
+            indices = range(start, min(start + BATCH, len(self)))
+            wanted = [self.picked[index] for index in indices]
+            if several is not None:
+                yield indices, several(wanted)
+            else:
+                yield indices, [self.rows[index] for index in wanted]
 
     def where(self, index: int) -> str:
         """The place of an example in its source, for messages."""
         row = self.picked[index]
-        number = row + 1 if self.numbers is None else self.numbers[row]
-        return f"{self.origin}, {self.unit} {number}"
+        if self.place is not None:
+            return self.place(row)
+        return f"{self.origin}, {self.unit} {self._number(row)}"
 
-    def value(self, index: int, field: str) -> Any:
+    def mark(self, index: int) -> str:
+        """The same in short, without the name of a single source."""
+        row = self.picked[index]
+        return self.place(row) if self.place is not None else f"{self.unit} {self._number(row)}"
+
+    def _number(self, row: int) -> int:
+        return row + 1 if self.numbers is None else self.numbers[row]
+
+    def value(self, index: int, field: str, row: Row | None = None) -> Any:
         """The value of a field.
+
+        Args:
+            index: Of the example.
+            field: Its name; another Unicode form of it (NFC, NFD) is taken for the same.
+            row: The example, where it was read already.
 
         Raises:
             DataError: the example has no such field, or it is null.
         """
-        row = self[index]
-        if field not in row:
-            there = ", ".join(map(repr, row)) or "none"
+        row = self[index] if row is None else row
+        name = find_field(row, field)
+        if name is None:
             raise DataError(
-                f"{self.where(index)}: no field {field!r}; the fields there are {there}"
+                f"{self.where(index)}: no field {field!r}; {self._fields(row, field)}{_advice(row)}"
             )
-        if row[field] is None:
+        if row[name] is None:
             raise DataError(f"{self.where(index)}: field {field!r} is null")
-        return row[field]
+        return row[name]
 
-    def text(self, index: int, field: str) -> str:
-        """The text of a field.
+    def _fields(self, row: Row, wanted: str) -> str:
+        """What fields a row has. A table's first line may be data: it is told to the log alone."""
+        if not self.untyped:
+            more = ", …" if len(row) > NAMED else ""
+            named = ", ".join(repr(name) for name in itertools.islice(row, NAMED))
+            return f"the fields there are {named or 'none'}{more}"
+        logger.warning("%s: the columns are %s", self.origin, ", ".join(map(repr, row)))
+        near = difflib.get_close_matches(wanted, [str(name) for name in row], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return (
+            f"the first line of the table must name its columns, and has {len(row)}, which the "
+            f"silo's own log lists{hint}"
+        )
+
+    def text(self, index: int, field: str, row: Row | None = None) -> str:
+        """The text of a field; arguments as for `value`.
 
         Raises:
             DataError: there is none, or it is not text, blank, or not valid Unicode.
         """
-        text = self.value(index, field)
+        text = self.value(index, field, row)
         if not isinstance(text, str):
             raise DataError(
                 f"{self.where(index)}: field {field!r} must be text, not {type(text).__name__}"
             )
         if not text.strip():
             raise DataError(f"{self.where(index)}: field {field!r} is empty text")
+        return self.valid(index, field, text)
+
+    def valid(self, index: int, field: str, text: str) -> str:
+        """`text` of a field, or `DataError` where it is not valid Unicode."""
         try:
             text.encode()
         except UnicodeEncodeError as exc:
@@ -99,3 +157,35 @@ class Examples:
                 f"surrogate pair at character {exc.start}"
             ) from exc
         return text
+
+
+def find_field(row: Row, field: str) -> str | None:
+    """The name under which a row has a field, in whatever Unicode form; None where it has not."""
+    if field in row:
+        return field
+    if field.isascii():
+        return None
+    wanted = unicodedata.normalize("NFC", field)
+    return next((name for name in row if unicodedata.normalize("NFC", name) == wanted), None)
+
+
+def _advice(row: Row) -> str:
+    """What a row without the wanted field looks like."""
+    names = {str(name) for name in row}
+    for name in ("messages", "conversations"):
+        if isinstance(row.get(name), list):
+            return f". {name!r} looks like a chat: set data.messages to {name!r}"
+    if names >= {"chosen", "rejected"}:
+        return (
+            ". The rows look like preference pairs, for which the ready-made ClientApp has no "
+            "loss: train on them in a ClientApp of your own (docs/data.md), or set data.text to "
+            "'chosen' to learn the better answers alone"
+        )
+    if names >= {"instruction", "output"}:
+        return (
+            ". For instructions set data.template to the prompt, such as '{instruction}', and "
+            "data.text to 'output'"
+        )
+    if len(names) == 1 and (found := next((c for c in ";\t|" if c in next(iter(names))), "")):
+        return f". The cells seem to be separated by {found!r}: separate them by commas"
+    return ""

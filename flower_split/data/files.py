@@ -1,43 +1,51 @@
-"""Files of examples: JSON Lines, and plain text whose paragraphs are the examples.
+"""Files of examples, each read by its ending.
 
 Other packages add readers by the entry-point group `flower_split.readers`::
 
     [project.entry-points."flower_split.readers"]
-    csv = "my_package.tables:read_csv"
+    xml = "my_package.documents:read_xml"
 
-The name is the file name's ending. The reader is called as `read_csv(content, path)`, with the
+The name is the file name's ending. The reader is called as `read_xml(content, path)`, with the
 file's bytes without a byte order mark, and yields for every example the number of the line where it
 starts, and its fields by name.
 """
 
-import json
 import logging
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flower_split.data.examples import Examples, Row
+from flower_split.data.examples import Examples, Row, Rows
+from flower_split.data.reading import arrow
+from flower_split.data.reading.bad_rows import BadRows
+from flower_split.data.reading.json_files import json_file, json_lines
+from flower_split.data.reading.tables import csv_rows, tsv_rows
+from flower_split.data.reading.text_file import MARK, TextFile, decoded
 from flower_split.errors import ConfigError, DataError, FlowerSplitError
 from flower_split.plugins import PluginTable
 
 logger = logging.getLogger(__name__)
 
 GROUP = "flower_split.readers"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Numbered = Iterator[tuple[int, Row]]
 Reader = Callable[[bytes, Path], Numbered]
 
 
-def read_file(path: Path) -> Examples:
-    """The examples of a file that one of `READERS` or a plug-in reads, numbered by their lines.
+def read_file(path: Path, *, encoding: str = "utf-8", bad: BadRows | None = None) -> Examples:
+    """The examples of a file, numbered by their lines, or their rows where it has no lines.
+
+    Args:
+        path: Of the file.
+        encoding: Of its text, where it is a text file.
+        bad: What becomes of bad rows; None raises the first one's error.
 
     Raises:
         DataError: the file cannot be read, is of another kind, broken or empty; or the plug-in is.
     """
-    endings = ", ".join(f".{ending}" for ending in _TABLE)
+    bad = bad or BadRows()
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -45,47 +53,70 @@ def read_file(path: Path) -> Examples:
     except OSError as exc:
         raise DataError(f"{path} cannot be read: {exc.strerror}") from exc
     if stat.S_ISDIR(kind):
-        raise DataError(f"{path} is a directory; expected a file ({endings})")
+        raise DataError(f"{path} is a directory; expected a file ({_endings()})")
+    ending = ending_of(path)
+    before = bad.count
+    if ending in (*_INDEXED, *arrow.READERS):
+        _reader(path, ending)  # of which a plug-in must not take the name
+    if ending in arrow.READERS:
+        found = arrow.read_table(path, ending)
+    elif ending in _INDEXED:
+        found = _INDEXED[ending](TextFile(path, encoding), bad)
+    else:
+        found = _read(path, _reader(path, ending), encoding)
+    if not found and bad.count > before:
+        raise bad.refuse_all(str(path))
+    if not found:
+        raise DataError(f"{path} is empty: it has {path.stat().st_size} bytes and no example")
+    return found
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file has an ending that is read."""
+    return ending_of(path) in (*arrow.READERS, *_INDEXED, *_TABLE)
+
+
+def ending_of(path: Path) -> str:
+    """The ending of a file's name, in small letters and without the dot; `jsonl.gz` is one."""
+    ending = path.suffix.lower().removeprefix(".")
+    if ending == "gz":
+        return f"{Path(path.stem).suffix.lower().removeprefix('.')}.gz".removeprefix(".")
+    return ending
+
+
+def _reader(path: Path, ending: str) -> Reader:
     try:
-        reader = _TABLE[path.suffix.lower().removeprefix(".")]
+        return _TABLE[ending]
     except KeyError:
         raise DataError(
-            f"{path} ends in {path.suffix or 'nothing'!r}; expected one of {endings}"
+            f"{path} ends in {path.suffix or 'nothing'!r}; expected one of {_endings()}"
         ) from None
     except ConfigError as exc:
         raise DataError(f"{path}: {exc}") from exc
-    try:
-        content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
-    except OSError as exc:
-        raise DataError(f"{path} cannot be read: {exc.strerror}") from exc
-    found = list(reader(content, path))
-    if not found:
-        raise DataError(f"{path} is empty: it has {len(content)} bytes and no example")
-    numbers, rows = zip(*found, strict=True)
-    return Examples(
-        origin=str(path), rows=rows, picked=range(len(rows)), unit="line", numbers=numbers
-    )
 
 
-def json_lines(content: bytes, path: Path) -> Numbered:
-    """One JSON object a line; blank lines are skipped."""
-    for number, line in _lines(content, path):
-        if not line.strip():
-            continue
+def _endings() -> str:
+    return ", ".join(f".{ending}" for ending in (*_INDEXED, *_TABLE, *arrow.READERS))
+
+
+def _read(path: Path, reader: Reader, encoding: str) -> Examples:
+    if reader in READERS.values():
+        content = TextFile(path, encoding).all()
+    else:
         try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as exc:
-            raise DataError(
-                f"{path}, line {number}: not valid JSON: {exc.msg} at column {exc.colno}"
-            ) from exc
-        except (ValueError, RecursionError) as exc:
-            raise DataError(f"{path}, line {number}: not usable JSON: {exc}") from exc
-        if not isinstance(row, dict):
-            raise DataError(
-                f'{path}, line {number}: expected a JSON object, {{"field": …}}, not '
-                f"{_JSON_KINDS.get(type(row), 'a number')}"
-            )
-        yield number, row
+            content = path.read_bytes().removeprefix(MARK)
+        except OSError as exc:
+            raise DataError(f"{path} cannot be read: {exc.strerror}") from exc
+    found = list(reader(content, path))
+    numbers, rows = zip(*found, strict=True) if found else ((), ())
+    return Examples(
+        origin=str(path),
+        rows=rows,
+        picked=range(len(rows)),
+        unit="line",
+        numbers=numbers,
+        plain_text=reader is paragraphs,
+    )
 
 
 def paragraphs(content: bytes, path: Path) -> Numbered:
@@ -103,33 +134,68 @@ def paragraphs(content: bytes, path: Path) -> Numbered:
 
 
 def _lines(content: bytes, path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        try:
-            yield number, line.decode()
-        except UnicodeDecodeError as exc:
-            raise DataError(
-                f"{path}, line {number}: not UTF-8: byte {exc.start + 1} of the line is "
-                f"0x{line[exc.start]:02x}; convert the file to UTF-8"
-            ) from exc
+    plain = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for number, line in enumerate(plain.split(b"\n"), start=1):
+        yield number, decoded(line, number, path)
 
 
 def _named(path: Path) -> str:
     return str(path) if path.is_absolute() else f"{path} (looked for {path.absolute()})"
 
 
-_JSON_KINDS = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+def _indexed(
+    read: Callable[[TextFile, BadRows], tuple[Rows, Sequence[int], str]], *, untyped: bool = False
+) -> Callable[[TextFile, BadRows], Examples]:
+    def examples(file: TextFile, bad: BadRows) -> Examples:
+        rows, numbers, unit = read(file, bad)
+        return Examples(
+            origin=str(file.path),
+            rows=rows,
+            picked=range(len(rows)),
+            unit=unit,
+            numbers=numbers,
+            untyped=untyped,
+        )
 
-READERS: Mapping[str, Reader] = MappingProxyType(
-    {"jsonl": json_lines, "ndjson": json_lines, "txt": paragraphs}
+    return examples
+
+
+def _by_line(read: Callable[[TextFile, BadRows], Any]) -> Any:
+    def numbered(file: TextFile, bad: BadRows) -> tuple[Rows, Sequence[int], str]:
+        rows = read(file, bad)
+        return rows, rows.numbers, "line"
+
+    return numbered
+
+
+_LINES = _indexed(_by_line(json_lines))
+_INDEXED: Mapping[str, Callable[[TextFile, BadRows], Examples]] = MappingProxyType(
+    {
+        "jsonl": _LINES,
+        "ndjson": _LINES,
+        "jsonl.gz": _LINES,
+        "ndjson.gz": _LINES,
+        "json": _indexed(json_file),
+        "json.gz": _indexed(json_file),
+        "csv": _indexed(_by_line(csv_rows), untyped=True),
+        "csv.gz": _indexed(_by_line(csv_rows), untyped=True),
+        "tsv": _indexed(_by_line(tsv_rows), untyped=True),
+        "tsv.gz": _indexed(_by_line(tsv_rows), untyped=True),
+    }
 )
-"""flower_split's own readers by the file name's ending; those of plug-ins come after them."""
+"""Readers of files whose rows stay on the disk, by ending."""
+
+READERS: Mapping[str, Reader] = MappingProxyType({"txt": paragraphs, "txt.gz": paragraphs})
+"""flower_split's own readers of whole text files by the file name's ending; those of plug-ins come
+after them."""
 
 
 class _Readers(PluginTable[Reader]):
     """The table of readers: `READERS` and, after them, those that other packages registered."""
 
     def __init__(self) -> None:
-        super().__init__(GROUP, READERS, key="file ending", noun="reader")
+        taken = dict.fromkeys((*_INDEXED, *arrow.READERS), paragraphs)
+        super().__init__(GROUP, {**READERS, **taken}, key="file ending", noun="reader")
 
     def checked(self, name: str, loaded: Any, packages: str) -> Reader:
         """The plug-in's reader, whose rows and errors are checked as they come."""

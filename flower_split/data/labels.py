@@ -23,6 +23,8 @@ def label_id(examples: Examples, index: int, value: Any, field: str, task: Task)
     names = task.labels
     if isinstance(value, str) and value in names:
         return names.index(value)
+    if examples.untyped and isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         numbered = any(name.lstrip("-").isdigit() for name in names)
         within = 0 <= value < len(names)

@@ -4,8 +4,8 @@
 partitioners of `flwr-datasets`, which the extra `flower-split[data]` installs.
 """
 
-import logging
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +13,21 @@ import torch
 from flower_split.config.sections import DataConfig
 from flower_split.config.seeds import derive_seed
 from flower_split.data.examples import Examples
+from flower_split.data.reading.bad_rows import BadRows
 from flower_split.errors import DataError
-
-log = logging.getLogger(__name__)
 
 MIN_PARTITION_SIZE = 2
 """Examples that `dirichlet` gives every silo at least: one to train on and one to hold out."""
 
 
 def partition(
-    examples: Examples, config: DataConfig, *, partition_id: int, num_partitions: int, seed: int
+    examples: Examples,
+    config: DataConfig,
+    *,
+    partition_id: int,
+    num_partitions: int,
+    seed: int,
+    bad: BadRows | None = None,
 ) -> Examples:
     """One silo's part of the examples; the parts of all silos are disjoint.
 
@@ -34,6 +39,7 @@ def partition(
         partition_id: Which silo, from 0.
         num_partitions: Number of silos.
         seed: The run's seed, the same in every silo.
+        bad: What becomes of rows without a value in the column; None raises the first one's error.
 
     Raises:
         DataError: the silo would have no data, the column is broken, or `flwr-datasets` is needed
@@ -49,7 +55,10 @@ def partition(
     elif config.partitioner == "iid":
         mine = iid_indices(len(examples), partition_id, num_partitions, seed)
     else:
-        mine = _by_column(examples, config, partition_id, num_partitions, seed)
+        examples, values = _ranks(examples, config.partition_by, bad or BadRows())
+        mine = _by_column(examples, values, config, partition_id, num_partitions, seed)
+        unused = _unused(len(set(values)), config, num_partitions)
+        examples = replace(examples, ignored=(*examples.ignored, *unused))
     if not mine:
         raise DataError(
             f"silo {partition_id} of {num_partitions} has no data: {examples.origin} has "
@@ -68,9 +77,13 @@ def iid_indices(length: int, partition_id: int, num_partitions: int, seed: int) 
 
 
 def _by_column(
-    examples: Examples, config: DataConfig, partition_id: int, num_partitions: int, seed: int
+    examples: Examples,
+    values: list[int],
+    config: DataConfig,
+    partition_id: int,
+    num_partitions: int,
+    seed: int,
 ) -> list[int]:
-    values = _ranks(examples, config.partition_by)
     partitioner = _partitioner(config, num_partitions, seed)
     partitioner.dataset = _dataset({config.partition_by: values, _INDEX: list(range(len(values)))})
     if config.partitioner == "natural":
@@ -96,27 +109,44 @@ def _check_natural(ids: int, column: str, partition_id: int, num_partitions: int
             f"silo {partition_id} of {num_partitions} has no data: column {column!r} has "
             f"{ids} different ids. Use at most {ids} silos"
         )
-    if ids > num_partitions:
-        log.warning(
-            "%d of the %d ids in column %r are not used, because there are %d silos",
-            ids - num_partitions,
-            ids,
-            column,
-            num_partitions,
-        )
 
 
-def _ranks(examples: Examples, name: str) -> list[int]:
-    # Ranks sort as the values do, and any whole number or text has one.
-    values = [examples.value(index, name) for index in range(len(examples))]
-    for index, value in enumerate(values):
-        if not isinstance(value, (str, int)) or type(value) is not type(values[0]):
-            raise DataError(
-                f"{examples.where(index)}: column {name!r} must be all text or all whole "
-                f"numbers; here it is {type(value).__name__}, before {type(values[0]).__name__}"
-            )
+def _unused(ids: int, config: DataConfig, num_partitions: int) -> tuple[str, ...]:
+    """What no silo has: ids beyond the number of silos, where each id is one."""
+    if config.partitioner != "natural" or ids <= num_partitions:
+        return ()
+    return (
+        f"{ids - num_partitions} of the {ids} ids in column {config.partition_by!r}, because "
+        f"there are {num_partitions} silos",
+    )
+
+
+def _ranks(examples: Examples, name: str, bad: BadRows) -> tuple[Examples, list[int]]:
+    """The examples that have a value in the column, and the ranks of these values.
+
+    They sort as the values do, and any whole number or text has one.
+    """
+    values, kept = list[Any](), list[int]()
+    for indices, rows in examples.batches():
+        for index, row in zip(indices, rows, strict=True):
+            try:
+                value = examples.value(index, name, row)
+                kind = type(values[0] if values else value)
+                if not isinstance(value, str | int) or type(value) is not kind:
+                    raise DataError(
+                        f"{examples.where(index)}: column {name!r} must be all text or all whole "
+                        f"numbers; here it is {type(value).__name__}, before {kind.__name__}"
+                    )
+            except DataError as error:
+                bad.take(error, examples.mark(index))
+            else:
+                values.append(value)
+                kept.append(index)
+    if not kept:
+        raise bad.refuse_all(examples.origin)
     rank = {value: number for number, value in enumerate(sorted(set(values)))}
-    return [rank[value] for value in values]
+    found = examples if len(kept) == len(examples) else examples.select(kept)
+    return found, [rank[value] for value in values]
 
 
 def _partitioner(config: DataConfig, num_partitions: int, seed: int) -> Any:

@@ -1,6 +1,6 @@
 """A silo's data: from the run's configuration to tokenised training and held-out data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,10 +9,14 @@ from flower_split.config.tasks import CAUSAL, Task
 from flower_split.data.batching import Dataset
 from flower_split.data.examples import Examples, Rows
 from flower_split.data.held_out import hold_out, limit
+from flower_split.data.packing import pack
 from flower_split.data.partitioning import partition
+from flower_split.data.reading.bad_rows import BadRows
+from flower_split.data.sequences import TokenizedDataset
 from flower_split.data.sources import load_examples
+from flower_split.data.summary import DataSummary, counts_of
 from flower_split.data.task_data import encode_task
-from flower_split.data.tokenizing import tokenize
+from flower_split.data.tokenizing import divides_texts, tokenize_silo
 from flower_split.errors import DataError
 from flower_split.segments import TableSizes
 
@@ -24,12 +28,14 @@ class SiloData:
     train: Dataset
     """Training data; never empty."""
     held_out: Dataset
-    """Held-out data; empty where `data.eval-fraction` is 0 and `data.eval-path` is empty."""
+    """Held-out data; empty where nothing is held out."""
+    summary: DataSummary
+    """What became of the source's rows."""
 
     @property
     def num_examples(self) -> int:
         """Examples that the silo trains on, by which its updates are weighed."""
-        return len(self.train)
+        return self.train.num_examples
 
 
 def load_silo(
@@ -71,29 +77,37 @@ def load_silo(
             "own, such as with TRL's RewardTrainer "
             "(examples/stock_trainers/trl_client_app.py), and give session.reply num_examples"
         )
-    train, held = silo_examples(
-        config,
-        partition_id=partition_id,
-        num_partitions=num_partitions,
-        seed=seed,
-        source=source,
-    )
+    bad = BadRows(config.bad_rows)
+    picked = _pick(config, partition_id, num_partitions, seed, source, bad)
 
     def tokenized(examples: Examples) -> Dataset:
         if task != CAUSAL:
             return encode_task(
-                examples, tokenizer, config, task, max_length=max_length, tables=tables
+                examples, tokenizer, config, task, max_length=max_length, tables=tables, bad=bad
             )
-        return tokenize(
-            examples,
-            tokenizer,
-            text=config.text,
-            prompt=config.prompt,
-            max_length=max_length,
-            tables=tables,
+        return tokenize_silo(
+            examples, tokenizer, config, max_length=max_length, tables=tables, bad=bad
         )
 
-    return SiloData(train=tokenized(train), held_out=tokenized(held))
+    train, held = tokenized(picked.train), tokenized(picked.held)
+    if picked.holds_out_sequences and isinstance(train, TokenizedDataset):
+        train, held = _held_out_of_one(train, picked.train.origin, config, seed)
+    summary = DataSummary(
+        origin=picked.train.origin,
+        rows=picked.rows,
+        own=picked.own,
+        kept=picked.kept,
+        skipped=bad.count,
+        skipped_at=tuple(bad.places),
+        ignored=picked.train.ignored,
+        max_length=max_length,
+        train=counts_of(train),
+        held_out=counts_of(held),
+    )
+    if config.packing and isinstance(train, TokenizedDataset):
+        train = pack(train, max_length)
+        summary = replace(summary, packed_rows=len(train))
+    return SiloData(train=train, held_out=held, summary=summary)
 
 
 def silo_examples(
@@ -105,16 +119,51 @@ def silo_examples(
     source: str | Rows | None = None,
 ) -> tuple[Examples, Examples]:
     """A silo's training and held-out examples; arguments and errors as for `load_silo`."""
+    bad = BadRows(config.bad_rows)
+    picked = _pick(config, partition_id, num_partitions, seed, source, bad)
+    return picked.train, picked.held
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picked:
+    """A silo's examples, and how many there were on the way to them."""
+
+    train: Examples
+    held: Examples
+    rows: int
+    own: int
+    kept: int
+    holds_out_sequences: bool = False
+    """Whether there is one long text, of whose sequences a part is to be held out."""
+
+
+def _pick(
+    config: DataConfig,
+    partition_id: int | None,
+    num_partitions: int | None,
+    seed: int,
+    source: str | Rows | None,
+    bad: BadRows,
+) -> _Picked:
     if (partition_id is None) != (num_partitions is None):
         raise DataError(
             f"partition-id is {partition_id} and num-partitions is {num_partitions}: the node "
             "config must have both, or neither where the data is the silo's own"
         )
-    examples, partitioned = load_examples(
-        config.path if source is None else source,
-        partition_id=partition_id,
-        num_partitions=num_partitions,
-    )
+    path = config.path if source is None else source
+
+    def load(of: str | Rows, split: str) -> tuple[Examples, bool]:
+        return load_examples(
+            of,
+            partition_id=partition_id,
+            num_partitions=num_partitions,
+            config=config,
+            split=split,
+            bad=bad,
+        )
+
+    examples, partitioned = load(path, config.split)
+    rows = len(examples) + bad.count
     if partition_id is not None and num_partitions is not None:
         if not partitioned:
             examples = partition(
@@ -123,6 +172,7 @@ def silo_examples(
                 partition_id=partition_id,
                 num_partitions=num_partitions,
                 seed=seed,
+                bad=bad,
             )
     elif config.partitioner in ("dirichlet", "natural"):
         raise DataError(
@@ -130,10 +180,27 @@ def silo_examples(
             "SuperNode with --node-config 'partition-id=… num-partitions=…', or set "
             "data.partitioner to 'none' where data.path is the silo's own data"
         )
+    own = len(examples)
     examples = limit(examples, config.max_examples, seed=seed)
-    if not config.eval_path:
-        return hold_out(examples, config.eval_fraction, seed=seed)
-    held, _ = load_examples(
-        config.eval_path, partition_id=partition_id, num_partitions=num_partitions
+    kept = len(examples)
+    by_sequence = False
+    if config.eval_path:
+        train, held = examples, load(config.eval_path, config.eval_split or config.split)[0]
+    elif config.eval_split:
+        train, held = examples, load(path, config.eval_split)[0]
+    elif config.eval_fraction and kept == 1 and divides_texts(examples, config):
+        train, held, by_sequence = examples, examples.select([]), True
+    else:
+        train, held = hold_out(examples, config.eval_fraction, seed=seed)
+    return _Picked(
+        train=train, held=held, rows=rows, own=own, kept=kept, holds_out_sequences=by_sequence
     )
-    return examples, held
+
+
+def _held_out_of_one(
+    data: TokenizedDataset, origin: str, config: DataConfig, seed: int
+) -> tuple[TokenizedDataset, TokenizedDataset]:
+    """The sequences of one long text to train on, and those that are held out."""
+    places = Examples.all_of([{"place": place} for place in range(len(data))], origin=origin)
+    train, held = hold_out(places, config.eval_fraction, seed=seed)
+    return data.select(train.picked), replace(data.select(held.picked), divided=0)

@@ -5,7 +5,6 @@ label on their first token, and the loss looks at no other one.
 """
 
 import copy
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +20,14 @@ from flower_split.config.tasks import (
     TOKEN_CLASSIFICATION,
     Task,
 )
-from flower_split.data.examples import Examples
+from flower_split.data.examples import Examples, Row
 from flower_split.data.labels import label_id, tags_of, words_of
+from flower_split.data.reading.bad_rows import BadRows
+from flower_split.data.sequences import Ragged, Scalars, lengths_of
 from flower_split.data.tokenizing import check_known
 from flower_split.errors import DataError
 from flower_split.optimization.loss import IGNORED
 from flower_split.segments import TableSizes
-
-logger = logging.getLogger(__name__)
-
 
 _DRAWS = 100
 
@@ -38,19 +36,40 @@ _DRAWS = 100
 class TaskDataset:
     """Encoded examples, each with its label or labels."""
 
-    sequences: tuple[Tensor, ...]
+    sequences: Sequence[Tensor]
     """Token ids of every example: (tokens,) int64, not padded."""
-    labels: tuple[Tensor, ...]
+    labels: Sequence[Tensor]
     """Of every example: () of a sequence, (tokens,) of tokens; none where they are drawn."""
-    types: tuple[Tensor, ...]
+    types: Sequence[Tensor]
     """Types of the tokens, (tokens,) int64; none where the model has none."""
     pad_id: int
     """Token id that fills up rows."""
     masking: DataCollatorForLanguageModeling | None = None
     """Draws the tokens that are to be guessed; None where labels are given."""
+    truncated: int = 0
+    """Examples that were cut off at the maximum length."""
+    dropped: int = 0
+    """Examples left out, because no labelled token was within the maximum length."""
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples that the sequences were made of: one each."""
+        return len(self.sequences)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(lengths_of(self.sequences))
+
+    @property
+    def num_targets(self) -> int | None:
+        """Labels; None where the tokens to guess are drawn anew for every pass."""
+        if not self.labels:
+            return None
+        return sum(int((labels != IGNORED).sum()) for labels in self.labels)
 
     def collate(self, rows: Sequence[int], seed: int) -> dict[str, Tensor]:
         """The batch of the examples `rows`, padded on the right to the longest.
@@ -80,6 +99,7 @@ def encode_task(
     *,
     max_length: int,
     tables: TableSizes | None = None,
+    bad: BadRows | None = None,
 ) -> TaskDataset:
     """Encode all examples; those that are too long lose their end.
 
@@ -90,6 +110,7 @@ def encode_task(
         task: Another one than causal language modelling.
         max_length: Tokens at which a sequence is cut off.
         tables: What the model knows; None does not check against it.
+        bad: What becomes of bad rows; None raises the first one's error.
 
     Raises:
         DataError: a field is missing or of another kind, a label is unknown, the tokenizer lacks
@@ -97,46 +118,59 @@ def encode_task(
             know.
     """
     pad_id = _pad_id(tokenizer, tables)
-    sequences, labels, types = list[Tensor](), list[Tensor](), list[Tensor]()
-    kept = list[int]()
+    bad = bad or BadRows()
+    sequences, types = Ragged(), Ragged()
+    labels: Ragged | Scalars = Scalars() if task.name == SEQUENCE_CLASSIFICATION else Ragged()
     typed = tables is None or tables.types > 1
-    for index in range(len(examples)):
-        encoded, label = _encode(examples, index, tokenizer, config, task, max_length)
-        if label is not None and bool((label == IGNORED).all()):
-            continue
-        sequences.append(torch.tensor(encoded["input_ids"], dtype=torch.int64))
-        kept.append(index)
-        if label is not None:
-            labels.append(label)
-        if typed and "token_type_ids" in encoded:
-            types.append(torch.tensor(encoded["token_type_ids"], dtype=torch.int64))
-    if examples and not sequences:
+    truncated = dropped = 0
+    for indices, rows in examples.batches():
+        for index, row in zip(indices, rows, strict=True):
+            try:
+                encoded, label = _encode(examples, index, row, tokenizer, config, task, max_length)
+            except DataError as error:
+                bad.take(error, examples.mark(index))
+                continue
+            if label is not None and bool((label == IGNORED).all()):
+                dropped += 1
+                continue
+            truncated += _was_cut(encoded)
+            ids: list[int] = encoded["input_ids"]
+            if tables is not None:
+                check_known(examples, index, ids, tokenizer, tables)
+            sequences.append(ids)
+            if label is not None and isinstance(labels, Scalars):
+                labels.append(int(label))
+            elif label is not None and isinstance(labels, Ragged):
+                labels.append(label.tolist())
+            if typed and "token_type_ids" in encoded:
+                types.append(encoded["token_type_ids"])
+    if len(examples) and not sequences:
+        if not dropped:
+            raise bad.refuse_all(examples.origin)
         raise DataError(
             f"{examples.origin}: none of {len(examples)} examples has a labelled token within "
             f"train.max-length {max_length}: raise it"
         )
-    if tables is not None:
-        check_known(examples, sequences, kept, tokenizer, tables)
-    if dropped := len(examples) - len(sequences):
-        logger.warning(
-            "%s: %d of %d examples were dropped: no labelled token within train.max-length %d",
-            examples.origin,
-            dropped,
-            len(examples),
-            max_length,
-        )
     return TaskDataset(
-        sequences=tuple(sequences),
-        labels=tuple(labels),
-        types=tuple(types),
+        sequences=sequences,
+        labels=labels,
+        types=types,
         pad_id=pad_id,
         masking=_masking(tokenizer, config) if task.name == MASKED_LM else None,
+        truncated=truncated,
+        dropped=dropped,
     )
+
+
+def _was_cut(encoded: Any) -> bool:
+    """Whether the tokenizer left some of its tokens out; a slow one does not tell."""
+    return any(part.overflowing for part in getattr(encoded, "encodings", None) or ())
 
 
 def _encode(
     examples: Examples,
     index: int,
+    row: Row,
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     task: Task,
@@ -146,13 +180,13 @@ def _encode(
     options: dict[str, Any] = {"truncation": True, "max_length": max_length}
     call: Any = tokenizer
     if task.name != TOKEN_CLASSIFICATION:
-        texts = [examples.text(index, config.text)]
+        texts = [examples.text(index, config.text, row)]
         if config.text_pair:
-            texts.append(examples.text(index, config.text_pair))
+            texts.append(examples.text(index, config.text_pair, row))
         encoded = call(*texts, **options)
         if task.name != SEQUENCE_CLASSIFICATION:
             return encoded, None
-        value = examples.value(index, config.label)
+        value = examples.value(index, config.label, row)
         return encoded, torch.tensor(label_id(examples, index, value, config.label, task))
     words = words_of(examples, index, config.text)
     tags = tags_of(examples, index, config.label, len(words), task)

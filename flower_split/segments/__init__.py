@@ -9,6 +9,7 @@ from flower_split.segments.halves import Halves, Pause
 from flower_split.segments.joining import join
 from flower_split.segments.layers import find_layers, held_by_trunk, layer_index, layers_path
 from flower_split.segments.loading.load_plan import load_client_model, load_trunk
+from flower_split.segments.loading.packing import check_packing
 from flower_split.segments.loading.share import SiloShare, silo_share
 from flower_split.segments.loading.skeleton import (
     load_skeleton,
@@ -47,6 +48,7 @@ __all__ = [
     "TrunkSlot",
     "check_exact",
     "check_exact_cuts",
+    "check_packing",
     "family_of",
     "find_layers",
     "fingerprint",

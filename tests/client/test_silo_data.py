@@ -1,14 +1,16 @@
 import json
+import logging
 import shutil
 
 import pytest
 import torch
+from flwr.app import RecordDict
 from tiny_checkpoint import save_tiny_model
 
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.silo_data import silo_batches
+from flower_split.client.silo_data import silo_batches, silo_preferences
 from flower_split.config.run_config import read_run_config
-from flower_split.errors import DataError
+from flower_split.errors import DataError, UnsupportedFamilyError
 from flower_split.segments import load_client_model, load_tokenizer
 
 
@@ -39,6 +41,7 @@ def test_the_silos_own_data_takes_the_place_of_the_runs(run_config, tmp_path):
             **run_config,
             "data.path": "/nowhere/x.jsonl",
             "data.eval-path": "/nowhere/y.jsonl",
+            "data.eval-split": "test",
             "data.partitioner": "natural",
             "data.partition-by": "silo",
             "data.eval-fraction": 0.25,
@@ -48,6 +51,41 @@ def test_the_silos_own_data_takes_the_place_of_the_runs(run_config, tmp_path):
     assert (batches.num_train, batches.num_held_out) == (3, 1)
     batches = silo_batches(config, NodeConfig(data_path=str(own), eval_path=str(held_out)))
     assert (batches.num_train, batches.num_held_out) == (4, 1)
+
+
+def test_preference_pairs_are_partitioned_and_held_out(run_config, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"q": f"the {i}", "chosen": f"sum {i}", "rejected": "value"} for i in range(12)]
+    rows[4]["rejected"] = rows[4]["chosen"]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"data.path": str(pairs), "data.prompt": "q", "data.bad-rows": "skip"}
+    config = read_run_config({**run_config, **values})
+    parts = [silo_preferences(config, node(number)) for number in range(3)]
+    assert [len(held) for _, held in parts] == [1, 1, 1]
+    found = [pair["chosen"] for train, held in parts for pair in (*train, *held)]
+    assert sorted(found) == sorted(f"sum {i}" for i in range(12) if i != 4)
+
+
+def test_the_summary_is_logged_once_a_run(run_config, caplog):
+    caplog.set_level(logging.INFO, logger="flower_split.client")
+    config = read_run_config(run_config)
+    states = [RecordDict(), RecordDict()]
+    for state in (*states, *states):
+        silo_batches(config, NodeConfig(silo="north"), state=state)
+    lines = [r.message for r in caplog.records if r.message.startswith("data of silo north: ")]
+    assert len(lines) == 2
+    assert "36 rows read from" in lines[0]
+
+
+def test_packing_asks_whether_the_model_takes_it(run_config, tmp_path):
+    folder = save_tiny_model(tmp_path / "bloom", "bloom")
+    values = {"model.name": str(folder), "data.packing": True}
+    with pytest.raises(UnsupportedFamilyError, match=r"set data\.packing to false"):
+        silo_batches(read_run_config({**run_config, **values}), node(0))
+    batches = silo_batches(read_run_config({**run_config, "data.packing": True}), node(0))
+    packed = list(batches.train(1))
+    assert all("position_ids" in batch for batch in packed)
+    assert batches.num_train == silo_batches(read_run_config(run_config), node(0)).num_train
 
 
 def added(tokens, tmp_path, run_config):

@@ -154,6 +154,13 @@ def test_all_problems_come_at_once():
         ({"strategy.filter": "on"}, "strategy.filter must be one of off, warn, refuse"),
         ({"strategy.filter-norm": 0.5}, "strategy.filter-norm must be a number at least 1"),
         ({"strategy.filter-share": 0.0}, "strategy.filter-share must be a number above 0"),
+        ({"data.packing": True, "peft.type": "PREFIX_TUNING"}, "set data.packing to false"),
+        ({"data.packing": True, "model.task": "masked-lm"}, "data.packing is for model.task"),
+        ({"data.messages": "m", "model.task": "masked-lm"}, "data.messages is for model.task"),
+        ({"data.template": "{a}", "model.task": "masked-lm"}, "data.template is for model.task"),
+        ({"data.long-texts": "cut", "model.task": "masked-lm"}, "data.long-texts is for"),
+        ({"data.template": "{a}", "data.prompt": "b"}, "data.prompt and data.template are ways"),
+        ({"data.eval-split": "train"}, "data.eval-split is 'train', on which"),
     ],
 )
 def test_settings_that_contradict_each_other(given, named):

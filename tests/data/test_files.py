@@ -76,5 +76,5 @@ def test_absent_files_directories_and_other_endings_are_refused(
     assert str(tmp_path / "absent.jsonl") in str(caught.value)
     with pytest.raises(DataError, match="is a directory"):
         read_file(tmp_path)
-    with pytest.raises(DataError, match=r"ends in '\.csv'; expected one of \.jsonl"):
-        read_file(file(tmp_path, "a,b", "silo.csv"))
+    with pytest.raises(DataError, match=r"ends in '\.xml'; expected one of \.jsonl"):
+        read_file(file(tmp_path, "<a/>", "silo.xml"))

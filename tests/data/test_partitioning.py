@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flower_split.config.sections import DataConfig
 from flower_split.data import Examples, partition
+from flower_split.data.reading.bad_rows import BadRows
 from flower_split.errors import DataError
 
 
@@ -119,13 +120,23 @@ class TestWithFlwrDatasets:
         parts = silos(examples(5, who=ids), 3, partitioner="natural", partition_by="who")
         assert parts == [[1, 4], [0, 2], [3]]
 
-    def test_natural_with_other_numbers_of_silos(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_natural_with_other_numbers_of_silos(self) -> None:
         data = examples(4, who=["a", "a", "b", "c"])
         options: dict[str, Any] = {"partitioner": "natural", "partition_by": "who"}
         with pytest.raises(DataError, match=r"silo 3 of 4 has no data: .* 3 different ids"):
             silos(data, 4, **options)
         assert silos(data, 2, **options) == [[0, 1], [2]]
-        assert "1 of the 3 ids" in caplog.text
+        config = DataConfig(**options)
+        part = partition(data, config, partition_id=0, num_partitions=2, seed=0)
+        assert part.ignored == ("1 of the 3 ids in column 'who', because there are 2 silos",)
+
+    def test_rows_without_an_id_are_skipped_where_bad_rows_are(self) -> None:
+        data = examples(4, who=["a", None, 3, "b"])
+        config = DataConfig(partitioner="natural", partition_by="who")
+        bad = BadRows("skip")
+        part = partition(data, config, partition_id=1, num_partitions=2, seed=0, bad=bad)
+        assert [row["text"] for row in part] == ["3"]
+        assert (bad.count, bad.places) == (2, ["example 2", "example 3"])
 
     @pytest.mark.parametrize(
         ("labels", "message"),

@@ -86,6 +86,29 @@ def test_eval_path_is_evaluated_whole_and_nothing_held_out(
         load(tokenizer, path=str(file), eval_path=str(tmp_path / "absent.txt"))
 
 
+def test_a_split_of_what_has_none_is_refused_and_never_the_whole(
+    file: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n' * 3)
+    with pytest.raises(DataError, match=r"silo\.jsonl: has no splits, and so no 'test'"):
+        load(tokenizer, path=str(file), eval_split="test")
+    with pytest.raises(DataError, match=r"list: has no splits, and so no 'test'"):
+        silo_examples(
+            DataConfig(eval_split="test"),
+            partition_id=None,
+            num_partitions=None,
+            seed=0,
+            source=[{"text": "a"}],
+        )
+    data = load(tokenizer, None, path=str(file), eval_path=str(folder), eval_split="test")
+    assert texts(data, tokenizer)[1] == ["test"] * 3
+    data = load(tokenizer, None, path=str(folder), split="test", eval_split="train")
+    assert texts(data, tokenizer) == (["test"] * 3, ["train"] * 3)
+
+
 def test_nothing_need_be_held_out(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = load(tokenizer, path=str(file), eval_fraction=0.0)
     assert (data.num_examples, len(data.held_out)) == (10, 0)

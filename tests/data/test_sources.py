@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from flower_split.config.data import DataConfig
 from flower_split.data import load_examples
+from flower_split.data.reading.bad_rows import BadRows
 from flower_split.errors import DataError
 
 ROWS = [{"text": "one"}, {"text": "two"}]
@@ -67,7 +69,8 @@ def test_a_functions_failure_keeps_its_text_to_the_log(
         ([{"text": "a"}, "b"], "example 2: expected a dict, not str"),
         ("text", "expected a datasets.Dataset or a list of dicts, not builtins.str"),
         (None, "not builtins.NoneType"),
-        ({"train": [], "test": []}, r"not a mapping of several \('train', 'test'\)"),
+        ({"dev": [], "test": []}, r"not a mapping of several \('dev', 'test'\): name one"),
+        ({"train": [], "test": []}, r"split 'train': has no examples"),
     ],
 )
 def test_what_a_function_returns_is_checked(module: ModuleType, found: Any, message: str) -> None:
@@ -117,5 +120,97 @@ def test_datasets_are_sources() -> None:
     assert [examples.text(i, "text") for i in range(2)] == ["one", "two"]
     with pytest.raises(DataError, match="has no examples"):
         load_examples(datasets.Dataset.from_list([]))
+    several = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:1])
+    )
+    examples, _ = load_examples(several)
+    assert (len(examples), examples.ignored) == (2, ("test",))
+    assert len(load_examples(several, split="test")[0]) == 1
     with pytest.raises(DataError, match="not a mapping of several"):
-        load_examples(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)))
+        load_examples(several, split="dev")
+
+
+def streamed(rows: int) -> Iterator[dict[str, str]]:
+    for number in range(rows):
+        yield {"text": str(number)}
+
+
+def test_a_stream_is_taken_up_to_the_bound_and_refused_without_one(module: ModuleType) -> None:
+    datasets = pytest.importorskip("datasets", exc_type=ImportError)
+    many = 10**9
+    module.stream = lambda: datasets.IterableDataset.from_generator(  # type: ignore[attr-defined]
+        streamed, gen_kwargs={"rows": many}
+    )
+    module.endless = lambda: streamed(many)  # type: ignore[attr-defined]
+    module.own = lambda partition_id: streamed(many)  # type: ignore[attr-defined]
+    bounded = DataConfig(max_examples=3)
+    for name in ("stream", "endless"):
+        examples, _ = load_examples(f"data_of_a_silo:{name}", config=bounded)
+        assert [row["text"] for row in examples] == ["0", "1", "2"]
+        with pytest.raises(DataError, match=f"{name}: is a stream .*set data.max-examples"):
+            load_examples(f"data_of_a_silo:{name}")
+    silo: dict[str, Any] = {"partition_id": 1, "num_partitions": 2, "config": bounded}
+    assert len(load_examples("data_of_a_silo:stream", **silo)[0]) == 6  # three for each silo
+    assert len(load_examples("data_of_a_silo:own", **silo)[0]) == 3
+
+
+def test_a_stream_that_fails_keeps_its_text_to_the_log(
+    module: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise RuntimeError("the patient's name")
+
+    module.broken = broken  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"reading the stream \(generator\) failed") as caught:
+        load_examples("data_of_a_silo:broken", config=DataConfig(max_examples=9))
+    assert "patient" not in str(caught.value)
+    assert "patient" in caplog.text
+
+
+def test_what_is_no_dict_is_skipped_where_bad_rows_are() -> None:
+    bad = BadRows("skip")
+    rows: Any = [{"text": "a"}, "b", {"text": "c"}]
+    examples, _ = load_examples(rows, bad=bad)
+    assert [row["text"] for row in examples] == ["a", "c"]
+    assert examples.where(1) == "list, example 3"
+    assert (bad.count, bad.places) == (1, ["example 2"])
+
+
+def test_a_name_on_the_hub_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", exc_type=ImportError)
+    (tmp_path / "main").mkdir()
+    for split, text in (("train", "one"), ("test", "two")):
+        (tmp_path / "main" / f"{split}.jsonl").write_text(f'{{"text": "{text}"}}\n')
+    load, asked = datasets.load_dataset, []
+
+    def of_a_folder(name: str, subset: str | None, *, revision: str | None) -> Any:
+        asked.append((name, subset, revision))
+        return load(str(tmp_path / (subset or "main")))
+
+    monkeypatch.setattr(datasets, "load_dataset", of_a_folder)
+    config = DataConfig(subset="main", revision="v1")
+    examples, _ = load_examples("owner/name", config=config)
+    assert [row["text"] for row in examples] == ["one"]
+    assert examples.ignored == ("test",)
+    assert examples.where(0) == "owner/name, split 'train', row 1"
+    assert asked == [("owner/name", "main", "v1")]
+    with pytest.raises(DataError, match="has no split 'dev'; it has 'train', 'test'"):
+        load_examples("owner/name", split="dev")
+
+
+def test_a_name_that_is_nowhere_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    datasets = pytest.importorskip("datasets", exc_type=ImportError)
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", absent)
+    with pytest.raises(DataError, match=r"'owner/name' cannot be loaded, and .*ConnectionError"):
+        load_examples("owner/name")
+    assert "offline" in caplog.text
+    for path in ("name", "owner/name.jsonl", "a/b/c"):
+        with pytest.raises(DataError, match=f"there is no file {path}"):
+            load_examples(path)

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def read_csv(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    rows = csv.DictReader(content.decode().splitlines())
+def read_piped(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    rows = csv.DictReader(content.decode().splitlines(), delimiter="|")
     for row in rows:
         yield rows.line_num, row
 
@@ -45,19 +45,19 @@ def fail(content: bytes, path: Path) -> Iterator[str]:
 def test_a_reader_of_another_package_reads_a_silos_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = {GROUP: {"csv": "csv_reader:read_csv"}}
-    monkeypatch.syspath_prepend(str(install(tmp_path / "site", "csv_reader", plugin, CODE)))
+    plugin = {GROUP: {"psv": "pipe_reader:read_piped"}}
+    monkeypatch.syspath_prepend(str(install(tmp_path / "site", "pipe_reader", plugin, CODE)))
     save_tiny_run(tmp_path)
     lines = (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    with (tmp_path / "texts.CSV").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
+    with (tmp_path / "texts.PSV").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0], delimiter="|")
         table.writeheader()
         table.writerows(rows)
-    assert read_file(tmp_path / "texts.CSV").where(1) == f"{tmp_path / 'texts.CSV'}, line 3"
+    assert read_file(tmp_path / "texts.PSV").where(1) == f"{tmp_path / 'texts.PSV'}, line 3"
 
     adapters = []
-    for name in ("texts.jsonl", "texts.CSV"):
+    for name in ("texts.jsonl", "texts.PSV"):
         changes = {"num-server-rounds": 1, "data.path": str(tmp_path / name)}
         config = tiny_run_config(tmp_path, **changes)
         result = serve_run(InProcessGrid(client_app, 3, run_config=config), config)
@@ -73,7 +73,10 @@ def test_a_reader_of_another_package_reads_a_silos_file(
         ("odd", "broken_reader:read_nothing", "is empty: it has 6 bytes and no example"),
         ("odd", "broken_reader:read_texts", "a mapping of fields, and yielded a str"),
         ("odd", "broken_reader:fail", "failed with RuntimeError"),
-        ("txt", "broken_reader:read_csv", "the name of one of flower_split's own"),
+        *(
+            (ending, "broken_reader:read_piped", "the name of one of flower_split's own")
+            for ending in ("txt", "csv", "parquet")
+        ),
     ],
 )
 def test_a_broken_reader_is_named(
@@ -92,18 +95,18 @@ def test_two_packages_with_one_ending_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("first_reader", "second_reader"):
-        install(tmp_path / "site", package, {GROUP: {"csv": f"{package}:read_csv"}}, CODE)
+        install(tmp_path / "site", package, {GROUP: {"psv": f"{package}:read_piped"}}, CODE)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    (tmp_path / "silo.csv").write_text("text\n")
+    (tmp_path / "silo.psv").write_text("text\n")
     with pytest.raises(DataError, match="first_reader and second_reader"):
-        read_file(tmp_path / "silo.csv")
+        read_file(tmp_path / "silo.psv")
 
 
 def test_an_unknown_ending_is_answered_with_those_of_plugins_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = {GROUP: {"csv": "known_reader:read_csv"}}
+    plugin = {GROUP: {"psv": "known_reader:read_piped"}}
     monkeypatch.syspath_prepend(str(install(tmp_path, "known_reader", plugin, CODE)))
     (tmp_path / "silo.xml").write_text("<text/>")
-    with pytest.raises(DataError, match=r"'\.xml'; expected one of .*\.jsonl.*\.csv"):
+    with pytest.raises(DataError, match=r"'\.xml'; expected one of .*\.jsonl.*\.psv"):
         read_file(tmp_path / "silo.xml")

@@ -177,6 +177,9 @@ def test_every_key_that_may_change_is_a_key():
     assert settings(toy_config()).keys() == run_keys().keys() - {"peft.type"}
     assert differences(settings(toy_config()), settings(toy_config())) == []
     assert differences({}, {"peft.type": "LORA"}) == []
+    data = {name: value for name, value in settings(toy_config()).items() if "data." in name}
+    of_before = {"data.path", "data.text", "data.prompt", "data.max-examples"}
+    assert differences({name: data[name] for name in of_before}, data) == []
     assert len(differences(settings(toy_config()), settings(other))) == 2
     assert differences({}, {"seed": 0, "lora.target-modules": "all-linear"}) == []
 

@@ -1,0 +1,1 @@
+"""How files and folders become rows, with the line of each."""
