@@ -3,10 +3,13 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from flower_split.apps.answering import answering
+
 app = ClientApp()
 
 
 @app.train()
+@answering
 def train(message: Message, context: Context) -> Message:
     """One round of local training through the trunk."""
     # Imported late, because `flwr run` imports this module too, only to find `app`.
@@ -20,6 +23,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@answering
 def evaluate(message: Message, context: Context) -> Message:
     """Loss, accuracy and the task's own metric on the silo's held-out data, through the trunk."""
     from flower_split.apps.process import set_up_process

@@ -104,4 +104,4 @@ def _baseline(
         lora=config.lora if config.peft.is_plain else None,
     )
     folder = None if checkpoints is None else checkpoints / ALONE
-    return SplitStrategy(quiet, inner, host=host, checkpoints=folder)
+    return SplitStrategy(quiet, inner, host=host, checkpoints=folder, label=ALONE)
