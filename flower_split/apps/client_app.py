@@ -15,9 +15,11 @@ def train(message: Message, context: Context) -> Message:
     # Imported late, because `flwr run` imports this module too, only to find `app`.
     from flower_split.apps.process import set_up_process
     from flower_split.client import SplitSession
+    from flower_split.client.rendering import show_examples
 
     set_up_process()
     with SplitSession(message, context) as session:
+        show_examples(session)
         trained = session.train()
         return session.reply({"train-loss": trained.loss, "train-tokens": trained.tokens})
 

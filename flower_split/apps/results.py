@@ -22,6 +22,7 @@ def run_result(
     config: Mapping[str, Any],
     seconds: float,
     failure: str = "",
+    prompt_format: Mapping[str, str] | None = None,
 ) -> RunResult:
     """What `result.json` holds of a run, complete or not.
 
@@ -31,6 +32,7 @@ def run_result(
         config: The run config.
         seconds: Wall-clock time of everything.
         failure: Why the run ended early; empty when it did not.
+        prompt_format: How fields became texts.
     """
     names = silo_names(result.history + (alone.history if alone else []))
     costs = [(names[record.node_id], record.statistics) for record in result.history]
@@ -49,6 +51,7 @@ def run_result(
         versions=installed_versions(),
         seconds=seconds,
         failure=failure,
+        prompt_format=dict(prompt_format or {}),
     )
 
 

@@ -12,6 +12,7 @@ from flwr.common.config import get_project_dir
 from flwr.serverapp import Grid
 
 from flower_split.adapters import method_problems
+from flower_split.apps.checking.advice import advice
 from flower_split.apps.folder.archive import check_installed
 from flower_split.apps.process import set_up_process
 from flower_split.apps.results import round_result
@@ -49,6 +50,8 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     _check_app(grid)
     config = read_run_config(values, check_strategy=inner_problems, check_method=method_problems)
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
+    if folder is None:
+        logger.warning("output-dir is empty: nothing of this run is kept, no adapter and no result")
     inner = build_inner(config.strategy, config.lora)
     check_inner(inner, config.lora, config.peft)  # before the model is loaded
     with ExitStack() as stack:
@@ -56,6 +59,8 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
         if folder is not None and config.tensorboard:
             scalars = stack.enter_context(ScalarWriter(folder / TENSORBOARD))
         host = stack.enter_context(TrunkHost(config))
+        for text in advice(config, host.parameters):
+            logger.warning("%s", text)
         strategy = SplitStrategy(
             config,
             inner,

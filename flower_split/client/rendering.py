@@ -5,10 +5,12 @@ result or the server's log.
 """
 
 import itertools
+import sys
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from flower_split.client.session import SplitSession
 from flower_split.data import SiloData, eval_batches
 from flower_split.optimization.loss import IGNORED
 
@@ -58,6 +60,17 @@ def render_examples(
             )
         )
     return found
+
+
+def show_examples(session: SplitSession) -> None:
+    """Print examples of the silo's data before its first round, as many as its node config says.
+
+    On the process's own standard error: no logger passes them on.
+    """
+    if session.server_round > 1 or not (count := session.node.show_examples):
+        return
+    for example in render_examples(session.data.silo, session.data.tokenizer, count):
+        print(f"silo {session.silo}: {example}", file=sys.stderr, flush=True)
 
 
 def _parts(

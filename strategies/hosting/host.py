@@ -141,6 +141,11 @@ class TrunkHost:
         return self._server.address
 
     @property
+    def parameters(self) -> int:
+        """Parameters of the uncut model."""
+        return self._parameters
+
+    @property
     def uses_tls(self) -> bool:
         """Whether silos connect over TLS."""
         return self._tls is not None
@@ -273,6 +278,7 @@ class TrunkHost:
         skeleton = load_skeleton(model.name, revision=model.revision, task=task)
         self._before = int(config.peft.options.get("num_virtual_tokens", 0))
         check_length(skeleton.config, config.train.max_length, self._before)
+        self._parameters = sum(part.numel() for part in skeleton.parameters())
         trunk = load_trunk(
             model.name,
             bottom_layers=config.split.bottom_layers,
