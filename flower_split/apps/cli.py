@@ -14,6 +14,7 @@ from flower_split.apps.commands.deployment import (
     submit_command,
 )
 from flower_split.apps.commands.new import new_command
+from flower_split.apps.commands.plan import plan_command
 from flower_split.apps.commands.run import run_command
 from flower_split.errors import FlowerSplitError
 
@@ -78,6 +79,7 @@ def export_command(
 
 cli.command("new")(new_command)
 cli.command("check")(check_command)
+cli.command("plan")(plan_command)
 cli.command("run")(run_command)
 cli.command("submit")(submit_command)
 cli.command("status")(status_command)

@@ -5,13 +5,15 @@ gradients and two moments in float32, and what a training step keeps until its b
 interpreter and the libraries are not in it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from flower_split.adapters import AdapterPlan
+from flower_split.apps.checking.activations import ENDS, kept_activations
 from flower_split.compression.table import CODEC_TABLE
 from flower_split.config.sections import SplitConfig
 from flower_split.config.wire import HOPS
@@ -22,9 +24,11 @@ ADAPTER_COPIES = 4
 QUANTIZED_BITS = {"nf4": 4.5, "int8": 8.1}
 """Bits of a quantized weight with its share of the scales."""
 FLOAT = 4
-LAYER_HIDDEN, LAYER_INNER, HEAD_LOGITS = 14, 5, 3
-"""Floats a token that a layer keeps, in hidden sizes and widths of its feed-forward part, and that
-the head takes, in vocabularies."""
+LAYER_HIDDEN, LAYER_INNER = 20, 6
+"""Floats a token that a layer keeps at most, in hidden sizes and widths of its feed-forward part;
+for models whose own count cannot be had."""
+HEAD_LOGITS = 3
+"""Logits, their gradient and that of their logarithms, beside what the loss keeps of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,11 @@ class CutSize:
 
 
 def cut_size(
-    skeleton: PreTrainedModel, plan: AdapterPlan, config: SplitConfig, cuts: Cuts | None = None
+    skeleton: PreTrainedModel,
+    plan: AdapterPlan,
+    config: SplitConfig,
+    cuts: Cuts | None = None,
+    kept: Mapping[int, int] | None = None,
 ) -> CutSize:
     """What the cut of `config`, or another one, costs.
 
@@ -80,6 +88,7 @@ def cut_size(
         plan: Of the adapter of the uncut model.
         config: Batches, dtypes, codecs.
         cuts: None takes those of `config`.
+        kept: As of `microbatch_bytes`, where it is known already.
     """
     path = layers_path(skeleton)
     text = skeleton.config.get_text_config(decoder=True)
@@ -98,11 +107,14 @@ def cut_size(
         index = layer_index(name, path)
         trunk = index is not None and index in cuts.trunk_range
         adapters[int(trunk)] += prod(shape)
-    tokens = config.train.batch_size * config.train.max_length
-    in_trunk = len(cuts.trunk_range)
+    kept = microbatch_bytes(skeleton, plan, config) if kept is None else kept
+    flights = in_flight(config)
     frozen = config.trunk.adapters == "frozen"
-    layer = _layer_bytes(text, tokens)
-    head = _head_bytes(text, tokens)
+    in_trunk = flights * sum(kept.get(layer, 0) for layer in cuts.trunk_range)
+    in_silo = flights * sum(kept.values()) - in_trunk
+    # On the way back one layer's gradients exist at a time, as large as what it had kept.
+    layer = max((size for index, size in kept.items() if index != ENDS), default=0)
+    head = HEAD_LOGITS * FLOAT * _tokens(config) * int(text.vocab_size)
     return CutSize(
         cuts=cuts,
         silo=PartySize(
@@ -110,14 +122,14 @@ def cut_size(
             adapter=adapters[0],
             weights_bytes=round(bytes_[0]),
             adapter_bytes=adapters[0] * FLOAT * ADAPTER_COPIES,
-            activation_bytes=(layers - in_trunk) * layer + head,
+            activation_bytes=in_silo + layer + head,
         ),
         trunk=PartySize(
             parameters=counts[1],
             adapter=0 if frozen else adapters[1],
             weights_bytes=round(bytes_[1]),
             adapter_bytes=0 if frozen else adapters[1] * FLOAT * ADAPTER_COPIES,
-            activation_bytes=in_trunk * layer,
+            activation_bytes=in_trunk + layer,
         ),
         head_bytes=head,
         step_bytes=step_bytes(config, int(text.hidden_size)),
@@ -152,13 +164,32 @@ def _quantized(skeleton: PreTrainedModel, path: str, config: SplitConfig) -> set
     }
 
 
-def _layer_bytes(text: PreTrainedConfig, tokens: int) -> int:
-    """What a layer with LoRA on all its linear modules keeps of a microbatch, in float32."""
-    hidden = int(text.hidden_size)
-    inner = int(getattr(text, "intermediate_size", 0) or getattr(text, "n_inner", 0) or 4 * hidden)
-    return FLOAT * tokens * (LAYER_HIDDEN * hidden + LAYER_INNER * inner)
+def microbatch_bytes(
+    skeleton: PreTrainedModel, plan: AdapterPlan, config: SplitConfig
+) -> dict[int, int]:
+    """Bytes that a microbatch keeps until its backward pass, by layer, and for `ENDS`."""
+    train = config.train
+    try:
+        return kept_activations(
+            skeleton,
+            plan,
+            rows=train.batch_size,
+            tokens=train.max_length,
+            dtype=getattr(torch, config.model.dtype),
+        )
+    except Exception:  # stock code that looks into tensors finds nothing on the meta device
+        text = skeleton.config.get_text_config(decoder=True)
+        hidden = int(text.hidden_size)
+        inner = int(getattr(text, "intermediate_size", 0) or 4 * hidden)
+        layer = FLOAT * _tokens(config) * (LAYER_HIDDEN * hidden + LAYER_INNER * inner)
+        return dict.fromkeys(range(int(text.num_hidden_layers)), layer)
 
 
-def _head_bytes(text: PreTrainedConfig, tokens: int) -> int:
-    """What the head's logits and the loss over them take at once."""
-    return FLOAT * tokens * HEAD_LOGITS * int(text.vocab_size)
+def in_flight(config: SplitConfig) -> int:
+    """Microbatches whose activations a silo and its trunk keep at once, at most."""
+    accumulation = config.train.accumulation
+    return max(1, min(accumulation, config.train.in_flight or accumulation))
+
+
+def _tokens(config: SplitConfig) -> int:
+    return config.train.batch_size * config.train.max_length
