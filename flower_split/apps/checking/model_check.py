@@ -1,5 +1,7 @@
 """The model of a run: whether it is exact when cut there, what each party holds of it."""
 
+import psutil
+
 from flower_split.adapters import resolve_plan
 from flower_split.apps.check import check
 from flower_split.apps.checking.advice import advice, in_parameters
@@ -58,10 +60,14 @@ def _look_at_memory(size: CutSize, silos: int, findings: Findings) -> None:
         return
     needed = silos * size.silo.bytes + size.trunk.bytes
     free = available_memory()
-    if needed > free:
-        findings.refuse(
-            "memory",
-            f"{silos} silos at once and the trunk need about {in_bytes(needed)}, and this machine "
-            f"has {in_bytes(free)} free: take fewer silos, a smaller train.batch-size or "
-            "train.max-length, or model.dtype 'bfloat16'",
-        )
+    if needed <= free:
+        return
+    less = "take fewer silos, a smaller train.batch-size or train.max-length"
+    said = (
+        f"{silos} silos at once and the trunk need about {in_bytes(needed)}, and this machine has"
+    )
+    total = int(psutil.virtual_memory().total)
+    if needed > total:
+        findings.refuse("memory", f"{said} {in_bytes(total)}: {less}, or model.dtype 'bfloat16'")
+    else:
+        findings.warn("memory", f"{said} {in_bytes(free)} free now: {less}, or end what runs here")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from flower_split.apps.checking.sizes import CutSize
 
 
+COLUMNS = ("cut", "parameters", "weights", "adapter", "kept", "head", "silo", "server")
+
+
 def plan_command(
     model: Annotated[str, typer.Argument(help="A folder, package:folder or hub model.")],
     client_memory: Annotated[
@@ -57,23 +60,14 @@ def _print(plan: "Plan", memory: int, bandwidth: str) -> None:
     from flower_split.reporting.figures import four_digits, in_bytes
 
     table = Table(title="What a silo holds, by layers at either end", title_justify="left")
-    for column in (
-        "cut",
-        "parameters",
-        "weights",
-        "adapter",
-        "activations",
-        "head",
-        "silo",
-        "server",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="right")
     for size in plan.cuts:
         silo = size.silo
         fits = not memory or silo.bytes <= memory
         table.add_row(
             _cut(size),
-            f"{in_parameters(silo.parameters)} ({size.share:.0%})",
+            f"{in_parameters(silo.parameters)}, {size.share:.0%}",
             in_bytes(silo.weights_bytes),
             in_bytes(silo.adapter_bytes),
             in_bytes(silo.activation_bytes - size.head_bytes),
@@ -99,8 +93,8 @@ def _print(plan: "Plan", memory: int, bandwidth: str) -> None:
     hops = " ".join(f'wire.{hop}="{name}"' for hop in ("h1", "h2", "g2", "g1"))
     print(
         f"recommended: split.bottom-layers={layers} split.top-layers={layers} {hops}\n"
-        "A deeper cut neither protects the text nor saves bytes. The interpreter and its libraries, "
-        "some 600 MB a process, come on top."
+        "A deeper cut neither protects the text nor saves bytes. The interpreter and its "
+        "libraries, some 600 MB a process, come on top."
     )
 
 

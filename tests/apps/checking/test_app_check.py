@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from federation import write_app
 
+from flower_split.apps.checking import model_check
 from flower_split.apps.checking.app_check import check_app
 from flower_split.apps.checking.findings import Findings
 from flower_split.errors import ConfigError, DataError
@@ -109,3 +111,13 @@ def test_findings_of_a_block_that_fails():
         raise KeyError
     assert [one.text for one in findings.problems] == ["one", "two", "three"]
     assert findings.as_json()["ok"] is False
+
+
+def test_memory_that_is_not_free_is_warned_of_and_what_is_not_there_refused(app, monkeypatch):
+    monkeypatch.setattr(model_check, "available_memory", lambda: 1000)
+    _, findings = check_app(app, silos=3)
+    assert findings.problems == []
+    assert "1.0 kB free now" in dict(said(findings, "warning"))["memory"]
+    monkeypatch.setattr(model_check.psutil, "virtual_memory", lambda: SimpleNamespace(total=2000))
+    _, findings = check_app(app, silos=3)
+    assert "this machine has 2.0 kB: take fewer silos" in dict(said(findings, "problem"))["memory"]

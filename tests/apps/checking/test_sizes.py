@@ -54,12 +54,12 @@ def test_what_is_kept_is_what_autograd_keeps_of_the_model_itself(kind: str) -> N
     assert found[1] == found[2]
     wrapped = wrap(model, plan)
     wrapped.train()
-    own = {part.untyped_storage()._cdata for part in wrapped.parameters()}
+    own = {part.untyped_storage().data_ptr() for part in wrapped.parameters()}
     seen: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            seen.setdefault(tensor.untyped_storage()._cdata, tensor)
+        if tensor.untyped_storage().data_ptr() not in own:
+            seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
     ids = torch.zeros(2, 16, dtype=torch.int64)
