@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m flower_split.apps.simulate examples/quickstart --silos 3 -c strategy.min-nodes=3 --output-dir $(OUTPUTS)
+	$(BIN)/python -m flower_split.apps.cli run examples/quickstart --silos 3 -c strategy.min-nodes=3 --output-dir $(OUTPUTS)
 
 deployment: $(STAMP)
 	$(BIN)/python examples/deployment/deployment.py outputs/deployment

@@ -22,6 +22,7 @@ from flower_split.strategies.hosting.round_filter import RoundFilter
 from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.strategies.inner import allowance_of, check_inner, weight_key
 from flower_split.strategies.output import checkpoint_folder
+from flower_split.strategies.round_line import round_line
 from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
 from flower_split.strategies.union_metrics import of_union
 from flower_split.transport.messages import Purpose
@@ -41,6 +42,7 @@ class SplitStrategy(Strategy):
         host: A trunk that is already hosted, and stays so afterwards; None hosts one per run.
         on_round: Called after every round with the result so far and the round's number, before
             it is saved; a round that is done again, because a run was resumed, comes again.
+        label: Stands in front of every round's line in the log.
         checkpoints: Folder for the run's checkpoints; None takes `checkpoints` in the configured
             output folder, and writes none where that is empty.
 
@@ -56,6 +58,7 @@ class SplitStrategy(Strategy):
         host: TrunkHost | None = None,
         checkpoints: Path | None = None,
         on_round: Callable[[SplitResult, int], None] | None = None,
+        label: str = "",
     ) -> None:
         check_inner(inner, config.lora, config.peft)
         self.config = config
@@ -64,6 +67,7 @@ class SplitStrategy(Strategy):
         self._host = host
         self._checkpoints = checkpoints
         self._on_round = on_round
+        self._label = f"{label}: " if label else ""
         self._sessions: RoundSessions | None = None
 
     def summary(self) -> None:
@@ -216,7 +220,7 @@ class SplitStrategy(Strategy):
     def _run_round(self, run: Run, server_round: int, *, trained: bool) -> None:
         result = self.result
         if server_round > 0 and not trained:
-            logger.info("round %d of %d", server_round, run.num_rounds)
+            logger.info("%sround %d of %d begins", self._label, server_round, run.num_rounds)
             self._train(run, server_round)
             if server_round == run.num_rounds:
                 # Silos drop their optimizers' state as they evaluate the last round.
@@ -226,6 +230,9 @@ class SplitStrategy(Strategy):
         metrics = run.evaluate_fn(server_round, result.arrays) if run.evaluate_fn else None
         if metrics is not None:
             result.evaluate_metrics_serverapp[server_round] = metrics
+        line = round_line(result, server_round, run.num_rounds)
+        if server_round > 0 or self.config.evaluate_initial:
+            logger.info("%s%s", self._label, line)
         if self._on_round is not None:
             self._on_round(result, server_round)
         run.checkpoints.save(result, server_round, run.roster, complete=True)
@@ -242,7 +249,6 @@ class SplitStrategy(Strategy):
             self.result.arrays = arrays
         if metrics is not None:
             self.result.train_metrics_clientapp[server_round] = metrics
-            logger.info("round %d trained: %s", server_round, dict(metrics))
         self.result.adapter = run.host.adapter(self.result.arrays)
 
     def _evaluate(self, run: Run, server_round: int) -> None:
@@ -255,7 +261,6 @@ class SplitStrategy(Strategy):
             metrics = self.aggregate_evaluate(server_round, replies)
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics
-            logger.info("round %d evaluated: %s", server_round, dict(metrics))
 
     @contextmanager
     def _round(self, run: Run, purpose: Purpose, server_round: int) -> Iterator[None]:

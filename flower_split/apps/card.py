@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from flower_split.adapters import AdapterPlan
+from flower_split.apps.prompt_format import prompt_format
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.lowrank import combined_ranks
 from flower_split.reporting.model_card import ModelCard
@@ -59,6 +60,7 @@ def model_card(
         },
         metrics={name: float(v) for name, v in metrics.items() if not isinstance(v, list)},
         versions=versions,
+        prompt_format=prompt_format(settings),
     )
 
 

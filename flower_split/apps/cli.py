@@ -6,6 +6,16 @@ from typing import Annotated
 
 import typer
 
+from flower_split.apps.commands.check import check_command
+from flower_split.apps.commands.deployment import (
+    logs_command,
+    status_command,
+    stop_command,
+    submit_command,
+)
+from flower_split.apps.commands.new import new_command
+from flower_split.apps.commands.plan import plan_command
+from flower_split.apps.commands.run import run_command
 from flower_split.errors import FlowerSplitError
 
 cli = typer.Typer(
@@ -67,25 +77,14 @@ def export_command(
     print(f"{what} is in {out}")
 
 
-@cli.command("check")
-def check_command(
-    model: Annotated[
-        str, typer.Argument(help="A folder, package:folder or hub model, as in model.name.")
-    ],
-    revision: Annotated[str, typer.Option(help="Commit, tag or branch on the hub.")] = "",
-    again: Annotated[
-        bool, typer.Option("--again", help="Prove its family anew, whatever was kept.")
-    ] = False,
-    task: Annotated[str, typer.Option(help="What it is for, as in model.task.")] = "causal-lm",
-) -> None:
-    """Say whether a model is exact when it is cut; its family is proved if it has no entry."""
-    from flower_split.apps.check import check
-
-    try:
-        print(check(model, revision=revision, again=again, task=task))
-    except FlowerSplitError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
+cli.command("new")(new_command)
+cli.command("check")(check_command)
+cli.command("plan")(plan_command)
+cli.command("run")(run_command)
+cli.command("submit")(submit_command)
+cli.command("status")(status_command)
+cli.command("logs")(logs_command)
+cli.command("stop")(stop_command)
 
 
 if __name__ == "__main__":

@@ -3,23 +3,29 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from flower_split.apps.answering import answering
+
 app = ClientApp()
 
 
 @app.train()
+@answering
 def train(message: Message, context: Context) -> Message:
     """One round of local training through the trunk."""
     # Imported late, because `flwr run` imports this module too, only to find `app`.
     from flower_split.apps.process import set_up_process
     from flower_split.client import SplitSession
+    from flower_split.client.rendering import show_examples
 
     set_up_process()
     with SplitSession(message, context) as session:
+        show_examples(session)
         trained = session.train()
         return session.reply({"train-loss": trained.loss, "train-tokens": trained.tokens})
 
 
 @app.evaluate()
+@answering
 def evaluate(message: Message, context: Context) -> Message:
     """Loss, accuracy and the task's own metric on the silo's held-out data, through the trunk."""
     from flower_split.apps.process import set_up_process

@@ -54,15 +54,15 @@ at once. Keys that begin with `{OWN_PREFIX}` are the app's own and are not check
 def render() -> str:
     """The page as Markdown."""
     page, section = [_HEAD], None
-    docs = _field_docs()
+    docs = field_docs()
     for key in run_keys().values():
         if key.section != section:
             section = key.section
-            owner = docs[_owner(section)]
+            owner = docs[owner_of(section)]
             page.append(f"\n## {section.replace('_', '-') or 'The run'}\n\n{owner['']}\n\n{_TABLE}")
         entries = "names" if key.type == tuple[str, ...] else "numbers"
         words = _TYPES.get(key.type, f"text, {entries} with commas")
-        text = docs[_owner(key.section)][key.field]
+        text = docs[owner_of(key.section)][key.field]
         page.append(f"| `{key.key}` | {words} | {_default(key)} | {text} |\n")
     page.append(_OPTIONS_HEAD)
     for name, make in INNER_STRATEGIES.items():
@@ -83,7 +83,8 @@ def render() -> str:
 _TABLE = "| key | type | default | what it sets |\n|---|---|---|---|\n"
 
 
-def _owner(section: str) -> str:
+def owner_of(section: str) -> str:
+    """Name of the dataclass of a section; that of the whole for an empty name."""
     if not section:
         return "SplitConfig"
     return str(inspect.get_annotations(sections.SplitConfig)[section].__name__)
@@ -98,7 +99,7 @@ def _default(key: Key) -> str:
     return f"`{value}`" if value != "" else "empty"
 
 
-def _field_docs() -> dict[str, dict[str, str]]:
+def field_docs() -> dict[str, dict[str, str]]:
     """First paragraph of every section (under the empty name) and of its fields."""
     found: dict[str, dict[str, str]] = {}
     sources = {inspect.getmodule(getattr(sections, name)) for name in sections.__all__}

@@ -2,6 +2,7 @@
 
 import logging
 
+from flower_split.apps.debugging import WithoutTracebacks
 from flower_split.devices import keep_freed_memory
 
 
@@ -12,9 +13,14 @@ def set_up_process() -> None:
 
 
 def join_flower_log() -> None:
-    """Show flower_split's log lines where Flower's are shown. Can be called again."""
-    ours = logging.getLogger("flower_split")
-    for handler in logging.getLogger("flwr").handlers:
+    """Show flower_split's log lines where Flower's are shown, and its errors without tracebacks.
+
+    Can be called again.
+    """
+    ours, flowers = logging.getLogger("flower_split"), logging.getLogger("flwr")
+    if not any(isinstance(one, WithoutTracebacks) for one in flowers.filters):
+        flowers.addFilter(WithoutTracebacks())
+    for handler in flowers.handlers:
         if handler not in ours.handlers:
             ours.addHandler(handler)
     if ours.level == logging.NOTSET:

@@ -8,6 +8,7 @@ from flower_split.reporting import RoundResult, RunResult, installed_versions
 from flower_split.reporting.counters import bytes_counter
 from flower_split.reporting.result import EVAL_LOSS
 from flower_split.strategies import NodeRecord, SplitResult
+from flower_split.strategies.hosting.replies import named
 from flower_split.transport.messages import WireBytes
 
 Costs: TypeAlias = Sequence[tuple[str, Mapping[str, int | float]]]
@@ -21,6 +22,7 @@ def run_result(
     config: Mapping[str, Any],
     seconds: float,
     failure: str = "",
+    prompt_format: Mapping[str, str] | None = None,
 ) -> RunResult:
     """What `result.json` holds of a run, complete or not.
 
@@ -30,6 +32,7 @@ def run_result(
         config: The run config.
         seconds: Wall-clock time of everything.
         failure: Why the run ended early; empty when it did not.
+        prompt_format: How fields became texts.
     """
     names = silo_names(result.history + (alone.history if alone else []))
     costs = [(names[record.node_id], record.statistics) for record in result.history]
@@ -48,15 +51,24 @@ def run_result(
         versions=installed_versions(),
         seconds=seconds,
         failure=failure,
+        prompt_format=dict(prompt_format or {}),
     )
 
 
 def silo_names(history: Iterable[NodeRecord]) -> dict[int, str]:
-    """Every node's silo, as it named itself; `node …` for one that never answered."""
-    names: dict[int, str] = {}
+    """Every node's silo, as it named itself; `node …` for one that never answered.
+
+    What names itself in an error only keeps that name unless another node has it.
+    """
+    names, failed = dict[int, str](), dict[int, str]()
     for record in history:
-        if record.silo or record.node_id not in names:
-            names[record.node_id] = record.silo or f"node {record.node_id}"
+        if record.silo:
+            names[record.node_id] = record.silo
+        else:
+            failed.setdefault(record.node_id, named(record.failure)[0])
+    for node_id, name in failed.items():
+        taken = not name or name in names.values()
+        names.setdefault(node_id, f"node {node_id}" if taken else name)
     return names
 
 
@@ -72,7 +84,7 @@ def round_result(
         evaluate=_metrics(evaluate, names),
         aggregated=_aggregated(result, number),
         failures={
-            names[record.node_id]: record.failure
+            names[record.node_id]: named(record.failure)[1]
             for record in (*train, *evaluate)
             if record.failure
         },

@@ -1,5 +1,6 @@
 """The record of a run: the files that are left of it, written once, however the run ends."""
 
+import json
 import logging
 import threading
 import time
@@ -13,6 +14,7 @@ from flwr.supercore.exit import add_exit_handler
 
 from flower_split.adapters import AdapterPlan, save_learned
 from flower_split.apps.card import model_card
+from flower_split.apps.prompt_format import FILE, prompt_format
 from flower_split.apps.results import run_result
 from flower_split.config.resuming import settings
 from flower_split.config.sections import SplitConfig
@@ -69,6 +71,7 @@ class RunRecord:
         self._values = values
         self._strategy = strategy
         self._baseline = baseline
+        self._format = prompt_format(settings(config))
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._saved = False
@@ -122,6 +125,7 @@ class RunRecord:
             config=self._values,
             seconds=time.monotonic() - self._started,
             failure=failure,
+            prompt_format=self._format,
         )
         write_result(report, folder / RESULT)
         learned = self._strategy.result.adapter
@@ -129,6 +133,8 @@ class RunRecord:
             base_model = self._config.model.name
             save_learned(learned, self._plan, folder / ADAPTER, base_model=base_model)
             write_text(folder / ADAPTER / CARD, self._card())
+            form = json.dumps(self._format, indent=2, ensure_ascii=False)
+            write_text(folder / ADAPTER / FILE, form + "\n")
         plot_losses(report, folder / PLOT)
         what = f"adapter, {RESULT} and {PLOT} are" if learned else f"{RESULT} is"
         logger.info("%s in %s", what, folder)

@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flwr.common.config import get_project_dir
 from flwr.serverapp import Grid
 
 from flower_split.adapters import method_problems
+from flower_split.apps.checking.advice import advice
+from flower_split.apps.folder.archive import check_installed
 from flower_split.apps.process import set_up_process
 from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
@@ -38,13 +41,17 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     """Run what the run config `values` describes; what a failed run had learned is saved too.
 
     Raises:
-        ConfigError: with every problem of the run config at once.
+        ConfigError: with every problem of the run config at once; or the app has brought files
+            along that must not leave the machine of whoever submitted it.
         FlowerSplitError: the model cannot be loaded or hosted, too few silos count in a round, or
             the run was stopped.
     """
     set_up_process()
+    _check_app(grid)
     config = read_run_config(values, check_strategy=inner_problems, check_method=method_problems)
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
+    if folder is None:
+        logger.warning("output-dir is empty: nothing of this run is kept, no adapter and no result")
     inner = build_inner(config.strategy, config.lora)
     check_inner(inner, config.lora, config.peft)  # before the model is loaded
     with ExitStack() as stack:
@@ -52,6 +59,8 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
         if folder is not None and config.tensorboard:
             scalars = stack.enter_context(ScalarWriter(folder / TENSORBOARD))
         host = stack.enter_context(TrunkHost(config))
+        for text in advice(config, host.parameters):
+            logger.warning("%s", text)
         strategy = SplitStrategy(
             config,
             inner,
@@ -65,6 +74,17 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
                 logger.info("and now every silo alone, for comparison")
                 baseline.start(grid, num_rounds=strategy.result.last_round)
     return strategy.result
+
+
+def _check_app(grid: Grid) -> None:
+    """Before a silo gets the app: refuse one that is more than code, where it was unpacked here."""
+    try:
+        run = grid.run
+        folder = get_project_dir(run.fab_id, run.fab_version, run.fab_hash)
+    except (AttributeError, ValueError):
+        return  # a grid of one process, whose run has no archive
+    if folder.is_dir():
+        check_installed(folder)
 
 
 def _write_scalars(writer: ScalarWriter, result: SplitResult, server_round: int) -> None:
@@ -90,4 +110,4 @@ def _baseline(
         lora=config.lora if config.peft.is_plain else None,
     )
     folder = None if checkpoints is None else checkpoints / ALONE
-    return SplitStrategy(quiet, inner, host=host, checkpoints=folder)
+    return SplitStrategy(quiet, inner, host=host, checkpoints=folder, label=ALONE)

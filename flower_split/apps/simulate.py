@@ -5,7 +5,8 @@
     python -m flower_split.apps.simulate examples/quickstart --output-dir outputs/quickstart
 
 Like `flwr run`, with these differences: the number of silos is an argument, the command waits for
-the end of the run, prints a summary of its result, and fails when the run failed.
+the end of the run, prints a line a round and a summary, and fails when the run failed.
+`flower-split run` checks the app first, and is otherwise the same.
 """
 
 import argparse
@@ -13,18 +14,31 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
-from flower_split.apps.local_superlink import CONNECTION, LocalSuperLink, LocalSuperLinkError
+from flower_split.apps.debugging import debugging
+from flower_split.apps.flower.flwr_command import flwr_json
+from flower_split.apps.flower.local_superlink import CONNECTION, LocalSuperLink, LocalSuperLinkError
+from flower_split.apps.flower.log_digest import digest, without_colours
+from flower_split.apps.folder.app import App
+from flower_split.apps.folder.archive import check_archive
+from flower_split.apps.folder.overrides import Settings, rendered
 from flower_split.errors import FlowerSplitError
 from flower_split.private_files import make_folder
 from flower_split.reporting import print_summary, read_result
 
 COMPLETED = "finished:completed"
-RESULT = "result.json"
+RESULT, LOG = "result.json", "run.log"
+OUTPUT_KEY = "output-dir"
+FAILED_WITH = ("Simulation failed with exception: ", "ServerApp failed with exception: ")
+"""What Flower puts in front of the text of the error that ended a run."""
+
+Shown = Callable[[str, str], None]
+"""Shows a line of the log, given its level."""
 
 
 def simulate(
@@ -34,42 +48,94 @@ def simulate(
     output_dir: Path | None = None,
     run_config: Sequence[str] = (),
     gpus: float = 0.0,
+    show: Shown | None = None,
 ) -> None:
     """Run the Flower app in folder `app` with `silos` SuperNodes and wait for its end.
 
-    The log goes to standard output. As many silos compute at once as there are cores.
+    As many silos compute at once as there are cores.
 
     Args:
         app: Folder with the app's `pyproject.toml`.
         silos: Simulated SuperNodes.
-        output_dir: Value of the run-config key `output-dir`, made if missing; None keeps the
-            app's own.
+        output_dir: Value of the run-config key `output-dir`, made if missing; gets the run's whole
+            log too. None keeps the app's own.
         run_config: Further settings, each as `flwr run -c` takes them: `key=value key=value`.
         gpus: Share of a GPU that a silo gets.
+        show: Shows what is told of the run while it goes; None prints it. With
+            `FLOWER_SPLIT_DEBUG` it is every line of the log.
 
     Raises:
-        LocalSuperLinkError: the app could not be started, or its run did not complete.
+        ConfigError: the app or `run_config` is nothing that Flower accepts, the app has no key that
+            is set, or data lies where it would leave the machine with the app.
+        FlwrError: the app could not be started, or its run did not complete.
     """
-    settings = list(run_config)
+    read = App.read(app, run_config)
+    check_archive(app)
+    settings = dict(read.overrides)
     if output_dir is not None:
         # The server runs in another process, so it gets an absolute path.
-        settings.append(f"output-dir={_quoted(str(_made(output_dir)))}")
+        settings[OUTPUT_KEY] = str(_made(output_dir))
     cores = min(silos, os.cpu_count() or 1)
     federation = (
         f"num-supernodes={silos} client-resources-num-cpus=1 init-args-num-cpus={cores} "
         f"client-resources-num-gpus={gpus}"
     )
-    with LocalSuperLink() as superlink:
+    with LocalSuperLink() as superlink, _log_file(output_dir) as log:
         submit = ["run", str(app), CONNECTION, "--federation-config", federation]
-        # In one argument, because of two that name the same section Flower takes the last only.
-        submit += ["-c", " ".join(settings)] if settings else []
-        run_id = str(superlink.flwr_json(*submit)["run-id"])
-        superlink.flwr("log", run_id, CONNECTION, "--stream").wait()
-        status, details = _final_status(superlink, run_id)
-    if status != COMPLETED:
-        raise LocalSuperLinkError(
-            f"the run ended as {status}" + (f": {details}" if details else "")
-        )
+        run_id = str(superlink.flwr_json(*submit, *as_option(settings))["run-id"])
+        with superlink.flwr("log", run_id, CONNECTION, "--stream") as stream:
+            show_log(_copied(stream.stdout or (), log), show or show_plainly)
+        status, details = final_status(superlink.environment, run_id, CONNECTION)
+    check_completed(status, details)
+
+
+def as_option(settings: Settings) -> list[str]:
+    """The option of `flwr run` that sets `settings`; none where there are none.
+
+    One argument, because of two that name the same section Flower takes the last only.
+    """
+    return ["-c", rendered(settings)] if settings else []
+
+
+def show_log(lines: Iterator[str], show: Shown) -> None:
+    """Show a run's log as its lines come: what matters of it, or all of it where that is wanted."""
+    if debugging():
+        for line in lines:
+            show("DEBUG", line.rstrip())
+    else:
+        for level, text in digest(lines):
+            show(level, text)
+
+
+def show_plainly(level: str, text: str) -> None:
+    """Print a line of the log at once, with its level where something is wrong."""
+    is_told = level in ("", "INFO", "DEBUG")
+    print(text if is_told else f"{level.lower()}: {text}", flush=True)
+
+
+def final_status(environment: dict[str, str], run_id: str, *connection: str) -> tuple[str, str]:
+    """Status and details of the run, once it has ended.
+
+    The log can end before the run does, when its stream breaks.
+
+    Raises:
+        FlwrError: the SuperLink cannot be asked.
+    """
+    while True:
+        listed = flwr_json(environment, "list", *connection, "--run-id", run_id)["runs"][0]
+        status = str(listed["status"])
+        if status.startswith("finished"):
+            return status, str(listed.get("status-details") or "")
+        time.sleep(1.0)
+
+
+def check_completed(status: str, details: str) -> None:
+    """Raise `LocalSuperLinkError` with the reason unless a run's status is that it completed."""
+    if status == COMPLETED:
+        return
+    for words in FAILED_WITH:
+        details = details.removeprefix(words)
+    raise LocalSuperLinkError(f"the run ended as {status}" + (f": {details}" if details else ""))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,18 +161,18 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parsed = make_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupted)
     started = time.time()
     try:
-        simulate(
-            parsed.app,
-            silos=parsed.silos,
-            output_dir=parsed.output_dir,
-            run_config=parsed.run_config,
-            gpus=parsed.gpus,
-        )
+        with interruptible():
+            simulate(
+                parsed.app,
+                silos=parsed.silos,
+                output_dir=parsed.output_dir,
+                run_config=parsed.run_config,
+                gpus=parsed.gpus,
+            )
         if parsed.output_dir is not None:
-            _summarise(parsed.output_dir, since=started)
+            tell_result(parsed.output_dir, since=started)
     except FlowerSplitError as error:
         print(error, file=sys.stderr)
         return 1
@@ -116,25 +182,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _summarise(folder: Path, *, since: float) -> None:
-    """Print what the run left in `folder`; nothing if that is from before `since`."""
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A block that SIGTERM ends as Ctrl-C does, so that what it has started is stopped."""
+    former = signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def tell_result(folder: Path, *, since: float) -> None:
+    """Print what the run left in `folder`, and where; nothing if that is from before `since`."""
     path = folder / RESULT
     if path.is_file() and path.stat().st_mtime >= since:
         print_summary(read_result(path))
-        print(f"saved in {folder}")
+        left = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+        print(f"left in {folder}: {', '.join(left)}")
 
 
-def _final_status(superlink: LocalSuperLink, run_id: str) -> tuple[str, str]:
-    """Status and details of the run, once it has ended.
-
-    The log can end before the run does, when its stream breaks.
-    """
-    while True:
-        listed = superlink.flwr_json("list", CONNECTION, "--run-id", run_id)["runs"][0]
-        status = str(listed["status"])
-        if status.startswith("finished"):
-            return status, str(listed.get("status-details") or "")
-        time.sleep(1.0)
+@contextmanager
+def _log_file(folder: Path | None) -> Iterator[TextIO | None]:
+    """The file in `folder` that a run's whole log goes to."""
+    if folder is None:
+        yield None
+        return
+    with (folder / LOG).open("w", encoding="utf-8") as file:
+        yield file
 
 
 def _made(folder: Path) -> Path:
@@ -146,11 +220,11 @@ def _made(folder: Path) -> Path:
         ) from error
 
 
-def _quoted(value: str) -> str:
-    for quote in ('"', "'"):
-        if quote not in value and (quote == "'" or "\\" not in value):
-            return f"{quote}{value}{quote}"
-    raise LocalSuperLinkError(f"a path with both kinds of quotes cannot be passed on: {value}")
+def _copied(lines: Iterable[str], file: TextIO | None) -> Iterator[str]:
+    for line in lines:
+        if file is not None:
+            file.write(without_colours(line))
+        yield line
 
 
 def _positive(text: str) -> int:

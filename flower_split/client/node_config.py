@@ -64,6 +64,9 @@ class NodeConfig:
     """Rank of the silo's adapter, where the strategy takes mixed ranks; empty for the run's."""
     lora_alpha: float = 0.0
     """Alpha of the silo's adapter, where the strategy takes mixed alphas; empty for the run's."""
+    show_examples: int = 0
+    """Examples of the silo's data that its own log shows before the first round, as the model reads
+    them. They are users' texts: for a log that nobody else gets."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -99,6 +102,10 @@ class NodeConfig:
         if self.max_download_gib < 1:
             problems.append(
                 f"the node config has max-download-gib {self.max_download_gib}: expected 1 or more"
+            )
+        if self.show_examples < 0:
+            problems.append(
+                f"the node config has show-examples {self.show_examples}: expected 0 or more"
             )
         if self.lora_r < 0:
             problems.append(f"the node config has lora-r {self.lora_r}: expected 1 or more")

@@ -18,9 +18,14 @@ def free_memory(device: torch.device, *, cgroup: Path = _CGROUP) -> int:
     """
     if device.type == "cuda":
         return int(_ACCELERATOR_SHARE * torch.cuda.mem_get_info(device)[0])
+    return int(_SHARE * available_memory(cgroup))
+
+
+def available_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes of a processor's memory that are free now, to the machine and to the control group."""
     available = int(psutil.virtual_memory().available)
     left = _left_of_group(cgroup)
-    return int(_SHARE * (available if left is None else min(available, left)))
+    return available if left is None else min(available, left)
 
 
 def _left_of_group(folder: Path) -> int | None:

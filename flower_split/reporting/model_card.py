@@ -1,5 +1,6 @@
 """The model card of an exported adapter: where it comes from, in the hub's format."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,25 @@ tags:
 - federated-learning
 - flower
 ---
+"""
+
+
+_SNIPPET = """
+## Use it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+{load}
+base = {base}  # folder or hub name of the base model
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "adapter")
+prompt = tokenizer({prompt!r}, return_tensors="pt")
+written = model.generate(**prompt, max_new_tokens=64)
+print(tokenizer.decode(written[0], skip_special_tokens=True))
+```
+
+`"adapter"` is this folder.
 """
 
 
@@ -49,6 +69,8 @@ class ModelCard:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the exported round, averaged over the silos."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    prompt_format: Mapping[str, str] = field(default_factory=dict)
+    """How fields became the text that the model reads: `template`; of causal models `prompt`."""
 
     def render(self) -> str:
         """The card as Markdown."""
@@ -80,8 +102,25 @@ class ModelCard:
         return (
             _METADATA.format(base=_quoted(self.base_model)).replace("- lora", f"- {name.lower()}")
             + f"\n# {name} adapter, trained across silos with flower_split\n"
+            + self._use()
             + body
         )
+
+    def _use(self) -> str:
+        """How prompts are written, and code that loads the adapter and continues one."""
+        if "template" not in self.prompt_format:
+            return ""
+        told = "".join(f"- {name}: {_code(text)}\n" for name, text in self.prompt_format.items())
+        section = f"\n## Prompt format\n\nFields of the silos' examples are in braces.\n\n{told}"
+        if self.task != CAUSAL_LM:
+            return section
+        asked = re.sub(r"\{[^}]*\}", "Your question", self.prompt_format.get("prompt", ""))
+        source = repr(self.base_model)
+        load = ""
+        if re.fullmatch(r"[A-Za-z_][\w.]*:[\w/.-]+", self.base_model):  # a package's folder
+            load = "from flower_split.segments import resolve_source\n"
+            source = f"str(resolve_source({source}).folder)"
+        return section + _SNIPPET.format(load=load, base=source, prompt=asked or "The beginning of")
 
     def _method(self) -> dict[str, str]:
         if self.method:
@@ -113,6 +152,12 @@ def _line(value: object) -> str:
     """One line that no name can break out of."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return "".join(" " if ord(c) < 32 else c for c in text)
+
+
+def _code(text: str) -> str:
+    """`text` as code on one line, its line breaks written out."""
+    shown = text.replace("\\", "\\\\").replace("\n", "\\n").replace("`", "'")
+    return f"`{_line(shown)}`" if shown else "none"
 
 
 def _quoted(text: str) -> str:

@@ -6,9 +6,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flower_split.optimization.loss import perplexity
+from flower_split.reporting.figures import in_bytes
 from flower_split.reporting.result import RunResult
 
 NONE = "-"
+MOST_LINES = 4
+"""Lines of a generated sample that are printed."""
 
 
 def print_summary(result: RunResult, console: Console | None = None) -> None:
@@ -27,7 +30,7 @@ def summarise(result: RunResult) -> RenderableType:
     if result.failure:
         parts.append(Text(f"the run ended early: {result.failure}", style="red"))
     parts += [
-        Panel(Text(text), title=title, title_align="left")
+        Panel(Text(_first_lines(text)), title=title, title_align="left")
         for title, text in _samples(result).items()
     ]
     return Group(*parts)
@@ -50,7 +53,7 @@ def _table(result: RunResult) -> Table:
             "after": _perplexity(losses[-1][1]) if losses and losses[-1][0] > 0 else NONE,
             "change": _change(losses),
             "alone": _perplexity(alone[-1][1]) if alone else NONE,
-            "bytes on the wire": _bytes(sum(result.wire_bytes.get(silo, {}).values())),
+            "bytes on the wire": in_bytes(sum(result.wire_bytes.get(silo, {}).values())),
             "parameters held": (
                 f"{result.parameter_share[silo]:.1%}" if silo in result.parameter_share else NONE
             ),
@@ -83,9 +86,7 @@ def _change(losses: list[tuple[int, float]]) -> str:
     return f"{ratio - 1:+.0%}" if ratio < 100 else f"x{ratio:.3g}"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+def _first_lines(text: str) -> str:
+    """The first lines with anything in them; `result.json` has all."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[:MOST_LINES]) + (" …" if lines[MOST_LINES:] else "")

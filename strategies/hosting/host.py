@@ -24,7 +24,7 @@ from flower_split.config.sections import SplitConfig
 from flower_split.config.tasks import MASKED_LM
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
-from flower_split.errors import AdapterError, ConfigError
+from flower_split.errors import AdapterError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.segments import (
     Cuts,
@@ -36,7 +36,7 @@ from flower_split.segments import (
     load_skeleton,
     load_trunk,
 )
-from flower_split.segments.refusals import context_length
+from flower_split.segments.refusals import check_length
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.server import TrunkServer
@@ -145,6 +145,11 @@ class TrunkHost:
     def address(self) -> str:
         """`host:port` that silos connect to."""
         return self._server.address
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the uncut model."""
+        return self._parameters
 
     @property
     def uses_tls(self) -> bool:
@@ -278,7 +283,8 @@ class TrunkHost:
         task = model.as_task()
         skeleton = load_skeleton(model.name, revision=model.revision, task=task)
         self._before = int(config.peft.options.get("num_virtual_tokens", 0))
-        _check_length(skeleton, config.train.max_length, self._before)
+        check_length(skeleton.config, config.train.max_length, self._before)
+        self._parameters = sum(part.numel() for part in skeleton.parameters())
         self._whole_plan = plan = resolve_plan(skeleton, config.lora, config.peft)
         cuts = Cuts(
             bottom_layers=config.split.bottom_layers,
@@ -339,18 +345,6 @@ class TrunkHost:
             dtype=model.dtype,
             attention=model.attention,
             task=model.as_task(),
-        )
-
-
-def _check_length(model: PreTrainedModel, max_length: int, before: int) -> None:
-    """Raise `ConfigError` when sequences, with so many virtual tokens before them, may be longer
-    than the model was made for."""
-    context = context_length(model.config)
-    if context and max_length + before > context:
-        virtual = f" + peft.num-virtual-tokens {before}" if before else ""
-        raise ConfigError(
-            f"train.max-length {max_length}{virtual} is more than the {context} tokens of the "
-            f"model's context: set train.max-length to at most {context - before}"
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from flower_split.config.silo_order import silo_order
 from flower_split.errors import AdapterError
 from flower_split.lowrank import (
     LORA_RECORD,
@@ -181,6 +182,41 @@ def completed(
     rank = None if scaling is None else scaling.r
     wanted = parts.replied(asked.instructions, asked.controls, rank)
     return parts.join(arrays, outcome.tensors, wanted)
+
+
+_NAMED = re.compile(r"silo '(?P<silo>[^'\n]{1,128})': (?P<text>.+)", re.DOTALL)
+
+
+def named(reason: str) -> tuple[str, str]:
+    """The silo's name as it says itself, empty where it does not, and the rest of `reason`.
+
+    Who said so is not proven: for people to read, and for nothing to be decided by.
+    """
+    found = _NAMED.fullmatch(reason)
+    return (found["silo"], found["text"]) if found else ("", reason)
+
+
+def by_reason(failures: Mapping[str, str]) -> dict[str, str]:
+    """Every reason once, with the silos that have it in a phrase such as `silos 0, 1`.
+
+    Args:
+        failures: By the silo's name, or by the phrase `node …` for one that never told its own.
+    """
+    found: dict[str, list[str]] = {}
+    for name, reason in failures.items():
+        told, text = named(reason)
+        found.setdefault(text, []).append(told or name)
+    return {text: _phrase(names) for text, names in found.items()}
+
+
+def _phrase(names: list[str]) -> str:
+    nodes = [name for name in names if name.startswith("node ")]
+    silos = sorted((name for name in names if name not in nodes), key=silo_order)
+    told = [f"silo{'s' * (len(silos) > 1)} {', '.join(silos)}"] if silos else []
+    if nodes:
+        numbers = ", ".join(name.removeprefix("node ") for name in nodes)
+        told.append(f"node{'s' * (len(nodes) > 1)} {numbers}")
+    return " and ".join(told)
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -19,6 +19,7 @@ from flower_split.strategies.hosting.adapter_parts import AdapterParts
 from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
 from flower_split.strategies.hosting.replies import (
     Asked,
+    by_reason,
     completed,
     outvoted,
     own_problem,
@@ -214,23 +215,18 @@ class RoundSessions:
             received[node_id] = self._refused(self._invited[node_id], reason)
         if self._filter.compares:
             self._compare(received)
-        for record in self.records.values():
-            if record.failure:
-                logger.warning("node %d does not count: %s", record.node_id, record.failure)
+        if self.counted:  # otherwise the error, or the warning, that follows says all
+            for reason, silos in by_reason(self._failures()).items():
+                logger.warning("%s: no reply that counts: %s", silos, reason)
         for node_id, invited in self._invited.items():  # an order that checkpoints keep
             if not self.records[node_id].failure:
                 invited.silo.accept()
         return [received[one.node_id] for one in self.history() if one.node_id in received]
 
     def too_few(self, wanted: int = 1) -> str:
-        """What to say when too few replies count: each reason once, with the nodes that gave it."""
-        nodes: dict[str, list[int]] = {}
-        for record in self.records.values():
-            if record.failure:
-                nodes.setdefault(record.failure, []).append(record.node_id)
+        """What to say when too few replies count: each reason once, with the silos that gave it."""
         reasons = "".join(
-            f"\n- node{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {reason}"
-            for reason, ids in nodes.items()
+            f"\n- {silos}: {reason}" for reason, silos in by_reason(self._failures()).items()
         )
         where = f"round {self._terms.server_round}"
         what = "training" if self._terms.purpose == "train" else "evaluation"
@@ -238,6 +234,13 @@ class RoundSessions:
             told = f"{what} counts of {self.counted} of {len(self.records)} silos"
             return f"{where}: {told}, and strategy.min-replies is {wanted}:{reasons}"
         return f"{where}: {what} failed on every silo asked:{reasons}"
+
+    def _failures(self) -> dict[str, str]:
+        return {
+            record.silo or f"node {record.node_id}": record.failure
+            for record in self.records.values()
+            if record.failure
+        }
 
     def history(self) -> list[NodeRecord]:
         """All records in the order of the silos' names; those that failed at the end."""

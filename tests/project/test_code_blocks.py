@@ -17,9 +17,11 @@ import pytest
 import typer.main
 from flwr.common.config import flatten_dict, parse_config_args
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
+from typer.testing import CliRunner
 
 from flower_split.apps import simulate
 from flower_split.apps.cli import cli
+from flower_split.apps.folder.overrides import parse_overrides, rendered
 from flower_split.client.node_config import NodeConfig
 from flower_split.config.run_config import run_keys
 from flower_split.tls import ServerTls
@@ -142,7 +144,7 @@ def accept(words: list[str]) -> None:
             )
             NodeConfig.read(parse_config_args([options.node_config]))
         case "flower-split":
-            accept_export(arguments)
+            accept_flower_split(arguments)
         case "pytest":
             accept_pytest(arguments)
         case "python":
@@ -195,11 +197,19 @@ def accept_run_config(app: Path, settings: list[str]) -> None:
             assert isinstance(value, str), name
 
 
-def accept_export(arguments: list[str]) -> None:
+def accept_flower_split(arguments: list[str]) -> None:
+    """Its own parser takes the command; an app that the repository has takes the settings."""
     command = typer.main.get_command(cli)
     assert arguments[0] in command.commands, arguments
-    if len(arguments) > 1:
-        command.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+    if len(arguments) < 2:
+        return
+    given = command.commands[arguments[0]].make_context(arguments[0], arguments[1:]).params
+    settings = parse_overrides(given.get("run_config") or [])
+    app = Path(str(given.get("app") or given.get("folder") or "."))
+    if app.parts[:1] == ("examples",):
+        accept_run_config(app, [rendered(settings)])
+    else:
+        assert [key for key in settings if key not in run_keys()] == []
 
 
 def accept_pytest(arguments: list[str]) -> None:
@@ -231,6 +241,8 @@ def accept_python(arguments: list[str]) -> None:
     if module == "flower_split.apps.simulate":
         given = simulate.make_parser().parse_args(rest)
         accept_run_config(given.app, given.run_config)
+    elif module == "flower_split.apps.cli":
+        accept_flower_split(rest)
 
 
 def has_option(source: str, option: str) -> bool:
@@ -251,3 +263,17 @@ def test_the_files_that_the_architecture_names_exist():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for name in re.findall(r"`([\w/]+(?:\.py|/))`", text):
         assert (ROOT / name).exists() or (ROOT / "flower_split" / name).exists(), name
+
+
+@pytest.mark.medium
+def test_the_commands_for_a_new_app_do_what_the_page_says(tmp_path, monkeypatch):
+    """The first block of the page, run; its paths are replaced by what is there."""
+    first = in_language([ROOT / "docs/command-line.md"], "bash")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"text": "Returns the sum of the values."}\n' * 20)
+    base = "flower_split.quickstart:base"
+    text = first.text.replace("/models/qwen", base).replace("/data/", f"{tmp_path}/")
+    for command in commands(text):
+        done = CliRunner().invoke(cli, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.output
+    assert "3: " in done.stdout and "with a loss" in done.stdout

@@ -6,7 +6,6 @@ shared by every run of a user and outlives them.
 """
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -24,7 +23,7 @@ from typing import Any, Self
 
 import psutil
 
-from flower_split.errors import FlowerSplitError
+from flower_split.apps.flower.flwr_command import FlwrError, binary, flwr_json, flwr_lines
 
 CONNECTION = "private"
 START_SECONDS = 90.0
@@ -37,8 +36,8 @@ QUIET = (
 )
 
 
-class LocalSuperLinkError(FlowerSplitError, RuntimeError):
-    """The SuperLink, or a `flwr` command that was given to it, failed."""
+class LocalSuperLinkError(FlwrError):
+    """The SuperLink, or a run that was given to it, failed."""
 
 
 class LocalSuperLink:
@@ -98,34 +97,17 @@ class LocalSuperLink:
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", QUIET),
         }
 
-    def flwr(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a `flwr` command that writes to this process's own output."""
-        return subprocess.Popen(
-            [_binary("flwr"), *arguments], env=self.environment, stdin=subprocess.DEVNULL
-        )
+    def flwr(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start a `flwr` command, whose lines are read from its standard output."""
+        return flwr_lines(self.environment, *arguments)
 
     def flwr_json(self, *arguments: str) -> dict[str, Any]:
         """Run a `flwr` command and return what it prints as JSON.
 
         Raises:
-            LocalSuperLinkError: with what the command printed, when it failed.
+            FlwrError: with what the command said, when it failed.
         """
-        done = subprocess.run(
-            [_binary("flwr"), *arguments, "--format", "json"],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        start = done.stdout.find("{")
-        answer: dict[str, Any] = {}
-        if start >= 0:
-            answer, _ = json.JSONDecoder().raw_decode(done.stdout[start:])
-        if done.returncode != 0 or not answer or answer.get("success") is False:
-            said = answer.get("error-message") or (done.stdout + done.stderr).strip()
-            raise LocalSuperLinkError(f"flwr {arguments[0]} failed: {said}")
-        return answer
+        return flwr_json(self.environment, *arguments)
 
     def close(self) -> None:
         """Stop every process of this SuperLink and remove its folder. Can be called twice."""
@@ -158,7 +140,7 @@ class LocalSuperLink:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [
-                    _binary("flower-superlink"),
+                    binary("flower-superlink"),
                     "--insecure",
                     "--simulation",
                     "--host",
@@ -211,16 +193,3 @@ def _answers(port: int) -> bool:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False
-
-
-def _binary(name: str) -> str:
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        found = shutil.which(name)
-        if found is None:
-            raise LocalSuperLinkError(
-                f"{name} is not installed beside {sys.executable}: "
-                "install the extra flower-split[simulation]"
-            )
-        return found
-    return str(path)

@@ -1,0 +1,111 @@
+"""The silos' data: read and tokenised as a run would, or a sample of it, before one starts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flower_split.apps.checking.advice import REAL
+from flower_split.apps.checking.findings import Findings
+from flower_split.client.node_config import NodeConfig
+from flower_split.client.rendering import render_examples
+from flower_split.client.silo_data import SiloBatches, silo_batches
+from flower_split.config.sections import SplitConfig
+from flower_split.data.callables import is_reference
+from flower_split.errors import FlowerSplitError
+
+TOPIC = "data"
+OWN = "this"
+"""In place of the name of a silo that is not one of several."""
+SAMPLE = 200
+"""Examples of a silo that are tokenised; all of them are read."""
+MOST_SILOS = 8
+"""Silos whose data is looked at."""
+MANY = 0.2
+"""Share of cut-off examples that is worth a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whose:
+    """Whose data is looked at."""
+
+    silos: int = 2
+    """Parts of a data set that all silos share."""
+    path: str = ""
+    """One silo's own data instead, as `data-path` in its node config."""
+
+    def nodes(self, config: SplitConfig) -> list[NodeConfig]:
+        """A node config for every silo, or for the first ones."""
+        if self.path:
+            own = self.path if is_reference(self.path) else str(Path(self.path).resolve())
+            return [NodeConfig(data_path=own)]
+        if config.data.partitioner == "none" and not is_reference(config.data.path):
+            return [NodeConfig()]
+        return [
+            NodeConfig(partition_id=number, num_partitions=self.silos)
+            for number in range(min(self.silos, MOST_SILOS))
+        ]
+
+
+def look_at_data(
+    config: SplitConfig, whose: Whose, findings: Findings, *, examples: int, parameters: int
+) -> None:
+    """Note what is to be said of the data, each problem once with the silos that have it.
+
+    Args:
+        config: The run's.
+        whose: Whose data.
+        findings: Takes them.
+        examples: How many rendered examples of the first silo go to `findings.examples`.
+        parameters: Of the model; a toy's texts may be cut off.
+    """
+    if not (whose.path or config.data.path):
+        findings.warn(
+            TOPIC,
+            "data.path is empty: every silo's operator must name its data with data-path in the "
+            "node config; --data PATH checks such a file here",
+        )
+        return
+    limit = min(config.data.max_examples or SAMPLE, SAMPLE)
+    sampled = replace(config, data=replace(config.data, max_examples=limit))
+    failed: dict[str, list[str]] = {}
+    sizes = dict[str, SiloBatches]()
+    for number, node in enumerate(whose.nodes(config)):
+        name = node.name(number) if node.partition else OWN
+        try:
+            sizes[name] = silo_batches(sampled, node)
+        except FlowerSplitError as error:
+            failed.setdefault(str(error), []).append(name)
+    for text, names in failed.items():
+        findings.refuse(TOPIC, f"{_silos(names)}: {text}")
+    cut_off = dict[str, float]()
+    for name, found in sizes.items():
+        cut_off[name] = _tell(name, found, config, findings)
+    most = [name for name, share in cut_off.items() if share > MANY]
+    if most and parameters >= REAL:
+        findings.warn(
+            TOPIC,
+            f"{_silos(most)}: up to {max(cut_off.values()):.0%} of the examples are cut off at "
+            f"train.max-length {config.train.max_length}: raise it where memory allows",
+        )
+    if sizes and examples:
+        first = next(iter(sizes.values()))
+        shown = render_examples(first.silo, first.tokenizer, examples)
+        findings.examples += [str(one) for one in shown]
+
+
+def _tell(name: str, found: SiloBatches, config: SplitConfig, findings: Findings) -> float:
+    """Note a silo's data; returns the share of its examples that are cut off."""
+    lengths = [len(ids) for ids in found.silo.train.sequences]
+    most, train = config.train.max_length, found.num_train
+    share = sum(length >= most for length in lengths) / train
+    chosen = config.data.max_examples
+    sampled = f" of a sample of {SAMPLE}" if not 0 < chosen <= SAMPLE else ""
+    findings.ok(
+        TOPIC,
+        f"{_silos([name])}: {train} examples to learn from{sampled}, {found.num_held_out} held out;"
+        f" {sum(lengths) / train:.0f} tokens on average, {share:.0%} cut off at {most}",
+    )
+    return share
+
+
+def _silos(names: list[str]) -> str:
+    return "this silo" if names == [OWN] else f"silo{'s' * (len(names) > 1)} {', '.join(names)}"

@@ -1,0 +1,90 @@
+"""What commands print: findings, a run's progress, errors once, and JSON for programs."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from flower_split.apps.debugging import DEBUG, debugging
+from flower_split.errors import FlowerSplitError
+
+if TYPE_CHECKING:
+    from flower_split.apps.checking.findings import Findings
+
+INTERRUPTED = 130
+STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
+MARKS = {"ok": "ok", "warning": "warning", "problem": "problem"}
+LEVELS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+
+
+def console(*, error: bool = False) -> Console:
+    """Standard output, or standard error; no line is broken where it is no terminal."""
+    made = Console(stderr=error, highlight=False, soft_wrap=True)
+    return made
+
+
+@contextmanager
+def errors_once(*, debug: bool = False) -> Iterator[None]:
+    """A block whose errors end the command with status 1 and one message on standard error.
+
+    Args:
+        debug: Whether tracebacks are shown, here and in every process that the block starts.
+    """
+    if debug:
+        os.environ[DEBUG] = "1"
+    try:
+        yield
+    except FlowerSplitError as error:
+        if debugging():
+            traceback.print_exc()
+        else:
+            print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was started here was stopped", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def quiet_libraries() -> None:
+    """Keep what libraries and this package log out of a command's own output.
+
+    To be called before they are imported: some log while they are.
+    """
+    import torch  # noqa: F401  # which sets levels of its own as it is imported
+
+    for name in ("transformers", "flower_split", "flwr", "torch", "torchao", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def print_findings(findings: "Findings", *, all_of_them: bool = True) -> None:
+    """Print every finding, or only what is wrong; then the examples."""
+    out = console()
+    for one in findings.all:
+        if not all_of_them and one.kind == "ok":
+            continue
+        mark = f"[{STYLES[one.kind]}]{MARKS[one.kind]:<8}[/]"
+        out.print(f"{mark} [bold]{one.topic}[/]: {escape(one.text)}")
+    for number, example in enumerate(findings.examples, start=1):
+        out.print(Text(f"example {number}: {example}"))
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print an answer for a program, and nothing else on standard output."""
+    print(json.dumps(content, indent=2))
+
+
+def show_line(level: str, text: str) -> None:
+    """Print a line of a run's log as it comes."""
+    line = Text(text if level not in LEVELS else f"{level.lower()}: {text}")
+    line.stylize(LEVELS.get(level, ""))
+    console().print(line)
+    sys.stdout.flush()

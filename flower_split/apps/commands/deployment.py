@@ -1,0 +1,166 @@
+"""`flower-split submit`, `status`, `logs` and `stop`: runs of a deployment, by their names."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flower_split.apps.commands.check import AsJson, Debug, Overrides
+from flower_split.apps.commands.console import (
+    console,
+    errors_once,
+    print_findings,
+    print_json,
+    quiet_libraries,
+    show_line,
+)
+
+if TYPE_CHECKING:
+    from flower_split.apps.flower.deployed import DeployedRun
+
+Connection = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Connection of Flower's config.toml; by default its default one."
+    ),
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="Such as quickstart-2; by default the last run.")
+]
+
+
+def submit_command(
+    app: Annotated[Path, typer.Argument(help="Folder with the app's pyproject.toml.")],
+    run_config: Overrides = None,
+    superlink: Connection = "",
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Give APP to a SuperLink, and show a line a round until it ends.
+
+    The status is 0 only if the run completed, or was submitted with --detach. The run goes on when
+    this command is interrupted.
+    """
+    with errors_once(debug=debug):
+        quiet_libraries()
+        from flower_split.apps.checking.app_check import check_app
+        from flower_split.apps.flower.deployed import Deployment
+
+        found, findings = check_app(app, run_config or (), here=False)
+        if not as_json:
+            print_findings(findings, all_of_them=False)
+        if found is None or findings.problems:
+            if as_json:
+                print_json(findings.as_json())
+            raise typer.Exit(1)
+        deployment = Deployment(superlink)
+        run = deployment.submit(found)
+        if not as_json:
+            print(f"submitted as {run.name}; flower-split stop {run.name} stops it", flush=True)
+        if not detach:
+            deployment.follow(run, _not_shown if as_json else show_line)
+            run = deployment.run(run.run_id)
+            folder = str(found.settings.get("output-dir") or "")
+            if not as_json:
+                where = (
+                    f"its results are in {folder} on the server" if folder else "it kept nothing"
+                )
+                print(f"{run.name} completed; {where}")
+        if as_json:
+            print_json({"ok": True, "run": _plain(run)})
+
+
+def status_command(
+    run: RunName = "",
+    superlink: Connection = "",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show all runs, or one with its last round and the silos in it.
+
+    Of one run the status is 1 where it failed or was stopped.
+    """
+    with errors_once(debug=debug):
+        from flower_split.apps.flower.deployed import Deployment
+
+        deployment = Deployment(superlink)
+        online = deployment.online()
+        if not run:
+            runs = deployment.runs()
+            if as_json:
+                print_json({"silos-connected": online, "runs": [_plain(one) for one in runs]})
+            else:
+                _print_runs(runs, online)
+            return
+        one = deployment.run(run)
+        last = deployment.last_round(one)
+        if as_json:
+            print_json({"silos-connected": online, "run": _plain(one), "last-round": last})
+        else:
+            _print_runs([one], online)
+            print(last or "no round has ended yet")
+            if one.details:
+                print(one.details)
+        if one.status.startswith("finished") and not one.status.endswith("completed"):
+            raise typer.Exit(1)
+
+
+def logs_command(
+    run: RunName = "",
+    superlink: Connection = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run ends.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every line, not a digest.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what happened in a run: a line a round, and what went wrong once.
+
+    With --follow the status is 1 where the run does not complete.
+    """
+    with errors_once(debug=debug or everything):
+        from flower_split.apps.flower.deployed import Deployment
+        from flower_split.apps.simulate import show_log
+
+        deployment = Deployment(superlink)
+        one = deployment.run(run)
+        if follow:
+            deployment.follow(one, show_line)
+        else:
+            show_log(deployment.log(one), show_line)
+
+
+def stop_command(
+    run: RunName = "",
+    superlink: Connection = "",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Stop a run, and wait until it has ended; an error where it has ended already."""
+    with errors_once(debug=debug):
+        from flower_split.apps.flower.deployed import Deployment
+
+        deployment = Deployment(superlink)
+        one = deployment.stop(deployment.run(run))
+        if as_json:
+            print_json({"ok": True, "run": _plain(one)})
+        else:
+            print(f"{one.name} ended as {one.status}")
+
+
+def _print_runs(runs: "list[DeployedRun]", online: int) -> None:
+    table = Table(title=f"{online} silo{'s' * (online != 1)} connected", title_justify="left")
+    for column in ("run", "status", "submitted", "elapsed"):
+        table.add_column(column, overflow="fold")
+    for one in runs:
+        table.add_row(one.name, one.status, one.submitted, one.elapsed)
+    console().print(table)
+
+
+def _plain(run: "DeployedRun") -> dict[str, Any]:
+    return {key.replace("_", "-"): value for key, value in asdict(run).items()}
+
+
+def _not_shown(_level: str, _text: str) -> None:
+    pass

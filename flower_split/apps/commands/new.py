@@ -1,0 +1,29 @@
+"""`flower-split new`: an app with every key of a run, whose data stays where it is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flower_split.apps.commands.check import Debug
+from flower_split.apps.commands.console import errors_once
+
+
+def new_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+    model: Annotated[
+        str, typer.Option(help="Its model; by default the quickstart's, for a trial.")
+    ] = "",
+    data: Annotated[
+        str, typer.Option(help="Its data: a file, or module:function. Silos may name their own.")
+    ] = "",
+    publisher: Annotated[str, typer.Option(help="Publisher of the app.")] = "me",
+    name: Annotated[str, typer.Option(help="Name of the app; by default the folder's.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Write a new app into DIR, with every key of a run; data put beside it stays where it is."""
+    with errors_once(debug=debug):
+        from flower_split.apps.folder.template import new_app
+
+        files = new_app(folder, model=model, data=data, publisher=publisher, name=name)
+    print(f"{', '.join(files)} are in {folder}; next: flower-split check {folder}")

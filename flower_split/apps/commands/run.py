@@ -1,0 +1,135 @@
+"""`flower-split run`: an app in a simulation on this machine, checked first, with what it left."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flower_split.apps.commands.check import AsJson, Debug, Overrides
+from flower_split.apps.commands.console import (
+    console,
+    errors_once,
+    print_findings,
+    print_json,
+    quiet_libraries,
+    show_line,
+)
+from flower_split.errors import ConfigError, FlowerSplitError
+
+if TYPE_CHECKING:
+    from flower_split.apps.folder.app import App
+
+PATHS = ("model.name", "data.path", "data.eval-path")
+"""Keys that may name a file or folder."""
+OUTPUTS = "outputs"
+"""Folder, below the working directory, for the results of runs that name no other."""
+
+
+def run_command(
+    app: Annotated[Path, typer.Argument(help="Folder with the app's pyproject.toml.")],
+    silos: Annotated[int, typer.Option(min=1, help="Simulated silos.")] = 3,
+    run_config: Overrides = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; by default outputs/ and the app's name."),
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each silo.")] = 0.0,
+    check: Annotated[bool, typer.Option(help="Check the app first.")] = True,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run APP with simulated silos, and wait for its end.
+
+    Prints a line a round, a table at the end and where the results are. The status is 0 only if the
+    run completed.
+    """
+    with errors_once(debug=debug):
+        from flower_split.apps.folder.app import App
+        from flower_split.apps.simulate import (
+            LOG,
+            OUTPUT_KEY,
+            interruptible,
+            simulate,
+            tell_result,
+        )
+
+        given = list(run_config or ())
+        if check:
+            quiet_libraries()
+            from flower_split.apps.checking.app_check import check_app
+
+            found, findings = check_app(app, given, silos=silos, examples=0)
+            if not as_json:
+                print_findings(findings, all_of_them=False)
+            if findings.problems or found is None:
+                if as_json:
+                    print_json(findings.as_json())
+                raise typer.Exit(1)
+        else:
+            found = App.read(app, given)
+        given += _absolute(found)
+        folder = output_dir
+        if folder is not None and not found.reads(OUTPUT_KEY):
+            raise ConfigError(
+                f"the app has no key {OUTPUT_KEY} that --output-dir could set: add it to "
+                "[tool.flwr.app.config]"
+            )
+        if folder is None and found.reads(OUTPUT_KEY):
+            named = str(found.settings[OUTPUT_KEY])
+            folder = Path(named) if named else Path(OUTPUTS) / found.name
+        started = time.time()
+        try:
+            with interruptible():
+                simulate(
+                    app,
+                    silos=silos,
+                    output_dir=folder,
+                    run_config=given,
+                    gpus=gpus,
+                    show=_on_error_output if as_json else show_line,
+                )
+        except FlowerSplitError as error:
+            if folder is not None:
+                error.add_note(f"the whole log is in {folder / LOG}")
+            raise
+        if as_json:
+            print_json(_answer(folder))
+        elif folder is None:
+            console().print("the app has no key output-dir: nothing of the run was kept")
+        else:
+            tell_result(folder, since=started)
+
+
+def _absolute(app: "App") -> list[str]:
+    """Overrides by which silos and server, whose working directories are others, find paths.
+
+    Relative paths that lead somewhere from here are meant so.
+    """
+    from flower_split.apps.folder.overrides import rendered
+
+    given = {key: str(app.settings.get(key) or "") for key in PATHS}
+    return [
+        rendered({key: str(Path(value).resolve())})
+        for key, value in given.items()
+        if value and not Path(value).is_absolute() and Path(value).exists()
+    ]
+
+
+def _answer(folder: Path | None) -> dict[str, Any]:
+    from flower_split.apps.simulate import RESULT
+    from flower_split.reporting import read_result
+
+    answer: dict[str, Any] = {"ok": True, "output-dir": None, "silos": {}, "left": []}
+    if folder is not None:
+        answer["output-dir"] = str(folder.resolve())
+        answer["left"] = sorted(one.name for one in folder.iterdir())
+        if (folder / RESULT).is_file():
+            result = read_result(folder / RESULT)
+            answer["silos"] = {silo: dict(result.losses(silo)) for silo in result.silos}
+    return answer
+
+
+def _on_error_output(level: str, text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,123 @@
+"""A check of an app says at once everything that a run would find out late."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from federation import write_app
+
+from flower_split.apps.checking import model_check
+from flower_split.apps.checking.app_check import check_app
+from flower_split.apps.checking.findings import Findings
+from flower_split.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.medium
+
+
+@pytest.fixture
+def app(tmp_path, run_config):
+    return write_app(tmp_path / "app", run_config)
+
+
+def said(findings, kind):
+    return [(one.topic, one.text) for one in findings.all if one.kind == kind]
+
+
+def test_an_app_that_would_run(app):
+    found, findings = check_app(app, silos=3)
+    assert found is not None and found.is_ready_made
+    assert findings.problems == [] and findings.warnings == []
+    topics = [one.topic for one in findings.all]
+    assert topics == [
+        "archive",
+        "strategy",
+        "model",
+        "cut",
+        "memory",
+        *["data"] * 3,
+        *["address"] * 2,
+    ]
+    assert len(findings.examples) == 3
+    # For whoever holds the data, and for no program that might pass it on.
+    report = json.dumps(findings.as_json())
+    assert not any(line in report for line in findings.examples[0].splitlines()[1:])
+
+
+def test_everything_is_said_at_once(app, tiny):
+    (app / "notes.jsonl").write_text("a patient\n")
+    given = ['data.text="nope" split.bottom-layers=9 strategy.min-nodes=7']
+    _, findings = check_app(app, given, silos=3)
+    problems = dict(said(findings, "problem"))
+    assert "notes.jsonl (10 B, examples)" in problems["archive"]
+    assert "a round starts with 7 silos at least, and there are 3" in problems["strategy"]
+    assert "leave no layer" in problems["cut"]
+    assert "no field 'nope'" in problems["data"]
+
+
+@pytest.mark.parametrize(
+    ("given", "topic", "text"),
+    [
+        (["lora.rr=1"], "settings", "did you mean 'lora.r'?"),
+        (["num-server-rounds=0"], "settings", "num-server-rounds must be"),
+        (['lora.target-modules="nothing"'], "cut", "'nothing'"),
+        (['model.name="/nowhere"'], "model", "/nowhere"),
+        (["train.max-length=100000 train.batch-size=1"], "settings", "max-message-tokens"),
+        (['trunk.host="no.such.host.invalid"'], "address", "no address that is known here"),
+        (['strategy.name="krum" lora.ranks="2,4"'], "strategy", "lora.ranks"),
+        (['data.path="/nowhere.jsonl"'], "data", "silos 0, 1, 2: there is no file /nowhere.jsonl"),
+    ],
+)
+def test_a_single_problem(app, given, topic, text):
+    _, findings = check_app(app, given, silos=3)
+    assert [one for one in said(findings, "problem") if one[0] == topic and text in one[1]]
+
+
+def test_a_silos_own_file(app, tmp_path):
+    file = tmp_path / "north.jsonl"
+    file.write_text("".join(json.dumps({"text": f"the sum of {n}"}) + "\n" for n in range(20)))
+    _, findings = check_app(app, ['data.prompt=""'], data=str(file), examples=1)
+    assert next(text for topic, text in said(findings, "ok") if topic == "data").startswith(
+        "this silo: 1"
+    )
+    assert "the sum of" in findings.examples[0]
+
+
+def test_an_app_of_ones_own_code_is_checked_as_far_as_it_is_known(tmp_path):
+    example = Path(__file__).parents[3] / "examples/unsplit_lora"
+    found, findings = check_app(example)
+    assert found is not None and not found.is_ready_made
+    assert findings.problems == []
+    assert (
+        "settings",
+        "are read by the app's own ServerApp, unsplit_lora.server_app:app: not checked",
+    ) in said(findings, "ok")
+
+
+def test_what_is_submitted_is_checked_without_model_and_data(app):
+    _, findings = check_app(app, ['model.name="/on/the/server"'], here=False)
+    assert findings.problems == []
+    assert {one.topic for one in findings.all} == {"archive", "strategy", "settings", "address"}
+    assert "output-dir is empty" in said(findings, "warning")[0][1]
+
+
+def test_findings_of_a_block_that_fails():
+    findings = Findings()
+    with findings.looking("settings"):
+        raise ConfigError("2 problems", ["one", "two"])
+    with findings.looking("data"):
+        raise DataError("three")
+    with pytest.raises(KeyError), findings.looking("data"):
+        raise KeyError
+    assert [one.text for one in findings.problems] == ["one", "two", "three"]
+    assert findings.as_json()["ok"] is False
+
+
+def test_memory_that_is_not_free_is_warned_of_and_what_is_not_there_refused(app, monkeypatch):
+    monkeypatch.setattr(model_check, "available_memory", lambda: 1000)
+    _, findings = check_app(app, silos=3)
+    assert findings.problems == []
+    assert "1.0 kB free now" in dict(said(findings, "warning"))["memory"]
+    monkeypatch.setattr(model_check.psutil, "virtual_memory", lambda: SimpleNamespace(total=2000))
+    _, findings = check_app(app, silos=3)
+    assert "this machine has 2.0 kB: take fewer silos" in dict(said(findings, "problem"))["memory"]

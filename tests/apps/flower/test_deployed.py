@@ -1,0 +1,194 @@
+"""Runs of a deployment by their names, over Flower's commands: never an id, never a false 0."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from flower_split.apps.cli import cli
+from flower_split.apps.flower import deployed
+from flower_split.apps.flower.deployed import Deployment
+from flower_split.apps.flower.flwr_command import FlwrError
+
+LOG = [
+    "INFO :      the trunk listens on 0.0.0.0:9443, TLS\n",
+    "INFO :      round 1 of 2: train-loss 4.077; silos north, south; 16.3 s\n",
+]
+
+
+def row(app: str, run_id: int, status: str, pending: str, details: str = "") -> dict[str, str]:
+    return {
+        "run-id": str(run_id),
+        "fab-name": app,
+        "status": status,
+        "status-details": details,
+        "elapsed": "00:01:02",
+        "pending-at": pending,
+    }
+
+
+class FakeFlower:
+    """Answers as `flwr … --format json` does, of runs that are written down here."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.runs = [
+            row("notes", 7_000_000_000_000_000_001, "finished:completed", "2026-01-01 10:00:00Z"),
+            row("notes", 9_000_000_000_000_000_003, "running", "2026-01-03 10:00:00Z"),
+            row("other", 8_000_000_000_000_000_002, "finished:failed", "2026-01-02", "no silo"),
+        ]
+        self.log_status = 0
+        self.ends_as = "running"
+        """What becomes of a run that is submitted."""
+
+    def json(self, environment, *arguments):  # type: ignore[no-untyped-def]
+        self.asked.append(arguments)
+        match arguments[0]:
+            case "list":
+                wanted = (
+                    arguments[arguments.index("--run-id") + 1 :][:1]
+                    if "--run-id" in (arguments)
+                    else ()
+                )
+                return {"runs": [r for r in self.runs if not wanted or r["run-id"] in wanted]}
+            case "supernode":
+                return {"nodes": [{"status": "online"}, {"status": "online"}, {"status": "x"}]}
+            case "stop":
+                for one in self.runs:
+                    if one["run-id"] == arguments[1]:
+                        one["status"] = "finished:stopped"
+                return {"success": True}
+            case _:
+                self.runs.append(row("notes", len(self.runs), self.ends_as, "2026-01-04"))
+                return {"success": True, "run-id": self.runs[-1]["run-id"]}
+
+    def lines(self, environment, *arguments):  # type: ignore[no-untyped-def]
+        self.asked.append(arguments)
+        return FakeProcess(self.log_status)
+
+
+class FakeProcess:
+    def __init__(self, status: int) -> None:
+        self.stdout = iter(LOG)
+        self.status = status
+
+    def wait(self) -> int:
+        return self.status
+
+    def terminate(self) -> None:
+        pass
+
+
+@pytest.fixture
+def flower(monkeypatch):
+    fake = FakeFlower()
+    monkeypatch.setattr(deployed, "flwr_json", fake.json)
+    monkeypatch.setattr(deployed, "flwr_lines", fake.lines)
+    monkeypatch.setattr("flower_split.apps.simulate.flwr_json", fake.json)
+    return fake
+
+
+def flower_split(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(cli, list(arguments))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_runs_are_numbered_by_app_in_the_order_of_their_submission(flower) -> None:
+    assert [run.name for run in Deployment().runs()] == ["notes-1", "other-1", "notes-2"]
+    assert Deployment().run().name == "notes-2"
+    assert Deployment().run("notes-1").run_id == "7000000000000000001"
+    assert Deployment().run("7000000000000000001").name == "notes-1"
+
+
+def test_a_run_that_there_is_not_names_the_nearest(flower) -> None:
+    with pytest.raises(FlwrError, match=r"no run 'nots-2'; did you mean 'notes-2'\?"):
+        Deployment().run("nots-2")
+    flower.runs.clear()
+    with pytest.raises(FlwrError, match="has no run"):
+        Deployment().run()
+
+
+def test_status_shows_names_and_no_ids(flower) -> None:
+    status, out, _ = flower_split("status")
+    assert status == 0
+    assert "2 silos connected" in out and "notes-2" in out
+    assert "000000000000" not in out
+
+
+def test_status_of_a_run_shows_its_last_round_and_fails_where_it_failed(flower) -> None:
+    status, out, _ = flower_split("status", "notes-2")
+    assert status == 0 and "silos north, south" in out and "000000000000" not in out
+    status, out, _ = flower_split("status", "other-1")
+    assert status == 1 and "no silo" in out
+    status, out, _ = flower_split("status", "other-1", "--json")
+    assert status == 1 and json.loads(out)["run"]["status"] == "finished:failed"
+
+
+def test_the_connection_is_passed_on(flower) -> None:
+    flower_split("status", "--superlink", "hospital")
+    assert all("hospital" in one for one in flower.asked)
+
+
+def test_logs(flower) -> None:
+    status, out, _ = flower_split("logs", "notes-1")
+    assert status == 0 and "round 1 of 2: train-loss 4.077" in out
+    flower.log_status = 1
+    status, _, err = flower_split("logs", "notes-1")
+    assert status == 1 and "the log of notes-1 cannot be read" in err
+
+
+def test_followed_logs_fail_with_their_run(flower) -> None:
+    status, _, err = flower_split("logs", "other-1", "--follow")
+    assert status == 1 and "finished:failed: no silo" in err
+
+
+def test_stop_waits_for_the_end_and_refuses_what_has_ended(flower) -> None:
+    status, out, _ = flower_split("stop")
+    assert status == 0 and "notes-2 ended as finished:stopped" in out
+    status, _, err = flower_split("stop", "notes-2")
+    assert status == 1 and "is not going: it ended as finished:stopped" in err
+
+
+def test_a_run_that_does_not_end_is_an_error(flower, monkeypatch) -> None:
+    monkeypatch.setattr(deployed, "STOP_SECONDS", 0.0)
+    answer = flower.json
+
+    def deaf(environment, *arguments):  # type: ignore[no-untyped-def]
+        return {} if arguments[0] == "stop" else answer(environment, *arguments)
+
+    monkeypatch.setattr(deployed, "flwr_json", deaf)
+    run = Deployment().run()
+    with pytest.raises(FlwrError, match="was told to stop and goes on"):
+        Deployment().stop(run, sleep=lambda _: None)
+
+
+@pytest.mark.medium
+def test_submit_follows_to_the_end(flower, tmp_path) -> None:
+    app = str(tmp_path / "app")
+    assert flower_split("new", app)[0] == 0
+    status, out, _ = flower_split("submit", app, "--detach", "-c", "lora.r=4")
+    assert status == 0 and "submitted as notes-3" in out
+    assert "lora.r=4" in flower.asked[0]
+    assert "warning  address: trunk.host 127.0.0.1 is loopback" in out
+    flower.ends_as = "finished:failed"
+    status, out, err = flower_split("submit", app)
+    assert (
+        status == 1 and "round 1 of 2" in out and "error: the run ended as finished:failed" in err
+    )
+    flower.ends_as = "finished:completed"
+    status, out, _ = flower_split("submit", app, "--json", "-c", 'output-dir="/on/the/server"')
+    assert status == 0 and json.loads(out)["run"]["status"] == "finished:completed"
+
+
+@pytest.mark.medium
+def test_data_beside_the_app_is_not_submitted(flower, tmp_path) -> None:
+    flower_split("new", str(tmp_path / "app"))
+    project = tmp_path / "app/pyproject.toml"
+    project.write_text(project.read_text().replace("fab-include", "# fab-include"))
+    (tmp_path / "app/.gitignore").unlink()
+    (tmp_path / "app/notes.jsonl").write_text("a patient\n")
+    status, out, _ = flower_split("submit", str(tmp_path / "app"))
+    assert status == 1 and "notes.jsonl (10 B, examples)" in out
+    assert flower.asked == []
