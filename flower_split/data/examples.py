@@ -181,6 +181,9 @@ def _advice(row: Row) -> str:
             "loss: train on them in a ClientApp of your own (docs/data.md), or set data.text to "
             "'chosen' to learn the better answers alone"
         )
+    for prompt, answer in (("prompt", "completion"), ("question", "answer"), ("input", "output")):
+        if names >= {prompt, answer} and "instruction" not in names:
+            return f". Set data.prompt to {prompt!r} and data.text to {answer!r}"
     if names >= {"instruction", "output"}:
         return (
             ". For instructions set data.template to the prompt, such as '{instruction}', and "

@@ -22,7 +22,7 @@ from flower_split.data.reading import arrow
 from flower_split.data.reading.bad_rows import BadRows
 from flower_split.data.reading.json_files import json_file, json_lines
 from flower_split.data.reading.tables import csv_rows, tsv_rows
-from flower_split.data.reading.text_file import MARK, TextFile, decoded
+from flower_split.data.reading.text_file import MARK, TextFile, check_complete, decoded
 from flower_split.errors import ConfigError, DataError, FlowerSplitError
 from flower_split.plugins import PluginTable
 
@@ -136,7 +136,9 @@ def paragraphs(content: bytes, path: Path) -> Numbered:
 def _lines(content: bytes, path: Path) -> Iterator[tuple[int, str]]:
     plain = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for number, line in enumerate(plain.split(b"\n"), start=1):
-        yield number, decoded(line, number, path)
+        text = decoded(line, number, path)
+        check_complete(text, number, path)
+        yield number, text
 
 
 def _named(path: Path) -> str:

@@ -20,6 +20,12 @@ ROWS: list[dict[str, Any]] = [{"text": "a"}, {"text": "b", "id": 7}, {"text": "c
         ({"text": ["x"]}, "field 'text' must be text, not list"),
         ({"text": " \n"}, "field 'text' is empty text"),
         ({"text": "\ud83d"}, "half of a surrogate pair at character 0"),
+        ({"prompt": "a", "completion": "b"}, "Set data.prompt to 'prompt' and data.text to 'comp"),
+        ({"question": "a", "answer": "b"}, "Set data.prompt to 'question' and data.text to 'ans"),
+        ({"instruction": "a", "output": "b"}, "For instructions set data.template"),
+        ({"conversations": []}, "looks like a chat: set data.messages to 'conversations'"),
+        ({"chosen": "a", "rejected": "b"}, "look like preference pairs"),
+        ({f"f{i}": 1 for i in range(30)}, "'f19', …"),
     ],
 )
 def test_a_bad_field_is_named_with_its_place(row: dict[str, Any], message: str) -> None:

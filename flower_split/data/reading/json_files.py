@@ -7,7 +7,7 @@ from typing import Any
 
 from flower_split.data.examples import Row, Rows
 from flower_split.data.reading.bad_rows import BadRows
-from flower_split.data.reading.text_file import MARK, IndexedRows, TextFile, decoded
+from flower_split.data.reading.text_file import MARK, IndexedRows, TextFile, check_complete, decoded
 from flower_split.errors import DataError
 
 _KINDS = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
@@ -17,10 +17,11 @@ def json_lines(file: TextFile, bad: BadRows) -> IndexedRows:
     """One JSON object a line; blank lines are skipped."""
     rows = IndexedRows(file, _parsed)
     for number, start, line in file.lines():
+        text = decoded(line, number, file.path)
+        if not text.strip():
+            continue
         try:
-            text = decoded(line, number, file.path)
-            if not text.strip():
-                continue
+            check_complete(text, number, file.path)
             _object(text, f"{file.path}, line {number}", first=not rows and not bad.count)
         except DataError as error:
             bad.take(error, f"line {number}")
@@ -68,7 +69,7 @@ def decoded_whole(content: bytes, path: Path) -> str:
         begin = content.rfind(b"\n", 0, exc.start) + 1
         return decoded(content[begin : exc.start + 4], number, path)
     if "\0" in text:
-        return decoded(content, 1, path)
+        check_complete(decoded(content, 1, path), text[: text.index("\0")].count("\n") + 1, path)
     return text.removeprefix(MARK.decode())
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from flower_split.data.examples import Row
 from flower_split.data.reading.bad_rows import BadRows
-from flower_split.data.reading.text_file import IndexedRows, TextFile, decoded
+from flower_split.data.reading.text_file import IndexedRows, TextFile, check_complete, decoded
 from flower_split.errors import DataError
 
 
@@ -29,7 +29,7 @@ class _Table:
         self._lines = 0  # fed to the parser
         self._end = 0
         self._starts: list[int] = []  # of the lines of the record that is being read
-        self._unreadable: DataError | None = None  # what one of them is
+        self._damaged: DataError | None = None  # what one of them is
 
     def read(self, bad: BadRows) -> IndexedRows:
         with _long_cells():
@@ -38,19 +38,21 @@ class _Table:
             rows = IndexedRows(self._file, lambda data: self._row(data, header))
             while True:
                 self._starts.clear()
-                self._unreadable = None
+                self._damaged = None
                 first = self._lines + 1
                 try:
                     cells = next(records)
-                    if self._unreadable is not None:
-                        raise self._unreadable
-                    if not cells:
-                        continue
-                    self._check(cells, header, first)
                 except StopIteration:
                     return rows
                 except csv.Error as error:
                     bad.take(self._broken(error, first), self._lines_from(first), len(self._starts))
+                    continue
+                try:
+                    if self._damaged is not None:
+                        raise self._damaged
+                    if not cells:
+                        continue
+                    self._check(cells, header, first)
                 except DataError as error:
                     bad.take(error, self._lines_from(first))
                 else:
@@ -61,12 +63,12 @@ class _Table:
         for number, start, line in self._file.lines():
             self._lines, self._end = number, start + len(line)
             self._starts.append(start)
+            text = decoded(line, number, self._file.path)
             try:
-                text = decoded(line, number, self._file.path)
+                check_complete(text, number, self._file.path)
             except DataError as error:
                 # Raised here, it would end the file. It is the record's that has the line.
-                self._unreadable = self._unreadable or error
-                text = line.decode(errors="replace").replace("\0", "")
+                self._damaged = self._damaged or error
             yield text
 
     def _header(self, records: Iterator[list[str]]) -> list[str]:
@@ -75,8 +77,8 @@ class _Table:
             header = next((cells for cells in records if cells), None)
         except csv.Error as error:
             raise self._broken(error, 1) from error
-        if self._unreadable is not None:
-            raise self._unreadable
+        if self._damaged is not None:
+            raise self._damaged
         if header is None:
             return []
         twice = sorted({name for name in header if header.count(name) > 1})

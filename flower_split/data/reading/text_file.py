@@ -133,7 +133,7 @@ def decoded(line: bytes, number: int, path: Path) -> str:
     """The text of a line, without a byte order mark before it: files may have been joined.
 
     Raises:
-        DataError: it is not UTF-8, or has bytes of a file that was cut off.
+        DataError: it is not UTF-8, so that the whole file is read wrongly.
     """
     try:
         text = line.removeprefix(MARK).decode()
@@ -142,14 +142,18 @@ def decoded(line: bytes, number: int, path: Path) -> str:
             f"{path}, line {number}: not UTF-8: byte {exc.start + 1} of the line is "
             f"0x{line[exc.start]:02x}; {_advice(line)}"
         ) from exc
+    if "\0" in text and _looks_wide(line):
+        raise DataError(f"{path}, line {number}: has a NUL byte; {_advice(line)}")
+    return text
+
+
+def check_complete(text: str, number: int, path: Path) -> None:
+    """Raise `DataError` where a line has bytes of a file that was cut off."""
     if "\0" in text:
         raise DataError(
-            f"{path}, line {number}: has a NUL byte; {_advice(line)}"
-            if _looks_wide(line)
-            else f"{path}, line {number}: has a NUL byte, as a file has that was not written to "
-            "its end: copy or write it anew"
+            f"{path}, line {number}: has a NUL byte, as a file has that was not written to its "
+            "end: copy or write it anew"
         )
-    return text
 
 
 def _advice(line: bytes) -> str:

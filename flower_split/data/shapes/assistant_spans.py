@@ -23,6 +23,10 @@ _OTHERS = ("Qz7 words in place 1Xq", "Jv3 others there 8Kw")
 """Two contents that begin and end differently: where one is like the turn's, the other is not."""
 
 
+class LeftOutError(ValueError):
+    """A chat template leaves a part of the chat out."""
+
+
 class UnclearError(ValueError):
     """It does not show which part of a chat is the assistant's."""
 
@@ -42,6 +46,7 @@ def assistant_spans(
 
     Raises:
         UnclearError: a span is not certain.
+        LeftOutError: the template leaves a message out.
     """
     whole, render = render(messages, False), _of_a_part(render)
     spans, before = list[Span](), 0
@@ -51,12 +56,14 @@ def assistant_spans(
         turn = f"turn {index + 1} of the chat"
         first, last = _words(render, messages, index, whole, turn)
         start = _start(render, messages[:index], whole, first, turn)
-        end = _end(render, messages[: index + 1], whole, last, ends, turn)
+        end = _end(render, messages, index, whole, last, ends, turn)
         if start < before or end <= start:
             raise UnclearError(f"{turn} and the one before it run into each other")
         spans.append((start, end))
         before = end
-    _check_alone(render, messages, whole, spans)
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant" and message.get("content"):
+            _check_apart(render, messages, index, whole, spans)
     return whole, spans
 
 
@@ -64,50 +71,57 @@ def _words(
     render: Render, messages: Sequence[Mapping[str, Any]], index: int, whole: str, turn: str
 ) -> Span:
     """What of the text depends on the words of a turn."""
-    found = _changed(render, messages, index, whole)
-    if found is None:
-        raise UnclearError(f"the chat template leaves {turn} out")
-    return found
-
-
-def _changed(
-    render: Render, messages: Sequence[Mapping[str, Any]], index: int, whole: str
-) -> Span | None:
-    """What of the text depends on the words of a message; None where they are not written."""
     first, behind = len(whole), len(whole)
     for other in _OTHERS:
-        changed = [*messages]
-        changed[index] = _with_words(messages[index], other)
-        text = render(changed, False)
+        text = render(_changed(messages, index, other), False)
         if other not in text:
-            return None
+            raise UnclearError(f"the chat template leaves {turn} out")
         first = min(first, _same(whole, text))
         behind = min(behind, _same(whole[::-1], text[::-1]))
     return first, max(len(whole) - behind, first)
 
 
-def _with_words(message: Mapping[str, Any], other: str) -> Mapping[str, Any]:
-    """The message with other words in place of all that it says, calls of tools included."""
+def _changed(
+    messages: Sequence[Mapping[str, Any]], index: int, other: str
+) -> list[Mapping[str, Any]]:
+    """The chat with other words in place of all that a message says, calls of tools included."""
+    message = messages[index]
     parts = isinstance(message.get("content"), list)
     content = [{"type": "text", "text": other}] if parts else other
+    changed = [*messages]
+    changed[index] = {**message, "content": content}
     if message["role"] == "assistant":
-        return {"role": message["role"], "content": content}
-    return {**message, "content": content}
+        changed[index] = {"role": message["role"], "content": content}
+    return changed
 
 
-def _check_alone(
-    render: Render, messages: Sequence[Mapping[str, Any]], whole: str, spans: Sequence[Span]
+def _check_apart(
+    render: Render,
+    messages: Sequence[Mapping[str, Any]],
+    index: int,
+    whole: str,
+    spans: Sequence[Span],
 ) -> None:
-    """Raise `UnclearError` where a span has words of another one's, such as a tool's answer."""
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            continue
-        changed = _changed(render, messages, index, whole)
-        if changed and any(changed[0] < end and changed[1] > start for start, end in spans):
-            raise UnclearError(
-                f"the chat template writes message {index + 1} into a turn of the assistant, or "
-                "the turn depends on it"
-            )
+    """Raise where a span has words of another's message, such as a tool's answer, or where these
+    words are nowhere."""
+    text = render(_changed(messages, index, _unlike(messages[index]["content"])), False)
+    if text == whole:
+        raise LeftOutError(f"message {index + 1}")
+    first = _same(whole, text)
+    last = max(len(whole) - _same(whole[::-1], text[::-1]), first)
+    if any(first < end and last > start for start, end in spans):
+        raise UnclearError(
+            f"the chat template writes message {index + 1} into a turn of the assistant, or the "
+            "turn depends on it"
+        )
+
+
+def _unlike(content: Any) -> str:
+    """Words that begin and end otherwise than `content` does."""
+    texts = [part["text"] for part in content] if isinstance(content, list) else [content]
+    ends = {text.strip()[place : place + 1 or None] for text in texts for place in (0, -1)}
+    letter = next((letter for letter in "QzJvXw" if letter not in ends), "\ue000")
+    return f"{letter} words in place {letter}"
 
 
 def _start(
@@ -135,16 +149,22 @@ def _start(
 
 def _end(
     render: Render,
-    until: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
+    index: int,
     whole: str,
     last: int,
     ends: Callable[[str], int | None],
     turn: str,
 ) -> int:
     """Behind what the template writes to end a turn: up to a special token, or to a blank end."""
-    text = render(until, False)
-    own = last if text == whole else _words(render, until, len(until) - 1, text, turn)[1]
-    closing = text[own:]
+    until = messages[: index + 1]
+    if len(until) == len(messages):
+        closing = whole[last:]
+    elif messages[index].get("tool_calls"):  # which may be ended otherwise than words
+        text = render(until, False)
+        closing = text[_words(render, until, index, text, turn)[1] :]
+    else:
+        closing = render(_changed(until, index, _OTHERS[0]), False).rpartition(_OTHERS[0])[2]
     length = ends(closing)
     if length is None:
         length = len(closing.rstrip())

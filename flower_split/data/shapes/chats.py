@@ -9,7 +9,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from flower_split.data.examples import Examples, Row, find_field
-from flower_split.data.shapes.assistant_spans import Span, UnclearError, assistant_spans
+from flower_split.data.shapes.assistant_spans import (
+    LeftOutError,
+    Span,
+    UnclearError,
+    assistant_spans,
+)
 from flower_split.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -32,10 +37,6 @@ _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Message = dict[str, Any]
 
 
-class DroppedError(ValueError):
-    """A chat template leaves a part of the chat out."""
-
-
 class Chats:
     """Writes chats as text, with the spans that are the assistant's.
 
@@ -52,6 +53,9 @@ class Chats:
         self._tokenizer = tokenizer
         self._messages = messages
         self._tools = tools
+        added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+        names = dict.fromkeys((*added, str(tokenizer.eos_token or "")))
+        self._special = tuple(name for name in names if name)
         if not tokenizer.chat_template:
             raise DataError(
                 "the tokenizer has no chat template, which data.messages needs: take a chat "
@@ -80,9 +84,10 @@ class Chats:
         template = self._tokenizer.get_chat_template(tools=tools)
         for message in messages:
             _check_unicode(message, where)
+        marked = _MARKED.search(template) is not None
         try:
-            self._check_written(template, messages, tools)
-            if _MARKED.search(template):
+            self._check_written(template, messages, tools, also_words=marked)
+            if marked:
                 return self._marked(template, messages, tools)
             return assistant_spans(
                 lambda part, prompt: self._rendered(template, part, tools, prompt),
@@ -94,7 +99,7 @@ class Chats:
                 f"{where}: {error}. Mark the assistant's turns in the chat template with "
                 "{% generation %} and {% endgeneration %}"
             ) from error
-        except DroppedError as error:
+        except LeftOutError as error:
             raise DataError(
                 f"{where}: the chat template does not write {error}: take a template that does, or "
                 "leave it out of the data; data.tools = '' leaves tools out"
@@ -109,8 +114,12 @@ class Chats:
                 f"{known}); the silo's own log has the rest"
             ) from error
 
-    def _check_written(self, template: str, messages: Sequence[Message], tools: Any) -> None:
-        """Raise `DroppedError` where the template leaves a part of the chat out."""
+    def _check_written(
+        self, template: str, messages: Sequence[Message], tools: Any, *, also_words: bool
+    ) -> None:
+        """Raise `LeftOutError` where the template leaves tools or calls of them out, or words."""
+        if not (tools or also_words or any(message.get("tool_calls") for message in messages)):
+            return
         whole = self._rendered(template, messages, tools, False)
 
         def is_left_out(number: int, **changes: Any) -> bool:
@@ -120,16 +129,15 @@ class Chats:
 
         for number, message in enumerate(messages):
             content = message.get("content")
-            changed = _other_words(content)
             if message.get("tool_calls"):
                 if is_left_out(number, tool_calls=None, content=content or ""):
-                    raise DroppedError(f"the tool calls of message {number + 1}")
-                if content and is_left_out(number, content=changed):
-                    raise DroppedError(f"the words beside the tool calls of message {number + 1}")
-            elif message["role"] != ASSISTANT and content and is_left_out(number, content=changed):
-                raise DroppedError(f"message {number + 1}")
+                    raise LeftOutError(f"the tool calls of message {number + 1}")
+                if content and is_left_out(number, content=_other_words(content)):
+                    raise LeftOutError(f"the words beside the tool calls of message {number + 1}")
+            elif also_words and content and is_left_out(number, content=_other_words(content)):
+                raise LeftOutError(f"message {number + 1}")
         if tools and self._is_written_so(template, messages, None, whole):
-            raise DroppedError("the tools")
+            raise LeftOutError("the tools")
 
     def _is_written_so(
         self, template: str, messages: Sequence[Message], tools: Any, text: str
@@ -193,24 +201,26 @@ class Chats:
     def _ends(self, text: str) -> int | None:
         """Where the first special token of `text` ends, before which there are blanks only."""
         stripped = text.lstrip()
-        blank = len(text) - len(stripped)
-        known = (t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special)
-        names = [*known, str(self._tokenizer.eos_token or "")]
-        found = [name for name in names if name and stripped.startswith(name)]
-        return blank + max(map(len, found)) if found else None
+        found = [name for name in self._special if stripped.startswith(name)]
+        return len(text) - len(stripped) + max(map(len, found)) if found else None
 
 
 def chat_messages(value: Any, what: str, sparse: bool = False) -> list[Message]:
     """Messages with role and content, whichever of the two forms they have.
 
     Args:
-        value: Of the field.
+        value: Of the field: a list, or its JSON.
         what: It is, for errors.
         sparse: Whether absent keys are there and null, as in Arrow's tables.
 
     Raises:
         DataError: it is no list of messages of texts.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{what} must be a list of messages, and is no valid JSON") from error
     if not isinstance(value, list | tuple):
         raise DataError(f"{what} must be a list of messages, not {type(value).__name__}")
     if not value:

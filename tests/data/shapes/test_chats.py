@@ -1,5 +1,6 @@
 """Chats: the forms in which data sets have them, and what is no chat."""
 
+import json
 from typing import Any
 
 import chat_templates as shapes
@@ -39,8 +40,9 @@ def test_sharegpts_form_is_the_same_chat(chatty: PreTrainedTokenizerFast) -> Non
         {"from": "gpt", "value": "Hello"},
     ]
     ours = [{"role": "system", "content": "Be kind"}, USER, ANSWER]
-    found = texts(chatty, [{"messages": theirs}, {"messages": ours}])
-    assert found[0] == found[1]
+    rows = [{"messages": theirs}, {"messages": ours}, {"messages": json.dumps(ours)}]
+    found = texts(chatty, rows)
+    assert found[0] == found[1] == found[2]
     assert "Be kind" in found[0]
 
 
@@ -84,6 +86,7 @@ def test_arrows_nulls_are_no_keys(chatty: PreTrainedTokenizerFast) -> None:
     [
         ("Hi", "must be a list of messages, not str"),
         ([], "has no message"),
+        ('[{"role": "the patient"', "must be a list of messages, and is no valid JSON"),
         (["Hi"], "message 1 must be an object with role and content, not str"),
         ([{"content": "Hi"}], "message 1 has no role"),
         ([USER, {"role": "assistant"}], "message 2 has no content"),
