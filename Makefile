@@ -8,12 +8,13 @@ OUTPUTS ?= outputs/quickstart
 BENCH ?= outputs/bench-throughput
 STRATEGIES ?= outputs/bench-strategies
 FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 60
 PROTOS := $(wildcard protos/*.proto)
 
 # Tests start hundreds of processes; each would compile the whole package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow test-exhaustive fuzz lint format types contract proto proto-check wheel clean
+.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow test-exhaustive fuzz soak lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -50,6 +51,9 @@ test-exhaustive: $(STAMP)
 # Needs atheris: $(BIN)/python -m pip install -c constraints.txt -e '.[fuzz]'
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
+
+soak: $(STAMP)
+	$(BIN)/python tests/soak/soak.py --minutes $(SOAK_MINUTES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -87,15 +87,15 @@ SCRIPTS = (
     ),
     (
         *(AdapterCall(action="list"), AdapterCall(action="read")),
-        *(AdapterCall(action="copy", name="c"), AdapterCall(action="snapshot", name="s")),
+        *(AdapterCall(action="copy", name="c"), AdapterCall(action="snapshot", name="5" * 64)),
         _forward(0, adapter=AdapterUse(copy="c", scale=0.5), keep_graph=False),
         _forward(1, adapter=AdapterUse(disabled=True), keep_graph=False),
         *(_forward(2), _backward(2, adapter_grad="return")),
         *(
-            AdapterCall(action="restore", name="s"),
-            AdapterCall(action="snapshot_moments", name="m"),
+            AdapterCall(action="restore", name="5" * 64),
+            AdapterCall(action="snapshot_moments", name="6" * 64),
         ),
-        *(AdapterCall(action="restore_moments", name="m"), AdapterCall(action="ranks_scores")),
+        *(AdapterCall(action="restore_moments", name="6" * 64), AdapterCall(action="ranks_scores")),
         *(AdapterCall(action="ranks_mask", threshold=0.5), Finish()),
     ),
     (
@@ -156,7 +156,7 @@ def _frames(mode: str, script: int) -> list:
 def engine(data: bytes) -> None:
     """See the module."""
     choices = Choices(data)
-    mode, purpose = choices.of(MODES), choices.of(("train", "evaluate"))
+    mode, purpose = choices.of(MODES), choices.of(("train", "train", "train", "evaluate"))
     trunk = _engine(mode)
     _neighbour(mode)
     spec = trunk.describe(purpose)
@@ -198,7 +198,7 @@ SEEDS = {
     "engine": lambda: [
         bytes([mode, purpose, script, *damage])
         for mode in range(len(MODES))
-        for purpose in range(2)
+        for purpose in (0, 3)
         for script in range(len(SCRIPTS))
         for damage in ((), (1, 8, 2, 1, 5))
     ]

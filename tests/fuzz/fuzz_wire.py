@@ -165,7 +165,10 @@ def damaged(frames, rules, choices: Choices) -> list:
             changed.append(changed.pop(at))
         else:
             frame = type(changed[at]).FromString(changed[at].SerializeToString())
-            mutate(frame, choices)
+            inner = (
+                frame.WhichOneof("frame") if "frame" in frame.DESCRIPTOR.oneofs_by_name else None
+            )
+            mutate(frame if inner is None or action == 3 else getattr(frame, inner), choices)
             if rules and action & 1:
                 mend(frame)
             elif rules and action & 2:
