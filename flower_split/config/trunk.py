@@ -35,7 +35,7 @@ class TrunkConfig:
     trains it (`SplitSession(trunk_parameters=True)`) and its saved adapters are whole."""
     connect_timeout: float = 30.0
     """Seconds that a silo takes at most to find out whether the trunk answers."""
-    reconnect_timeout: float = 6.0
+    reconnect_timeout: float = 4.0
     """Seconds for which the trunk holds the session of a silo whose connection broke, and within
     which the silo goes on where it was. 0 ends a session with its connection."""
     max_sessions: int = 64

@@ -32,7 +32,7 @@ from flower_split.server.grpc.held_sessions import HeldSessions
 from flower_split.server.grpc.peers import shown_by
 from flower_split.server.grpc.progress import Deadlines
 from flower_split.server.grpc.reply_memory import ReplyMemory
-from flower_split.server.grpc.stream import BrokenLineError, SessionStream
+from flower_split.server.grpc.stream import BrokenLineError, SessionStream, breaking
 from flower_split.server.tickets import Admission
 from flower_split.transport.base import TrunkBackend
 from flower_split.transport.grpc.handshake import check_version, read_hello, welcome_frame
@@ -79,7 +79,7 @@ class ServiceLimits:
     taken, beside those that its bytes take at `least_rate`."""
     least_rate: int = 1 << 16
     """Bytes a second."""
-    reconnect_timeout: float = 6.0
+    reconnect_timeout: float = 4.0
     """Seconds for which a session whose stream broke is held for the silo that reconnects; 0 ends
     it with the stream."""
 
@@ -139,7 +139,11 @@ class TrunkService(TrunkServicer):
         """Serve one session's stream to its end."""
 
         async def serve(first: pb.ClientFrame) -> None:
-            await self._serve_session(first, request_iterator, context)
+            try:
+                await self._serve_session(first, request_iterator, context)
+            except BrokenLineError:
+                # what gRPC itself ends the handlers of broken streams with, and expects of them
+                raise asyncio.CancelledError from None
 
         await self._serve(request_iterator, context, serve)
 
@@ -212,6 +216,10 @@ class TrunkService(TrunkServicer):
     async def _serve_session(
         self, first: pb.ClientFrame, frames: AsyncIterator[pb.ClientFrame], context: StreamContext
     ) -> None:
+        with breaking():
+            # By itself: a first frame whose writing is cancelled would leave gRPC in doubt whether
+            # this was sent, and without a way to send a status.
+            await context.send_initial_metadata(())
         match first.WhichOneof("frame"):
             case "hello":
                 attempt, point = first.hello.attempt, _BEGIN
@@ -235,11 +243,7 @@ class TrunkService(TrunkServicer):
         limits = self._limits
         reader = RequestReader(conversation.spec, limits.session, limits.hidden_size)
         stream = SessionStream(frames, context, conversation, reader, greeting)
-        try:
-            await conversation.carry(stream, attempt, point)
-        except BrokenLineError:
-            # what gRPC itself ends the handlers of broken streams with, and expects of them
-            raise asyncio.CancelledError from None
+        await conversation.carry(stream, attempt, point)
 
     def _begun(self, hello: pb.Hello, context: StreamContext) -> Conversation:
         """The session that `hello` opens, or has opened on a stream that broke."""

@@ -124,7 +124,7 @@ class SessionStream:
 
     async def _frame(self) -> pb.ClientFrame | None:
         """The next frame; None where there are no more, or the silo has left."""
-        with _breaking():
+        with breaking():
             frame = await anext(self._frames, None)
         if frame is not None and frame.WhichOneof("frame") == "leave":
             self._conversation.end(None)
@@ -170,7 +170,7 @@ class SessionStream:
             try:
                 async with asyncio.timeout(seconds):
                     for frame in frames:
-                        with _breaking():
+                        with breaking():
                             await self._writer.write(frame)
             except TimeoutError:
                 raise DeadlineError(
@@ -179,7 +179,7 @@ class SessionStream:
 
 
 @contextmanager
-def _breaking() -> Iterator[None]:
+def breaking() -> Iterator[None]:
     """Raise what gRPC raises by what it means."""
     try:
         yield

@@ -21,10 +21,11 @@ _MIN_PING_INTERVAL_MS = 500
 class Keepalive:
     """How an end finds out that the other one is frozen or cut off."""
 
-    interval: float = 5.0
+    interval: float = 1.0
     """Seconds between two pings."""
-    timeout: float = 3.0
-    """Seconds after which an unanswered ping means that the peer is gone."""
+    timeout: float = 9.0
+    """Seconds after which an unanswered ping means that the peer is gone. On a slow link a ping
+    waits behind what is in the buffers of the way there."""
 
     def __post_init__(self) -> None:
         in_range("keepalive interval", self.interval, 0.5, 3600.0)

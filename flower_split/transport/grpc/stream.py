@@ -36,6 +36,7 @@ _JOIN_SECONDS = 5.0
 _LEAVE_SECONDS = 1.0
 _ATTEMPT_SECONDS = 3.0
 _LONGEST_PAUSE = 1.0
+_FUTILE_STREAMS = 5
 _LEAVE = pb.ClientFrame(leave=pb.Leave())
 
 
@@ -79,6 +80,8 @@ class GrpcStream:
         self._detection = detection
         self._refusal = refusal
         self._hold = 0.0
+        self._reached = -1, -1
+        self._futile = 0
         self._lock = threading.RLock()  # a finalizer may close the stream in the midst of it
         self._failure: TrunkError | None = None
         self._failed = threading.Event()
@@ -246,6 +249,11 @@ class GrpcStream:
             TrunkError: there is none in time, or the trunk has the session no more.
             grpc.RpcError: the same, as the trunk said it.
         """
+        if self._futile >= _FUTILE_STREAMS:
+            futile = (
+                f"{error}; the connection broke {self._futile} times before anything got through"
+            )
+            raise _caused(TrunkUnavailableError(futile), error)
         started = time.monotonic()
         seconds = self._hold + self._detection
         logger.warning("%s; reconnecting for up to %g s", error, seconds)
@@ -292,6 +300,9 @@ class GrpcStream:
         self._progress = self._replied = time.monotonic()
         self._is_carried = True
         self._journal.begin(attempt, first.resumed.taken)
+        reached = first.resumed.taken, self._journal.point().received
+        self._futile = self._futile + 1 if reached == self._reached else 0
+        self._reached = reached
         return line
 
     def _watch(self) -> None:

@@ -96,6 +96,7 @@ def test_a_step_that_was_taken_is_answered_from_memory(
     broken: TrunkServer, backend: AffineBackend
 ) -> None:
     assert goes_on(broken)
+    assert eventually(lambda: backend.count("close") == 1)
     assert [name for name, _ in backend.events] == ["open", "step", "step", "finish", "close"]
 
 
@@ -180,6 +181,28 @@ def test_a_session_that_was_never_there_and_one_that_was_too_long_are_told_alike
                 assert silo.send(resume(secret=secret)).ending()[:2] == LOST
                 said.add(silo.call.details())
         assert len(said) == 1
+
+
+@pytest.mark.medium
+def test_a_silo_that_only_reconnects_is_idle(backend: AffineBackend) -> None:
+    """Though its reply is sent once more each time."""
+    with hosting(backend, limits=replace(LIMITS, idle_timeout=1.0)) as server:
+        with RawSilo(server.address) as silo:
+            silo.send(hello(), *frames(step(0)))
+            assert silo.read().HasField("welcome") and silo.read().HasField("step")
+        began, attempt, ending = time.monotonic(), 0, ""
+        while not ending and time.monotonic() < began + 20:
+            attempt += 1
+            with RawSilo(server.address) as silo:
+                silo.send(resume(attempt))
+                try:
+                    assert silo.read().resumed.taken == 1 and silo.read().HasField("step")
+                except (grpc.RpcError, StopIteration):
+                    ending = silo.ending()[1]
+            time.sleep(0.02)
+        assert attempt > 3 and ending == "DeadlineError"
+        assert eventually(lambda: server.num_sessions == 0)
+        assert (backend.count("step"), backend.count("close")) == (1, 1)
 
 
 def test_a_later_stream_cuts_off_an_earlier_one(server: TrunkServer) -> None:

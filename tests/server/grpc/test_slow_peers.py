@@ -130,26 +130,3 @@ def test_a_frame_that_never_becomes_whole_is_no_progress(backend: AffineBackend)
         with pytest.raises(DeadlineError, match=r"idle for 0\.6 s"):
             transport.forward(forward(0)).result(20)
         assert server.num_sessions == 0
-
-
-@pytest.mark.medium
-def test_a_silo_that_only_reconnects_is_idle(
-    backend: AffineBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each time its reply is sent once more."""
-    monkeypatch.setattr("flower_split.transport.grpc.channel.FIRST", 0.002)
-
-    def cut(message: Message) -> Place | None:
-        return "before" if (message.direction, message.number) == ("down", 1) else None
-
-    limits = ServiceLimits(idle_timeout=1.0, reconnect_timeout=600.0)
-    with (
-        hosting(backend, limits=limits) as server,
-        CuttingRelay(server.address, cut) as relay,
-        GrpcTransport(relay.address, spec()) as transport,
-    ):
-        with pytest.raises(DeadlineError, match="idle for 1 s"):
-            transport.forward(forward(0)).result(20)
-        assert transport.reconnects > 2
-        assert eventually(lambda: server.num_sessions == 0)
-        assert (backend.count("forward"), backend.count("close")) == (1, 1)

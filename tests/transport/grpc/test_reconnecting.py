@@ -234,6 +234,23 @@ def test_a_trunk_that_stays_away_is_given_up_in_time() -> None:
         assert 1.9 < time.monotonic() - began < 10
 
 
+def test_a_connection_over_which_nothing_gets_is_given_up() -> None:
+    """As on a link that is so slow that pings time out behind what is sent."""
+
+    def cut(message: Message) -> Place | None:
+        return "middle" if (message.direction, message.number) == ("up", 1) else None
+
+    with (
+        hosting(AffineBackend()) as server,
+        CuttingRelay(server.address, cut) as relay,
+        GrpcTransport(relay.address, spec()) as transport,
+    ):
+        expected = "UNAVAILABLE: .*; the connection broke 5 times before anything got through"
+        with pytest.raises(TrunkUnavailableError, match=expected):
+            transport.forward(forward(0)).result(20)
+        assert transport.reconnects == 6
+
+
 def test_reconnecting_can_be_turned_off() -> None:
     backend = AffineBackend()
     limits = ServiceLimits(reconnect_timeout=0.0)
