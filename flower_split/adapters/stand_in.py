@@ -20,6 +20,8 @@ _UNMERGEABLE = (
     "the model computes under disable_adapter()"
 )
 
+_WEIGHTLESS = "the weights of the trunk's layers are not in a client model"
+
 
 def refuse_merging(model: nn.Module) -> None:
     """Have PEFT refuse to merge or unload the adapters of a client model before it changes any.
@@ -52,6 +54,16 @@ class AdapterStandIn(PassThrough, BaseTunerLayer):
             if name not in self._modules:
                 self.add_module(name, _Place())
         return self
+
+    @property
+    def weight(self) -> NoReturn:
+        """None: PEFT would look for that of the layer beneath, which is the stand-in itself."""
+        raise AttributeError(_WEIGHTLESS)
+
+    @property
+    def bias(self) -> NoReturn:
+        """None, as there is no weight."""
+        raise AttributeError(_WEIGHTLESS)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: the trunk's weights are not here to be merged into."""

@@ -10,14 +10,19 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flower_split.errors import AdapterError
 
+T = TypeVar("T")
+
 _TOLERANCE = 1e-5
 """Relative; the elements are float32."""
+_ROUNDED = 1e-4
+"""How far a sum over the forward passes of one backward pass may be from its last measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class GradientMirror:
         self.parameter = parameter
         self._discard = discard
         self._told: Tensor | None = None
+        self._underway: tuple[int, Tensor, int] | None = None
+        parameter.register_post_accumulate_grad_hook(weakly(self._accumulated))
         self.number = 0
         """Counts the trunk's gradients: another one begins when one was zeroed."""
         self.is_there = False
@@ -68,6 +75,34 @@ class GradientMirror:
         self.is_there = True
         return self._told
 
+    def increment(self, norm: float, largest: float) -> Tensor:
+        """What autograd has to add for the trunk's gradient to have these measures, (3,).
+
+        One backward pass through several forward passes adds up all of theirs first.
+        """
+        before, grad = self._added_in_this_pass(), self.parameter.grad
+        added = self.told(norm, largest).clone()
+        for earlier in (before, grad):
+            added = added if earlier is None else added - earlier
+        total = added if before is None else before + added
+        passes = 1 if before is None or self._underway is None else self._underway[2] + 1
+        self._underway = (torch._C._current_graph_task_id(), total, passes)
+        return added
+
+    def _added_in_this_pass(self) -> Tensor | None:
+        """What the backward pass that is under way will add of those before."""
+        if self._underway is None or self._underway[0] != torch._C._current_graph_task_id():
+            return None
+        return self._underway[1]
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        underway, self._underway = self._underway, None
+        told, grad = self._told, parameter.grad
+        if underway is None or underway[2] < 2 or told is None or grad is None:
+            return
+        if torch.allclose(grad, told, rtol=_ROUNDED, atol=_ROUNDED * float(told.abs().max())):
+            self.take(grad)
+
     def take(self, grad: Tensor) -> None:
         """The trunk's gradient was changed as `grad` was, the parameter's."""
         self._told = grad.detach().clone()
@@ -78,7 +113,7 @@ class GradientMirror:
 
     def follow_zeroing(self) -> None:
         """Have the trunk forget its gradient, where the silo's was zeroed."""
-        if not self.is_there or self._told is None:
+        if not self.is_there or self._told is None or self._added_in_this_pass() is not None:
             return
         grad = self.parameter.grad
         if grad is None:
@@ -97,6 +132,8 @@ class GradientMirror:
             AdapterError: something that the trunk cannot do alike.
         """
         told, grad = self._told, self.parameter.grad
+        if self._added_in_this_pass() is not None:
+            return GradientChange()
         if told is None or grad is None or not self.is_there:
             return GradientChange()
         now = grad.detach().to(told)
@@ -125,11 +162,11 @@ class GradientMirror:
         )
 
 
-def weakly(method: Callable[[bool], None]) -> Callable[[bool], None]:
+def weakly(method: Callable[[T], None]) -> Callable[[T], None]:
     """`method` without keeping its object alive."""
     held = weakref.WeakMethod(method)
 
-    def call(value: bool) -> None:
+    def call(value: T) -> None:
         alive = held()
         if alive is not None:
             alive(value)

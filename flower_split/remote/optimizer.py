@@ -54,6 +54,12 @@ class SplitAdamW(torch.optim.AdamW):
                 "the trunk's adapter is parameters of this client model (trunk_parameters=True): "
                 "any optimizer of torch trains it, and SplitAdamW would train it twice"
             )
+        agreed = self._remote.transport.spec.optimizer.max_grad_norm
+        if self.settings.max_grad_norm != agreed:
+            raise AdapterError(
+                f"SplitAdamW is to clip by a norm of {self.settings.max_grad_norm}, and the trunk "
+                f"by {agreed}: open the session with these settings, or leave them out"
+            )
         self._remote.late.follow()
         self._before, self._after = _around(model, self._remote)
         self.grad_norm = 0.0
@@ -102,7 +108,7 @@ class SplitAdamW(torch.optim.AdamW):
                 learning_rate=rates.pop(),
                 norms_before=before,
                 norms_after=after,
-                constants=None if constants == self.settings else constants,
+                constants=None if constants == transport.spec.optimizer else constants,
                 scale=change.scale,
                 clip=change.clip,
                 keeps_gradient=True,
@@ -117,7 +123,7 @@ class SplitAdamW(torch.optim.AdamW):
                 self.settings.max_grad_norm,
             )
         mirrored, self._mirror.grad = self._mirror.grad, None
-        result = super().step()
+        result = _plain(torch.optim.AdamW.step)(self)
         self._mirror.grad = mirrored
         self._watch.note_all()
         self._remote.stepped()
@@ -210,6 +216,16 @@ class SplitAdamW(torch.optim.AdamW):
                 "require gradients, and leave its groups whole"
             )
         self.take_trunk()
+
+
+def _plain(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` of an optimizer without torch's calls of the hooks that are registered for steps.
+
+    They are around the step of the class that was instantiated: once around both sides' step.
+    """
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    return step
 
 
 TRUNK = "trunk"

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.adapters.stand_in import AdapterStandIn, refuse_merging
-from flower_split.adapters.state import weights_dtype, with_adapter, without_adapter
+from flower_split.adapters.state import weights_dtype, with_adapter
 from flower_split.devices import current_autocast, mark_ready
 from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.border import SiloBorder
@@ -18,6 +18,7 @@ from flower_split.remote.caching import CacheLedger
 from flower_split.remote.exchange import Exchange
 from flower_split.remote.gradient_mirror import GradientChange, GradientMirror, weakly
 from flower_split.remote.late_wrapping import LateWrapping
+from flower_split.remote.loading import take_given
 from flower_split.remote.ranks import SessionRanks, opened, session_ranks
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
@@ -164,8 +165,8 @@ class RemoteTrunk(AdapterStandIn):
         request, context = self.next_request(
             hidden_states, keep_graph=keep_graph, cache=use, prefix=prefix
         )
-        self.measures = keep_graph and self.adapter.is_there and self.own is None
         if keep_graph:
+            self.measures = self.adapter.is_there and self.own is None
             own = () if self.own is None else self.own.parameters
             self.trunk_gradient.requires_grad_(self.adapter.is_there and not own)
             output: Any = Exchange.apply(  # type: ignore[no-untyped-call]
@@ -295,10 +296,8 @@ class RemoteTrunk(AdapterStandIn):
 
     def told_gradient(self, norm: float, largest: float) -> Tensor:
         """What autograd has to add to the mirror for the trunk's gradient of these measures."""
-        told = self._mirror.told(norm, largest)
         self._backwards += 1
-        before = self.trunk_gradient.grad
-        return told.clone() if before is None else told - before
+        return self._mirror.increment(norm, largest)
 
     def measure_gradient(self, norm: float, largest: float) -> None:
         """The same outside of autograd's own passes."""
@@ -341,14 +340,14 @@ class RemoteTrunk(AdapterStandIn):
         Raises:
             AdapterError: it cannot take it.
         """
-        given: dict[str, Tensor] = {}
-        for index, layer in {self.cuts.bottom_layers: self, **self._others}.items():
-            for name, tensor in layer.take_given().items():
-                given[f"{PEFT_PREFIX}{self._path}.{index}.{without_adapter(name)}"] = tensor
-        if given and self.own is not None:
-            self.own.load(given)
-        elif given:
-            self.adapter.note_loaded(given)
+        layers: dict[int, AdapterStandIn] = {self.cuts.bottom_layers: self, **self._others}
+        given, has_names = take_given(layers, self._path)
+        if given:
+            self.adapter.check_loaded(given, has_names=has_names)
+            if self.own is not None:
+                self.own.load(given)
+            else:
+                self.adapter.note_loaded(given)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Put what stands for the trunk's part of the adapter into a state of the client model."""

@@ -24,6 +24,7 @@ from flower_split.adapters.client_adapter import (
 from flower_split.adapters.plan import ADAPTER
 from flower_split.adapters.plan_check import check_plan
 from flower_split.errors import AdapterError, WireError
+from flower_split.remote.loading import check_loaded
 from flower_split.segments import Cuts, find_layers, layer_index
 from flower_split.transport.messages import AdapterCall, AdapterReply, AdapterUse
 
@@ -199,6 +200,11 @@ class TrunkAdapter:
         self._snapshot = None
         self._values.note(named(self.model, ADAPTER))
 
+    def check_loaded(self, given: Collection[str], *, has_names: bool) -> None:
+        """Raise `AdapterError` unless `given` is what the trunk can take; see `check_loaded`."""
+        held = [name for name, _ in self.held] if self.is_there else None
+        check_loaded(given, held, has_names=has_names)
+
     def note_loaded(self, given: Mapping[str, Tensor]) -> None:
         """Give the trunk what was loaded into the client model under its layers' names.
 
@@ -206,29 +212,8 @@ class TrunkAdapter:
             given: Adapter tensors, or tags of a snapshot in their places, by names of the file.
 
         Raises:
-            AdapterError: the trunk cannot take them; says what works.
+            AdapterError: the trunk does not take them.
         """
-        if not self.is_there:
-            raise AdapterError(
-                f"{len(given)} tensors of the trunk's layers (first: {min(given)}) were loaded "
-                "into the client model, and the session's trunk has no adapter: they would be "
-                "lost. Load a trained adapter with flower_split.load_adapter, on both ends, and a "
-                "whole model's weights before it is cut"
-            )
-        names = {name for name, _ in self.held}
-        foreign = sorted(given.keys() - names)
-        if foreign:
-            raise AdapterError(
-                f"{len(foreign)} tensors of the trunk's layers (first: {foreign[0]}) were loaded "
-                "into the client model, which does not hold those layers, and they are not the "
-                "session's adapter: load a whole model before it is cut, and an adapter of the "
-                "settings that the session has"
-            )
-        missing = sorted(names - given.keys())
-        if missing:
-            raise AdapterError(
-                f"an adapter without {missing[0]} was loaded into the client model: load all of it"
-            )
         tags = {tag for tag in map(_read_tag, given.values()) if tag is not None}
         if len(tags) == 1:
             self.call(AdapterCall(action="restore", name=tags.pop()))

@@ -320,7 +320,9 @@ class TrunkSession:
                 own = checked_norms(gradient_norms(parameters))
                 clip_by_global_norm(parameters, [*before, *own, *after], settings.max_grad_norm)
             self._slot.step(
-                request.learning_rate, request.constants, keeps_gradient=request.keeps_gradient
+                request.learning_rate,
+                request.constants or settings,
+                keeps_gradient=request.keeps_gradient,
             )
         self._free_pending()
         self._steps += 1

@@ -49,14 +49,14 @@ class Stepper:
         self,
         gradients: Sequence[Tensor | None],
         learning_rate: float,
-        constants: OptimizerSettings | None = None,
+        constants: OptimizerSettings,
     ) -> None:
         """One step; a tensor without gradient is left as it is.
 
         Args:
             gradients: Of the adapter's tensors.
             learning_rate: Of this step.
-            constants: AdamW's from now on; None leaves them as they are.
+            constants: AdamW's, of this step alone.
 
         Raises:
             WireError: gradients or tensors are such that the result may not be finite; nothing is
@@ -68,9 +68,8 @@ class Stepper:
             parameter.grad = gradient
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-            if constants is not None:
-                group["betas"] = (constants.beta1, constants.beta2)
-                group["eps"], group["weight_decay"] = constants.eps, constants.weight_decay
+            group["betas"] = (constants.beta1, constants.beta2)
+            group["eps"], group["weight_decay"] = constants.eps, constants.weight_decay
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -255,7 +254,7 @@ class AdapterSlot:
     def step(
         self,
         learning_rate: float,
-        constants: OptimizerSettings | None = None,
+        constants: OptimizerSettings,
         *,
         keeps_gradient: bool = False,
     ) -> None:

@@ -1,0 +1,132 @@
+"""Loops that go other ways than forward, backward, step: the trunk follows, or they are refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pairs import Pair, backward, make_batch, make_pair, take_steps
+
+from flower_split import SplitAdamW
+from flower_split.errors import AdapterError
+from flower_split.optimization.settings import OptimizerSettings
+
+Act = Callable[[Any, Any], list[float]]
+
+
+def two_passes_for_a_step(model: Any, optimizer: Any) -> list[float]:
+    """As contrastive losses are made: one backward pass through two forward passes."""
+    losses = []
+    for step in range(3):
+        for again in range(2):
+            seed = 10 * step + again
+            loss = (
+                model(**make_batch(seed=seed)).loss - 0.3 * model(**make_batch(seed=seed + 5)).loss
+            )
+            loss.backward()
+            losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=step == 1)
+    return losses
+
+
+def betas_that_come_back(model: Any, optimizer: Any) -> list[float]:
+    """As schedulers that cycle the momentum set them."""
+    losses = []
+    for beta in (0.85, 0.9, 0.8, 0.9):
+        for group in optimizer.param_groups:
+            group["betas"] = (beta, 0.999)
+        losses += take_steps(model, optimizer, 1)
+    return losses
+
+
+def hooks_of_steps(model: Any, optimizer: Any) -> list[float]:
+    """They are called once a step, also where torch's own AdamW has been used before."""
+
+    def halved(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(0.5)
+
+    def slower(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
+
+    optimizer.register_step_pre_hook(halved)
+    optimizer.register_step_post_hook(slower)
+    return take_steps(model, optimizer, 3)
+
+
+def a_pass_without_gradients_between(model: Any, optimizer: Any) -> list[float]:
+    losses = []
+    for step in range(3):
+        loss = model(**make_batch(seed=step)).loss
+        with torch.no_grad(), model.disable_adapter():
+            reference = model(**make_batch(seed=step)).loss
+        (loss - reference).backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+FOLLOWED = [
+    two_passes_for_a_step,
+    betas_that_come_back,
+    hooks_of_steps,
+    a_pass_without_gradients_between,
+]
+
+
+def _reference(pair: Pair) -> torch.optim.AdamW:
+    own = [p for p in pair.whole.parameters() if p.requires_grad]
+    return torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0)
+
+
+def _assert_alike(act: Act, pair: Pair) -> None:
+    uncut = act(pair.whole, _reference(pair))
+    assert act(pair.client, SplitAdamW(pair.client, lr=1e-2)) == pytest.approx(uncut, abs=1e-6)
+    for model in (pair.client, pair.whole):
+        model.eval()
+    with torch.no_grad():
+        batch = make_batch(seed=99)
+        cut, whole = pair.client(**batch).logits, pair.whole(**batch).logits
+    assert float((cut - whole).abs().max()) <= 1e-6
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)
+@pytest.mark.parametrize("mode", ["federated", "shared"])
+def test_the_trunk_follows(mode: str, act: Act) -> None:
+    _assert_alike(act, make_pair(mode=mode))
+
+
+def test_a_norm_that_the_trunk_does_not_clip_by_is_refused() -> None:
+    pair = make_pair()
+    with pytest.raises(AdapterError, match=r"norm of 0\.5, and the trunk by 0"):
+        SplitAdamW(pair.client, lr=1e-2, settings=OptimizerSettings(max_grad_norm=0.5))
+
+
+def test_other_settings_than_the_sessions_are_told_to_the_trunk() -> None:
+    pair = make_pair()
+    optimizer = SplitAdamW(pair.client, lr=1e-2, settings=OptimizerSettings(weight_decay=0.3))
+    whole = [p for p in pair.whole.parameters() if p.requires_grad]
+    uncut = torch.optim.AdamW(whole, lr=1e-2, weight_decay=0.3)
+    assert take_steps(pair.client, optimizer, 3) == take_steps(pair.whole, uncut, 3)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_an_adapter_of_another_name_does_not_overwrite_the_sessions(
+    tmp_path: Any, low_cpu_mem_usage: bool
+) -> None:
+    pair = make_pair()
+    optimizer = SplitAdamW(pair.client, lr=1e-2)
+    pair.client.save_pretrained(tmp_path)
+    take_steps(pair.client, optimizer)
+    take_steps(pair.whole, _reference(pair))
+    pair.client.load_adapter(tmp_path, "two", low_cpu_mem_usage=low_cpu_mem_usage)
+    with pytest.raises(AdapterError, match="under another name than 'default'"):
+        backward(pair.client, 5)
+    assert backward(pair.client, 5) == backward(pair.whole, 5)
