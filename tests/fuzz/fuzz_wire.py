@@ -357,6 +357,9 @@ class _Writer:
     def __init__(self) -> None:
         self.sent = 0
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
     async def write(self, message: pb.DeliverReply) -> None:
         self.sent += len(message.data)
         assert len(message.data) <= 1 << 20

@@ -5,6 +5,7 @@ written to its cache first, `HF_DATASETS_CACHE`.
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_table(path: Path, ending: str) -> Examples:
 
 def is_saved(path: Path) -> bool:
     """Whether `save_to_disk` of a data set made this folder."""
-    return path.is_dir() and any((path / name).is_file() for name in _SAVED)
+    return any(os.path.isfile(path / name) for name in _SAVED)
 
 
 def read_saved(path: Path, split: str) -> Examples:

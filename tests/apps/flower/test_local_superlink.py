@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from flower_split.apps.local_superlink import LocalSuperLink, LocalSuperLinkError
+from flower_split.apps.flower.local_superlink import LocalSuperLink, LocalSuperLinkError
 from flower_split.apps.simulate import simulate
+
+QUICKSTART = Path(__file__).parents[3] / "examples/quickstart"
 
 
 @pytest.mark.parametrize("folder", ["a folder", "it's", "$HOME"])
@@ -40,4 +42,4 @@ def test_exceptions_from_a_proxy_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_output_folder_that_cannot_be_made(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LocalSuperLinkError, match=r"output folder .* cannot be made"):
-        simulate(tmp_path, output_dir=tmp_path / name)
+        simulate(QUICKSTART, output_dir=tmp_path / name)
