@@ -19,8 +19,9 @@ PREFIX = 5
 """Bytes in front of a gRPC message: a flag, and its length."""
 
 Direction = Literal["up", "down"]
-Place = Literal["before", "middle", "after", "stall"]
-"""`stall`: in its middle nothing more passes in its direction, and the connection stays."""
+Place = Literal["before", "middle", "after", "stall", "freeze"]
+"""`stall`: from its middle on nothing more passes in its direction. `freeze`: from before it on
+nothing passes in either, and neither end learns what the other does."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,18 @@ Cut = Callable[[Message], Place | None]
 
 
 class CuttingRelay:
-    def __init__(self, target: str, cut: Cut = lambda message: None) -> None:
+    """Between silos and the trunk at `target`; what it cannot read, as it is TLS, just passes."""
+
+    def __init__(
+        self, target: str, cut: Cut = lambda message: None, *, is_tls: bool = False
+    ) -> None:
+        self._is_tls = is_tls
         self.lead_to(target)
         self._cut = cut
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
+        self._frozen: set[int] = set()
+        self._left = threading.Event()
         self._accepts = True
         self.seen: list[Message] = []
         """Every message that began to pass, or would have."""
@@ -84,6 +92,7 @@ class CuttingRelay:
         traceback: TracebackType | None,
     ) -> None:
         _end(self._listener)
+        self._left.set()
         self.cut_all()
         self._thread.join(10)
 
@@ -123,6 +132,8 @@ class CuttingRelay:
         self, connection: int, direction: Direction, source: socket.socket, sink: socket.socket
     ) -> None:
         with contextlib.suppress(OSError, EOFError):
+            while self._is_tls and (data := source.recv(1 << 16)):
+                sink.sendall(data)
             if direction == "up":
                 sink.sendall(_read(source, PREFACE))
             count, left, prefix = 0, 0, b""
@@ -148,6 +159,11 @@ class CuttingRelay:
                         else:
                             taken = rest[:left]
                             left, rest = left - len(taken), rest[len(taken) :]
+                if place == "freeze":
+                    self._frozen.add(connection)
+                if connection in self._frozen:
+                    self._left.wait()
+                    break
                 sent = header + payload
                 if place in ("middle", "stall"):
                     sink.sendall(sent[: HEADER + len(payload) // 2])
@@ -157,6 +173,8 @@ class CuttingRelay:
                     _read(source, 1)
                 if place is not None:
                     break
+        if connection in self._frozen:
+            self._left.wait()
         _end(source)
         _end(sink)
 

@@ -181,8 +181,8 @@ class Conversation:
         while self._carrier is not None:
             self._carrier.stop(TakenOverError(_LATER))
             await self._carrier.gone.wait()
-        if self._attempt != attempt:
-            raise TakenOverError(_LATER)
+            if self._attempt != attempt:  # a later one has come, and may be the carrier by now
+                raise TakenOverError(_LATER)
         self._check_point(point)  # the other stream may have carried more since
         self.memory.rewind(point.received)
         self._room.set()

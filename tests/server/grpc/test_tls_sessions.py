@@ -10,10 +10,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import pytest
-from affine_backend import AffineBackend, forward, spec
+from affine_backend import AffineBackend, backward, forward, spec
+from cutting_relay import CuttingRelay
 from hosting import eventually, hosting, nothing_left
 
-from flower_split.errors import ForeignRunError, TokenError, TrunkBusyError, TrunkError
+from flower_split.errors import (
+    CertificateError,
+    ForeignRunError,
+    TokenError,
+    TrunkBusyError,
+    TrunkError,
+)
 from flower_split.server.grpc import listeners
 from flower_split.server.grpc.server import TrunkServer
 from flower_split.server.grpc.service import ServiceLimits
@@ -68,6 +75,27 @@ def test_a_token_opens_its_session(trunk: Trunk, ticket: Ticket) -> None:
     with trunk.connect(ticket) as transport:
         transport.forward(forward(0)).result(SECONDS)
         transport.finish()
+
+
+def test_a_silo_reconnects_over_tls_to_whom_it_believes(trunk: Trunk, ticket: Ticket) -> None:
+    """And to nobody else, not even for an attempt more."""
+    with (
+        CuttingRelay(trunk.server.address, is_tls=True) as relay,
+        GrpcTransport(relay.address, spec(), ticket, tls=trunk.trust) as transport,
+    ):
+        transport.forward(forward(0)).result(SECONDS)
+        relay.cut_all()
+        assert transport.backward(backward(0)).result(SECONDS) is not None
+        assert transport.reconnects == 1
+        stranger = AffineBackend()
+        with hosting(stranger, tls=ServerTls.ephemeral()) as other:
+            relay.lead_to(other.address)
+            relay.cut_all()
+            began = time.monotonic()
+            with pytest.raises(CertificateError, match="a CA that this silo does not trust"):
+                transport.forward(forward(1)).result(SECONDS)
+            assert time.monotonic() - began < 10  # of 14 s
+        assert stranger.events == []
 
 
 def test_a_token_whose_session_broke_off(trunk: Trunk, ticket: Ticket) -> None:

@@ -180,6 +180,24 @@ def test_callers_wait_and_idle_silos_keep_their_session() -> None:
         assert backend.count("open") == 1
 
 
+@pytest.mark.medium
+def test_a_silo_goes_on_before_the_trunk_knows_that_the_connection_is_dead() -> None:
+    def cut(message: Message) -> Place | None:
+        return "freeze" if message == Message(0, "up", 2) else None
+
+    backend = AffineBackend()
+    with (
+        hosting(backend, keepalive=Keepalive(interval=600.0, timeout=600.0)) as server,
+        CuttingRelay(server.address, cut) as relay,
+        GrpcTransport(relay.address, spec(), keepalive=BRISK) as transport,
+    ):
+        transport.forward(forward(0)).result(20)
+        assert transport.backward(backward(0)).result(20) is not None
+        assert (transport.reconnects, server.num_sessions) == (1, 1)
+        assert transport.finish().backwards == 1
+        assert backend.count("open") == 1
+
+
 def test_a_session_that_is_held_too_long_is_lost_and_said_so() -> None:
     backend = AffineBackend()
     limits = ServiceLimits(reconnect_timeout=0.3)
