@@ -22,20 +22,26 @@ GROWTH = {"descriptors": (12, 0.1), "threads": (12, 0.1), "MiB": (48, 0.15)}
 """By how much the last quarter of a process's life may be above the second one: a number, and a
 part of what it was. Allocators and pools fill up in the first."""
 
-REASONS = (
-    r"its session at the trunk (broke off|was finished), and no reply followed",
-    r"no reply within \d+",
-    r"the silo did not finish its session at the trunk",
-    r"(TrunkUnavailableError|TrunkBusyError|TokenError|SequenceError|ForeignRunError): ",
-    r"HandshakeError: .*name",
-    r"trunk at [\w.:\[\]]+",
-    r"ClientApp stopped responding",
-    r"[Nn]ode (is )?unavailable|node is offline|Message Unavailable",
-    r"SuperLink",
-    r"(training|evaluation) (failed on every silo asked|counts of \d+ of \d+ silos)",
-    r"\d+ of \d+ (silos|nodes)|too few|within [\d.]+ s",
-)
-"""Why a silo's round or a run may fail when processes are killed, frozen and cut off."""
+REASONS = {
+    "a session broke off": r"its session at the trunk (broke off|was finished), and no reply",
+    "no reply in time": r"no reply within [\d.]+ s",
+    "a session was not finished": r"the silo did not finish its session at the trunk",
+    "the trunk was gone, full or done with it": (
+        r"(TrunkUnavailable|TrunkBusy|Token|Sequence|ForeignRun|Certificate)Error: trunk at "
+    ),
+    "a node came back while its old self was known": r"HandshakeError: .*\bname\b",
+    "Flower lost a node or message": (
+        r"Error: ((Reply )?Message|Node) Unavailable|ClientApp stopped responding"
+    ),
+    "the ServerApp was killed": r"finished:failed: No heartbeat",
+    "too few silos counted": (
+        r"finished:failed: .*round \d+: (training|evaluation) (failed on every|counts of)"
+    ),
+    "too few silos connected": r"finished:failed: .*only \d+ of \d+ silos connected",
+    "flwr did not answer": r"flwr run: ",
+}
+"""Why a silo's round or a run may fail when processes are killed, frozen and cut off, as such a
+reason begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +121,8 @@ def growth_problems(rows: Iterable[Mapping[str, object]]) -> list[str]:
 
 def kind_of(reason: str) -> str:
     """The known kind of a failure; empty for one that is not known."""
-    return next((kind for kind in REASONS if re.search(kind, reason)), "")
+    found = (kind for kind, words in REASONS.items() if re.match(words, reason, re.DOTALL))
+    return next(found, "")
 
 
 def counted(reasons: Iterable[str]) -> tuple[dict[str, int], list[str]]:

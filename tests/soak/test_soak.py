@@ -63,6 +63,10 @@ def test_a_short_life_or_a_few_samples_tell_nothing(values, seconds):
         "no reply within 120 s",
         "the silo did not finish its session at the trunk",
         "TrunkUnavailableError: trunk at 127.0.0.1:9000: UNAVAILABLE: Socket closed",
+        "CertificateError: trunk at 127.0.0.1:44765: the TLS handshake failed",
+        "Error: Node Unavailable — The destination node failed to report a heartbeat",
+        "finished:failed: No heartbeat received from the task",
+        "finished:failed: RoundError: round 1: training failed on every silo asked:\n- node 1: …",
     ],
 )
 def test_reasons_that_the_faults_have_are_known(reason):
@@ -70,7 +74,7 @@ def test_reasons_that_the_faults_have_are_known(reason):
 
 
 @pytest.mark.parametrize(
-    "reason", ["KeyError: 'x'", "AssertionError", "", "the norm of its update"]
+    "reason", ["KeyError: 'x'", "", "the norm of its update", "TypeError: trunk at 127.0.0.1:9000"]
 )
 def test_others_are_not(reason):
     assert counted([reason]) == ({}, [reason])
