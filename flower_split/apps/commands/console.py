@@ -21,23 +21,27 @@ if TYPE_CHECKING:
     from flower_split.apps.checking.findings import Findings
 
 INTERRUPTED = 130
+STOPPED = "everything was stopped"
+GOES_ON = "the run goes on; flower-split stop ends it"
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
-MARKS = {"ok": "ok", "warning": "warning", "problem": "problem"}
 LEVELS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
-def console(*, error: bool = False) -> Console:
-    """Standard output, or standard error; no line is broken where it is no terminal."""
-    made = Console(stderr=error, highlight=False, soft_wrap=True)
-    return made
+def console() -> Console:
+    """Standard output, on which no line is broken and no number coloured."""
+    return Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def errors_once(*, debug: bool = False) -> Iterator[None]:
+def errors_once(
+    *, debug: bool = False, as_json: bool = False, interrupted: str = STOPPED
+) -> Iterator[None]:
     """A block whose errors end the command with status 1 and one message on standard error.
 
     Args:
         debug: Whether tracebacks are shown, here and in every process that the block starts.
+        as_json: Whether the message is the answer to a program, on standard output, instead.
+        interrupted: What is so after Ctrl-C.
     """
     if debug:
         os.environ[DEBUG] = "1"
@@ -46,11 +50,13 @@ def errors_once(*, debug: bool = False) -> Iterator[None]:
     except FlowerSplitError as error:
         if debugging():
             traceback.print_exc()
-        else:
+        if as_json:
+            print_json({"ok": False, "error": str(error)})
+        elif not debugging():
             print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("interrupted; what was started here was stopped", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -71,7 +77,7 @@ def print_findings(findings: "Findings", *, all_of_them: bool = True) -> None:
     for one in findings.all:
         if not all_of_them and one.kind == "ok":
             continue
-        mark = f"[{STYLES[one.kind]}]{MARKS[one.kind]:<8}[/]"
+        mark = f"[{STYLES[one.kind]}]{one.kind:<8}[/]"
         out.print(f"{mark} [bold]{one.topic}[/]: {escape(one.text)}")
     for number, example in enumerate(findings.examples, start=1):
         out.print(Text(f"example {number}: {example}"))

@@ -139,3 +139,27 @@ def test_a_bug_of_ours_is_not_hidden(app, monkeypatch) -> None:
     monkeypatch.setattr(simulating, "simulate", broken)
     with pytest.raises(KeyError):
         flower_split("run", app, "--no-check")
+
+
+def test_a_program_is_answered_where_the_run_fails_too(app, simulated) -> None:
+    given = ["--no-check", "--json", "-c", 'sample-prompt="fail"']
+    status, out, err = flower_split("run", app, *given)
+    answer = json.loads(out)
+    assert status == 1 and answer["ok"] is False and "finished:failed" in answer["error"]
+    assert "error" not in err
+
+
+def test_debug_shows_the_traceback(app, simulated, monkeypatch) -> None:
+    monkeypatch.setenv("FLOWER_SPLIT_DEBUG", "")  # which the command sets, and the fixture unsets
+    given = ["--no-check", "--debug", "-c", 'sample-prompt="fail"']
+    status, _, err = flower_split("run", app, *given)
+    assert status == 1 and "Traceback" in err and "finished:failed" in err
+
+
+def test_an_interrupted_command_says_what_is_so(app, monkeypatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulating, "simulate", interrupted)
+    status, _, err = flower_split("run", app, "--no-check")
+    assert (status, err) == (130, "interrupted; everything was stopped\n")
