@@ -24,6 +24,8 @@ INTERRUPTED = 130
 STOPPED = "everything was stopped"
 GOES_ON = "the run goes on; flower-split stop ends it"
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
+NOISY = ("transformers", "flower_split", "flwr", "torch", "torchao", "bitsandbytes")
+"""Loggers of what a command imports."""
 LEVELS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
@@ -43,6 +45,7 @@ def errors_once(
         as_json: Whether the message is the answer to a program, on standard output, instead.
         interrupted: What is so after Ctrl-C.
     """
+    former, levels = os.environ.get(DEBUG, ""), {n: logging.getLogger(n).level for n in NOISY}
     if debug:
         os.environ[DEBUG] = "1"
     try:
@@ -58,6 +61,10 @@ def errors_once(
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    finally:  # for who calls commands in a process of their own
+        os.environ[DEBUG] = former
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def quiet_libraries() -> None:
@@ -67,7 +74,7 @@ def quiet_libraries() -> None:
     """
     import torch  # noqa: F401  # which sets levels of its own as it is imported
 
-    for name in ("transformers", "flower_split", "flwr", "torch", "torchao", "bitsandbytes"):
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
