@@ -4,11 +4,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from flower_split import SplitSession
+from flower_split.apps.answering import answering
 
 app = ClientApp()
 
 
 @app.train()
+@answering
 def train(message: Message, context: Context) -> Message:
     with SplitSession(message, context) as session:
         for microbatches in session.train_steps():
@@ -19,6 +21,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@answering
 def evaluate(message: Message, context: Context) -> Message:
     with SplitSession(message, context) as session:
         return session.reply({"eval-loss": session.evaluate().loss})

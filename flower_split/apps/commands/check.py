@@ -11,7 +11,6 @@ from flower_split.apps.commands.console import (
     print_json,
     quiet_libraries,
 )
-from flower_split.errors import FlowerSplitError
 
 Overrides = Annotated[
     list[str] | None,
@@ -56,7 +55,7 @@ def check_command(
     with rendered examples, and the trunk's address. Everything is said at once; the status is 1
     where a run would fail.
     """
-    with errors_once(debug=debug):
+    with errors_once(debug=debug, as_json=as_json):
         if not (Path(app) / "pyproject.toml").is_file():
             _check_model(app, revision, again, task, as_json)
             return
@@ -77,13 +76,7 @@ def check_command(
 def _check_model(model: str, revision: str, again: bool, task: str, as_json: bool) -> None:
     from flower_split.apps.check import check
 
-    try:
-        said = check(model, revision=revision, again=again, task=task)
-    except FlowerSplitError as error:
-        if not as_json:
-            raise
-        print_json({"ok": False, "error": str(error)})
-        raise typer.Exit(1) from None
+    said = check(model, revision=revision, again=again, task=task)
     if as_json:
         print_json({"ok": True, "text": said})
     else:

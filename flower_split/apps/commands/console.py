@@ -21,24 +21,31 @@ if TYPE_CHECKING:
     from flower_split.apps.checking.findings import Findings
 
 INTERRUPTED = 130
+STOPPED = "everything was stopped"
+GOES_ON = "the run goes on; flower-split stop ends it"
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
-MARKS = {"ok": "ok", "warning": "warning", "problem": "problem"}
+NOISY = ("transformers", "flower_split", "flwr", "torch", "torchao", "bitsandbytes")
+"""Loggers of what a command imports."""
 LEVELS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
-def console(*, error: bool = False) -> Console:
-    """Standard output, or standard error; no line is broken where it is no terminal."""
-    made = Console(stderr=error, highlight=False, soft_wrap=True)
-    return made
+def console() -> Console:
+    """Standard output, on which no line is broken and no number coloured."""
+    return Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def errors_once(*, debug: bool = False) -> Iterator[None]:
+def errors_once(
+    *, debug: bool = False, as_json: bool = False, interrupted: str = STOPPED
+) -> Iterator[None]:
     """A block whose errors end the command with status 1 and one message on standard error.
 
     Args:
         debug: Whether tracebacks are shown, here and in every process that the block starts.
+        as_json: Whether the message is the answer to a program, on standard output, instead.
+        interrupted: What is so after Ctrl-C.
     """
+    former, levels = os.environ.get(DEBUG, ""), {n: logging.getLogger(n).level for n in NOISY}
     if debug:
         os.environ[DEBUG] = "1"
     try:
@@ -46,12 +53,18 @@ def errors_once(*, debug: bool = False) -> Iterator[None]:
     except FlowerSplitError as error:
         if debugging():
             traceback.print_exc()
-        else:
+        if as_json:
+            print_json({"ok": False, "error": str(error)})
+        elif not debugging():
             print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("interrupted; what was started here was stopped", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    finally:  # for who calls commands in a process of their own
+        os.environ[DEBUG] = former
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def quiet_libraries() -> None:
@@ -61,7 +74,7 @@ def quiet_libraries() -> None:
     """
     import torch  # noqa: F401  # which sets levels of its own as it is imported
 
-    for name in ("transformers", "flower_split", "flwr", "torch", "torchao", "bitsandbytes"):
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -71,7 +84,7 @@ def print_findings(findings: "Findings", *, all_of_them: bool = True) -> None:
     for one in findings.all:
         if not all_of_them and one.kind == "ok":
             continue
-        mark = f"[{STYLES[one.kind]}]{MARKS[one.kind]:<8}[/]"
+        mark = f"[{STYLES[one.kind]}]{one.kind:<8}[/]"
         out.print(f"{mark} [bold]{one.topic}[/]: {escape(one.text)}")
     for number, example in enumerate(findings.examples, start=1):
         out.print(Text(f"example {number}: {example}"))

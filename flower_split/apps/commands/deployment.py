@@ -9,6 +9,7 @@ from rich.table import Table
 
 from flower_split.apps.commands.check import AsJson, Debug, Overrides
 from flower_split.apps.commands.console import (
+    GOES_ON,
     console,
     errors_once,
     print_findings,
@@ -44,7 +45,7 @@ def submit_command(
     The status is 0 only if the run completed, or was submitted with --detach. The run goes on when
     this command is interrupted.
     """
-    with errors_once(debug=debug):
+    with errors_once(debug=debug, as_json=as_json, interrupted=GOES_ON):
         quiet_libraries()
         from flower_split.apps.checking.app_check import check_app
         from flower_split.apps.flower.deployed import Deployment
@@ -83,7 +84,7 @@ def status_command(
 
     Of one run the status is 1 where it failed or was stopped.
     """
-    with errors_once(debug=debug):
+    with errors_once(debug=debug, as_json=as_json):
         from flower_split.apps.flower.deployed import Deployment
 
         deployment = Deployment(superlink)
@@ -119,7 +120,7 @@ def logs_command(
 
     With --follow the status is 1 where the run does not complete.
     """
-    with errors_once(debug=debug or everything):
+    with errors_once(debug=debug or everything, interrupted=GOES_ON):
         from flower_split.apps.flower.deployed import Deployment
         from flower_split.apps.simulate import show_log
 
@@ -138,7 +139,7 @@ def stop_command(
     debug: Debug = False,
 ) -> None:
     """Stop a run, and wait until it has ended; an error where it has ended already."""
-    with errors_once(debug=debug):
+    with errors_once(debug=debug, as_json=as_json):
         from flower_split.apps.flower.deployed import Deployment
 
         deployment = Deployment(superlink)

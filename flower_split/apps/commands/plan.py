@@ -33,7 +33,7 @@ def plan_command(
     Batches, precision and adapter are the defaults, or what -c says: train.batch-size,
     train.max-length, model.dtype, model.quantization, lora.r. The status is 1 where no cut fits.
     """
-    with errors_once(debug=debug):
+    with errors_once(debug=debug, as_json=as_json):
         quiet_libraries()
         from flower_split.apps.checking.planning import make_plan, parse_bandwidth, parse_bytes
         from flower_split.apps.folder.overrides import parse_overrides

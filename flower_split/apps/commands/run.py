@@ -45,7 +45,7 @@ def run_command(
     Prints a line a round, a table at the end and where the results are. The status is 0 only if the
     run completed.
     """
-    with errors_once(debug=debug):
+    with errors_once(debug=debug, as_json=as_json):
         from flower_split.apps.folder.app import App
         from flower_split.apps.simulate import (
             LOG,

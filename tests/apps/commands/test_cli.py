@@ -1,6 +1,7 @@
 """The command line: what is printed where, and an exit status that is true."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from flower_split.apps import simulate as simulating
 from flower_split.apps.cli import cli
+from flower_split.apps.commands.console import NOISY
 from flower_split.apps.flower.flwr_command import FlwrError
 from flower_split.reporting import RoundResult, RunResult, write_result
 
@@ -139,3 +141,35 @@ def test_a_bug_of_ours_is_not_hidden(app, monkeypatch) -> None:
     monkeypatch.setattr(simulating, "simulate", broken)
     with pytest.raises(KeyError):
         flower_split("run", app, "--no-check")
+
+
+def test_a_program_is_answered_where_the_run_fails_too(app, simulated) -> None:
+    given = ["--no-check", "--json", "-c", 'sample-prompt="fail"']
+    status, out, err = flower_split("run", app, *given)
+    answer = json.loads(out)
+    assert status == 1 and answer["ok"] is False and "finished:failed" in answer["error"]
+    assert "error" not in err
+
+
+def test_debug_shows_the_traceback(app, simulated) -> None:
+    given = ["--no-check", "--debug", "-c", 'sample-prompt="fail"']
+    status, _, err = flower_split("run", app, *given)
+    assert status == 1 and "Traceback" in err and "finished:failed" in err
+    _, _, err = flower_split("run", app, *[word for word in given if word != "--debug"])
+    assert "Traceback" not in err
+
+
+@pytest.mark.medium
+def test_a_command_leaves_the_loggers_of_its_process_as_they_were(app, simulated) -> None:
+    before = [logging.getLogger(name).level for name in NOISY]
+    assert flower_split("run", app)[0] == 0
+    assert [logging.getLogger(name).level for name in NOISY] == before
+
+
+def test_an_interrupted_command_says_what_is_so(app, monkeypatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulating, "simulate", interrupted)
+    status, _, err = flower_split("run", app, "--no-check")
+    assert (status, err) == (130, "interrupted; everything was stopped\n")

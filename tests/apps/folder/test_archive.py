@@ -20,6 +20,14 @@ from flower_split.apps.folder.archive import (
 from flower_split.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
+EXAMPLES = (
+    "bench-throughput/half_steps",
+    "custom_loop",
+    "deployment/app",
+    "quickstart",
+    "unsplit_lora",
+)
+"""Every app of the repository."""
 PROJECT = """
 [project]
 name = "counting"
@@ -144,7 +152,7 @@ def test_a_pattern_that_flower_refuses_is_flowers_word(tmp_path: Path) -> None:
         archived(app)
 
 
-@pytest.mark.parametrize("example", ["quickstart", "custom_loop", "unsplit_lora", "deployment/app"])
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_data_that_a_user_puts_into_an_example_stays(tmp_path: Path, example: str) -> None:
     app = tmp_path / "app"
     shutil.copytree(ROOT / "examples" / example, app)
@@ -152,3 +160,12 @@ def test_data_that_a_user_puts_into_an_example_stays(tmp_path: Path, example: st
     (app / "counting").mkdir()
     plant(app)
     assert in_flowers_archive(app) == plain == {*check_archive(app)}
+
+
+def test_no_example_is_left_out() -> None:
+    apps = [
+        path.parent.relative_to(ROOT / "examples").as_posix()
+        for path in (ROOT / "examples").rglob("pyproject.toml")
+        if "[tool.flwr.app]" in path.read_text()
+    ]
+    assert tuple(sorted(apps)) == EXAMPLES
