@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from pairs import Pair, backward, make_batch, make_pair, take_steps
+from tiny_models import tiny_model
 
 from flower_split import SplitAdamW
-from flower_split.errors import AdapterError
+from flower_split.config.sections import LoraSettings
+from flower_split.errors import AdapterError, ModelError
 from flower_split.optimization.settings import OptimizerSettings
 
 Act = Callable[[Any, Any], list[float]]
@@ -130,3 +132,35 @@ def test_an_adapter_of_another_name_does_not_overwrite_the_sessions(
     with pytest.raises(AdapterError, match="under another name than 'default'"):
         backward(pair.client, 5)
     assert backward(pair.client, 5) == backward(pair.whole, 5)
+
+
+def _dropouts(model: Any) -> list[torch.nn.Dropout]:
+    return [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_dropout_that_a_trainer_sets_to_zero_is_none_at_the_trunk_either(family: str) -> None:
+    pair = make_pair(tiny_model(family), lora=LoraSettings(r=4, alpha=8.0, dropout=0.3))
+    for model in (pair.client, pair.whole):
+        model.eval()
+        for module in _dropouts(model):
+            module.p = 0.0
+        model.train()
+    cut = take_steps(pair.client, SplitAdamW(pair.client, lr=1e-2))
+    assert cut == take_steps(pair.whole, _reference(pair))
+
+
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_dropout_that_is_changed_otherwise_is_refused(switched_off: bool) -> None:
+    pair = make_pair(lora=LoraSettings(r=4, alpha=8.0, dropout=0.3))
+    pair.client.train()
+    for module in _dropouts(pair.client)[:3]:
+        if switched_off:
+            module.eval()
+        else:
+            module.p = 0.1
+    with pytest.raises(ModelError, match="dropout of 3 modules"):
+        backward(pair.client, 0)
+    pair.client.eval()
+    backward(pair.client, 0)
