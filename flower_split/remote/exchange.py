@@ -97,7 +97,8 @@ class Exchange(torch.autograd.Function):
         at_term = float(more[0]) if more else 0.0
         remote: SessionEnd = ctx.remote
         # Not so in autograd.grad for other tensors, nor in backward(inputs=...) without them.
-        wanted = ctx.trains and any(map(_is_reached, ctx.leaves))
+        # Nor where the adapter is frozen or disabled while the backward pass is made.
+        wanted = ctx.trains and any(map(_is_reached, ctx.leaves)) and remote.adapter.trains()
         parameters = ctx.needs_input_grad[6:]
         kept: AdapterGrad = "drop"
         mirrored: Tensor | None

@@ -28,27 +28,48 @@ class GradientWatch:
     def __init__(self, parameters: Iterable[nn.Parameter], step: Callable[[], int | None]) -> None:
         self._step = step
         self._seen: dict[nn.Parameter, tuple[int, Tensor]] = {}
+        self._held: dict[nn.Parameter, weakref.ref[Tensor]] = {}
+        self._replaced: dict[nn.Parameter, int] = {}
+        self._parameters = list(parameters)
         watching = weakref.ref(self)
-        for parameter in parameters:
+        for parameter in self._parameters:
             hook = parameter.register_post_accumulate_grad_hook(partial(_note, watching))
             weakref.finalize(self, hook.remove)
 
     def note(self, parameter: nn.Parameter) -> None:
         """The gradient of `parameter` is as it should be now."""
-        step = self._step()
-        if parameter.grad is not None and step is not None:
-            self._seen[parameter] = step, _measure(parameter.grad)
-        else:
+        step, grad = self._step(), parameter.grad
+        if grad is None or step is None:
             self._seen.pop(parameter, None)
+            return
+        held = self._held.get(parameter)
+        if held is not None and held() is not grad and self._seen.get(parameter, ())[:1] == (step,):
+            self._replaced[parameter] = step
+        self._held[parameter] = weakref.ref(grad)
+        self._seen[parameter] = step, _measure(grad)
 
     def note_all(self) -> None:
         """All that were noted are as they should be now."""
         for parameter in list(self._seen):
+            self._held.pop(parameter, None)
             self.note(parameter)
 
     def forget(self) -> None:
         """The gradients were zeroed."""
         self._seen.clear()
+        self._held.clear()
+        self._replaced.clear()
+
+    def check_hooks(self) -> None:
+        """Raise `AdapterError` where hooks may change the silo's gradients before they are seen."""
+        hooked = [p for p in self._parameters if p.requires_grad and _is_hooked(p)]
+        if hooked:
+            raise AdapterError(
+                f"{len(hooked)} of the silo's tensors have hooks on their gradients, which the "
+                "trunk's cannot have: look at gradients and change them after the backward pass, "
+                "those of all model.parameters() alike, or attach_trunk(..., "
+                "trunk_parameters=True)"
+            )
 
     def check(self, step: int, change: GradientChange, largest: float | None) -> None:
         """Raise `AdapterError` unless the gradients were changed as the trunk's will be.
@@ -70,6 +91,13 @@ class GradientWatch:
             before = torch.stack([measured.cpu() for _, measured in held])
             narrow = any(grad.dtype in (torch.float16, torch.bfloat16) for grad, _ in held)
             changed += _unlike(now, before, change, largest, tolerance=2e-2 if narrow else 1e-4)
+        zeroed = sum(number == step for number in self._replaced.values())
+        if zeroed:
+            raise AdapterError(
+                f"the gradients of {zeroed} of the silo's tensors were zeroed, and the trunk's was "
+                "not: zero those of all model.parameters(), as optimizer.zero_grad() and "
+                "model.zero_grad() do, or attach_trunk(..., trunk_parameters=True)"
+            )
         if changed:
             raise AdapterError(
                 f"the gradients of {changed} of the silo's tensors were changed by hand, and the "
@@ -103,6 +131,15 @@ def _measure(grad: Tensor) -> Tensor:
     found = grad.detach()
     return torch.stack(
         [torch.linalg.vector_norm(found, order, dtype=torch.float32) for order in (2, math.inf)]
+    )
+
+
+def _is_hooked(parameter: nn.Parameter) -> bool:
+    """Whether gradients pass a hook before that of a watch."""
+    after = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    first = next(iter(after.values()), None)
+    return bool(parameter._backward_hooks) or not (
+        first is None or (isinstance(first, partial) and first.func is _note)
     )
 
 

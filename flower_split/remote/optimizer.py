@@ -64,6 +64,7 @@ class SplitAdamW(torch.optim.AdamW):
         self._before, self._after = _around(model, self._remote)
         self.grad_norm = 0.0
         self._mirror = self._remote.trunk_gradient
+        self._has_state = False
         remote = weakref.ref(self._remote)
         self._watch = GradientWatch((*self._before, *self._after), partial(_measured_step, remote))
         self._transport = weakref.ref(self._remote.transport)
@@ -81,13 +82,20 @@ class SplitAdamW(torch.optim.AdamW):
 
         Raises:
             TrunkError: the trunk did not take the step; the silo's tensors are unchanged then.
-            ValueError: parameter groups differ in their learning rate.
+            AdapterError: parameter groups differ in their learning rate, or the step is otherwise
+                none that the trunk can take alike.
         """
         if closure is not None:
-            raise ValueError("a step on both sides of the cut cannot evaluate a closure")
+            raise AdapterError(
+                "a step on both sides of the cut cannot evaluate a closure: call forward and "
+                f"backward before step(){_ANY}"
+            )
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) != 1:
-            raise ValueError(f"parameter groups must share one learning rate, not {sorted(rates)}")
+            raise AdapterError(
+                f"parameter groups must share one learning rate, not {sorted(rates)}: the trunk's "
+                f"tensors are in no group of the silo's{_ANY}"
+            )
         constants = self._constants()
         self._remote.take_loaded()
         self._check_halves()
@@ -125,6 +133,7 @@ class SplitAdamW(torch.optim.AdamW):
         mirrored, self._mirror.grad = self._mirror.grad, None
         result = _plain(torch.optim.AdamW.step)(self)
         self._mirror.grad = mirrored
+        self._has_state = bool(self.state)
         self._watch.note_all()
         self._remote.stepped()
         return result
@@ -159,6 +168,7 @@ class SplitAdamW(torch.optim.AdamW):
             self._remote.adapter.restore_moments(tag)
         self.take_trunk()
         super().load_state_dict({k: v for k, v in state_dict.items() if k != TRUNK})
+        self._has_state = bool(self.state)
 
     def _constants(self) -> OptimizerSettings:
         """AdamW's, as the parameter groups have them.
@@ -207,6 +217,13 @@ class SplitAdamW(torch.optim.AdamW):
                 "the last round ended), or load its state_dict into it"
             )
         adapter.check_steps_with(self)
+        self._watch.check_hooks()
+        if self._has_state and not self.state:
+            raise AdapterError(
+                "the state of this SplitAdamW was cleared, and the trunk's half of it was not: "
+                "load a state_dict() that was taken before its first step, or train in a new "
+                "session"
+            )
         stepped = {id(p) for group in self.param_groups for p in group["params"]}
         left_out = [n for n, p in adapter.trained().items() if id(p) not in stepped]
         if left_out:
@@ -216,6 +233,9 @@ class SplitAdamW(torch.optim.AdamW):
                 "require gradients, and leave its groups whole"
             )
         self.take_trunk()
+
+
+_ANY = ". attach_trunk(..., trunk_parameters=True) takes any optimizer of torch"
 
 
 def _plain(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from flower_split.devices import current_autocast, mark_ready
 from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
+from flower_split.remote.dropout_watch import DropoutWatch
 from flower_split.remote.exchange import Exchange
 from flower_split.remote.gradient_mirror import GradientChange, GradientMirror, weakly
 from flower_split.remote.late_wrapping import LateWrapping
@@ -88,6 +89,7 @@ class RemoteTrunk(AdapterStandIn):
         self.border = SiloBorder(transport.spec)
         self._context_length = context_length(model.config)
         self.adapter = TrunkAdapter(model, transport, trained)
+        self._dropout = DropoutWatch(model)
         self.transport = transport
         refuse_merging(outer)
         self.ranks = session_ranks(outer, self, self.adapter, self.gradient_change)
@@ -231,7 +233,7 @@ class RemoteTrunk(AdapterStandIn):
             position_ids=self._positions,
             prefix=None if prefix is None else self.border.prefix(prefix, context),
             keep_graph=keep_graph,
-            dropout=self.training,
+            dropout=self.training and self._dropout.is_on(),
             cache=cache,
             adapter=use,
             autocast=current_autocast(hidden.device, but=self.own_autocast),

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from pairs import Pair, backward, make_batch, make_pair, take_steps
+from tiny_models import tiny_model
 
 from flower_split import SplitAdamW
-from flower_split.errors import AdapterError
+from flower_split.config.sections import LoraSettings
+from flower_split.errors import AdapterError, ModelError
 from flower_split.optimization.settings import OptimizerSettings
 
 Act = Callable[[Any, Any], list[float]]
@@ -71,7 +73,18 @@ def a_pass_without_gradients_between(model: Any, optimizer: Any) -> list[float]:
     return losses
 
 
+def disabled_while_it_goes_back(model: Any, optimizer: Any) -> list[float]:
+    """What is frozen in a backward pass gets no gradient, whatever it was in the forward pass."""
+    loss = model(**make_batch(seed=5)).loss
+    with model.disable_adapter():
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return [loss.item(), *take_steps(model, optimizer)]
+
+
 FOLLOWED = [
+    disabled_while_it_goes_back,
     two_passes_for_a_step,
     betas_that_come_back,
     hooks_of_steps,
@@ -130,3 +143,99 @@ def test_an_adapter_of_another_name_does_not_overwrite_the_sessions(
     with pytest.raises(AdapterError, match="under another name than 'default'"):
         backward(pair.client, 5)
     assert backward(pair.client, 5) == backward(pair.whole, 5)
+
+
+def _dropouts(model: Any) -> list[torch.nn.Dropout]:
+    return [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_dropout_that_a_trainer_sets_to_zero_is_none_at_the_trunk_either(family: str) -> None:
+    pair = make_pair(tiny_model(family), lora=LoraSettings(r=4, alpha=8.0, dropout=0.3))
+    for model in (pair.client, pair.whole):
+        model.eval()
+        for module in _dropouts(model):
+            module.p = 0.0
+        model.train()
+    cut = take_steps(pair.client, SplitAdamW(pair.client, lr=1e-2))
+    assert cut == take_steps(pair.whole, _reference(pair))
+
+
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_dropout_that_is_changed_otherwise_is_refused(switched_off: bool) -> None:
+    pair = make_pair(lora=LoraSettings(r=4, alpha=8.0, dropout=0.3))
+    pair.client.train()
+    for module in _dropouts(pair.client)[:3]:
+        if switched_off:
+            module.eval()
+        else:
+            module.p = 0.1
+    with pytest.raises(ModelError, match="dropout of 3 modules"):
+        backward(pair.client, 0)
+    pair.client.eval()
+    backward(pair.client, 0)
+
+
+def _own(model: Any) -> list[torch.nn.Parameter]:
+    return [p for n, p in model.named_parameters() if "lora_" in n]
+
+
+def hooks_of_tensors(model: Any, optimizer: Any) -> None:
+    for parameter in _own(model):
+        parameter.register_hook(lambda grad: grad.clamp(-1e-4, 1e-4))
+    take_steps(model, optimizer)
+
+
+def hooks_before_the_optimizers(model: Any, optimizer: Any) -> None:
+    def halve(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad.mul_(0.5)
+
+    del optimizer
+    for parameter in _own(model):
+        parameter.register_post_accumulate_grad_hook(halve)
+    take_steps(model, SplitAdamW(model, lr=1e-2))
+
+
+def zeroed_by_name(model: Any, optimizer: Any) -> None:
+    for step in range(2):
+        backward(model, step)
+        optimizer.step()
+        for parameter in _own(model):
+            parameter.grad = None
+
+
+def a_cleared_state(model: Any, optimizer: Any) -> None:
+    take_steps(model, optimizer)
+    optimizer.state.clear()
+    take_steps(model, optimizer)
+
+
+def a_closure(model: Any, optimizer: Any) -> None:
+    optimizer.step(lambda: backward(model, 0))
+
+
+def two_rates(model: Any, optimizer: Any) -> None:
+    extra = torch.nn.Parameter(torch.ones(1))
+    optimizer.add_param_group({"params": [extra], "lr": 0.1})
+    take_steps(model, optimizer)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (hooks_of_tensors, "42 of the silo's tensors have hooks"),
+        (hooks_before_the_optimizers, "42 of the silo's tensors have hooks"),
+        (zeroed_by_name, "42 of the silo's tensors were zeroed"),
+        (a_cleared_state, "was cleared, and the trunk's half"),
+        (a_closure, "cannot evaluate a closure"),
+        (two_rates, "must share one learning rate"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_what_reaches_the_silos_half_alone_is_refused(act: Any, words: str) -> None:
+    pair = make_pair()
+    with pytest.raises(AdapterError, match=words):
+        act(pair.client, SplitAdamW(pair.client, lr=1e-2))
