@@ -226,6 +226,14 @@ class _Watch:
 
 
 def _check_call(call: Mapping[str, Any], family: Family) -> None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise ModelError(
+            "torch.func cannot transform a model whose trunk is elsewhere: call it outside of "
+            "grad, vmap and the like, and use backward() or torch.autograd.grad"
+        )
+    positions = call.get("position_ids")
+    if isinstance(positions, Tensor) and positions.is_floating_point():
+        raise ModelError(f"position_ids are {positions.dtype}; the trunk takes whole numbers alone")
     for wanted in _OUTPUTS:
         if call.get(wanted):
             raise ModelError(f"{wanted} is not available: the trunk's layers are not here")

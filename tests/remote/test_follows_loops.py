@@ -239,3 +239,21 @@ def test_what_reaches_the_silos_half_alone_is_refused(act: Any, words: str) -> N
     pair = make_pair()
     with pytest.raises(AdapterError, match=words):
         act(pair.client, SplitAdamW(pair.client, lr=1e-2))
+
+
+def vectorized(model: Any) -> None:
+    ids = make_batch()["input_ids"]
+    torch.func.vmap(lambda row: model(input_ids=row[None]).logits)(ids)
+
+
+def between_positions(model: Any) -> None:
+    ids = make_batch()["input_ids"]
+    model(input_ids=ids, position_ids=0.5 * torch.arange(ids.shape[1])[None])
+
+
+@pytest.mark.parametrize(
+    ("act", "words"), [(vectorized, "torch.func cannot"), (between_positions, "whole numbers")]
+)
+def test_calls_that_the_trunk_cannot_have_are_refused(act: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words), torch.no_grad():
+        act(make_pair().client)
