@@ -44,9 +44,11 @@ from soak_measures import (  # noqa: E402
     loss_problem,
 )
 from soak_proxy import CuttableProxy  # noqa: E402
+from started_processes import python_path  # noqa: E402
 from tiny_checkpoint import save_texts, save_tiny_model  # noqa: E402
 
-from flower_split.reporting import read_result  # noqa: E402
+from flower_split.errors import FlowerSplitError  # noqa: E402
+from flower_split.reporting import RunResult, read_result  # noqa: E402
 
 SAMPLE_SECONDS, LOOK_SECONDS = 3.0, 0.5
 FLWR_FAILED = (AssertionError, subprocess.SubprocessError)
@@ -151,9 +153,7 @@ class Soak:
             ended = self._watch(run_id, federation, faults, begun + LAP_SECONDS)
             if ended.status != COMPLETED:
                 lap.reasons.append(f"{ended.status}: {ended.details}"[:2000])
-            result = None
-            with suppress(OSError, ValueError, KeyError):  # it was killed before it wrote any
-                result = read_result(output / "result.json")
+            result = _result(output / "result.json", lap)
             for one in () if result is None else result.rounds:
                 told |= {(one.server_round, silo, why) for silo, why in one.failures.items()}
         if faults is not None:
@@ -247,6 +247,17 @@ class Soak:
         }
 
 
+def _result(path: Path, lap: Lap) -> RunResult | None:
+    """What a run has written; None where it was killed before it wrote any."""
+    if not path.exists():
+        return None
+    try:
+        return read_result(path)
+    except FlowerSplitError as error:
+        lap.reasons.append(str(error))
+        return None
+
+
 def show(report: dict[str, object]) -> None:
     """Print the report."""
     print(f"\n{'process':<12}{'minutes':>8}{'descriptors':>16}{'threads':>14}{'MiB':>18}")
@@ -284,6 +295,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs/soak")
     given = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and all is stopped
+    os.environ["PYTHONPATH"] = python_path(ROOT)  # whatever is installed: this tree is soaked
     out: Path = given.pop("out").absolute()
     work = out / time.strftime("%Y%m%d-%H%M%S")
     work.mkdir(parents=True)
