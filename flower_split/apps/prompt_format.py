@@ -22,8 +22,10 @@ def prompt_format(settings: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         `template`: what the model reads, with the names of fields in braces and special tokens as
         BOS and EOS. `prompt`: its part without a loss, which a prompt to the adapter has in front.
-        `separator`: between prompt and answer. Of other tasks than causal language modelling the
-        template alone, and the field with the label.
+        `separator`: between prompt and answer, where it is not the template's own. Of chats
+        `written_by` the chat template that makes the text, and `tools` where the field with them
+        is. Of other tasks than causal language modelling the template alone, and the field with
+        the label.
     """
     text, task = (
         str(settings.get("data.text") or "text"),
@@ -34,6 +36,20 @@ def prompt_format(settings: Mapping[str, Any]) -> dict[str, str]:
         template = f"{{{text}}}{{{pair}}}" if pair else f"{{{text}}}"
         label = {"label": str(settings.get("data.label") or "label")} if task in CLASSIFYING else {}
         return {"template": template, **label}
+    if chat := str(settings.get("data.messages") or ""):
+        tools = str(settings.get("data.tools") or "")
+        return {
+            "template": f"{{{chat}}}",
+            "written_by": "the chat template of the base model's tokenizer",
+            **({"tools": f"{{{tools}}}"} if tools else {}),
+        }
+    if form := str(settings.get("data.template") or ""):
+        before, field, _ = form.partition(f"{{{text}}}")
+        return {
+            "template": f"BOS{form}{'' if field else f'{{{text}}}'}EOS",
+            "prompt": before,
+            "separator": "",
+        }
     asked = str(settings.get("data.prompt") or "")
     prompt = f"{{{asked}}}{PROMPT_SEPARATOR}" if asked else ""
     return {

@@ -31,13 +31,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 base = {base}  # folder or hub name of the base model
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "adapter")
-prompt = tokenizer({prompt!r}, return_tensors="pt")
+{prompt}
 written = model.generate(**prompt, max_new_tokens=64)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```
 
 `"adapter"` is this folder.
 """
+
+_CHAT = """chat = [{"role": "user", "content": "Your question"}]
+prompt = tokenizer.apply_chat_template(
+    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,10 @@ class ModelCard:
         if re.fullmatch(r"[A-Za-z_][\w.]*:[\w/.-]+", self.base_model):  # a package's folder
             load = "from flower_split.segments import resolve_source\n"
             source = f"str(resolve_source({source}).folder)"
-        return section + _SNIPPET.format(load=load, base=source, prompt=asked or "The beginning of")
+        prompt = f'prompt = tokenizer({asked or "The beginning of"!r}, return_tensors="pt")'
+        if "written_by" in self.prompt_format:
+            prompt = _CHAT
+        return section + _SNIPPET.format(load=load, base=source, prompt=prompt)
 
     def _method(self) -> dict[str, str]:
         if self.method:

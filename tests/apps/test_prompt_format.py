@@ -28,6 +28,30 @@ DEFAULTS = {key: entry.default for key, entry in run_keys().items()}
                 "separator": "\n",
             },
         ),
+        (
+            {"data.template": "Ask: {question}\n{text} {{}}!"},
+            {
+                "template": "BOSAsk: {question}\n{text} {{}}!EOS",
+                "prompt": "Ask: {question}\n",
+                "separator": "",
+            },
+        ),
+        (
+            {"data.template": "Ask: {question} ", "data.text": "answer"},
+            {
+                "template": "BOSAsk: {question} {answer}EOS",
+                "prompt": "Ask: {question} ",
+                "separator": "",
+            },
+        ),
+        (
+            {"data.messages": "turns"},
+            {
+                "template": "{turns}",
+                "written_by": "the chat template of the base model's tokenizer",
+                "tools": "{tools}",
+            },
+        ),
         ({"model.task": "masked-lm"}, {"template": "{text}"}),
         (
             {"model.task": "sequence-classification", "data.text-pair": "second"},

@@ -1,5 +1,7 @@
 """The model card tells how prompts are written, in a form that nothing in a name breaks out of."""
 
+import re
+
 import pytest
 
 from flower_split.reporting.model_card import ModelCard
@@ -28,6 +30,13 @@ def test_the_format_and_code_that_uses_it() -> None:
     assert r"- separator: `\n`" in text
     assert r"prompt = tokenizer('Your question\n', return_tensors=" in text
     assert "base = 'qwen'" in text
+
+
+def test_chats_are_written_by_the_tokenizers_template() -> None:
+    text = card(prompt_format={"template": "{turns}", "written_by": "the chat template"})
+    assert "tokenizer.apply_chat_template(" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    compile(code, "card", "exec")
 
 
 def test_plain_texts_have_no_prompt() -> None:
