@@ -6,7 +6,7 @@ from torch import Tensor
 from flower_split.errors import ModelError, WireError
 from flower_split.remote.magnitude_watch import MagnitudeWatch
 from flower_split.transforms import TransformChain, TransformContext
-from flower_split.transport.bounds import beyond_context
+from flower_split.transport.bounds import beyond_context, past_of
 from flower_split.transport.messages import PREFIX, PREFIX_GRAD, ForwardRequest, SessionSpec
 
 
@@ -39,7 +39,8 @@ class SiloBorder:
     def check_length(self, request: ForwardRequest, context: int) -> None:
         """Raise `ModelError` where a text is longer than the `context` of the model, as known, or
         its mask than the text."""
-        past = 0 if request.cache is None else request.cache.past_length
+        before = 0 if request.prefix is None else request.prefix.shape[1]
+        past = past_of(request.cache, before)
         if problem := beyond_context(request, past, context):
             raise ModelError(problem)
         rows, tokens, _ = request.hidden.shape

@@ -119,9 +119,9 @@ def _allowed(told: dict[str, object], allowance: Allowance | None) -> Scaling | 
 
 
 def _differing(name: str, ours: object, theirs: object) -> HandshakeError:
-    meaning = ", of config.json and the weights' quantization" if name == "fingerprint" else ""
+    meaning = "it is of config.json and quantization, and " if name == "fingerprint" else ""
     return HandshakeError(
-        f"the silo and the trunk differ in {name}{meaning}: the trunk has {_short(ours)}, the silo "
+        f"the silo and the trunk differ in {name}: {meaning}the trunk has {_short(ours)}, the silo "
         f"{_short(theirs)}. Start both from the same run configuration and model"
     )
 
