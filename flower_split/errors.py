@@ -17,6 +17,7 @@
     ├── SiloError                a silo's own code failed; only its log says more
     ├── StateError               what was kept between rounds cannot be written, or not be used
     │   ├── DamagedStateError    a saved file is incomplete or altered
+    │   ├── LedgerError          a ledger cannot be written, or its chain is broken
     │   └── UnsafeFolderError    others may write where it is kept
     └── TrunkError               something between a silo and the trunk
         ├── WireError            a frame failed its checks               INVALID_ARGUMENT
@@ -109,6 +110,10 @@ class StateError(FlowerSplitError, RuntimeError):
 
 class DamagedStateError(StateError):
     """A saved file is incomplete or altered."""
+
+
+class LedgerError(StateError):
+    """A ledger cannot be written, or its chain is broken."""
 
 
 class UnsafeFolderError(StateError):

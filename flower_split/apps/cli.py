@@ -13,6 +13,7 @@ from flower_split.apps.commands.deployment import (
     stop_command,
     submit_command,
 )
+from flower_split.apps.commands.ledger import ledger_cli
 from flower_split.apps.commands.new import new_command
 from flower_split.apps.commands.plan import plan_command
 from flower_split.apps.commands.run import run_command
@@ -78,6 +79,7 @@ def export_command(
 
 
 cli.command("new")(new_command)
+cli.add_typer(ledger_cli, name="ledger")
 cli.command("check")(check_command)
 cli.command("plan")(plan_command)
 cli.command("run")(run_command)

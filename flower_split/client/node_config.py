@@ -64,6 +64,9 @@ class NodeConfig:
     """Rank of the silo's adapter, where the strategy takes mixed ranks; empty for the run's."""
     lora_alpha: float = 0.0
     """Alpha of the silo's adapter, where the strategy takes mixed alphas; empty for the run's."""
+    ledger_dir: str = ""
+    """Folder in which the silo accounts for what leaves it, an absolute path; empty for no account;
+    see [ledger.md](ledger.md)."""
     show_examples: int = 0
     """Examples of the silo's data that its own log shows before the first round, as the model reads
     them. They are users' texts: for a log that nobody else gets."""
@@ -81,7 +84,10 @@ class NodeConfig:
         for field in ("data_path", "eval_path"):
             problem = _path_problem(_key(field), getattr(self, field))
             problems += [problem] if problem else []
-        paths = ("state_dir", "cache_dir", "trunk_ca", "trunk_certificate", "trunk_private_key")
+        paths = (
+            *("state_dir", "cache_dir", "ledger_dir"),
+            *("trunk_ca", "trunk_certificate", "trunk_private_key"),
+        )
         for field in paths:
             value = getattr(self, field)
             if value and not Path(value).is_absolute():

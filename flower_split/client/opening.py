@@ -10,6 +10,7 @@ from flwr.app import Message
 from torch import Tensor, nn
 
 from flower_split.adapters import AdapterRound, adapter_parameters, fold, train_parts
+from flower_split.client.ledger import SessionLedger, session_ledger
 from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import ModelSource
 from flower_split.client.model_traces import ModelTraces
@@ -84,6 +85,8 @@ class OpenSession:
     resuming: Resuming
     begun: ModelTraces
     """The model as it was loaded."""
+    ledger: SessionLedger | None
+    """The account of what leaves; None where the silo keeps none."""
 
     def check_sent(self) -> None:
         """Raise `AdapterError` where something was trained that no reply carries."""
@@ -186,13 +189,17 @@ def open_session(
             remote.own_autocast = config.train.autocast
             if resuming.resumes_moments:
                 remote.adapter.is_stepped_with(resuming)
-            yield OpenSession(
-                model=model,
-                transport=transport,
-                adapter=adapter,
-                scaling=scaling,
-                resuming=resuming,
-                begun=held.begun,
-            )
+            with session_ledger(node, silo, invitation, spec, opening.adapter) as ledger:
+                if ledger is not None:
+                    transport.account = ledger.note_tensors
+                yield OpenSession(
+                    model=model,
+                    transport=transport,
+                    adapter=adapter,
+                    scaling=scaling,
+                    resuming=resuming,
+                    begun=held.begun,
+                    ledger=ledger,
+                )
         finally:
             transport.close()

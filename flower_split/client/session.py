@@ -360,6 +360,8 @@ class SplitSession:
                 **({"sample": self._sample} if self._sample else {}),
             }
         )
+        if session.ledger is not None:
+            session.ledger.note_reply(content)
         return Message(content, reply_to=self._message)
 
 

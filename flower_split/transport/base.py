@@ -13,6 +13,7 @@ from typing import Protocol, Self
 from torch import Tensor
 
 from flower_split.tls import ClientTls
+from flower_split.transport.account import Account
 from flower_split.transport.messages import (
     AdapterCall,
     AdapterReply,
@@ -81,6 +82,9 @@ class Transport(ABC):
     """The offered tag of the optimizer state from which both ends go on; empty: both afresh."""
     limits: SessionLimits = SessionLimits()
     """What the trunk lets the session hold, as it told when it was opened."""
+    account: Account | None = None
+    """Is told of tensors before they leave this process; set before the first request. A transport
+    that stays in the process tells nothing."""
 
     @abstractmethod
     def forward(self, request: ForwardRequest) -> Future[Tensor | ForwardReply]:

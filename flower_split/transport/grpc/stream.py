@@ -15,8 +15,9 @@ from typing import Any
 
 import grpc
 
-from flower_split.errors import TrunkError, TrunkUnavailableError, WireError
+from flower_split.errors import FlowerSplitError, TrunkError, TrunkUnavailableError, WireError
 from flower_split.proto import trunk_pb2 as pb
+from flower_split.transport.account import Account, leaving
 from flower_split.transport.grpc.channel import growing_pauses
 from flower_split.transport.grpc.handshake import read_welcome
 from flower_split.transport.grpc.journal import Entry, RequestJournal
@@ -68,6 +69,8 @@ class GrpcStream:
     ) -> None:
         self.meter = ByteMeter()
         self.welcome: Future[pb.Welcome] = Future()
+        self.account: Account | None = None
+        """Is told of tensors before they are sent."""
         self.is_broken = False
         """Whether it failed by its connection's fault."""
         self.reconnects = 0
@@ -144,8 +147,10 @@ class GrpcStream:
             encoded = self._encoded(entry)
             if encoded is None:
                 break
-            count = partial(self._count, encoded)
+            count, again = partial(self._count, encoded), bool(entry.digest)
             if self._journal.note_sent(attempt, entry, encoded.head, count):
+                if not self._accounted(encoded, again=again):
+                    break
                 for frame in encoded.frames():
                     if not self._journal.carries(attempt):
                         break
@@ -164,6 +169,17 @@ class GrpcStream:
             what = f"{type(entry.request).__name__} cannot be encoded"
             self.fail(_caused(WireError(what), exc))
         return None
+
+    def _accounted(self, encoded: EncodedRequest, *, again: bool) -> bool:
+        """Whether the request's tensors may leave; where not, the session has failed."""
+        if self.account is None or not encoded.tensors:
+            return True
+        try:
+            self.account([leaving(outgoing, again=again) for outgoing in encoded.tensors])
+        except FlowerSplitError as exc:
+            self.fail(_caused(TrunkUnavailableError(f"nothing was sent: {exc}"), exc))
+            return False
+        return True
 
     def _count(self, encoded: EncodedRequest) -> None:
         for outgoing in encoded.tensors:

@@ -20,6 +20,7 @@ from flower_split.errors import (
 )
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.tls import ClientTls
+from flower_split.transport.account import Account
 from flower_split.transport.base import Transport
 from flower_split.transport.grpc.channel import (
     Keepalive,
@@ -120,6 +121,15 @@ class GrpcTransport(Transport):
         welcome = self._opened(ticket, connect_timeout, patience)
         self.limits = read_welcome(welcome)
         self.resumed = welcome.resumed
+
+    @property
+    def account(self) -> Account | None:
+        """Is told of tensors before they leave."""
+        return self._stream.account
+
+    @account.setter
+    def account(self, account: Account | None) -> None:
+        self._stream.account = account
 
     def forward(self, request: ForwardRequest) -> Future[Tensor | ForwardReply]:
         """h1 -> h2."""
