@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_split.errors import AdapterError
+from flower_split.remote.mirror_norms import MirroredGradient
 
 T = TypeVar("T")
 
@@ -75,6 +76,10 @@ class GradientMirror:
         self.is_there = True
         return self._told
 
+    def place(self, norm: float, largest: float) -> None:
+        """Set the parameter's gradient to these measures of the trunk's, outside of autograd."""
+        self.parameter.grad = self.told(norm, largest).clone().as_subclass(MirroredGradient)
+
     def increment(self, norm: float, largest: float) -> Tensor:
         """What autograd has to add for the trunk's gradient to have these measures, (3,).
 
@@ -98,6 +103,8 @@ class GradientMirror:
     def _accumulated(self, parameter: Tensor) -> None:
         underway, self._underway = self._underway, None
         told, grad = self._told, parameter.grad
+        if grad is not None:
+            parameter.grad = grad.as_subclass(MirroredGradient)
         if underway is None or underway[2] < 2 or told is None or grad is None:
             return
         if torch.allclose(grad, told, rtol=_ROUNDED, atol=_ROUNDED * float(told.abs().max())):

@@ -17,6 +17,7 @@ from flower_split.optimization.clipping import (
 )
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote.gradient_watch import GradientWatch
+from flower_split.remote.moment_watch import MomentWatch, moments_digest
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.transport.messages import StepRequest
 
@@ -65,6 +66,7 @@ class SplitAdamW(torch.optim.AdamW):
         self.grad_norm = 0.0
         self._mirror = self._remote.trunk_gradient
         self._has_state = False
+        self._moments = MomentWatch()
         remote = weakref.ref(self._remote)
         self._watch = GradientWatch((*self._before, *self._after), partial(_measured_step, remote))
         self._transport = weakref.ref(self._remote.transport)
@@ -133,7 +135,7 @@ class SplitAdamW(torch.optim.AdamW):
         mirrored, self._mirror.grad = self._mirror.grad, None
         result = _plain(torch.optim.AdamW.step)(self)
         self._mirror.grad = mirrored
-        self._has_state = bool(self.state)
+        self._note_moments()
         self._watch.note_all()
         self._remote.stepped()
         return result
@@ -148,6 +150,8 @@ class SplitAdamW(torch.optim.AdamW):
         """The silo's half, and the tag under which the trunk keeps the other one from now on."""
         state = super().state_dict()
         if self._remote.adapter.is_there:
+            self._check_moments()
+            state[SILO] = moments_digest(state["state"])
             state[TRUNK] = self._remote.adapter.snapshot_moments()
         return state
 
@@ -155,7 +159,7 @@ class SplitAdamW(torch.optim.AdamW):
         """Go on from `state_dict` on both sides.
 
         Raises:
-            AdapterError: it has no tag of the trunk's half.
+            AdapterError: it has no tag of the trunk's half, or the silo's was changed since.
             TrunkError: the trunk does not have that half any more.
         """
         tag = state_dict.get(TRUNK)
@@ -165,10 +169,31 @@ class SplitAdamW(torch.optim.AdamW):
                     "this optimizer state has no tag of the trunk's half, so that the two would "
                     "go on from different states: load one that SplitAdamW.state_dict() gave"
                 )
+            if state_dict.get(SILO) != moments_digest(state_dict["state"]):
+                raise AdapterError(
+                    "the moments in this optimizer state are not those with which "
+                    "SplitAdamW.state_dict() gave it, and the trunk's half would go on from its "
+                    f"own: load it as it was given{_ANY}"
+                )
             self._remote.adapter.restore_moments(tag)
         self.take_trunk()
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != TRUNK})
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in (SILO, TRUNK)})
+        self._note_moments()
+
+    def _note_moments(self) -> None:
+        """The silo's half of the state is as it should be now."""
         self._has_state = bool(self.state)
+        self._moments.note(self.state)
+
+    def _check_moments(self) -> None:
+        """Raise `AdapterError` where the silo's half of the state was changed by hand."""
+        if self._has_state and not self.state:
+            raise AdapterError(
+                "the state of this SplitAdamW was cleared, and the trunk's half of it was not: "
+                "load a state_dict() that was taken before its first step, or train in a new "
+                "session"
+            )
+        self._moments.check(self.state)
 
     def _constants(self) -> OptimizerSettings:
         """AdamW's, as the parameter groups have them.
@@ -218,12 +243,7 @@ class SplitAdamW(torch.optim.AdamW):
             )
         adapter.check_steps_with(self)
         self._watch.check_hooks()
-        if self._has_state and not self.state:
-            raise AdapterError(
-                "the state of this SplitAdamW was cleared, and the trunk's half of it was not: "
-                "load a state_dict() that was taken before its first step, or train in a new "
-                "session"
-            )
+        self._check_moments()
         stepped = {id(p) for group in self.param_groups for p in group["params"]}
         left_out = [n for n, p in adapter.trained().items() if id(p) not in stepped]
         if left_out:
@@ -250,6 +270,8 @@ def _plain(step: Callable[..., Any]) -> Callable[..., Any]:
 
 TRUNK = "trunk"
 """Under which an optimizer state has the tag of the trunk's half."""
+SILO = "silo"
+"""Under which it has the digest of the silo's moments."""
 
 
 def _measured_step(remote: "weakref.ref[RemoteTrunk]") -> int | None:

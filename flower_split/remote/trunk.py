@@ -304,7 +304,7 @@ class RemoteTrunk(AdapterStandIn):
     def measure_gradient(self, norm: float, largest: float) -> None:
         """The same outside of autograd's own passes."""
         self._backwards += 1
-        self.trunk_gradient.grad = self._mirror.told(norm, largest).clone()
+        self._mirror.place(norm, largest)
 
     def added_gradient(self) -> None:
         """The trunk has added a gradient to those of the step, unmeasured."""
