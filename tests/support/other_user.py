@@ -69,7 +69,7 @@ def as_other_user(code: str, **environment: str) -> str:
             check=False,
         )
 
-    if run("import flower_split").returncode:
+    if run("import flower_split, flwr, safetensors").returncode:
         pytest.skip("no other user can be shown the interpreter and the package")
     done = run(textwrap.dedent(code))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -25,6 +25,7 @@ EXAMPLES = (
     "custom_loop",
     "deployment/app",
     "quickstart",
+    "real_model",
     "unsplit_lora",
 )
 """Every app of the repository."""

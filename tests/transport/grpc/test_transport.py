@@ -356,6 +356,7 @@ def test_a_trunk_that_never_completes_a_reply(odd_trunk: Callable[..., str]) -> 
     address = odd_trunk(drip())
     with nothing_left(), GrpcTransport(address, spec(), timeout=0.6) as transport:
         future = transport.forward(request)
+        assert eventually(lambda: transport.bytes_sent > 0)
         asked.set()
         with pytest.raises(TrunkUnavailableError, match=r"did not answer within 1\.2 s"):
             future.result(20)
