@@ -226,7 +226,8 @@ class SplitAdamW(torch.optim.AdamW):
         )
 
     def take_trunk(self) -> None:
-        """The trunk's half of the optimizer's state now belongs to this optimizer's."""
+        """The trunk's half of the optimizer's state now belongs to this optimizer's, as it is."""
+        self._note_moments()
         self._remote.adapter.is_stepped_with(self)
         self._transport = weakref.ref(self._remote.transport)
 
