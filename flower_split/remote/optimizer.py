@@ -17,6 +17,7 @@ from flower_split.optimization.clipping import (
 )
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote.gradient_watch import GradientWatch
+from flower_split.remote.layer_watch import check_frozen
 from flower_split.remote.moment_watch import MomentWatch, moments_digest
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.transport.messages import StepRequest
@@ -244,6 +245,7 @@ class SplitAdamW(torch.optim.AdamW):
             )
         adapter.check_steps_with(self)
         self._watch.check_hooks()
+        check_frozen(adapter.stock, transport.spec)
         self._check_moments()
         stepped = {id(p) for group in self.param_groups for p in group["params"]}
         left_out = [n for n, p in adapter.trained().items() if id(p) not in stepped]

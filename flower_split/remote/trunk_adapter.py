@@ -24,7 +24,7 @@ from flower_split.adapters.client_adapter import (
 from flower_split.adapters.plan import ADAPTER
 from flower_split.adapters.plan_check import check_plan
 from flower_split.errors import AdapterError, WireError
-from flower_split.remote.layer_watch import check_frozen, check_hooks
+from flower_split.remote.layer_watch import check_hooks
 from flower_split.remote.loading import check_loaded
 from flower_split.segments import Cuts, find_layers, layer_index
 from flower_split.transport.messages import AdapterCall, AdapterReply, AdapterUse
@@ -113,7 +113,6 @@ class TrunkAdapter:
         """
         model = self.model
         check_hooks(self.stock, self._transport.spec)
-        check_frozen(self.stock, self._transport.spec)
         if self._transport.spec.loaded_adapter:
             return self._use_of_loaded()
         if not self.is_there:
