@@ -229,6 +229,9 @@ class SplitAdamW(torch.optim.AdamW):
     def take_trunk(self) -> None:
         """The trunk's half of the optimizer's state now belongs to this optimizer's, as it is."""
         self._note_moments()
+        self._own_trunk()
+
+    def _own_trunk(self) -> None:
         self._remote.adapter.is_stepped_with(self)
         self._transport = weakref.ref(self._remote.transport)
 
@@ -255,7 +258,7 @@ class SplitAdamW(torch.optim.AdamW):
                 "and not stepped by this SplitAdamW, and the trunk's would be: make it after they "
                 "require gradients, and leave its groups whole"
             )
-        self.take_trunk()
+        self._own_trunk()  # the moments are as they were noted: that was checked above
 
 
 _ANY = ". attach_trunk(..., trunk_parameters=True) takes any optimizer of torch"
