@@ -56,6 +56,12 @@ class CutOnce:
         return self.place
 
 
+def assert_done(cut: CutOnce, seen: list[int]) -> None:
+    """Of the messages `seen` in the undisturbed run the last can be a silo's Leave, which is sent
+    where the trunk has not ended the stream before it."""
+    assert cut.done or (cut.message.direction, cut.message.number) == ("up", seen[-1])
+
+
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 @pytest.mark.medium
 def test_connections_that_last_for_a_few_messages(rig: Rig, codec: str) -> None:
@@ -85,7 +91,7 @@ def test_a_cut_at_every_message_of_a_training(rig: Rig, direction: Direction, pl
         cut = CutOnce(direction, number, place)
         found, relay = rig.trained(cut, **shape)
         found.assert_equals(expected)
-        assert cut.done
+        assert_done(cut, numbers)
 
 
 def affine(relay: CuttingRelay) -> list[Any]:
@@ -114,7 +120,8 @@ def test_a_cut_within_requests_and_replies_of_several_frames(direction: Directio
                 cut = CutOnce(direction, number, place)
                 with CuttingRelay(server.address, cut) as relay:
                     found = affine(relay)
-                assert cut.done and len(found) == len(expected)
+                assert_done(cut, numbers)
+                assert len(found) == len(expected)
                 for mine, theirs in zip(found, expected, strict=True):
                     same = torch.equal if isinstance(mine, torch.Tensor) else type(mine).__eq__
                     assert same(mine, theirs)
