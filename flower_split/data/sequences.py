@@ -1,6 +1,7 @@
 """Sequences of tokens, one after the other in one array, and what of them is learnt."""
 
 import itertools
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,27 @@ import torch
 from torch import Tensor
 
 
-class Ragged(Sequence[Tensor]):
-    """Rows of different lengths, each of whole numbers below 2**31.
+class _Column(Sequence[Tensor]):
+    """Rows of which a tensor is made where it is asked for."""
+
+    @abstractmethod
+    def _row(self, index: int) -> Tensor:
+        """Row `index`, which is there."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        """Row `index`, or those of a slice."""
+        places = range(len(self))[index]
+        return self._row(places) if isinstance(places, int) else [self._row(at) for at in places]
+
+
+class Ragged(_Column):
+    """Rows of different lengths, each (numbers,) int64 of whole numbers below 2**31.
 
     They take four bytes a number; a tensor of each of a million rows would take hundreds more.
     """
@@ -30,19 +50,9 @@ class Ragged(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        """Row `index`, (numbers,) int64."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        place = range(len(self))[index]
-        start = self._ends[place - 1] if place else 0
-        part = self._values[start : self._ends[place]]
+    def _row(self, index: int) -> Tensor:
+        start = self._ends[index - 1] if index else 0
+        part = self._values[start : self._ends[index]]
         return torch.from_numpy(np.array(part, dtype=np.int64))
 
     @property
@@ -56,8 +66,8 @@ class Ragged(Sequence[Tensor]):
         return [end - start for start, end in itertools.pairwise(itertools.chain((0,), self._ends))]
 
 
-class Scalars(Sequence[Tensor]):
-    """One whole number a row, a tensor of none of whose axes is made where it is asked for."""
+class Scalars(_Column):
+    """Rows of one whole number, each () int64."""
 
     def __init__(self, values: Iterable[int] = ()) -> None:
         self._values = array("i", values)
@@ -69,16 +79,7 @@ class Scalars(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._values)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        """Row `index`, () int64."""
-        if isinstance(index, slice):
-            return [torch.tensor(value) for value in self._values[index]]
+    def _row(self, index: int) -> Tensor:
         return torch.tensor(self._values[index])
 
 
