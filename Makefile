@@ -15,14 +15,14 @@ PROTOS := $(wildcard protos/*.proto)
 # Tests start hundreds of processes; each would compile the whole package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo demo-real deployment bench-throughput bench-strategies quick test test-slow test-exhaustive fuzz soak lint format types contract proto proto-check wheel clean
+.PHONY: venv demo demo-real deployment bench-throughput bench-strategies quick test test-slow test-exhaustive fuzz soak lint format types contract docs proto proto-check wheel clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flower_split needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[simulation,data,tensorboard,trl,quantization,torchao,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[simulation,data,tensorboard,trl,quantization,torchao,docs,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -76,6 +76,10 @@ types: $(STAMP)
 
 contract: $(STAMP)
 	$(BIN)/lint-imports --no-logo
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build -q -W --keep-going -c docs/site . outputs/site
+	@echo $(abspath outputs/site/docs/site/index.html)
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iflower_split/proto=protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)

@@ -240,7 +240,7 @@ class SplitSession:
         return ([to_device(batch, self.device) for batch in step] for step in steps)
 
     def accumulate(self, microbatches: Sequence[Batch]) -> StepLoss:
-        """Add the gradient of one optimizer step to the model's `.grad`s.
+        """Add the gradient of one optimizer step to the gradients of the model's parameters.
 
         That of the mean loss over the target tokens of all its microbatches, of which
         `train.in-flight` are on their way through the trunk at once: the gradient does not depend

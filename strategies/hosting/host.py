@@ -143,7 +143,7 @@ class TrunkHost:
 
     @property
     def address(self) -> str:
-        """`host:port` that silos connect to."""
+        """Host and port that silos connect to."""
         return self._server.address
 
     @property

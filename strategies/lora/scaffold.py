@@ -23,9 +23,10 @@ class ScaffoldLoRA(FedAvgLoRA):
 
     After its round a silo's c_i becomes the mean of the gradients that it has seen. That is the
     paper's option II when the silo's optimizer is SGD, and unlike it has a meaning for AdamW,
-    whose steps are no gradients. c += |S| / N Σ w_i Δc_i over the sampled silos S of N; the paper's
-    weights are equal, here they are those of the adapters, as the corrections c - c_i of all silos
-    must cancel in the average. Adapters and control variates travel both ways: twice the bytes.
+    whose steps are no gradients. `c += |S| / N Σ w_i Δc_i` over the sampled silos S of N; the
+    paper's weights are equal, here they are those of the adapters, as the corrections c - c_i of
+    all silos must cancel in the average. Adapters and control variates travel both ways: twice the
+    bytes.
     """
 
     name = "scaffoldlora"

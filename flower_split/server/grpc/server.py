@@ -160,12 +160,12 @@ class TrunkServer:
 
     @property
     def address(self) -> str:
-        """`host:port` that silos connect to; this machine's name when all hosts are bound."""
+        """Host and port that silos connect to; this machine's name when all hosts are bound."""
         return str(self._reached(self._port))
 
     @property
     def health_address(self) -> str:
-        """`host:port` of the health service; empty without one."""
+        """Host and port of the health service; empty without one."""
         return str(Address(self._bind.host, self._health_port)) if self._health_port else ""
 
     @property
