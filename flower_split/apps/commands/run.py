@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def run_command(
             tell_result,
         )
 
-        show = show_line
+        show: Callable[[str, str], None] = show_line
         if check:
             quiet_libraries()
             from flower_split.apps.checking.app_check import check_app
