@@ -9,11 +9,13 @@ import typer
 from flower_split.apps.commands.check import check_command
 from flower_split.apps.commands.deployment import (
     logs_command,
+    resume_command,
     status_command,
     stop_command,
     submit_command,
 )
 from flower_split.apps.commands.ledger import ledger_cli
+from flower_split.apps.commands.local import deployment_cli
 from flower_split.apps.commands.new import new_command
 from flower_split.apps.commands.plan import plan_command
 from flower_split.apps.commands.run import run_command
@@ -84,9 +86,11 @@ cli.command("check")(check_command)
 cli.command("plan")(plan_command)
 cli.command("run")(run_command)
 cli.command("submit")(submit_command)
+cli.command("resume")(resume_command)
 cli.command("status")(status_command)
 cli.command("logs")(logs_command)
 cli.command("stop")(stop_command)
+cli.add_typer(deployment_cli, name="deployment")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ partitioners of `flwr-datasets`, which the extra `flower-split[data]` installs.
 """
 
 import warnings
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import torch
@@ -89,8 +91,9 @@ def _by_column(
     if config.partitioner == "natural":
         _check_natural(len(set(values)), config.partition_by, partition_id, num_partitions)
     try:
-        with warnings.catch_warnings():
-            # Each resampling warns; what becomes of it is in the error below.
+        # Each resampling warns, which the error below tells of; and there is a progress bar, that
+        # goes to the standard error of the moment and cannot be turned off otherwise.
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             part = partitioner.load_partition(partition_id)
     except ValueError as exc:

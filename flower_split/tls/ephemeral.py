@@ -17,26 +17,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flower_split.errors import ConfigError
 from flower_split.tls.names import subject_names
+from flower_split.tls.usage import key_usage
 
 CLOCK_SKEW = datetime.timedelta(hours=24)
 """How much a silo's clock may be behind."""
 VALIDITY = datetime.timedelta(days=30)
 """How long the identity is good: longer than a run, for a silo whose clock is ahead too."""
-
-_USAGE = dict.fromkeys(
-    (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    ),
-    False,
-)
 
 
 def make_identity(
@@ -70,7 +56,7 @@ def make_identity(
     ca = (
         _builder(ca_name, ca_name, ca_key.public_key(), times)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(**{**_USAGE, "key_cert_sign": True}), critical=True)
+        .add_extension(key_usage("key_cert_sign"), critical=True)
         .add_extension(
             x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False
         )
@@ -79,7 +65,7 @@ def make_identity(
     certificate = (
         _builder(name, ca_name, key.public_key(), times)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(**{**_USAGE, "digital_signature": True}), critical=True)
+        .add_extension(key_usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(names, critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)

@@ -120,6 +120,11 @@ class TestWithFlwrDatasets:
         parts = silos(examples(5, who=ids), 3, partitioner="natural", partition_by="who")
         assert parts == [[1, 4], [0, 2], [3]]
 
+    @pytest.mark.parametrize("partitioner", ["dirichlet", "natural"])
+    def test_nothing_is_printed(self, partitioner: str, capfd: pytest.CaptureFixture[str]) -> None:
+        silos(examples(8, who=["a", "b"] * 4), 2, partitioner=partitioner, partition_by="who")
+        assert capfd.readouterr() == ("", "")
+
     def test_natural_with_other_numbers_of_silos(self) -> None:
         data = examples(4, who=["a", "a", "b", "c"])
         options: dict[str, Any] = {"partitioner": "natural", "partition_by": "who"}

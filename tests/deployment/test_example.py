@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flower_split.apps.folder.app import App
+from flower_split.config.run_config import run_keys
 from flower_split.reporting import read_result
 
 EXAMPLE = Path(__file__).parents[2] / "examples/deployment"
@@ -92,6 +94,13 @@ def test_keys_are_their_owners_and_are_never_replaced(tmp_path):
     private = sorted(path.name for path in keys.glob("*.key"))
     assert private == ["ca.key", "one.key", "server.key"]
     assert all((keys / name).stat().st_mode & 0o077 == 0 for name in private)
+
+
+def test_a_run_may_set_every_key():
+    """Flower replaces only keys that the app has."""
+    app = App.read(EXAMPLE / "app")
+    assert [key for key in run_keys() if not app.reads(key)] == []
+    assert app.settings["strategy.min-nodes"] == 3
 
 
 def test_the_image_is_made_of_files_that_exist():

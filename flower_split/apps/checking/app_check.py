@@ -1,6 +1,6 @@
 """An app as a whole: archive, settings, strategy, model, cut, memory, data, address; no Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flower_split.adapters import method_problems
@@ -27,6 +27,7 @@ def check_app(
     *,
     silos: int = 0,
     data: str = "",
+    own: Mapping[str, str] | None = None,
     examples: int = EXAMPLES,
     here: bool = True,
 ) -> tuple[App | None, Findings]:
@@ -37,6 +38,7 @@ def check_app(
         given: Overrides, as of `-c`.
         silos: Silos of a simulation on this machine; 0 for a deployment.
         data: Path of one silo's own data, in place of the app's.
+        own: Path of every silo's own data by its name, in place of the app's.
         examples: How many rendered examples are made.
         here: Whether model, data and address are this machine's, as they are not where an app is
             only submitted.
@@ -69,7 +71,7 @@ def check_app(
             return app, findings
         size = look_at_model(config, findings, silos)
         if app.trains_as_configured:
-            whose = Whose(silos=silos or config.strategy.min_nodes, path=data)
+            whose = Whose(silos=silos or config.strategy.min_nodes, path=data, own=own or {})
             known = size.parameters if size else 0
             look_at_data(config, whose, findings, examples=examples, parameters=known)
         look_at_addresses(config, findings)

@@ -1,6 +1,7 @@
 """The silos' data: read and tokenised as a run would, or a sample of it, before one starts."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flower_split.apps.checking.advice import REAL
@@ -31,9 +32,13 @@ class Whose:
     """Parts of a data set that all silos share."""
     path: str = ""
     """One silo's own data instead, as `data-path` in its node config."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """The data of every silo by its name instead, as `data-path`."""
 
     def nodes(self, config: SplitConfig) -> list[NodeConfig]:
         """A node config for every silo, or for the first ones."""
+        if self.own:
+            return [NodeConfig(silo=silo, data_path=path) for silo, path in self.own.items()]
         if self.path:
             own = self.path if is_reference(self.path) else str(Path(self.path).resolve())
             return [NodeConfig(data_path=own)]
@@ -57,7 +62,7 @@ def look_at_data(
         examples: How many rendered examples of the first silo go to `findings.examples`.
         parameters: Of the model; a toy's texts may be cut off.
     """
-    if not (whose.path or config.data.path):
+    if not (whose.own or whose.path or config.data.path):
         findings.warn(
             TOPIC,
             "data.path is empty: every silo's operator must name its data with data-path in the "
@@ -69,7 +74,7 @@ def look_at_data(
     failed: dict[str, list[str]] = {}
     sizes = dict[str, SiloBatches]()
     for number, node in enumerate(whose.nodes(config)):
-        name = node.name(number) if node.partition else OWN
+        name = node.name(number) if node.partition or node.silo else OWN
         try:
             sizes[name] = silo_batches(sampled, node)
         except FlowerSplitError as error:

@@ -1,5 +1,6 @@
 """`flower-split check`: an app, or a model, before anything runs."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -55,16 +56,18 @@ def check_command(
     with rendered examples, and the trunk's address. Everything is said at once; the status is 1
     where a run would fail.
     """
-    with errors_once(debug=debug, as_json=as_json):
+    from flower_split.apps.folder.completed import completed
+
+    given = list(run_config or ())
+    with errors_once(debug=debug, as_json=as_json), ExitStack() as stack:
         if not (Path(app) / "pyproject.toml").is_file():
             _check_model(app, revision, again, task, as_json)
             return
         quiet_libraries()
+        folder = stack.enter_context(completed(Path(app), given))
         from flower_split.apps.checking.app_check import check_app
 
-        _, findings = check_app(
-            Path(app), run_config or (), silos=silos, data=data, examples=examples
-        )
+        _, findings = check_app(folder, given, silos=silos, data=data, examples=examples)
         if as_json:
             print_json(findings.as_json())
         else:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,17 @@ def print_findings(findings: "Findings", *, all_of_them: bool = True) -> None:
 def print_json(content: Mapping[str, Any]) -> None:
     """Print an answer for a program, and nothing else on standard output."""
     print(json.dumps(content, indent=2))
+
+
+def shown_once(findings: "Findings") -> Callable[[str, str], None]:
+    """`show_line` for a run that a check went before: what the check has said is not said again."""
+    told = {one.text for one in findings.all if one.kind != "ok"}
+
+    def show(level: str, text: str) -> None:
+        if text not in told:
+            show_line(level, text)
+
+    return show
 
 
 def show_line(level: str, text: str) -> None:

@@ -1,5 +1,6 @@
-"""`flower-split submit`, `status`, `logs` and `stop`: runs of a deployment, by their names."""
+"""`flower-split submit`, `resume`, `status`, `logs` and `stop`: a deployment's runs, by name."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from flower_split.apps.commands.console import (
     print_json,
     quiet_libraries,
     show_line,
+    shown_once,
 )
 
 if TYPE_CHECKING:
@@ -46,28 +48,85 @@ def submit_command(
     this command is interrupted.
     """
     with errors_once(debug=debug, as_json=as_json, interrupted=GOES_ON):
+        _submit(app, list(run_config or ()), superlink, detach=detach, as_json=as_json)
+
+
+def resume_command(
+    run: RunName = "",
+    run_config: Overrides = None,
+    superlink: Connection = "",
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Submit a run that has ended once more, to go on after the last round that was saved.
+
+    App and settings are those that `flower-split submit` gave it, on this machine; -c changes
+    those that may change. The status is as that of submit.
+    """
+    with errors_once(debug=debug, as_json=as_json, interrupted=GOES_ON):
+        from flower_split.apps.flower.deployed import Deployment
+        from flower_split.apps.flower.flwr_command import FlwrError
+        from flower_split.apps.flower.submitted import recall
+        from flower_split.apps.folder.overrides import rendered
+
+        former = Deployment(superlink).run(run)
+        if former.is_going:
+            raise FlwrError(
+                f"{former.name} has not ended, its status is {former.status}: wait for its end, or "
+                f"flower-split stop {former.name}"
+            )
+        made_of = recall(former.run_id, former.name)
+        given = [rendered(made_of.overrides), *(run_config or ()), "resume=true"]
+        _submit(made_of.app, given, superlink, detach=detach, as_json=as_json, resumes=former.name)
+
+
+def _submit(
+    app: Path,
+    given: list[str],
+    superlink: str,
+    *,
+    detach: bool,
+    as_json: bool,
+    resumes: str = "",
+) -> None:
+    """Check and submit an app, and follow the run.
+
+    Raises:
+        FlwrError: it is not taken or does not complete.
+        Exit: the app has problems, which are printed.
+    """
+    from flower_split.apps.folder.completed import completed
+
+    with completed(app, given) as folder:
         quiet_libraries()
         from flower_split.apps.checking.app_check import check_app
         from flower_split.apps.flower.deployed import Deployment
+        from flower_split.apps.flower.submitted import Submitted, remember
 
-        found, findings = check_app(app, run_config or (), here=False)
+        found, findings = check_app(folder, given, here=False)
         if not as_json:
             print_findings(findings, all_of_them=False)
         if found is None or findings.problems:
             if as_json:
                 print_json(findings.as_json())
             raise typer.Exit(1)
+        output = str(found.settings.get("output-dir") or "")
         deployment = Deployment(superlink)
         run = deployment.submit(found)
+        try:
+            remember(run.run_id, Submitted(app=app.resolve(), overrides=found.overrides))
+        except OSError as error:
+            print(f"flower-split resume will not know {run.name}: {error}", file=sys.stderr)
         if not as_json:
-            print(f"submitted as {run.name}; flower-split stop {run.name} stops it", flush=True)
+            what = f"{run.name}, which resumes {resumes}" if resumes else run.name
+            print(f"submitted as {what}; flower-split stop {run.name} stops it", flush=True)
         if not detach:
-            deployment.follow(run, _not_shown if as_json else show_line)
+            deployment.follow(run, _not_shown if as_json else shown_once(findings))
             run = deployment.run(run.run_id)
-            folder = str(found.settings.get("output-dir") or "")
             if not as_json:
                 where = (
-                    f"its results are in {folder} on the server" if folder else "it kept nothing"
+                    f"its results are in {output} on the server" if output else "it kept nothing"
                 )
                 print(f"{run.name} completed; {where}")
         if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flower_split.apps.commands.check import Debug
-from flower_split.apps.commands.console import errors_once
+from flower_split.apps.commands.console import errors_once, quiet_libraries
 
 
 def new_command(
@@ -23,6 +23,7 @@ def new_command(
 ) -> None:
     """Write a new app into DIR, with every key of a run; data put beside it stays where it is."""
     with errors_once(debug=debug):
+        quiet_libraries()
         from flower_split.apps.folder.template import new_app
 
         files = new_app(folder, model=model, data=data, publisher=publisher, name=name)

@@ -39,7 +39,7 @@ def plan_command(
         from flower_split.apps.folder.overrides import parse_overrides
         from flower_split.config.run_config import read_run_config
 
-        config = read_run_config({"model.name": model, **parse_overrides(run_config or ())})
+        config = read_run_config({**parse_overrides(run_config or ()), "model.name": model})
         memory = parse_bytes(client_memory) if client_memory else 0
         plan = make_plan(config, client_memory=memory, bandwidth=parse_bandwidth(bandwidth))
         if as_json:

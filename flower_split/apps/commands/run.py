@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from flower_split.apps.commands.console import (
     print_json,
     quiet_libraries,
     show_line,
+    shown_once,
 )
 from flower_split.errors import ConfigError, FlowerSplitError
 
@@ -45,7 +47,10 @@ def run_command(
     Prints a line a round, a table at the end and where the results are. The status is 0 only if the
     run completed.
     """
-    with errors_once(debug=debug, as_json=as_json):
+    from flower_split.apps.folder.completed import completed
+
+    given = list(run_config or ())
+    with errors_once(debug=debug, as_json=as_json), completed(app, given) as app:
         from flower_split.apps.folder.app import App
         from flower_split.apps.simulate import (
             LOG,
@@ -55,7 +60,7 @@ def run_command(
             tell_result,
         )
 
-        given = list(run_config or ())
+        show: Callable[[str, str], None] = show_line
         if check:
             quiet_libraries()
             from flower_split.apps.checking.app_check import check_app
@@ -63,13 +68,14 @@ def run_command(
             found, findings = check_app(app, given, silos=silos, examples=0)
             if not as_json:
                 print_findings(findings, all_of_them=False)
+                show = shown_once(findings)
             if findings.problems or found is None:
                 if as_json:
                     print_json(findings.as_json())
                 raise typer.Exit(1)
         else:
             found = App.read(app, given)
-        given += _absolute(found)
+        given += absolute_paths(found)
         folder = output_dir
         if folder is not None and not found.reads(OUTPUT_KEY):
             raise ConfigError(
@@ -88,7 +94,7 @@ def run_command(
                     output_dir=folder,
                     run_config=given,
                     gpus=gpus,
-                    show=_on_error_output if as_json else show_line,
+                    show=_on_error_output if as_json else show,
                 )
         except FlowerSplitError as error:
             if folder is not None:
@@ -102,7 +108,7 @@ def run_command(
             tell_result(folder, since=started)
 
 
-def _absolute(app: "App") -> list[str]:
+def absolute_paths(app: "App") -> list[str]:
     """Overrides by which silos and server, whose working directories are others, find paths.
 
     Relative paths that lead somewhere from here are meant so.

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +47,14 @@ class Deployment:
 
     Args:
         connection: Its name there; empty for the default one.
+        environment: Of Flower's commands, with the configuration's place; None for this process's.
     """
 
-    def __init__(self, connection: str = "") -> None:
+    def __init__(self, connection: str = "", environment: Mapping[str, str] | None = None) -> None:
         self._connection = [connection] if connection else []
         binaries = str(Path(sys.executable).parent)
         self._environment = {
-            **os.environ,
+            **(os.environ if environment is None else environment),
             "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "PYTHONUNBUFFERED": "1",

@@ -5,31 +5,29 @@ folder, and asks nothing of the internet. `flwr run`'s own managed SuperLink, in
 shared by every run of a user and outlives them.
 """
 
-import contextlib
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
-
 from flower_split.apps.flower.flwr_command import FlwrError, binary, flwr_json, flwr_lines
+from flower_split.apps.flower.private_home import (
+    free_port,
+    private_environment,
+    short_folder,
+    stop_processes,
+)
 
 CONNECTION = "private"
 START_SECONDS = 90.0
-STOP_SECONDS = 6.0
-# Bytes. Ray's sockets lie some ninety below it, and a socket's path has at most 107.
-LONGEST_TEMPORARY = 17
 # Of Ray about a default of its own, and of transformers about what PEFT calls.
 QUIET = (
     "ignore::FutureWarning:ray._private.worker,ignore::FutureWarning:transformers.modeling_utils"
@@ -52,7 +50,7 @@ class LocalSuperLink:
 
     def __init__(self) -> None:
         try:
-            self.home = Path(tempfile.mkdtemp(prefix="flower-split-", dir=_short_folder()))
+            self.home = Path(tempfile.mkdtemp(prefix="flower-split-", dir=short_folder()))
         except OSError as error:
             raise LocalSuperLinkError(
                 f"no temporary folder can be made: {error.strerror}. Name one by TMPDIR"
@@ -78,20 +76,8 @@ class LocalSuperLink:
     @property
     def environment(self) -> dict[str, str]:
         """Environment of every process that belongs to this SuperLink."""
-        binaries = str(Path(sys.executable).parent)
-        named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-        local = [host for host in (named, "127.0.0.1", "localhost") if host]
         return {
-            **os.environ,
-            "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
-            "NO_PROXY": ",".join(local),
-            "no_proxy": ",".join(local),
-            "PYTHONUNBUFFERED": "1",
-            "FLWR_HOME": str(self.home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            **private_environment(self.home),
             "RAY_TMPDIR": str(self.home),
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", QUIET),
@@ -111,13 +97,7 @@ class LocalSuperLink:
 
     def close(self) -> None:
         """Stop every process of this SuperLink and remove its folder. Can be called twice."""
-        left = self._processes()
-        for stop in (psutil.Process.terminate, psutil.Process.kill):
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    stop(process)
-            psutil.wait_procs(left, timeout=STOP_SECONDS)
-            left = self._processes(left)
+        stop_processes(self.home)
         if self._process is not None:
             self._process.wait()
         shutil.rmtree(self.home, ignore_errors=True)
@@ -129,9 +109,7 @@ class LocalSuperLink:
                 "that is more than a name: make the virtual environment at a path without spaces "
                 "and quotes"
             )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n'
             f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -161,29 +139,6 @@ class LocalSuperLink:
                 said = log.read_text(errors="replace").strip()
                 raise LocalSuperLinkError(f"the local SuperLink did not start:\n{said}")
             time.sleep(0.1)
-
-    def _processes(self, known: Sequence[psutil.Process] = ()) -> list[psutil.Process]:
-        """The running processes among `known`, and those that belong to this SuperLink.
-
-        A process belongs to it as a descendant, or by the folder in its environment: a process
-        whose parent died has no ancestor here, and one that set its own title no environment.
-        """
-        found = {process for process in known if process.is_running()}
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("FLWR_HOME") == str(self.home):
-                    found.add(process)
-        for process in tuple(found):
-            with contextlib.suppress(psutil.Error):
-                found.update(process.children(recursive=True))
-        return [process for process in found if process.pid != os.getpid()]
-
-
-def _short_folder() -> str:
-    """The folder for temporary files, or `/tmp` where its path is too long."""
-    usual = tempfile.gettempdir()
-    fits = len(os.fsencode(usual)) <= LONGEST_TEMPORARY
-    return "/tmp" if not fits and os.path.isdir("/tmp") else usual
 
 
 def _answers(port: int) -> bool:

@@ -1,6 +1,7 @@
 """Runs of a deployment by their names, over Flower's commands: never an id, never a false 0."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,8 @@ from flower_split.apps.cli import cli
 from flower_split.apps.flower import deployed
 from flower_split.apps.flower.deployed import Deployment
 from flower_split.apps.flower.flwr_command import FlwrError
+from flower_split.apps.flower.submitted import FOLDER, Submitted, remember
+from flower_split.user_folders import user_folder
 
 LOG = [
     "INFO :      the trunk listens on 0.0.0.0:9443, TLS\n",
@@ -180,6 +183,69 @@ def test_submit_follows_to_the_end(flower, tmp_path) -> None:
     flower.ends_as = "finished:completed"
     status, out, _ = flower_split("submit", app, "--json", "-c", 'output-dir="/on/the/server"')
     assert status == 0 and json.loads(out)["run"]["status"] == "finished:completed"
+
+
+@pytest.mark.medium
+def test_resume_submits_the_same_again(flower, tmp_path) -> None:
+    app = str(tmp_path / "app")
+    assert flower_split("new", app)[0] == 0
+    flower.ends_as = "finished:failed"
+    flower_split("submit", app, "--detach", "-c", 'lora.r=4 output-dir="/on/the/server"')
+    flower.ends_as = "finished:completed"
+    asked = len(flower.asked)
+    status, out, _ = flower_split("resume", "-c", "num-server-rounds=9")
+    assert status == 0 and "submitted as notes-4, which resumes notes-3" in out
+    (submitted,) = (one for one in flower.asked[asked:] if one[0] == "run")
+    for setting in (
+        "lora.r=4",
+        'output-dir="/on/the/server"',
+        "resume=true",
+        "num-server-rounds=9",
+    ):
+        assert setting in submitted[-1]
+    assert flower_split("resume", "--detach")[0] == 0  # one that resumed another
+
+
+@pytest.mark.medium
+def test_what_kept_nothing_is_not_resumed(flower, tmp_path) -> None:
+    app = str(tmp_path / "app")
+    flower_split("new", app)
+    flower.ends_as = "finished:failed"
+    flower_split("submit", app, "--detach")
+    asked = len(flower.asked)
+    status, out, _ = flower_split("resume")
+    assert status == 1 and "resume takes up the checkpoints in output-dir" in out
+    assert not [one for one in flower.asked[asked:] if one[0] == "run"]
+
+
+def test_what_goes_on_or_came_from_elsewhere_is_not_resumed(flower) -> None:
+    status, _, err = flower_split("resume", "notes-2")
+    assert status == 1 and "notes-2 has not ended" in err and "flower-split stop notes-2" in err
+    status, _, err = flower_split("resume", "other-1")
+    assert status == 1 and "other-1 was not submitted from here" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"app": "/x", "overrides": 3}'])
+def test_a_record_that_cannot_be_read_is_an_error(content, flower) -> None:
+    remember("8000000000000000002", Submitted(app=Path("/x"), overrides={}))
+    (file,) = submitted_folder().iterdir()
+    file.write_bytes(content)
+    status, _, err = flower_split("resume", "other-1")
+    assert status == 1 and "other-1" in err and "cannot be read" in err
+
+
+def submitted_folder() -> Path:
+    return user_folder("XDG_STATE_HOME", ".local/state", key="XDG_STATE_HOME") / FOLDER
+
+
+@pytest.mark.medium
+def test_a_key_that_the_app_lacks_is_submitted_with_it(flower, tmp_path) -> None:
+    """Flower replaces only keys that the app has: it is given a copy with all that are set."""
+    example = Path(__file__).parents[3] / "examples/real_model"
+    status, out, err = flower_split("submit", str(example), "--detach", "-c", "checkpoint.keep=3")
+    assert status == 0, out + err
+    (submitted,) = (one for one in flower.asked if one[0] == "run")
+    assert "checkpoint.keep=3" in submitted[-1] and submitted[1] != str(example)
 
 
 @pytest.mark.medium
