@@ -15,6 +15,7 @@
     ├── RoundError               a federated round has too little that could be aggregated
     ├── SuperLinkError           Flower's SuperLink has stopped the run, or is gone
     ├── SiloError                a silo's own code failed; only its log says more
+    ├── ServiceError             a silo's service cannot be started, or not be used
     ├── StateError               what was kept between rounds cannot be written, or not be used
     │   ├── DamagedStateError    a saved file is incomplete or altered
     │   ├── LedgerError          a ledger cannot be written, or its chain is broken
@@ -102,6 +103,10 @@ class SuperLinkError(FlowerSplitError, RuntimeError):
 
 class SiloError(FlowerSplitError, RuntimeError):
     """A silo's own code failed. The text leaves the silo, so it carries no part of the data."""
+
+
+class ServiceError(FlowerSplitError, RuntimeError):
+    """A silo's service cannot be started, not be reached, or has ended in the middle."""
 
 
 class StateError(FlowerSplitError, RuntimeError):

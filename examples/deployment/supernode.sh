@@ -26,6 +26,11 @@ need "$data" "it is the silo's own data, a .jsonl or .txt file"
 own_data=$(quoted "$data")
 state=$(quoted "$folder/state")
 cache=$(quoted "$folder/cache")
+service=
+if [ -n "${SILO_SERVICE:-}" ]; then
+    at=$(quoted "$folder/service/$name")
+    service=" service-dir=$at"
+fi
 remember "supernode-$name"
 cd "$folder"
 exec flower-supernode \
@@ -33,4 +38,4 @@ exec flower-supernode \
     --root-certificates keys/ca.crt \
     --auth-supernode-private-key "keys/$name.key" \
     --host 127.0.0.1 --port "$RUNTIME_PORT" \
-    --node-config "silo=\"$name\" data-path=$own_data state-dir=$state cache-dir=$cache"
+    --node-config "silo=\"$name\" data-path=$own_data state-dir=$state cache-dir=$cache$service"

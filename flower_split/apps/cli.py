@@ -19,6 +19,7 @@ from flower_split.apps.commands.local import deployment_cli
 from flower_split.apps.commands.new import new_command
 from flower_split.apps.commands.plan import plan_command
 from flower_split.apps.commands.run import run_command
+from flower_split.apps.commands.silo import silo_cli
 from flower_split.errors import FlowerSplitError
 
 cli = typer.Typer(
@@ -82,6 +83,7 @@ def export_command(
 
 cli.command("new")(new_command)
 cli.add_typer(ledger_cli, name="ledger")
+cli.add_typer(silo_cli, name="silo")
 cli.command("check")(check_command)
 cli.command("plan")(plan_command)
 cli.command("run")(run_command)

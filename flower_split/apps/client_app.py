@@ -1,47 +1,42 @@
-"""The ready-made ClientApp: trains and evaluates as the run config says."""
+"""The ready-made ClientApp: trains and evaluates as the run config says.
+
+Where the node config names a silo service, that does it, and this process imports neither torch nor
+transformers. `flwr run` imports this module too, only to find `app`: hence the late imports.
+"""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from flower_split.apps.answering import answering
+from flower_split.apps.silo_service.resident import resident
 
 app = ClientApp()
 
 
 @app.train()
 @answering
+@resident
 def train(message: Message, context: Context) -> Message:
     """One round of local training through the trunk."""
-    # Imported late, because `flwr run` imports this module too, only to find `app`.
-    from flower_split.apps.process import set_up_process
-    from flower_split.client import SplitSession
-    from flower_split.client.rendering import show_examples
+    from flower_split.apps.silo_service import handlers
 
-    set_up_process()
-    with SplitSession(message, context) as session:
-        show_examples(session)
-        trained = session.train()
-        return session.reply({"train-loss": trained.loss, "train-tokens": trained.tokens})
+    return handlers.train(message, context)
 
 
 @app.evaluate()
 @answering
+@resident
 def evaluate(message: Message, context: Context) -> Message:
     """Loss, accuracy and the task's own metric on the silo's held-out data, through the trunk."""
-    from flower_split.apps.process import set_up_process
-    from flower_split.client import SplitSession
+    from flower_split.apps.silo_service import handlers
 
-    set_up_process()
-    with SplitSession(message, context) as session:
-        found = session.evaluate()
-        if session.invitation.sample:
-            session.generate(session.config.sample_prompt)
-        return session.reply(found.reported(), num_examples=found.weight(session.config.model.task))
+    return handlers.evaluate(message, context)
 
 
 @app.query()
+@resident
 def query(message: Message, context: Context) -> Message:
     """The silo's name, where its order among the others matters."""
-    from flower_split.client.name_query import answer_name_query
+    from flower_split.apps.silo_service import handlers
 
-    return answer_name_query(message, context)
+    return handlers.query(message, context)

@@ -3,11 +3,13 @@
 import logging
 
 from flower_split.apps.debugging import WithoutTracebacks
-from flower_split.devices import keep_freed_memory
 
 
 def set_up_process() -> None:
     """Make this process one in which an app runs. Can be called again."""
+    # Imported late: the log of a process that hands its messages over needs no torch.
+    from flower_split.devices import keep_freed_memory
+
     join_flower_log()
     keep_freed_memory()
 

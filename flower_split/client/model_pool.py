@@ -2,11 +2,14 @@
 
 A simulation's worker serves many silos one after the other, and they borrow the same model. Every
 session overwrites all adapter tensors. A model that is left otherwise than it was, such as with a
-second adapter, is not lent again: nothing goes from one silo to the next.
+second adapter, is not lent again: nothing goes from one silo to the next. A simulation keeps the
+models of one run; a silo service those of any, up to a bound.
 """
 
+import logging
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +24,11 @@ from flower_split.client.model_traces import ModelTraces
 from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
 from flower_split.segments import load_client_model, load_skeleton
 
+logger = logging.getLogger(__name__)
+
 CPU = torch.device("cpu")
 
-Key = tuple[tuple[ModelConfig, str], CutConfig, LoraSettings, tuple[Any, ...], torch.device]
+Key = tuple[tuple[ModelConfig, Any, Any], CutConfig, LoraSettings, tuple[Any, ...], torch.device]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,8 +45,56 @@ class ClientModel:
     """As it was loaded."""
 
 
-_idle: dict[Key, list[ClientModel]] = {}
+@dataclass(frozen=True, kw_only=True)
+class HeldModel:
+    """What is told of a model that is kept for the next session."""
+
+    name: str
+    """As the run config has it."""
+    device: str
+    bottom_layers: int
+    top_layers: int
+    num_bytes: int
+    """Of its weights and adapters."""
+
+
+_idle: OrderedDict[Key, list[ClientModel]] = OrderedDict()
+"""The longest unused first."""
 _lock = threading.Lock()
+_most_bytes: int | None = None
+"""Of all that is idle; None where only models of the last key are kept."""
+
+
+def keep_models(most_bytes: int | None) -> None:
+    """Keep models of any run, up to `most_bytes`, of which the longest unused goes first.
+
+    While a model is lent or loaded, it comes on top. None keeps the last run's only, as before.
+    """
+    global _most_bytes
+    with _lock:
+        _most_bytes = most_bytes
+
+
+def held_models() -> list[HeldModel]:
+    """The models that are idle, the longest unused first."""
+    with _lock:
+        return [
+            HeldModel(
+                name=key[0][0].name,
+                device=str(key[-1]),
+                bottom_layers=key[1].bottom_layers,
+                top_layers=key[1].top_layers,
+                num_bytes=_bytes(model.model),
+            )
+            for key, models in _idle.items()
+            for model in models
+        ]
+
+
+def drop_models() -> None:
+    """Forget the models that are idle."""
+    with _lock:
+        _idle.clear()
 
 
 @contextmanager
@@ -78,10 +131,32 @@ def borrowed_model(
     # A loop of one's own may have ended with a step and kept its gradients.
     model.model.zero_grad(set_to_none=True)
     with _lock:
+        _idle.setdefault(key, []).append(model)
+        _idle.move_to_end(key)
+        if _most_bytes is not None:
+            _bound(_most_bytes)
+            return
         # A run with other settings in the same process leaves nothing behind in memory.
         for other in _idle.keys() - {key}:
             del _idle[other]
-        _idle.setdefault(key, []).append(model)
+
+
+def _bound(most: int) -> None:
+    """Drop the longest unused models, until the others have at most `most` bytes."""
+    sizes = {key: sum(_bytes(one.model) for one in models) for key, models in _idle.items()}
+    for key, size in list(sizes.items()):
+        if sum(sizes.values()) <= most:
+            return
+        logger.info(
+            "model %s, %d MiB, is dropped: the bound is reached", key[0][0].name, size >> 20
+        )
+        del _idle[key], sizes[key]
+
+
+def _bytes(model: nn.Module) -> int:
+    """Of a model's parameters and buffers, each once."""
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
+    return sum(one.numel() * one.element_size() for one in tensors.values())
 
 
 def _load(

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from flower_split.client.file_stamps import Stamps, file_stamps
 from flower_split.client.node_config import NodeConfig
 from flower_split.config.sections import ModelConfig, SplitConfig
 from flower_split.delivery.cache import PartCache
@@ -45,8 +46,11 @@ class ModelSource:
     def __init__(
         self, config: ModelConfig, pack: str = "", fetch: Callable[[], Fetched] | None = None
     ) -> None:
-        self.key = (config, pack)
-        """Tells models apart; holds nothing of the session."""
+        # A delivered model is named by what it holds.
+        stamps: Stamps = () if pack else file_stamps(config.name)
+        self.key = (config, pack, stamps)
+        """Tells models apart, and one from itself after its files were changed; holds nothing of
+        the session."""
         self.pack = pack
         self._config = config
         self._fetch = fetch

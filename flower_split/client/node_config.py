@@ -67,6 +67,9 @@ class NodeConfig:
     ledger_dir: str = ""
     """Folder in which the silo accounts for what leaves it, an absolute path; empty for no account;
     see [ledger.md](ledger.md)."""
+    service_dir: str = ""
+    """Folder of the silo service to which this SuperNode's messages are handed, an absolute path;
+    empty for none; see [services.md](services.md)."""
     show_examples: int = 0
     """Examples of the silo's data that its own log shows before the first round, as the model reads
     them. They are users' texts: for a log that nobody else gets."""
@@ -85,7 +88,7 @@ class NodeConfig:
             problem = _path_problem(_key(field), getattr(self, field))
             problems += [problem] if problem else []
         paths = (
-            *("state_dir", "cache_dir", "ledger_dir"),
+            *("state_dir", "cache_dir", "ledger_dir", "service_dir"),
             *("trunk_ca", "trunk_certificate", "trunk_private_key"),
         )
         for field in paths:

@@ -1,12 +1,15 @@
 """A silo's data in its process: tokenised once, whatever number of rounds follow."""
 
 import logging
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 
 from flwr.app import ConfigRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 
+from flower_split.client.file_stamps import Stamps, file_stamps
 from flower_split.client.model_source import ModelSource
 from flower_split.client.node_config import NodeConfig, Partition
 from flower_split.config.sections import DataConfig, SplitConfig
@@ -30,6 +33,12 @@ MOST_SILOS = 16
 """Silos whose data one process keeps, as a simulation's worker serves several."""
 TOLD = "flower-split.data"
 """Record in the silo's state of a run: its log has the summary of its data."""
+
+Key = tuple[ModelSource, DataConfig, int, int, Partition | None, Task]
+
+_kept: OrderedDict[Key, tuple[Stamps, PreTrainedTokenizerBase, SiloData]] = OrderedDict()
+"""The longest unused first; with the stamps of the files that it was read from."""
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +113,9 @@ def silo_batches(
     length = config.train.max_length
     if data.packing:
         check_packing(source.name, source.revision, config.model.attention)
-    tokenizer, silo = _load(source, data, length, config.seed, node.partition, task)
+    stamps = file_stamps(data.path, data.eval_path)
+    key = (source, data, length, config.seed, node.partition, task)
+    tokenizer, silo = _kept_or_loaded(key, stamps)
     _tell(node.name(0) if node.silo or node.partition else "", silo.summary, state)
     return SiloBatches(tokenizer=tokenizer, silo=silo, order=node.partition_id or 0, config=config)
 
@@ -143,7 +154,35 @@ def silo_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return load_tokenizer(source.name, revision=source.revision)
 
 
-@lru_cache(maxsize=MOST_SILOS)
+def held_data() -> list[SiloData]:
+    """The data that this process keeps, the longest unused first."""
+    with _lock:
+        return [silo for _, _, silo in _kept.values()]
+
+
+def drop_data() -> None:
+    """Forget data and tokenizer."""
+    with _lock:
+        _kept.clear()
+    silo_tokenizer.cache_clear()
+
+
+def _kept_or_loaded(key: Key, stamps: Stamps) -> tuple[PreTrainedTokenizerBase, SiloData]:
+    """What is kept under `key`, read anew where the files' `stamps` are others than they were."""
+    with _lock:
+        kept = _kept.get(key)
+        if kept is not None and kept[0] == stamps:
+            _kept.move_to_end(key)
+            return kept[1:]
+        _kept.pop(key, None)
+    tokenizer, silo = _load(*key)
+    with _lock:
+        _kept[key] = (stamps, tokenizer, silo)
+        while len(_kept) > MOST_SILOS:
+            _kept.popitem(last=False)
+    return tokenizer, silo
+
+
 def _load(
     source: ModelSource,
     data: DataConfig,

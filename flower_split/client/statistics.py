@@ -1,6 +1,8 @@
 """Statistics of a session: what it cost, as plain numbers in the reply."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
@@ -21,7 +23,7 @@ class SessionCost:
     parameter_share: float = 0.0
     """Part of the uncut model's parameters that the silo holds, 0 to 1."""
     started: float = field(default_factory=time.monotonic)
-    process_age: float = field(default_factory=lambda: _process_age())
+    process_age: float = field(default_factory=lambda: time.time() - _process_start())
     """Seconds from the start of the process to that of the session; in a deployment, where every
     message has a process of its own, what starting Python and importing has cost."""
     loaded: float = 0.0
@@ -53,5 +55,23 @@ class SessionCost:
         }
 
 
-def _process_age() -> float:
-    return time.time() - float(psutil.Process().create_time())
+_begun: float | None = None
+
+
+@contextmanager
+def process_begun(at: float) -> Iterator[None]:
+    """Have sessions count from the start of the process that hands a message over to this one.
+
+    Args:
+        at: In seconds since the epoch.
+    """
+    global _begun
+    _begun = at
+    try:
+        yield
+    finally:
+        _begun = None
+
+
+def _process_start() -> float:
+    return float(psutil.Process().create_time()) if _begun is None else _begun

@@ -1,6 +1,10 @@
 """Devices: which one computes, in what precision, and how tensors get there and back."""
 
-from flower_split.devices.allocator import giving_back_freed_memory, keep_freed_memory
+from flower_split.devices.allocator import (
+    give_back_freed_memory,
+    giving_back_freed_memory,
+    keep_freed_memory,
+)
 from flower_split.devices.autocast import (
     as_inner,
     autocast_dtype,
@@ -16,6 +20,7 @@ __all__ = [
     "autocasting",
     "beside_compute",
     "current_autocast",
+    "give_back_freed_memory",
     "giving_back_freed_memory",
     "keep_freed_memory",
     "mark_ready",

@@ -76,6 +76,12 @@ def giving_back_freed_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc give what is free to the operating system, once."""
+    if is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def is_glibc() -> bool:
     """Whether this process's C library is glibc."""
     if sys.platform != "linux":

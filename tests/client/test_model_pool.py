@@ -1,10 +1,17 @@
 import gc
+import os
+import shutil
 import weakref
 
 import pytest
 import torch
 
-from flower_split.client.model_pool import borrowed_model
+from flower_split.client.model_pool import (
+    borrowed_model,
+    drop_models,
+    held_models,
+    keep_models,
+)
 from flower_split.config.run_config import read_run_config
 
 
@@ -104,3 +111,67 @@ def test_a_model_that_was_changed_is_not_used_again(config, change):
     with borrowed_model(config) as second:
         assert second is not first
         assert list(second.model.peft_config) == ["default"]
+
+
+@pytest.fixture
+def keeping():
+    """Keeps models of several runs for a test, up to so many bytes."""
+    drop_models()
+    yield keep_models
+    keep_models(None)
+    drop_models()
+
+
+def borrow(run_config, rank):
+    """The model of a run with adapters of that rank, lent and given back."""
+    with borrowed_model(read_run_config({**run_config, "lora.r": rank})) as held:
+        return held
+
+
+@pytest.mark.medium
+def test_up_to_a_bound_the_models_of_several_runs_are_kept(run_config, keeping):
+    keeping(1 << 30)
+    first, second = borrow(run_config, 2), borrow(run_config, 3)
+    assert borrow(run_config, 2) is first and borrow(run_config, 3) is second
+    names = [(one.name, one.bottom_layers, one.top_layers) for one in held_models()]
+    assert names == [(run_config["model.name"], 1, 1)] * 2
+
+
+@pytest.mark.medium
+def test_beyond_the_bound_the_longest_unused_model_goes_first(run_config, keeping):
+    keeping(1 << 30)
+    first, second = borrow(run_config, 2), borrow(run_config, 3)
+    sizes = [one.num_bytes for one in held_models()]
+    assert borrow(run_config, 2) is first
+    keeping(sum(sizes) + 1)
+    third = borrow(run_config, 4)
+    assert sum(one.num_bytes for one in held_models()) <= sum(sizes) + 1
+    assert borrow(run_config, 4) is third
+    assert borrow(run_config, 3) is not second
+
+
+def test_a_model_beyond_the_bound_is_not_kept(run_config, keeping):
+    keeping(10)
+    first = borrow(run_config, 2)
+    assert held_models() == []
+    assert borrow(run_config, 2) is not first
+
+
+def test_the_bytes_of_a_model_are_those_of_its_tensors(run_config, keeping):
+    keeping(1 << 30)
+    model = borrow(run_config, 2).model
+    tensors = {one.data_ptr(): one.nbytes for one in (*model.parameters(), *model.buffers())}
+    assert [one.num_bytes for one in held_models()] == [sum(tensors.values())]
+
+
+def test_a_model_whose_files_were_changed_is_loaded_anew(run_config, tiny, tmp_path):
+    shutil.copytree(tiny / "model", tmp_path / "model")
+    config = read_run_config({**run_config, "model.name": str(tmp_path / "model")})
+    with borrowed_model(config) as first:
+        pass
+    with borrowed_model(config) as second:
+        assert second is first
+    weights = tmp_path / "model" / "model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    with borrowed_model(config) as third:
+        assert third is not first

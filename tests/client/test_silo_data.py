@@ -8,7 +8,12 @@ from flwr.app import RecordDict
 from tiny_checkpoint import save_tiny_model
 
 from flower_split.client.node_config import NodeConfig
-from flower_split.client.silo_data import silo_batches, silo_preferences
+from flower_split.client.silo_data import (
+    drop_data,
+    held_data,
+    silo_batches,
+    silo_preferences,
+)
 from flower_split.config.run_config import read_run_config
 from flower_split.errors import DataError, UnsupportedFamilyError
 from flower_split.segments import load_client_model, load_tokenizer
@@ -23,6 +28,20 @@ def test_the_data_is_tokenised_once_a_process(run_config):
     one, two = silo_batches(config, node(0)), silo_batches(config, node(0))
     assert one.silo is two.silo
     assert silo_batches(config, node(1)).silo is not one.silo
+
+
+def test_data_whose_file_was_changed_is_read_anew(run_config, tmp_path):
+    own = tmp_path / "own.jsonl"
+    row = json.dumps({"text": "the sum of"}) + "\n"
+    own.write_text(row * 4)
+    config = read_run_config({**run_config, "data.eval-fraction": 0.0})
+    silo = NodeConfig(data_path=str(own))
+    assert silo_batches(config, silo).num_train == 4
+    own.write_text(row * 6)
+    assert silo_batches(config, silo).num_train == 6
+    assert sum(one.train.num_examples == 6 for one in held_data()) == 1
+    drop_data()
+    assert held_data() == []
 
 
 def test_silos_have_disjoint_parts_that_make_up_all(run_config):
