@@ -19,6 +19,7 @@ from flower_split.segments import (
     Trunk,
     TrunkSlot,
     held_by_trunk,
+    layer_index,
     layers_path,
 )
 
@@ -55,6 +56,7 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
             "has its masked triplets as zeros, and is loaded into a cut model too"
         )
     stock = part.model if isinstance(part, Trunk) else part
+    _check_layers(folder, stock)
     if isinstance(part, PeftModel) or hasattr(stock, "peft_config"):
         raise AdapterError("the model has an adapter already: load into one that has none")
     if isinstance(part, Trunk):
@@ -77,6 +79,19 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
             module.take_given()  # the trunk's owner loads the trunk's part
     slot.loaded_adapter = digest
     return client
+
+
+def _check_layers(folder: Path, stock: PreTrainedModel) -> None:
+    """Raise `AdapterError` where it has layers that the model has not: PEFT passes over them."""
+    path, layers = layers_path(stock), int(stock.config.get_text_config().num_hidden_layers)
+    with safe_open(folder / TENSORS, framework="pt") as file:
+        found = [(layer_index(name, path) or 0, name) for name in file.keys()]  # noqa: SIM118
+    last, name = max(found, default=(0, ""))
+    if last >= layers:
+        raise AdapterError(
+            f"the adapter in {folder} does not fit the model, which has {layers} layers: it has "
+            f"{name!r}. Load it into the model that it was trained on"
+        )
 
 
 def _reaches(trunk: Trunk, folder: Path) -> bool:

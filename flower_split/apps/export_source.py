@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -53,6 +54,8 @@ class Source:
     run: str = ""
     """Id of the run, or of the first run that it resumes; empty where it is not known."""
     server_round: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the run, by run-config key; empty where they are not known."""
     trunk: Mapping[str, SiloState] = field(default_factory=dict)
     """The trunk's halves of the silos' session states, by the silos' names."""
 
@@ -143,6 +146,7 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
         task=str(state.settings.get("model.task") or CAUSAL_LM),
         run=state.origin_run_id,
         server_round=checkpoint.server_round,
+        settings=state.settings,
         trunk={held.silo: held for held in read_session_states(checkpoint)},
     )
 
