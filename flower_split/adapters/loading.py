@@ -56,10 +56,10 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
             "has its masked triplets as zeros, and is loaded into a cut model too"
         )
     stock = part.model if isinstance(part, Trunk) else part
-    _check_layers(folder, stock)
     if isinstance(part, PeftModel) or hasattr(stock, "peft_config"):
         raise AdapterError("the model has an adapter already: load into one that has none")
     if isinstance(part, Trunk):
+        _check_layers(folder, stock, part.cuts.num_layers)
         if _reaches(part, folder):
             _leave_stubs_out(config, stock)
             wrapped = _wrapped(stock, folder, config)
@@ -73,6 +73,7 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
             "load_adapter takes a client model of split_model or load_client_model before "
             "attach_trunk, or a trunk"
         )
+    _check_layers(folder, stock, slot.cuts.num_layers)
     client = _wrapped(stock, folder, config)
     for module in stock.modules():
         if isinstance(module, PassThrough):
@@ -81,11 +82,14 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
     return client
 
 
-def _check_layers(folder: Path, stock: PreTrainedModel) -> None:
+def _check_layers(folder: Path, stock: PreTrainedModel, layers: int) -> None:
     """Raise `AdapterError` where it has layers that the model has not: PEFT passes over them."""
-    path, layers = layers_path(stock), int(stock.config.get_text_config().num_hidden_layers)
-    with safe_open(folder / TENSORS, framework="pt") as file:
-        found = [(layer_index(name, path) or 0, name) for name in file.keys()]  # noqa: SIM118
+    path = layers_path(stock)
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            found = [(layer_index(name, path) or 0, name) for name in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(f"the adapter in {folder} cannot be read: {error}") from error
     last, name = max(found, default=(0, ""))
     if last >= layers:
         raise AdapterError(
