@@ -10,6 +10,7 @@
     │   └── WeightsError         a model's weights lack what a party needs
     ├── AdapterError             a LoRA setting or an adapter tensor does not fit the model
     ├── DataError                a data set is missing, empty or broken
+    ├── PromptError              a prompt cannot be answered by the tuned model
     ├── DivergenceError          a loss or a gradient is no longer a finite number
     ├── DeliveryError            a silo cannot keep its part of the model, or will not fetch it
     ├── RoundError               a federated round has too little that could be aggregated
@@ -83,6 +84,10 @@ class AdapterError(FlowerSplitError, ValueError):
 
 class DataError(FlowerSplitError, ValueError):
     """A data set is missing, empty or broken."""
+
+
+class PromptError(FlowerSplitError, ValueError):
+    """A prompt cannot be answered by the tuned model."""
 
 
 class DivergenceError(FlowerSplitError, ArithmeticError):

@@ -19,6 +19,7 @@ from flower_split.segments import (
     Trunk,
     TrunkSlot,
     held_by_trunk,
+    layer_index,
     layers_path,
 )
 
@@ -58,6 +59,7 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
     if isinstance(part, PeftModel) or hasattr(stock, "peft_config"):
         raise AdapterError("the model has an adapter already: load into one that has none")
     if isinstance(part, Trunk):
+        _check_layers(folder, stock, part.cuts.num_layers)
         if _reaches(part, folder):
             _leave_stubs_out(config, stock)
             wrapped = _wrapped(stock, folder, config)
@@ -71,12 +73,29 @@ def load_adapter(part: PreTrainedModel | Trunk, folder: Path | str) -> PeftModel
             "load_adapter takes a client model of split_model or load_client_model before "
             "attach_trunk, or a trunk"
         )
+    _check_layers(folder, stock, slot.cuts.num_layers)
     client = _wrapped(stock, folder, config)
     for module in stock.modules():
         if isinstance(module, PassThrough):
             module.take_given()  # the trunk's owner loads the trunk's part
     slot.loaded_adapter = digest
     return client
+
+
+def _check_layers(folder: Path, stock: PreTrainedModel, layers: int) -> None:
+    """Raise `AdapterError` where it has layers that the model has not: PEFT passes over them."""
+    path = layers_path(stock)
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            found = [(layer_index(name, path) or 0, name) for name in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(f"the adapter in {folder} cannot be read: {error}") from error
+    last, name = max(found, default=(0, ""))
+    if last >= layers:
+        raise AdapterError(
+            f"the adapter in {folder} does not fit the model, which has {layers} layers: it has "
+            f"{name!r}. Load it into the model that it was trained on"
+        )
 
 
 def _reaches(trunk: Trunk, folder: Path) -> bool:

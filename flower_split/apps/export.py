@@ -14,6 +14,7 @@ from flower_split.adapters import save_whole
 from flower_split.adapters.merging import save_merged
 from flower_split.apps.export_source import Source, from_adapter, from_checkpoint, is_adapter
 from flower_split.apps.personal import PersonalPart
+from flower_split.apps.prompt_format import FILE
 from flower_split.config.tasks import CAUSAL, MASKED_LM, Task
 from flower_split.errors import StateError
 from flower_split.lowrank import personalised
@@ -81,6 +82,8 @@ def export(
             else:
                 adapter.rename(made)
             (made / CARD).write_text(card, encoding="utf-8")
+            if found.prompt_format:
+                (made / FILE).write_text(found.prompt_format, encoding="utf-8")
             keep_private(made)
             _put(made, out, Path(scratch, "replaced"))
     except (OSError, SafetensorError) as error:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from flower_split.adapters.plan import TASK_TYPES, plan_from_fields
 from flower_split.adapters.reading import CONFIG
 from flower_split.apps.card import model_card
 from flower_split.apps.personal import PersonalPart, find_personal, personal_folders, personal_part
+from flower_split.apps.prompt_format import FILE, prompt_format, written
 from flower_split.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from flower_split.checkpoint.archive import MANIFEST
 from flower_split.config.tasks import CAUSAL_LM
@@ -53,6 +55,10 @@ class Source:
     run: str = ""
     """Id of the run, or of the first run that it resumes; empty where it is not known."""
     server_round: int | None = None
+    prompt_format: str = ""
+    """Content of `prompt_format.json`; empty where the format is not known."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the run, by run-config key; empty where they are not known."""
     trunk: Mapping[str, SiloState] = field(default_factory=dict)
     """The trunk's halves of the silos' session states, by the silos' names."""
 
@@ -97,7 +103,8 @@ def from_adapter(source: Path) -> Source:
         name=str(source),
         base_model=found.base_model,
         fan_in_fan_out=found.fan_in_fan_out,
-        card=_card(told) or bare_card(found.base_model),
+        card=_text(told) or bare_card(found.base_model),
+        prompt_format=_text(source / FILE),
         task_type=found.task_type,
         whole=lambda: found.state,
         write=lambda folder: save_whole(
@@ -143,11 +150,13 @@ def from_checkpoint(source: Path, *, best: bool, server_round: int | None) -> So
         task=str(state.settings.get("model.task") or CAUSAL_LM),
         run=state.origin_run_id,
         server_round=checkpoint.server_round,
+        prompt_format=written(prompt_format(state.settings)),
+        settings=state.settings,
         trunk={held.silo: held for held in read_session_states(checkpoint)},
     )
 
 
-def _card(path: Path) -> str:
+def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

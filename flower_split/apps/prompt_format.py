@@ -3,6 +3,7 @@
 Whoever uses the adapter must write prompts in the same form, so it is kept with result and adapter.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,3 +58,8 @@ def prompt_format(settings: Mapping[str, Any]) -> dict[str, str]:
         "prompt": prompt,
         "separator": PROMPT_SEPARATOR if asked else "",
     }
+
+
+def written(form: Mapping[str, str]) -> str:
+    """The content of `FILE`."""
+    return json.dumps(form, indent=2, ensure_ascii=False) + "\n"

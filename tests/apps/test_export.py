@@ -80,6 +80,16 @@ def test_the_adapter_computes_what_the_split_model_does(finished, tiny, tmp_path
     assert (out / "adapter_model.safetensors").read_bytes() == wanted
 
 
+def test_the_prompt_format_goes_along(finished, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert flower_split("export", finished, "--out", first).exit_code == 0
+    said = flower_split("export", first, "--out", second, "--json")
+    assert json.loads(said.stdout)["folder"] == str(second)
+    name = "prompt_format.json"
+    kept = (finished / "adapter" / name).read_bytes()
+    assert (first / name).read_bytes() == (second / name).read_bytes() == kept
+
+
 def test_merged_it_is_a_stock_model(finished, tiny, tmp_path):
     out = tmp_path / "merged"
     said = flower_split("export", finished, "--out", out, "--merge", tiny / "model")
