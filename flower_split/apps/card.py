@@ -1,7 +1,6 @@
 """The model card of what a run has learned, from the run's settings and result."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from flower_split.adapters import AdapterPlan
 from flower_split.apps.prompt_format import prompt_format
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.lowrank import combined_ranks
-from flower_split.reporting.model_card import ModelCard
+from flower_split.reporting.model_card import ModelCard, public_name
 from flower_split.strategies import SplitResult
 
 
@@ -38,7 +37,7 @@ def model_card(
         **(result.evaluate_metrics_clientapp.get(server_round) or {}),
     }
     return ModelCard(
-        base_model=_public(str(settings["model.name"])),
+        base_model=public_name(str(settings["model.name"])),
         revision=str(settings["model.revision"]),
         bottom_layers=int(settings["split.bottom-layers"]),
         top_layers=int(settings["split.top-layers"]),
@@ -62,8 +61,3 @@ def model_card(
         versions=versions,
         prompt_format=prompt_format(settings),
     )
-
-
-def _public(model: str) -> str:
-    """A model's name without the folders of the server that it was read from."""
-    return Path(model).name if Path(model).is_absolute() else model

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flower_split.config.tasks import CAUSAL_LM
@@ -144,6 +145,11 @@ class ModelCard:
 def bare_card(base_model: str) -> str:
     """The card of an adapter of which nothing else is known."""
     return _METADATA.format(base=_quoted(base_model)) + "\n# LoRA adapter\n"
+
+
+def public_name(model: str) -> str:
+    """A model's name without the folders of the server that it was read from."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def personal_card(card: str, silo: str, server_round: int, modules: Sequence[str]) -> str:
