@@ -1,7 +1,7 @@
 """The events of a run: what the strategy tells of its rounds, silos and checkpoints as it goes.
 
 Nothing here is called in the way of a step: the sessions are looked at when the strategy looks for
-replies, at most every 50 ms, and no thread of the trunk waits for that.
+replies, at most four times a second, and no thread of the trunk waits for that.
 """
 
 import time
@@ -23,6 +23,8 @@ from flower_split.strategies.hosting.replies import named
 from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.transport.messages import Purpose
 
+LOOK_SECONDS = 0.25
+"""Seconds between two looks at the sessions, at least."""
 GAUGE_SECONDS = 5.0
 """Seconds between two events `gauges`."""
 MOST_SILOS = 64
@@ -71,7 +73,7 @@ class RunEvents:
         self._alone = alone
         self._present: dict[str, int] = {}
         self._told: dict[int, set[str]] = {}
-        self._gauged = 0.0
+        self._gauged = self._looked = 0.0
         self._last: dict[str, Any] = {}
 
     def begun(
@@ -127,10 +129,12 @@ class RunEvents:
         """Tell what the silos' sessions have come to since the last look."""
         if self._log is None:
             return
-        seen = sessions.seen()
-        for node_id, session in seen.items():
-            self._tell_session(sessions, node_id, session)
         now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        seen = sessions.seen()
+        self._tell_sessions(sessions, seen)
         if now - self._gauged >= GAUGE_SECONDS:
             self._gauged = now
             self._tell_gauges(seen, host.waiting)
@@ -140,6 +144,7 @@ class RunEvents:
         if self._log is None:
             return
         seen = sessions.seen()
+        self._tell_sessions(sessions, seen)
         for record in sessions.history():
             self._tell_record(record, seen[record.node_id].silo)
         if sessions.sample:
@@ -170,6 +175,10 @@ class RunEvents:
             best=what.is_best,
         )
 
+    def _tell_sessions(self, sessions: RoundSessions, seen: Mapping[int, SeenSession]) -> None:
+        for node_id, session in seen.items():
+            self._tell_session(sessions, node_id, session)
+
     def _tell_session(self, sessions: RoundSessions, node_id: int, session: SeenSession) -> None:
         told, silo = self._told.setdefault(node_id, set()), session.silo or f"node {node_id}"
         about = {
@@ -192,9 +201,9 @@ class RunEvents:
 
     def _tell_gauges(self, seen: Mapping[int, SeenSession], waiting: int) -> None:
         going = {
-            session.silo or f"node {node_id}": session.summary
+            session.silo or f"node {node_id}": summary
             for node_id, session in seen.items()
-            if session.summary is not None
+            if (summary := session.progress()) is not None
         }
         rows = sum(one.queue.rows for one in going.values())
         beside = sum(one.queue.rows_beside for one in going.values())

@@ -62,7 +62,7 @@ def exchange(
         messages: To silos, one for each.
         timeout: Seconds to wait for replies.
         is_lost: Whether no reply to the message of this id is to be expected any more.
-        on_look: Called at every look for replies, and after the last one.
+        on_look: Called before every look for replies.
 
     Raises:
         RoundError: no message could be sent.
@@ -90,7 +90,6 @@ def exchange(
             break
         pause = FIRST_POLL if came else min(1.5 * pause, SLOWEST_POLL)
         time.sleep(min(pause, remaining))
-    on_look()
     return replies
 
 

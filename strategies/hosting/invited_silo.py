@@ -1,5 +1,6 @@
 """An invited silo: the invitation that its message carries, and its session at the trunk."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flower_split.server.engine import TrunkEngine
@@ -30,7 +31,7 @@ class SeenSession:
     silo: str
     """The silo's name; empty before the session was opened, or where it told none."""
     stage: Stage
-    summary: SessionSummary | None
+    progress: Callable[[], SessionSummary | None]
     """What was counted so far; None where it is not open."""
 
 
@@ -71,7 +72,7 @@ class InvitedSilo:
     def seen(self) -> "SeenSession":
         """How far its session is; no thread of the trunk waits for who looks."""
         record = self._record
-        return SeenSession(silo=record.silo, stage=record.stage, summary=record.progress())
+        return SeenSession(silo=record.silo, stage=record.stage, progress=record.progress)
 
     def collect(self) -> SessionOutcome | None:
         """What its session leaves, once; None unless it was finished."""

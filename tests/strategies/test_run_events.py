@@ -13,7 +13,7 @@ from flower_split.config.sections import CheckpointConfig
 from flower_split.errors import RoundError
 from flower_split.reporting.events import EVENTS, EventLog, read_events
 from flower_split.server.ticket_record import Stage
-from flower_split.strategies import Alone, SplitStrategy
+from flower_split.strategies import Alone, SplitStrategy, run_events
 from flower_split.strategies.hosting.invited_silo import SeenSession
 from flower_split.strategies.run_events import BROKE_OFF, NOT_CONNECTED, RunEvents
 from flower_split.transport.messages import QueueUse, SessionSummary
@@ -158,9 +158,10 @@ def test_a_run_that_is_resumed_says_with_which_round_it_goes_on(tmp_path):
 
 
 @pytest.fixture
-def watched(tmp_path):
+def watched(tmp_path, monkeypatch):
     """Looks at sessions that the test makes up, and gives the events so far."""
     sessions = SimpleNamespace(terms=SimpleNamespace(server_round=1, purpose="train"), seen=dict)
+    monkeypatch.setattr(run_events, "LOOK_SECONDS", 0.0)
     with EventLog(tmp_path) as log:
         teller = RunEvents(log)
 
@@ -174,7 +175,9 @@ def watched(tmp_path):
 
 def session(stage, silo="north", **counted):
     summary = SessionSummary(**{"steps": 0, "forwards": 0, "backwards": 0, "tokens": 0, **counted})
-    return SeenSession(silo=silo, stage=stage, summary=summary if stage is Stage.OPEN else None)
+    return SeenSession(
+        silo=silo, stage=stage, progress=lambda: summary if stage is Stage.OPEN else None
+    )
 
 
 def test_sessions_are_told_as_they_come_and_once(watched):
