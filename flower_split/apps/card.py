@@ -7,9 +7,12 @@ from torch import Tensor
 
 from flower_split.adapters import AdapterPlan
 from flower_split.apps.prompt_format import prompt_format
+from flower_split.apps.results import round_result
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.lowrank import combined_ranks
 from flower_split.reporting.model_card import ModelCard, public_name
+from flower_split.reporting.report import by_silo, to_markdown
+from flower_split.reporting.result import RunResult
 from flower_split.strategies import SplitResult
 
 
@@ -59,5 +62,13 @@ def model_card(
         },
         metrics={name: float(v) for name, v in metrics.items() if not isinstance(v, list)},
         versions=versions,
+        results=to_markdown([by_silo(_so_far(result, settings, server_round))]),
         prompt_format=prompt_format(settings),
     )
+
+
+def _so_far(result: SplitResult, settings: Mapping[str, Any], server_round: int) -> RunResult:
+    """The rounds up to the exported one."""
+    numbers = sorted({one.server_round for one in result.history})
+    rounds = [round_result(result, number) for number in numbers if number <= server_round]
+    return RunResult(rounds=rounds, config=settings)

@@ -16,6 +16,7 @@ from flower_split.apps.commands.deployment import (
 from flower_split.apps.commands.ledger import ledger_cli
 from flower_split.apps.commands.new import new_command
 from flower_split.apps.commands.plan import plan_command
+from flower_split.apps.commands.report import report_command
 from flower_split.apps.commands.run import run_command
 from flower_split.errors import FlowerSplitError
 
@@ -87,6 +88,7 @@ cli.command("submit")(submit_command)
 cli.command("status")(status_command)
 cli.command("logs")(logs_command)
 cli.command("stop")(stop_command)
+cli.command("report")(report_command)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from flower_split.errors import FlowerSplitError, StateError
 from flower_split.reporting import RunResult, installed_versions, plot_losses, write_result
 from flower_split.reporting.events import EventLog
 from flower_split.reporting.model_card import CARD
+from flower_split.reporting.report import REPORT, report_page
 from flower_split.reporting.store import write_text
 from flower_split.strategies import SplitStrategy
 from flower_split.strategies.output import ADAPTER
@@ -145,7 +146,7 @@ class RunRecord:
     def _tell_end(self, failure: str) -> None:
         if self._events is not None:
             state = "failed" if failure else "completed"
-            left = [ADAPTER, RESULT, PLOT] if self._strategy.result.adapter else [RESULT, PLOT]
+            left = [ADAPTER] * bool(self._strategy.result.adapter) + [RESULT, PLOT, REPORT]
             seconds = time.monotonic() - self._started
             self._events.tell("run-ended", state=state, why=failure, seconds=seconds, left=left)
 
@@ -171,8 +172,9 @@ class RunRecord:
             form = json.dumps(self._format, indent=2, ensure_ascii=False)
             write_text(folder / ADAPTER / FILE, form + "\n")
         plot_losses(report, folder / PLOT)
-        what = f"adapter, {RESULT} and {PLOT} are" if learned else f"{RESULT} is"
-        logger.info("%s in %s", what, folder)
+        write_text(folder / REPORT, report_page(report))
+        what = f"{'adapter, ' * bool(learned)}{RESULT}, {PLOT} and {REPORT}"
+        logger.info("%s are in %s", what, folder)
 
     def _card(self) -> str:
         result = self._strategy.result

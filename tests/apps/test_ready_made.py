@@ -35,6 +35,7 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
         "checkpoints",
         "events.jsonl",
         "losses.png",
+        "report.html",
         "result.json",
     ]
     assert all(path.stat().st_mode & 0o077 == 0 for path in results.rglob("*"))
@@ -42,6 +43,8 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
     assert report.silos == ["0", "1", "2"]
     assert [one.server_round for one in report.rounds] == [0, 1, 2]
     assert report.state == "completed"
+    assert "completed" in (results / "report.html").read_text()
+    assert "## Results by silo" in (results / "adapter" / "README.md").read_text()
     events = read_events(results / "events.jsonl")
     assert (events[0].kind, events[-1].kind) == ("run-begun", "run-ended")
     assert sum(event.kind == "silo-round" for event in events) == 3 * 5

@@ -60,7 +60,7 @@ def test_the_result_so_far_is_there_after_a_round_and_the_end_is_told(tmp_path):
         ("failed", "nobody answered"),
         ("completed", ""),
     ]
-    assert ended[0]["left"] == ["result.json", "losses.png"]
+    assert ended[0]["left"] == ["result.json", "losses.png", "report.html"]
 
 
 def test_a_result_so_far_that_cannot_be_written_ends_no_run(record, tmp_path, caplog):
