@@ -14,6 +14,7 @@ from flower_split.apps.commands.deployment import (
     submit_command,
 )
 from flower_split.apps.commands.ledger import ledger_cli
+from flower_split.apps.commands.monitor import monitor_command
 from flower_split.apps.commands.new import new_command
 from flower_split.apps.commands.plan import plan_command
 from flower_split.apps.commands.report import report_command
@@ -88,6 +89,7 @@ cli.command("submit")(submit_command)
 cli.command("status")(status_command)
 cli.command("logs")(logs_command)
 cli.command("stop")(stop_command)
+cli.command("monitor")(monitor_command)
 cli.command("report")(report_command)
 
 
