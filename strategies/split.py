@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import RoundError
+from flower_split.reporting.events import EventLog
 from flower_split.strategies.checkpoints.run_checkpoints import RunCheckpoints
 from flower_split.strategies.early_stopping import stops_early
 from flower_split.strategies.history import SplitResult
@@ -24,6 +25,7 @@ from flower_split.strategies.inner import allowance_of, check_inner, weight_key
 from flower_split.strategies.output import checkpoint_folder
 from flower_split.strategies.round_line import round_line
 from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
+from flower_split.strategies.run_events import RunEvents
 from flower_split.strategies.union_metrics import of_union
 from flower_split.transport.messages import Purpose
 
@@ -42,7 +44,9 @@ class SplitStrategy(Strategy):
         host: A trunk that is already hosted, and stays so afterwards; None hosts one per run.
         on_round: Called after every round with the result so far and the round's number, before
             it is saved; a round that is done again, because a run was resumed, comes again.
-        label: Stands in front of every round's line in the log.
+        label: Stands in front of every round's line in the log; what has one is no run of its own,
+            but the baseline of another.
+        events: Where what happens is told; None tells nobody.
         checkpoints: Folder for the run's checkpoints; None takes `checkpoints` in the configured
             output folder, and writes none where that is empty.
 
@@ -59,6 +63,7 @@ class SplitStrategy(Strategy):
         checkpoints: Path | None = None,
         on_round: Callable[[SplitResult, int], None] | None = None,
         label: str = "",
+        events: EventLog | None = None,
     ) -> None:
         check_inner(inner, config.lora, config.peft)
         self.config = config
@@ -69,6 +74,7 @@ class SplitStrategy(Strategy):
         self._on_round = on_round
         self._label = f"{label}: " if label else ""
         self._sessions: RoundSessions | None = None
+        self._events = RunEvents(events, alone=bool(label))
 
     def summary(self) -> None:
         """Log what is cut where, and the inner strategy's own summary."""
@@ -201,6 +207,7 @@ class SplitStrategy(Strategy):
             )
             self.result, reached = run.checkpoints.begin(initial_arrays, run.read_roster)
             self.summary()
+            self._events.begun(self.config, host, rounds, reached.next_round)
             stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
             for server_round in range(reached.next_round, run.num_rounds + 1):
                 evaluations = self.result.evaluate_metrics_clientapp
@@ -219,12 +226,14 @@ class SplitStrategy(Strategy):
 
     def _run_round(self, run: Run, server_round: int, *, trained: bool) -> None:
         result = self.result
+        if server_round > 0 or self.config.evaluate_initial:
+            self._events.round_begun(server_round, run.num_rounds)
         if server_round > 0 and not trained:
             logger.info("%sround %d of %d begins", self._label, server_round, run.num_rounds)
             self._train(run, server_round)
             if server_round == run.num_rounds:
                 # Silos drop their optimizers' state as they evaluate the last round.
-                run.checkpoints.save(result, server_round, run.roster, complete=False)
+                self._save(run, server_round, complete=False)
         if server_round > 0 or self.config.evaluate_initial:
             self._evaluate(run, server_round)
         metrics = run.evaluate_fn(server_round, result.arrays) if run.evaluate_fn else None
@@ -235,7 +244,14 @@ class SplitStrategy(Strategy):
             logger.info("%s%s", self._label, line)
         if self._on_round is not None:
             self._on_round(result, server_round)
-        run.checkpoints.save(result, server_round, run.roster, complete=True)
+        self._save(run, server_round, complete=True)
+        if server_round > 0 or self.config.evaluate_initial:
+            self._events.round_ended(result, server_round)
+
+    def _save(self, run: Run, server_round: int, *, complete: bool) -> None:
+        saved = run.checkpoints.save(self.result, server_round, run.roster, complete=complete)
+        if saved is not None:
+            self._events.saved(saved)
 
     def _train(self, run: Run, server_round: int) -> None:
         with self._round(run, "train", server_round):
@@ -249,6 +265,7 @@ class SplitStrategy(Strategy):
             self.result.arrays = arrays
         if metrics is not None:
             self.result.train_metrics_clientapp[server_round] = metrics
+        self._events.aggregated("train", server_round, metrics)
         self.result.adapter = run.host.adapter(self.result.arrays)
 
     def _evaluate(self, run: Run, server_round: int) -> None:
@@ -261,12 +278,15 @@ class SplitStrategy(Strategy):
             metrics = self.aggregate_evaluate(server_round, replies)
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics
+        self._events.aggregated("evaluate", server_round, metrics)
 
     @contextmanager
     def _round(self, run: Run, purpose: Purpose, server_round: int) -> Iterator[None]:
         """Sessions for one exchange; on leaving they have ended and are in the history."""
         started = time.monotonic()
-        run.host.note_connected(run.wait(purpose))
+        connected = run.wait(purpose)
+        run.host.note_connected(connected)
+        self._events.connected(connected, run.roster.names)
         terms = RoundTerms(
             purpose=purpose,
             server_round=server_round,
@@ -294,10 +314,18 @@ class SplitStrategy(Strategy):
                 result.seconds[server_round] = result.seconds.get(server_round, 0.0) + spent
                 if sessions.sample:
                     result.samples[server_round] = sessions.sample
+                self._events.exchange_ended(sessions, spent)
 
     def _exchange(self, run: Run, messages: list[Message]) -> list[Message]:
         sessions = self._open_sessions()
-        return exchange(run.grid, messages, run.timeout, is_lost=sessions.is_lost)
+        self._events.exchange_begun(sessions, len(messages))
+        return exchange(
+            run.grid,
+            messages,
+            run.timeout,
+            is_lost=sessions.is_lost,
+            on_look=lambda: self._events.look(sessions, run.host),
+        )
 
     def _open_sessions(self) -> RoundSessions:
         if self._sessions is None:

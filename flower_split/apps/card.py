@@ -1,16 +1,18 @@
 """The model card of what a run has learned, from the run's settings and result."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from flower_split.adapters import AdapterPlan
 from flower_split.apps.prompt_format import prompt_format
+from flower_split.apps.results import round_result
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.lowrank import combined_ranks
-from flower_split.reporting.model_card import ModelCard
+from flower_split.reporting.model_card import ModelCard, public_name
+from flower_split.reporting.report import by_silo, to_markdown
+from flower_split.reporting.result import RunResult
 from flower_split.strategies import SplitResult
 
 
@@ -38,7 +40,7 @@ def model_card(
         **(result.evaluate_metrics_clientapp.get(server_round) or {}),
     }
     return ModelCard(
-        base_model=_public(str(settings["model.name"])),
+        base_model=public_name(str(settings["model.name"])),
         revision=str(settings["model.revision"]),
         bottom_layers=int(settings["split.bottom-layers"]),
         top_layers=int(settings["split.top-layers"]),
@@ -60,10 +62,13 @@ def model_card(
         },
         metrics={name: float(v) for name, v in metrics.items() if not isinstance(v, list)},
         versions=versions,
+        results=to_markdown([by_silo(_so_far(result, settings, server_round))]),
         prompt_format=prompt_format(settings),
     )
 
 
-def _public(model: str) -> str:
-    """A model's name without the folders of the server that it was read from."""
-    return Path(model).name if Path(model).is_absolute() else model
+def _so_far(result: SplitResult, settings: Mapping[str, Any], server_round: int) -> RunResult:
+    """The rounds up to the exported one."""
+    numbers = sorted({one.server_round for one in result.history})
+    rounds = [round_result(result, number) for number in numbers if number <= server_round]
+    return RunResult(rounds=rounds, config=settings)

@@ -14,8 +14,10 @@ from flower_split.apps.commands.deployment import (
 from flower_split.apps.commands.export import export_command
 from flower_split.apps.commands.ledger import ledger_cli
 from flower_split.apps.commands.local import deployment_cli
+from flower_split.apps.commands.monitor import monitor_command
 from flower_split.apps.commands.new import new_command
 from flower_split.apps.commands.plan import plan_command
+from flower_split.apps.commands.report import report_command
 from flower_split.apps.commands.run import run_command
 from flower_split.apps.commands.serve import serve_command
 from flower_split.apps.commands.silo import silo_cli
@@ -49,6 +51,8 @@ cli.add_typer(deployment_cli, name="deployment")
 cli.command("chat")(chat_command)
 cli.command("serve")(serve_command)
 cli.command("export")(export_command)
+cli.command("monitor")(monitor_command)
+cli.command("report")(report_command)
 
 
 if __name__ == "__main__":

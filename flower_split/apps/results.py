@@ -22,6 +22,7 @@ def run_result(
     config: Mapping[str, Any],
     seconds: float,
     failure: str = "",
+    running: bool = False,
     prompt_format: Mapping[str, str] | None = None,
 ) -> RunResult:
     """What `result.json` holds of a run, complete or not.
@@ -32,6 +33,7 @@ def run_result(
         config: The run config.
         seconds: Wall-clock time of everything.
         failure: Why the run ended early; empty when it did not.
+        running: Whether it has not ended yet.
         prompt_format: How fields became texts.
     """
     names = silo_names(result.history + (alone.history if alone else []))
@@ -51,6 +53,7 @@ def run_result(
         versions=installed_versions(),
         seconds=seconds,
         failure=failure,
+        state="running" if running else "failed" if failure else "completed",
         prompt_format=dict(prompt_format or {}),
     )
 

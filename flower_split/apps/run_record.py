@@ -1,4 +1,4 @@
-"""The record of a run: the files that are left of it, written once, however the run ends."""
+"""The record of a run: the files that are left of it, however it ends, and its result so far."""
 
 import json
 import logging
@@ -19,8 +19,10 @@ from flower_split.apps.results import run_result
 from flower_split.config.resuming import settings
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import FlowerSplitError, StateError
-from flower_split.reporting import installed_versions, plot_losses, write_result
+from flower_split.reporting import RunResult, installed_versions, plot_losses, write_result
+from flower_split.reporting.events import EventLog
 from flower_split.reporting.model_card import CARD
+from flower_split.reporting.report import REPORT, report_page
 from flower_split.reporting.store import write_text
 from flower_split.strategies import SplitStrategy
 from flower_split.strategies.output import ADAPTER
@@ -51,6 +53,7 @@ class RunRecord:
         values: The run config as it was given.
         strategy: Runs the rounds.
         baseline: Runs the rounds in which every silo trains alone; None without them.
+        events: Where the end of the run is told; None tells nobody.
 
     Raises:
         StateError: on leaving: the files cannot be written, and the run itself has not failed.
@@ -64,6 +67,8 @@ class RunRecord:
         values: Mapping[str, Any],
         strategy: SplitStrategy,
         baseline: SplitStrategy | None,
+        *,
+        events: EventLog | None = None,
     ) -> None:
         self._folder = folder
         self._plan = plan
@@ -71,10 +76,12 @@ class RunRecord:
         self._values = values
         self._strategy = strategy
         self._baseline = baseline
+        self._events = events
         self._format = prompt_format(settings(config))
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._saved = False
+        self._noted, self._note_seconds = 0.0, 0.0
 
     def __enter__(self) -> Self:
         _open_records.add(self)
@@ -95,6 +102,23 @@ class RunRecord:
         finally:
             _open_records.discard(self)
 
+    def note_round(self) -> None:
+        """Write the result as it is after a round, in the state `running`.
+
+        Where that takes long, as after very many silos' rounds, it is left out of rounds between,
+        so that it costs no more than a hundredth of a run's time.
+        """
+        begun = time.monotonic()
+        if self._folder is None or self._saved or begun < self._noted + 99 * self._note_seconds:
+            return
+        try:
+            # Not under the lock, for which an exit handler in this thread would not wait.
+            write_result(self._report(running=True), self._folder / RESULT)
+        except OSError as error:
+            logger.warning("%s is not written: %s", self._folder / RESULT, error.strerror)
+        self._noted = time.monotonic()
+        self._note_seconds = self._noted - begun
+
     def save(self, failure: str) -> None:
         """Write the files, unless that was done already.
 
@@ -108,6 +132,7 @@ class RunRecord:
             if not self._saved:
                 self._write(self._folder, failure)
                 self._saved = True
+                self._tell_end(failure)
         finally:
             self._lock.release()
 
@@ -118,15 +143,26 @@ class RunRecord:
             "export its adapter"
         )
 
-    def _write(self, folder: Path, failure: str) -> None:
-        report = run_result(
+    def _tell_end(self, failure: str) -> None:
+        if self._events is not None:
+            state = "failed" if failure else "completed"
+            left = [ADAPTER] * bool(self._strategy.result.adapter) + [RESULT, PLOT, REPORT]
+            seconds = time.monotonic() - self._started
+            self._events.tell("run-ended", state=state, why=failure, seconds=seconds, left=left)
+
+    def _report(self, failure: str = "", *, running: bool = False) -> RunResult:
+        return run_result(
             self._strategy.result,
             None if self._baseline is None else self._baseline.result,
             config=self._values,
             seconds=time.monotonic() - self._started,
             failure=failure,
+            running=running,
             prompt_format=self._format,
         )
+
+    def _write(self, folder: Path, failure: str) -> None:
+        report = self._report(failure)
         write_result(report, folder / RESULT)
         learned = self._strategy.result.adapter
         if learned:
@@ -136,8 +172,9 @@ class RunRecord:
             form = json.dumps(self._format, indent=2, ensure_ascii=False)
             write_text(folder / ADAPTER / FILE, form + "\n")
         plot_losses(report, folder / PLOT)
-        what = f"adapter, {RESULT} and {PLOT} are" if learned else f"{RESULT} is"
-        logger.info("%s in %s", what, folder)
+        write_text(folder / REPORT, report_page(report))
+        what = f"{'adapter, ' * bool(learned)}{RESULT}, {PLOT} and {REPORT}"
+        logger.info("%s are in %s", what, folder)
 
     def _card(self) -> str:
         result = self._strategy.result

@@ -1,10 +1,9 @@
 """A run on the server, from its run config to the files that are left of it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import EarlyStopConfig, SplitConfig
+from flower_split.reporting.events import EventLog
 from flower_split.reporting.tensorboard import ScalarWriter
 from flower_split.strategies import (
     Alone,
@@ -61,14 +61,19 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
         host = stack.enter_context(TrunkHost(config))
         for text in advice(config, host.parameters):
             logger.warning("%s", text)
-        strategy = SplitStrategy(
-            config,
-            inner,
-            host=host,
-            on_round=None if scalars is None else partial(_write_scalars, scalars),
-        )
-        baseline = _baseline(config, host, checkpoints)
-        with RunRecord(folder, host.plan, config, values, strategy, baseline):
+        events = None
+        if folder is not None:
+            events = stack.enter_context(EventLog(folder, resume=config.resume))
+
+        def on_round(result: SplitResult, server_round: int) -> None:
+            if scalars is not None and result is strategy.result:
+                scalars.write(round_result(result, server_round))
+            record.note_round()
+
+        strategy = SplitStrategy(config, inner, host=host, on_round=on_round, events=events)
+        baseline = _baseline(config, host, checkpoints, on_round, events)
+        record = RunRecord(folder, host.plan, config, values, strategy, baseline, events=events)
+        with record:
             strategy.start(grid)
             if baseline is not None:
                 logger.info("and now every silo alone, for comparison")
@@ -87,12 +92,12 @@ def _check_app(grid: Grid) -> None:
         check_installed(folder)
 
 
-def _write_scalars(writer: ScalarWriter, result: SplitResult, server_round: int) -> None:
-    writer.write(round_result(result, server_round))
-
-
 def _baseline(
-    config: SplitConfig, host: TrunkHost, checkpoints: Path | None
+    config: SplitConfig,
+    host: TrunkHost,
+    checkpoints: Path | None,
+    on_round: Callable[[SplitResult, int], None],
+    events: EventLog | None,
 ) -> SplitStrategy | None:
     if not config.baseline_alone:
         return None
@@ -110,4 +115,12 @@ def _baseline(
         lora=config.lora if config.peft.is_plain else None,
     )
     folder = None if checkpoints is None else checkpoints / ALONE
-    return SplitStrategy(quiet, inner, host=host, checkpoints=folder, label=ALONE)
+    return SplitStrategy(
+        quiet,
+        inner,
+        host=host,
+        checkpoints=folder,
+        on_round=on_round,
+        label=ALONE,
+        events=events,
+    )

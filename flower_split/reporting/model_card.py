@@ -1,11 +1,12 @@
 """The model card of an exported adapter: where it comes from, in the hub's format."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flower_split.config.tasks import CAUSAL_LM
+from flower_split.reporting.usage import usage_code
 
 CARD = "README.md"
 """Name of the model card's file."""
@@ -19,30 +20,6 @@ tags:
 - flower
 ---
 """
-
-
-_SNIPPET = """
-## Use it
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-{load}
-base = {base}  # folder or hub name of the base model
-tokenizer = AutoTokenizer.from_pretrained(base)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "adapter")
-{prompt}
-written = model.generate(**prompt, max_new_tokens=64)
-print(tokenizer.decode(written[0], skip_special_tokens=True))
-```
-
-`"adapter"` is this folder.
-"""
-
-_CHAT = """chat = [{"role": "user", "content": "Your question"}]
-prompt = tokenizer.apply_chat_template(
-    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +51,8 @@ class ModelCard:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the exported round, averaged over the silos."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    results: str = ""
+    """A section of Markdown with what the run did for each silo."""
     prompt_format: Mapping[str, str] = field(default_factory=dict)
     """How fields became the text that the model reads: `template`; of causal models `prompt`."""
 
@@ -108,6 +87,7 @@ class ModelCard:
             _METADATA.format(base=_quoted(self.base_model)).replace("- lora", f"- {name.lower()}")
             + f"\n# {name} adapter, trained across silos with flower_split\n"
             + self._use()
+            + self.results
             + body
         )
 
@@ -117,18 +97,10 @@ class ModelCard:
             return ""
         told = "".join(f"- {name}: {_code(text)}\n" for name, text in self.prompt_format.items())
         section = f"\n## Prompt format\n\nFields of the silos' examples are in braces.\n\n{told}"
-        if self.task != CAUSAL_LM:
+        code = usage_code(self.base_model, self.prompt_format, task=self.task)
+        if not code:
             return section
-        asked = re.sub(r"\{[^}]*\}", "Your question", self.prompt_format.get("prompt", ""))
-        source = repr(self.base_model)
-        load = ""
-        if re.fullmatch(r"[A-Za-z_][\w.]*:[\w/.-]+", self.base_model):  # a package's folder
-            load = "from flower_split.segments import resolve_source\n"
-            source = f"str(resolve_source({source}).folder)"
-        prompt = f'prompt = tokenizer({asked or "The beginning of"!r}, return_tensors="pt")'
-        if "written_by" in self.prompt_format:
-            prompt = _CHAT
-        return section + _SNIPPET.format(load=load, base=source, prompt=prompt)
+        return f'{section}\n## Use it\n\n```python\n{code}```\n\n`"adapter"` is this folder.\n'
 
     def _method(self) -> dict[str, str]:
         if self.method:
@@ -144,6 +116,11 @@ class ModelCard:
 def bare_card(base_model: str) -> str:
     """The card of an adapter of which nothing else is known."""
     return _METADATA.format(base=_quoted(base_model)) + "\n# LoRA adapter\n"
+
+
+def public_name(model: str) -> str:
+    """A model's name without the folders of the server that it was read from."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def personal_card(card: str, silo: str, server_round: int, modules: Sequence[str]) -> str:

@@ -65,6 +65,9 @@ class RunResult:
     """Wall-clock time of the run."""
     failure: str = ""
     """Why the run ended before its last round; empty when it did not."""
+    state: str = ""
+    """`running`, `completed` or `failed`; a run that was killed is left `running`. Empty in results
+    of versions that wrote them at the end only."""
     prompt_format: Mapping[str, str] = field(default_factory=dict)
     """How fields of the examples became the text that the model reads: `template`, and of causal
     models `prompt` and `separator`."""

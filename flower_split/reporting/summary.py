@@ -29,6 +29,8 @@ def summarise(result: RunResult) -> RenderableType:
         ]
     if result.failure:
         parts.append(Text(f"the run ended early: {result.failure}", style="red"))
+    if result.state == "running":
+        parts.append(Text("the run goes on, or was killed: these are its rounds so far"))
     parts += [
         Panel(Text(_first_lines(text)), title=title, title_align="left")
         for title, text in _samples(result).items()

@@ -180,7 +180,7 @@ class TrunkEngine:
             optimizers=self._optimizers,
         )
         try:
-            record.open(work)
+            record.open(work, spec.silo)
         except SequenceError:  # it was discarded meanwhile
             work.free()
             raise

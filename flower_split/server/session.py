@@ -110,6 +110,7 @@ class TrunkSession:
         )
         self._last_microbatch = -1
         self._ended = False
+        record.follow(self.summary)
 
     def submit(self, request: Request) -> Future[Reply]:
         """Let `request` wait for its turn; see `BackendSession.submit`.
@@ -139,6 +140,16 @@ class TrunkSession:
     def close(self) -> Future[None]:
         """Free everything, however the session ended. Can be called twice."""
         return self._queue.call(self._close)
+
+    def summary(self) -> SessionSummary:
+        """What was counted so far."""
+        return SessionSummary(
+            steps=self._steps,
+            forwards=self._forwards,
+            backwards=self._backwards,
+            tokens=self._tokens,
+            queue=self._waited,
+        )
 
     def _answer(
         self, request: StepRequest | AdapterCall | Finish | Release | DropCache | Discard
@@ -330,13 +341,7 @@ class TrunkSession:
 
     def _finish(self) -> SessionSummary:
         self._check_step(self._steps)
-        summary = SessionSummary(
-            steps=self._steps,
-            forwards=self._forwards,
-            backwards=self._backwards,
-            tokens=self._tokens,
-            queue=self._waited,
-        )
+        summary = self.summary()
         self._record.finish(summary)
         self._close()
         return summary

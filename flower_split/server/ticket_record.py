@@ -18,7 +18,7 @@ step out of this order is refused with `SequenceError`.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -98,6 +98,13 @@ class TicketRecord:
         self._work: SessionWork | None = None
         self._outcome: SessionOutcome | None = None
         self._proposal: SiloState | None = None
+        self._silo = ""
+        self._progress: Callable[[], SessionSummary] | None = None
+
+    @property
+    def silo(self) -> str:
+        """The silo's name, as it told it when the session was opened; empty where it told none."""
+        return self._silo
 
     @property
     def stage(self) -> Stage:
@@ -124,8 +131,8 @@ class TicketRecord:
             self._require("be opened", Stage.PREPARED)
             return self._start
 
-    def open(self, work: SessionWork) -> None:
-        """The session is open, and computes with `work`.
+    def open(self, work: SessionWork, silo: str = "") -> None:
+        """The session is open, of the silo of this name, and computes with `work`.
 
         Raises:
             SequenceError: as `start`.
@@ -133,6 +140,21 @@ class TicketRecord:
         with self._lock:
             self._require("be opened", Stage.PREPARED)
             self._stage, self._work, self._start = Stage.OPEN, work, None
+            self._silo = silo
+
+    def follow(self, progress: Callable[[], SessionSummary]) -> None:
+        """Have `progress` tell how far the session is, from any thread, while it is open."""
+        with self._lock:
+            if self._work is not None:
+                self._progress = progress
+
+    def progress(self) -> SessionSummary | None:
+        """How far the open session is, of which nobody waits for anybody; None where none is open.
+
+        Its numbers are read one after the other while the session goes on.
+        """
+        progress = self._progress
+        return None if progress is None else progress()
 
     def finish(self, summary: SessionSummary) -> None:
         """The silo declares its session complete. A discarded one leaves nothing.
@@ -164,6 +186,7 @@ class TicketRecord:
             if self._stage is Stage.OPEN:
                 self._stage = Stage.BROKEN
             work, self._work = self._work, None
+            self._progress = None
         if work is not None:
             work.free()
 

@@ -38,6 +38,8 @@ class Reached:
     """The last round that was begun; -1 is before everything."""
     complete: bool = True
     """Whether it was evaluated too, and not only trained."""
+    is_best: bool = False
+    """Whether it is kept as the best."""
 
     @property
     def next_round(self) -> int:
@@ -126,14 +128,17 @@ class RunCheckpoints:
 
     def save(
         self, result: SplitResult, server_round: int, roster: Roster, *, complete: bool
-    ) -> None:
+    ) -> Reached | None:
         """Save the run's state; when that fails, a warning says so and the run continues.
+
+        Returns:
+            What a run would resume from; None where nothing was saved.
 
         Raises:
             ConfigError: the silos do not report `best-metric`, and the best is to be kept.
         """
         if self._store is None:
-            return
+            return None
         self._saved = False
         best = self._best
         if self._config.checkpoint.keep_best:
@@ -146,7 +151,7 @@ class RunCheckpoints:
                 type(self._inner).__name__,
                 lines(inner.lost),
             )
-            return
+            return None
         checkpoint = run_state.pack(
             result,
             server_round=server_round,
@@ -159,8 +164,12 @@ class RunCheckpoints:
             inner=inner,
         )
         self._saved = self._store.save(checkpoint)
-        if self._saved:
-            self._best = checkpoint.best_round
+        if not self._saved:
+            return None
+        self._best = checkpoint.best_round
+        return Reached(
+            server_round=server_round, complete=complete, is_best=self._best == server_round
+        )
 
     def _resume(
         self, last: Checkpoint, roster: Callable[[], Roster]

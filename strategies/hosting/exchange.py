@@ -49,6 +49,7 @@ def exchange(
     timeout: float,
     *,
     is_lost: Callable[[str], bool] = lambda _: False,
+    on_look: Callable[[], None] = lambda: None,
 ) -> list[Message]:
     """Send `messages` and return the replies that came within `timeout` seconds.
 
@@ -61,6 +62,7 @@ def exchange(
         messages: To silos, one for each.
         timeout: Seconds to wait for replies.
         is_lost: Whether no reply to the message of this id is to be expected any more.
+        on_look: Called before every look for replies.
 
     Raises:
         RoundError: no message could be sent.
@@ -76,6 +78,7 @@ def exchange(
     waiting, replies = set(sent), list[Message]()
     deadline, pause = time.monotonic() + timeout, FIRST_POLL
     while waiting:
+        on_look()
         lost = {message_id for message_id in waiting if is_lost(message_id)}
         with _served():
             # By position: the parameter has another name in Flower 1.43.

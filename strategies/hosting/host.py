@@ -247,6 +247,11 @@ class TrunkHost:
         """
         self._engine.load_session_states(states)
 
+    @property
+    def waiting(self) -> int:
+        """Passes that wait at the trunk now."""
+        return self._engine.queue.waiting
+
     def note_connected(self, node_ids: Collection[int]) -> None:
         """The nodes that are connected now: no other may take one's name over."""
         self._engine.names.note_connected(node_ids)

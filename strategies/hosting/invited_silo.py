@@ -1,12 +1,13 @@
 """An invited silo: the invitation that its message carries, and its session at the trunk."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flower_split.server.engine import TrunkEngine
-from flower_split.server.ticket_record import SessionOutcome, TicketRecord
+from flower_split.server.ticket_record import SessionOutcome, Stage, TicketRecord
 from flower_split.server.tickets import TicketBook
 from flower_split.transport.invitation import Invitation
-from flower_split.transport.messages import Purpose
+from flower_split.transport.messages import Purpose, SessionSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,17 @@ class RoundTerms:
     """Seconds after which the exchange ends."""
     last_training: bool = False
     """Whether silos may drop what they keep from round to round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenSession:
+    """A silo's session, as it was when someone looked."""
+
+    silo: str
+    """The silo's name; empty before the session was opened, or where it told none."""
+    stage: Stage
+    progress: Callable[[], SessionSummary | None]
+    """What was counted so far; None where it is not open."""
 
 
 class InvitedSilo:
@@ -55,6 +67,12 @@ class InvitedSilo:
     def is_finished(self) -> bool:
         """Whether its session was finished, and the outcome has not been collected."""
         return self._record.is_finished
+
+    @property
+    def seen(self) -> "SeenSession":
+        """How far its session is; no thread of the trunk waits for who looks."""
+        record = self._record
+        return SeenSession(silo=record.silo, stage=record.stage, progress=record.progress)
 
     def collect(self) -> SessionOutcome | None:
         """What its session leaves, once; None unless it was finished."""

@@ -16,7 +16,7 @@ from flower_split.reporting.counters import checked_counters, trunk_counters
 from flower_split.server.ticket_record import TrunkStart
 from flower_split.strategies.history import NodeRecord
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
-from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
+from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms, SeenSession
 from flower_split.strategies.hosting.replies import (
     Asked,
     by_reason,
@@ -135,6 +135,15 @@ class RoundSessions:
     def counted(self) -> int:
         """How many silos' replies count."""
         return sum(not record.failure for record in self.records.values())
+
+    @property
+    def terms(self) -> RoundTerms:
+        """What the exchange is for."""
+        return self._terms
+
+    def seen(self) -> dict[int, SeenSession]:
+        """By node id: how far the session of every silo that was invited is."""
+        return {node_id: invited.silo.seen for node_id, invited in self._invited.items()}
 
     def invite(self, message: Message, *, sample: bool = False) -> Message:
         """A copy of the inner strategy's `message` with the silo's part and an invitation.

@@ -13,6 +13,7 @@ from flower_split.apps.client_app import app as client_app
 from flower_split.apps.server_app import app as server_app
 from flower_split.errors import ConfigError, FlowerSplitError, RoundError
 from flower_split.reporting import read_result
+from flower_split.reporting.events import read_events
 
 
 def run(run_config, nodes=3, **grid):
@@ -32,13 +33,21 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
     assert sorted(path.name for path in results.iterdir()) == [
         "adapter",
         "checkpoints",
+        "events.jsonl",
         "losses.png",
+        "report.html",
         "result.json",
     ]
     assert all(path.stat().st_mode & 0o077 == 0 for path in results.rglob("*"))
     report = read_result(results / "result.json")
     assert report.silos == ["0", "1", "2"]
     assert [one.server_round for one in report.rounds] == [0, 1, 2]
+    assert report.state == "completed"
+    assert "completed" in (results / "report.html").read_text()
+    assert "## Results by silo" in (results / "adapter" / "README.md").read_text()
+    events = read_events(results / "events.jsonl")
+    assert (events[0].kind, events[-1].kind) == ("run-begun", "run-ended")
+    assert sum(event.kind == "silo-round" for event in events) == 3 * 5
     for silo in report.silos:
         losses = report.losses(silo)
         assert len(losses) == 3

@@ -12,6 +12,7 @@ from toy_trunk import TOY_PLAN, toy_config
 from flower_split.apps.run_record import STOPPED, RunRecord, _save_all
 from flower_split.errors import RoundError, StateError
 from flower_split.reporting import read_result
+from flower_split.reporting.events import EVENTS, EventLog, read_events
 from flower_split.strategies import SplitResult
 
 
@@ -37,6 +38,35 @@ def test_an_ending_from_outside_is_saved_once(record, tmp_path):
         (tmp_path / "result.json").unlink()
         raise SystemExit(1)
     assert not (tmp_path / "result.json").exists()
+
+
+def test_the_result_so_far_is_there_after_a_round_and_the_end_is_told(tmp_path):
+    strategy = SimpleNamespace(result=SplitResult(seconds={1: 2.0}))
+    result = tmp_path / "result.json"
+    with EventLog(tmp_path) as events:
+        record = RunRecord(tmp_path, None, toy_config(), {}, strategy, None, events=events)
+        with pytest.raises(RoundError), record:
+            record.note_round()
+            assert read_result(result).state == "running"
+            raise RoundError("nobody answered")
+        assert (read_result(result).state, failure(tmp_path)) == ("failed", "nobody answered")
+        record.note_round()
+        assert read_result(result).state == "failed"
+        with RunRecord(tmp_path, None, toy_config(), {}, strategy, None, events=events):
+            pass
+    assert read_result(result).state == "completed"
+    ended = [event.fields for event in read_events(tmp_path / EVENTS)]
+    assert [(one["state"], one["why"]) for one in ended] == [
+        ("failed", "nobody answered"),
+        ("completed", ""),
+    ]
+    assert ended[0]["left"] == ["result.json", "losses.png", "report.html"]
+
+
+def test_a_result_so_far_that_cannot_be_written_ends_no_run(record, tmp_path, caplog):
+    (tmp_path / "result.json").mkdir()
+    record.note_round()
+    assert "result.json is not written" in caplog.text
 
 
 def test_a_record_that_is_closed_is_left_alone(record, tmp_path):

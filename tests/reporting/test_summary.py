@@ -62,3 +62,8 @@ def test_a_loss_that_exploded_does_not_break_the_summary() -> None:
         for number, loss in enumerate((1.0, 5000.0))
     ]
     assert row(printed(RunResult(rounds=rounds)), "0") == ["0", "2.72", "5.54e+34", "x5.54e+34"]
+
+
+def test_a_run_that_has_not_ended_says_so(result: RunResult) -> None:
+    assert "goes on, or was killed" in printed(replace(result, state="running"))
+    assert "goes on" not in printed(replace(result, state="completed"))

@@ -35,6 +35,7 @@ class ToyHost:
 
     def __init__(self, gain=10.0):
         self.origin_run_id = ""
+        self.parameters, self.waiting = 14, 0
         self.accepted, self.states = [], []
         self.plan = TOY_PLAN
         self.parts = AdapterParts(SHAPES, TRUNK)
@@ -107,7 +108,8 @@ class ToyHost:
     def _open(self, token):
         record = self.records[token]
         tensors = self.trained(token, record.start().tensors)
-        record.open(ToyWork(tensors, str(self.nodes[token] - FIRST_NODE)))
+        silo = str(self.nodes[token] - FIRST_NODE)
+        record.open(ToyWork(tensors, silo), silo)
         return record
 
 

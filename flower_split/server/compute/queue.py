@@ -136,6 +136,11 @@ class TrunkQueue:
             self._sessions.add(number)
         return number
 
+    @property
+    def waiting(self) -> int:
+        """Passes that wait for their turn now; to look at, and nobody waits for the look."""
+        return len(self._jobs)
+
     def is_alone(self) -> bool:
         """Whether at most one session is open."""
         with self._changed:

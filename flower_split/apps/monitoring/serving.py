@@ -1,0 +1,70 @@
+"""Serving the live page until Ctrl-C: the port, the token, and what is said where one is wrong."""
+
+import errno
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+from flower_split.apps.monitoring.access import Access, read_token
+from flower_split.config.address import Address
+from flower_split.errors import ConfigError, DataError
+
+EXTRA = (
+    "the live page needs starlette and uvicorn: pip install 'flower-split[monitor]'. "
+    "flower-split report writes the report of a run without them"
+)
+
+
+def serve(
+    run: Path, address: str, *, token_file: Path | None = None, say: Callable[[str], None] = print
+) -> None:
+    """Serve the page of the run in a folder until the process is interrupted.
+
+    Args:
+        run: The run's output folder; the run may not have begun.
+        address: `host:port` to listen on; port 0 takes a free one.
+        token_file: File with the token that readers need. None asks for none on loopback, and
+            elsewhere has one made for this user.
+        say: Told the address, for the user.
+
+    Raises:
+        DataError: there is no such folder.
+        ConfigError: the address cannot be listened on, or a package is missing.
+        StateError: the token file cannot be used.
+    """
+    try:
+        from flower_split.apps.monitoring.server import MonitorServer, serve_on
+    except ImportError as error:
+        raise ConfigError(EXTRA) from error
+    from flower_split.apps.monitoring.watched_run import WatchedRun
+
+    if not run.is_dir():
+        raise DataError(f"there is no folder {run}: name the output folder of a run")
+    place = Address.parse(address, what="--address")
+    token = ""
+    if token_file is not None or not place.is_loopback:
+        token, file = read_token(token_file)
+        say(f"readers need the token in {file}")
+    with _listening(place) as listening:
+        shown = Address(place.host, listening.getsockname()[1])
+        say(f"http://{shown}/{f'?token={quote(token)}' if token else ''}")
+        if not place.is_loopback:
+            say("that is plain HTTP: where others share the network, use an SSH tunnel instead")
+        serve_on(listening, MonitorServer(WatchedRun(run.resolve()), Access(token)))
+
+
+def _listening(place: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((place.host, place.port))
+    except OSError as error:
+        listening.close()
+        why = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigError(
+            f"--address {place} cannot be listened on: {why}. Name another port; port 0 takes a "
+            "free one"
+        ) from error
+    return listening
