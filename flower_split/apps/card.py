@@ -1,6 +1,6 @@
 """The model card of what a run has learned, from the run's settings and result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def model_card(
     adapter: Mapping[str, Tensor],
     server_round: int,
     versions: Mapping[str, str],
+    privacy: Sequence[str] = (),
 ) -> ModelCard:
     """The card of the adapter after a round.
 
@@ -32,6 +33,7 @@ def model_card(
         adapter: Its tensors, folded ones among them.
         server_round: Whose metrics and silos are told.
         versions: Of the packages that the run used.
+        privacy: What may be said of it, sentence by sentence.
     """
     metrics = {
         **(result.train_metrics_clientapp.get(server_round) or {}),
@@ -61,6 +63,7 @@ def model_card(
         metrics={name: float(v) for name, v in metrics.items() if not isinstance(v, list)},
         versions=versions,
         prompt_format=prompt_format(settings),
+        privacy=privacy,
     )
 
 

@@ -23,6 +23,7 @@ def run_result(
     seconds: float,
     failure: str = "",
     prompt_format: Mapping[str, str] | None = None,
+    privacy: Sequence[Mapping[str, object]] = (),
 ) -> RunResult:
     """What `result.json` holds of a run, complete or not.
 
@@ -33,6 +34,7 @@ def run_result(
         seconds: Wall-clock time of everything.
         failure: Why the run ended early; empty when it did not.
         prompt_format: How fields became texts.
+        privacy: What may be said of it, statement by statement.
     """
     names = silo_names(result.history + (alone.history if alone else []))
     costs = [(names[record.node_id], record.statistics) for record in result.history]
@@ -52,6 +54,7 @@ def run_result(
         seconds=seconds,
         failure=failure,
         prompt_format=dict(prompt_format or {}),
+        privacy=tuple(privacy),
     )
 
 

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +14,7 @@ from flwr.supercore.exit import add_exit_handler
 
 from flower_split.adapters import AdapterPlan, save_learned
 from flower_split.apps.card import model_card
+from flower_split.apps.privacy import statements
 from flower_split.apps.prompt_format import FILE, prompt_format
 from flower_split.apps.results import run_result
 from flower_split.config.resuming import settings
@@ -119,27 +120,33 @@ class RunRecord:
         )
 
     def _write(self, folder: Path, failure: str) -> None:
+        alone = None if self._baseline is None else self._baseline.result
+        results = [self._strategy.result, *([] if alone is None else [alone])]
+        told = statements(self._config, results)
+        for one in told:
+            logger.info("%s", one.sentence)
         report = run_result(
             self._strategy.result,
-            None if self._baseline is None else self._baseline.result,
+            alone,
             config=self._values,
             seconds=time.monotonic() - self._started,
             failure=failure,
             prompt_format=self._format,
+            privacy=[one.fields for one in told],
         )
         write_result(report, folder / RESULT)
         learned = self._strategy.result.adapter
         if learned:
             base_model = self._config.model.name
             save_learned(learned, self._plan, folder / ADAPTER, base_model=base_model)
-            write_text(folder / ADAPTER / CARD, self._card())
+            write_text(folder / ADAPTER / CARD, self._card([one.sentence for one in told]))
             form = json.dumps(self._format, indent=2, ensure_ascii=False)
             write_text(folder / ADAPTER / FILE, form + "\n")
         plot_losses(report, folder / PLOT)
         what = f"adapter, {RESULT} and {PLOT} are" if learned else f"{RESULT} is"
         logger.info("%s in %s", what, folder)
 
-    def _card(self) -> str:
+    def _card(self, privacy: Sequence[str]) -> str:
         result = self._strategy.result
         return model_card(
             result,
@@ -148,6 +155,7 @@ class RunRecord:
             adapter=result.adapter,
             server_round=result.last_round,
             versions=installed_versions(),
+            privacy=privacy,
         ).render()
 
 

@@ -76,6 +76,8 @@ class ModelCard:
     versions: Mapping[str, str] = field(default_factory=dict)
     prompt_format: Mapping[str, str] = field(default_factory=dict)
     """How fields became the text that the model reads: `template`; of causal models `prompt`."""
+    privacy: Sequence[str] = ()
+    """What may be said of the run's privacy, sentence by sentence."""
 
     def render(self) -> str:
         """The card as Markdown."""
@@ -109,6 +111,7 @@ class ModelCard:
             + f"\n# {name} adapter, trained across silos with flower_split\n"
             + self._use()
             + body
+            + self._privacy()
         )
 
     def _use(self) -> str:
@@ -129,6 +132,11 @@ class ModelCard:
         if "written_by" in self.prompt_format:
             prompt = _CHAT
         return section + _SNIPPET.format(load=load, base=source, prompt=prompt)
+
+    def _privacy(self) -> str:
+        if not self.privacy:
+            return ""
+        return "\n## Privacy\n\n" + "".join(f"- {_line(said)}\n" for said in self.privacy)
 
     def _method(self) -> dict[str, str]:
         if self.method:

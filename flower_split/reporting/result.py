@@ -65,6 +65,9 @@ class RunResult:
     """Wall-clock time of the run."""
     failure: str = ""
     """Why the run ended before its last round; empty when it did not."""
+    privacy: Sequence[Mapping[str, object]] = ()
+    """What may be said of the run's privacy, see `flower_split.privacy.Statement`; nothing where
+    nothing was done for it."""
     prompt_format: Mapping[str, str] = field(default_factory=dict)
     """How fields of the examples became the text that the model reads: `template`, and of causal
     models `prompt` and `separator`."""
