@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from flwr.serverapp.strategy import Strategy
+
 from flower_split.apps.results import silo_names
 from flower_split.config.sections import SplitConfig
 from flower_split.config.wire import UPWARD_HOPS, WireConfig
@@ -10,6 +12,8 @@ from flower_split.privacy import Gaussians, Statement, accountant_name
 from flower_split.privacy.statement import figures
 from flower_split.reporting.counters import NOISE_ACCOUNT, noisy_rows
 from flower_split.strategies import NodeRecord, SplitResult
+from flower_split.strategies.central_privacy import CentralPrivacy
+from flower_split.strategies.inner import central_privacy
 
 _NOT_COVERED = (
     "Lengths and attention masks, gradient norms, adapters and metrics leave without noise and are "
@@ -18,14 +22,39 @@ _NOT_COVERED = (
 )
 
 
-def statements(config: SplitConfig, results: Sequence[SplitResult]) -> list[Statement]:
+def statements(
+    config: SplitConfig, results: Sequence[SplitResult], inner: Strategy
+) -> list[Statement]:
     """Every statement that a run may make.
 
     Args:
         config: The run's.
         results: Of the run, and of its baseline where it has one.
+        inner: The strategy that aggregated.
     """
-    return [cut_noise(config, results)] if config.wire.hides else []
+    private = central_privacy(inner)
+    found = [] if private is None else [central(private)]
+    return [*found, cut_noise(config, results)] if config.wire.hides else found
+
+
+def central(private: CentralPrivacy) -> Statement:
+    """That of central differential privacy."""
+    epsilon, times = private.epsilon(), private.releases
+    return Statement(
+        kind="central",
+        sentence=(
+            f"Central differential privacy: {figures(epsilon, private.delta)} for all data of any "
+            f"one silo, replaced by any other, in the adapters that were published in {times} "
+            f"rounds; noise of {private.noise_multiplier:g} times the clipping norm "
+            f"{private.clipping_norm:g} on the sum of the silos' updates, no amplification by "
+            "sampling. It trusts whoever runs the server, who sees every silo's adapter, "
+            "activations and gradients. Losses and other metrics are not covered."
+        ),
+        epsilon=epsilon,
+        delta=private.delta,
+        accountant=accountant_name(),
+        releases={"rounds": times},
+    )
 
 
 def cut_noise(config: SplitConfig, results: Sequence[SplitResult]) -> Statement:

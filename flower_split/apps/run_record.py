@@ -122,7 +122,7 @@ class RunRecord:
     def _write(self, folder: Path, failure: str) -> None:
         alone = None if self._baseline is None else self._baseline.result
         results = [self._strategy.result, *([] if alone is None else [alone])]
-        told = statements(self._config, results)
+        told = statements(self._config, results, self._strategy.inner)
         for one in told:
             logger.info("%s", one.sentence)
         report = run_result(

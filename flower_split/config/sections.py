@@ -108,7 +108,7 @@ class SplitConfig:
     baseline_alone: bool = False
     """Whether each silo also trains alone, from the same start and for as many rounds."""
     privacy_delta: float = 1e-5
-    """δ of the guarantees that the run tells, see [privacy.md](privacy.md): far below 1 over the
+    """δ of the guarantee of noise at the cuts, see [privacy.md](privacy.md): far below 1 over the
     number of those whose data it protects."""
     sample_prompt: str = ""
     """Prompt that is continued through the split before and after training; empty for none."""
@@ -132,6 +132,11 @@ class SplitConfig:
             *conflicts.of_tls(self.tls, self.trunk),
             *self._schedule_conflicts(),
             *conflicts.of_quorum(self.strategy),
+            *(
+                conflicts.of_central_privacy(self.strategy, self.trunk, self.checkpoint)
+                if self.strategy.dp_noise
+                else ()
+            ),
             *self._output_conflicts(),
             *self._checkpoint_conflicts(),
         ]

@@ -159,3 +159,17 @@ def test_the_silo_of_which_most_left_counts_and_failures_before_the_last_reply(
     told = cut_noise(config, [SplitResult(history=history), SplitResult(history=alone)])
     assert told.releases == {"h1-rows": 50, "g2-rows": 45}  # clinic-6: 40 and, alone, 10
     assert "most has left silo clinic-6" in told.sentence
+
+
+def test_both_kinds_are_told_of_a_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    central = {"strategy.dp-noise": 8.0, "strategy.dp-clip": 0.5, "strategy.dp-delta": 1e-6}
+    result = run(tiny, tmp_path, "output", **{**central, "num-server-rounds": 2})
+    told, noise = result["privacy"]
+    assert (told["kind"], noise["kind"]) == ("central", "cut-noise")
+    expected = Gaussians().released(sensitivity=2.0, deviation=8.0, times=2)
+    assert told["epsilon"] == expected.epsilon(1e-6) < 20
+    assert told["releases"] == {"rounds": 2}
+    assert "published in 2 rounds; noise of 8 times the clipping norm 0.5" in told["sentence"]
+    assert "It trusts whoever runs the server" in told["sentence"]
+    card = (tmp_path / "output" / "adapter" / "README.md").read_text()
+    assert f"- {told['sentence']}\n- {noise['sentence']}\n" in card
