@@ -12,6 +12,7 @@ from flower_split.config.sections import PeftSettings, SplitConfig, StrategyConf
 from flower_split.config.tasks import HEADS
 from flower_split.errors import ConfigError
 from flower_split.lowrank import Allowance
+from flower_split.strategies.central_privacy import CentralPrivacy
 from flower_split.strategies.lora.base import MIXED, MIXED_ALPHAS, LoraStrategy, scaling_of
 from flower_split.strategies.personal_parts import PersonalParts
 from flower_split.transport.messages import Purpose
@@ -87,6 +88,9 @@ def check_inner(inner: Strategy, lora: LoraSettings, peft: PeftSettings | None =
     What is wrong is known before any model is loaded.
     """
     _check_method(inner, peft or PeftSettings())
+    private = central_privacy(inner)
+    if private is not None:
+        private.check_budget()
     run = scaling_of(lora)
     wrappers = list[str]()
     for one in nested(inner):
@@ -198,9 +202,15 @@ def nested(inner: Any) -> Iterator[Any]:
         inner = getattr(inner, "strategy", None)
 
 
+def central_privacy(inner: Strategy) -> CentralPrivacy | None:
+    """The central differential privacy in `inner`; None where it has none."""
+    return next((one for one in nested(inner) if isinstance(one, CentralPrivacy)), None)
+
+
 _FIELDS = (
     *("fraction_train", "fraction_evaluate", "min_nodes", "min_replies", "personal"),
     *("filter", "filter_norm", "filter_share"),
+    *("dp_noise", "dp_clip", "dp_delta", "dp_max_epsilon"),
 )
 
 
@@ -220,6 +230,14 @@ def _make(settings: StrategyConfig, table: NamedStrategies, lora: LoraSettings) 
         raise ConfigError(
             f"strategy.name {settings.name!r} makes a {type(made).__name__}, which is no strategy "
             "of Flower's message API (flwr.serverapp.strategy.Strategy)"
+        )
+    if settings.dp_noise:
+        made = CentralPrivacy(
+            made,
+            noise=settings.dp_noise,
+            clip=settings.dp_clip,
+            delta=settings.dp_delta,
+            max_epsilon=settings.dp_max_epsilon,
         )
     return PersonalParts(made, settings.personal, lora=lora) if settings.personal else made
 

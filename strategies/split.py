@@ -10,8 +10,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from flower_split.config import conflicts
+from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
-from flower_split.errors import RoundError
+from flower_split.errors import RoundError, StateError
 from flower_split.reporting.events import EventLog
 from flower_split.strategies.checkpoints.run_checkpoints import RunCheckpoints
 from flower_split.strategies.early_stopping import stops_early
@@ -21,7 +23,7 @@ from flower_split.strategies.hosting.host import TrunkHost
 from flower_split.strategies.hosting.invited_silo import RoundTerms
 from flower_split.strategies.hosting.round_filter import RoundFilter
 from flower_split.strategies.hosting.round_sessions import RoundSessions
-from flower_split.strategies.inner import allowance_of, check_inner, weight_key
+from flower_split.strategies.inner import allowance_of, central_privacy, check_inner, weight_key
 from flower_split.strategies.output import checkpoint_folder
 from flower_split.strategies.round_line import round_line
 from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
@@ -66,6 +68,10 @@ class SplitStrategy(Strategy):
         events: EventLog | None = None,
     ) -> None:
         check_inner(inner, config.lora, config.peft)
+        self._private = central_privacy(inner)
+        if self._private is not None:
+            found = conflicts.of_central_privacy(config.strategy, config.trunk, config.checkpoint)
+            raise_problems(found, "the run's settings")
         self.config = config
         self.inner = inner
         self.result = SplitResult()
@@ -211,9 +217,12 @@ class SplitStrategy(Strategy):
             stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
             for server_round in range(reached.next_round, run.num_rounds + 1):
                 evaluations = self.result.evaluate_metrics_clientapp
+                trained = server_round == reached.server_round
                 if stopped or stops_early(self.config, evaluations, server_round):
                     break
-                self._run_round(run, server_round, trained=server_round == reached.server_round)
+                if server_round > 0 and not trained and self._is_spent(server_round):
+                    break
+                self._run_round(run, server_round, trained=trained)
                 stopped = self._is_stopped(server_round, should_stop)
         logger.info("%d rounds in %.1f s", self.result.last_round, time.monotonic() - started)
         return self.result
@@ -224,16 +233,36 @@ class SplitStrategy(Strategy):
         logger.info("stopping after round %d: should_stop says so", server_round)
         return True
 
+    def _is_spent(self, server_round: int) -> bool:
+        private = self._private
+        if private is None or not private.is_spent:
+            return False
+        logger.info(
+            "stopping before round %d: ε is %.3g, and another round would go beyond %g "
+            "(strategy.dp-max-epsilon)",
+            *(server_round, private.epsilon(), private.max_epsilon),
+        )
+        return True
+
     def _run_round(self, run: Run, server_round: int, *, trained: bool) -> None:
         result = self.result
         if server_round > 0 or self.config.evaluate_initial:
             self._events.round_begun(server_round, run.num_rounds)
         if server_round > 0 and not trained:
             logger.info("%sround %d of %d begins", self._label, server_round, run.num_rounds)
+            before = result.arrays, result.adapter
             self._train(run, server_round)
-            if server_round == run.num_rounds:
-                # Silos drop their optimizers' state as they evaluate the last round.
+            # Silos drop their optimizers' state as they evaluate the last round.
+            if server_round == run.num_rounds or self._private is not None:
                 self._save(run, server_round, complete=False)
+            if self._private is not None and run.checkpoints.lost_last:
+                # A resumed run would publish this round once more, and count it once.
+                result.arrays, result.adapter = before
+                raise StateError(
+                    f"round {server_round} is not saved, and with central differential privacy "
+                    "nothing is published that a resumed run would not count: make room in "
+                    "output-dir, or set checkpoint.keep to 0"
+                )
         if server_round > 0 or self.config.evaluate_initial:
             self._evaluate(run, server_round)
         metrics = run.evaluate_fn(server_round, result.arrays) if run.evaluate_fn else None

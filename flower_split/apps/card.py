@@ -1,6 +1,6 @@
 """The model card of what a run has learned, from the run's settings and result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,7 @@ def model_card(
     adapter: Mapping[str, Tensor],
     server_round: int,
     versions: Mapping[str, str],
+    privacy: Sequence[str] = (),
 ) -> ModelCard:
     """The card of the adapter after a round.
 
@@ -34,6 +35,7 @@ def model_card(
         adapter: Its tensors, folded ones among them.
         server_round: Whose metrics and silos are told.
         versions: Of the packages that the run used.
+        privacy: What may be said of it, sentence by sentence.
     """
     metrics = {
         **(result.train_metrics_clientapp.get(server_round) or {}),
@@ -64,6 +66,7 @@ def model_card(
         versions=versions,
         results=to_markdown([by_silo(_so_far(result, settings, server_round))]),
         prompt_format=prompt_format(settings),
+        privacy=privacy,
     )
 
 

@@ -24,6 +24,7 @@ def run_result(
     failure: str = "",
     running: bool = False,
     prompt_format: Mapping[str, str] | None = None,
+    privacy: Sequence[Mapping[str, object]] = (),
 ) -> RunResult:
     """What `result.json` holds of a run, complete or not.
 
@@ -35,6 +36,7 @@ def run_result(
         failure: Why the run ended early; empty when it did not.
         running: Whether it has not ended yet.
         prompt_format: How fields became texts.
+        privacy: What may be said of it, statement by statement.
     """
     names = silo_names(result.history + (alone.history if alone else []))
     costs = [(names[record.node_id], record.statistics) for record in result.history]
@@ -55,6 +57,7 @@ def run_result(
         failure=failure,
         state="running" if running else "failed" if failure else "completed",
         prompt_format=dict(prompt_format or {}),
+        privacy=tuple(privacy),
     )
 
 

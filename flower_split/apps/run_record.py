@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,11 +14,13 @@ from flwr.supercore.exit import add_exit_handler
 
 from flower_split.adapters import AdapterPlan, save_learned
 from flower_split.apps.card import model_card
+from flower_split.apps.privacy import statements
 from flower_split.apps.prompt_format import FILE, prompt_format
 from flower_split.apps.results import run_result
 from flower_split.config.resuming import settings
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import FlowerSplitError, StateError
+from flower_split.privacy import Statement
 from flower_split.reporting import RunResult, installed_versions, plot_losses, write_result
 from flower_split.reporting.events import EventLog
 from flower_split.reporting.model_card import CARD
@@ -150,6 +152,10 @@ class RunRecord:
             seconds = time.monotonic() - self._started
             self._events.tell("run-ended", state=state, why=failure, seconds=seconds, left=left)
 
+    def _statements(self) -> list[Statement]:
+        runs = [self._strategy, *([] if self._baseline is None else [self._baseline])]
+        return statements(self._config, [run.result for run in runs], self._strategy.inner)
+
     def _report(self, failure: str = "", *, running: bool = False) -> RunResult:
         return run_result(
             self._strategy.result,
@@ -159,16 +165,20 @@ class RunRecord:
             failure=failure,
             running=running,
             prompt_format=self._format,
+            privacy=[one.fields for one in self._statements()],
         )
 
     def _write(self, folder: Path, failure: str) -> None:
+        told = [one.sentence for one in self._statements()]
+        for sentence in told:
+            logger.info("%s", sentence)
         report = self._report(failure)
         write_result(report, folder / RESULT)
         learned = self._strategy.result.adapter
         if learned:
             base_model = self._config.model.name
             save_learned(learned, self._plan, folder / ADAPTER, base_model=base_model)
-            write_text(folder / ADAPTER / CARD, self._card())
+            write_text(folder / ADAPTER / CARD, self._card(told))
             form = json.dumps(self._format, indent=2, ensure_ascii=False)
             write_text(folder / ADAPTER / FILE, form + "\n")
         plot_losses(report, folder / PLOT)
@@ -176,7 +186,7 @@ class RunRecord:
         what = f"{'adapter, ' * bool(learned)}{RESULT}, {PLOT} and {REPORT}"
         logger.info("%s are in %s", what, folder)
 
-    def _card(self) -> str:
+    def _card(self, privacy: Sequence[str]) -> str:
         result = self._strategy.result
         return model_card(
             result,
@@ -185,6 +195,7 @@ class RunRecord:
             adapter=result.adapter,
             server_round=result.last_round,
             versions=installed_versions(),
+            privacy=privacy,
         ).render()
 
 

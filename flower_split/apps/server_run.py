@@ -18,6 +18,7 @@ from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import EarlyStopConfig, SplitConfig
+from flower_split.privacy import check_accountant
 from flower_split.reporting.events import EventLog
 from flower_split.reporting.tensorboard import ScalarWriter
 from flower_split.strategies import (
@@ -49,6 +50,8 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     set_up_process()
     _check_app(grid)
     config = read_run_config(values, check_strategy=inner_problems, check_method=method_problems)
+    if config.wire.hides:
+        check_accountant("noise at the cuts (wire.h1-noise, wire.g2-noise)")
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
     if folder is None:
         logger.warning("output-dir is empty: nothing of this run is kept, no adapter and no result")

@@ -15,6 +15,7 @@ from flower_split.client.model_pool import borrowed_model
 from flower_split.client.model_source import ModelSource
 from flower_split.client.model_traces import ModelTraces
 from flower_split.client.node_config import NodeConfig
+from flower_split.client.noise_account import NoiseAccount, noise_account
 from flower_split.client.state.folder import StateFolder
 from flower_split.client.state.resuming import Resuming
 from flower_split.client.statistics import SessionCost
@@ -87,6 +88,8 @@ class OpenSession:
     """The model as it was loaded."""
     ledger: SessionLedger | None
     """The account of what leaves; None where the silo keeps none."""
+    noise: NoiseAccount | None
+    """The account of the noise; None where nothing gets any."""
 
     def check_sent(self) -> None:
         """Raise `AdapterError` where something was trained that no reply carries."""
@@ -189,9 +192,16 @@ def open_session(
             remote.own_autocast = config.train.autocast
             if resuming.resumes_moments:
                 remote.adapter.is_stepped_with(resuming)
-            with session_ledger(node, silo, invitation, spec, opening.adapter) as ledger:
+            with (
+                session_ledger(node, silo, invitation, spec, opening.adapter) as ledger,
+                noise_account(
+                    config.wire, StateFolder.of_node(node), _origin(invitation), silo
+                ) as noise,
+            ):
                 if ledger is not None:
                     transport.account = ledger.note_tensors
+                if noise is not None:
+                    remote.border.account = noise.leaving
                 yield OpenSession(
                     model=model,
                     transport=transport,
@@ -200,6 +210,11 @@ def open_session(
                     resuming=resuming,
                     begun=held.begun,
                     ledger=ledger,
+                    noise=noise,
                 )
         finally:
             transport.close()
+
+
+def _origin(invitation: Invitation) -> str:
+    return invitation.origin_run_id or str(invitation.ticket.run_id)

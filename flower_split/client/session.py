@@ -357,6 +357,7 @@ class SplitSession:
                 PROOF: self.invitation.proof(),
                 **self._source.statistics,
                 **self._cost.report(session.transport, summary, resumed=session.resuming.resumed),
+                **({} if session.noise is None else session.noise.close()),
                 **({"sample": self._sample} if self._sample else {}),
             }
         )

@@ -4,7 +4,7 @@ from flower_split.config.address import Address, is_any, is_loopback
 from flower_split.config.data import DataConfig
 from flower_split.config.model import ModelConfig
 from flower_split.config.peft import PeftSettings
-from flower_split.config.rounds import StrategyConfig
+from flower_split.config.rounds import CheckpointConfig, StrategyConfig
 from flower_split.config.tasks import CAUSAL_LM, CLASSIFYING, MASKED_LM, SEQUENCE_CLASSIFICATION
 from flower_split.config.training import TrainConfig
 from flower_split.config.trunk import TlsConfig, TrunkConfig
@@ -159,3 +159,41 @@ def of_quorum(strategy: StrategyConfig) -> list[str]:
             "strategy.min-nodes"
         ]
     return []
+
+
+def of_central_privacy(
+    strategy: StrategyConfig, trunk: TrunkConfig, checkpoint: CheckpointConfig
+) -> list[str]:
+    """Settings under which a silo's data would reach what is published past the noise.
+
+    The strategy's name is looked at by whoever makes it.
+    """
+    found = list[str]()
+    central = "central differential privacy (strategy.dp-noise)"
+    if strategy.personal:
+        found.append(
+            f"strategy.personal keeps modules in the silos, of which {central} publishes nothing: "
+            "leave one of them out"
+        )
+    if trunk.adapters == "shared":
+        found.append(
+            f"trunk.adapters 'shared' steps while silos train, and what they get back has no noise "
+            f"of {central}: set it to 'federated' or 'frozen'"
+        )
+    if strategy.filter == "refuse":
+        found.append(
+            "strategy.filter 'refuse' lets one silo's update decide which others count, which "
+            f"{central} does not account for; it clips every update anyway: set it to 'warn' or "
+            "'off'"
+        )
+    if strategy.min_nodes < 2:
+        found.append(
+            f"strategy.min-nodes is {strategy.min_nodes}, and {central} hides a silo among others: "
+            "set it to 2 at least"
+        )
+    if checkpoint.fallback:
+        found.append(
+            f"checkpoint.fallback may publish a round again, which {central} would count once: "
+            "set it to false"
+        )
+    return found

@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 
 from flower_split.config.checks import at_least, in_range, one_of
+from flower_split.errors import ConfigError
 
 DIRECTIONS = ("lowest", "highest")
 FILTERS = ("off", "warn", "refuse")
+CENTRAL_STRATEGIES = ("fedavg", "fedprox")
+"""Names of strategies whose aggregate is a mean, as central differential privacy needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,15 @@ class StrategyConfig:
     filter_share: float = 0.5
     """Largest share that a silo's number of examples may have in the weights of a round; 1 for any.
     With the default no silo outweighs all others together."""
+    dp_noise: float = 0.0
+    """Central differential privacy: deviation of the noise on the sum of the silos' updates, as a
+    multiple of `dp_clip`; 0 for none. See [privacy.md](privacy.md)."""
+    dp_clip: float = 0.0
+    """Largest L2 norm of a silo's update, to which it is clipped; 0 where `dp_noise` is."""
+    dp_delta: float = 1e-5
+    """δ of central differential privacy: far below 1 over the number of silos."""
+    dp_max_epsilon: float = 0.0
+    """ε beyond which no round is published: the run ends before it; 0 for any."""
     options: dict[str, float] = field(default_factory=dict)
     """Further arguments of the strategy (`strategy.eta`, `strategy.tau`, …)."""
 
@@ -46,6 +58,20 @@ class StrategyConfig:
         one_of("strategy.filter", self.filter, FILTERS)
         in_range("strategy.filter-norm", self.filter_norm, 1.0, 1e9)
         in_range("strategy.filter-share", self.filter_share, 0.0, 1.0, open_low=True)
+        in_range("strategy.dp-noise", self.dp_noise, 0.0, 1e6)
+        in_range("strategy.dp-clip", self.dp_clip, 0.0, 1e9)
+        in_range("strategy.dp-delta", self.dp_delta, 0.0, 0.1, open_low=True)
+        in_range("strategy.dp-max-epsilon", self.dp_max_epsilon, 0.0, 1e9)
+        if (self.dp_noise > 0) != (self.dp_clip > 0):
+            raise ConfigError(
+                "central differential privacy needs both strategy.dp-noise and strategy.dp-clip: "
+                f"they are {self.dp_noise:g} and {self.dp_clip:g}"
+            )
+        if self.dp_max_epsilon and not self.dp_noise:
+            raise ConfigError(
+                "strategy.dp-max-epsilon bounds the ε of central differential privacy, and "
+                "strategy.dp-noise is 0: set it, and strategy.dp-clip"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,9 @@ class SplitConfig:
     """Whether the silos evaluate once before the first round."""
     baseline_alone: bool = False
     """Whether each silo also trains alone, from the same start and for as many rounds."""
+    privacy_delta: float = 1e-5
+    """δ of the guarantee of noise at the cuts, see [privacy.md](privacy.md): far below 1 over the
+    number of those whose data it protects."""
     sample_prompt: str = ""
     """Prompt that is continued through the split before and after training; empty for none."""
 
@@ -118,6 +121,7 @@ class SplitConfig:
         one_of("best-is", self.best_is, DIRECTIONS)
         steps = self.train.local_steps * self.num_server_rounds
         object.__setattr__(self, "peft", self.peft.scheduled(steps))
+        in_range("privacy-delta", self.privacy_delta, 0.0, 0.1, open_low=True)
         in_range("round-timeout", self.round_timeout, 0.0, 1e7, open_low=True)
         found = [
             *conflicts.of_bounds(self.train, self.trunk),
@@ -128,6 +132,11 @@ class SplitConfig:
             *conflicts.of_tls(self.tls, self.trunk),
             *self._schedule_conflicts(),
             *conflicts.of_quorum(self.strategy),
+            *(
+                conflicts.of_central_privacy(self.strategy, self.trunk, self.checkpoint)
+                if self.strategy.dp_noise
+                else ()
+            ),
             *self._output_conflicts(),
             *self._checkpoint_conflicts(),
         ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from flower_split.config.checks import one_of
+from flower_split.config.checks import in_range, one_of
 from flower_split.errors import ConfigError
 from flower_split.plugins import registered
 
@@ -24,7 +24,10 @@ CODEC_CLASSES: Mapping[str, str] = {
 CODECS = tuple(CODEC_CLASSES)
 
 TRANSFORM_GROUP = "flower_split.transforms"
-TRANSFORM_CLASSES: Mapping[str, str] = {}
+NOISE = "noise"
+TRANSFORM_CLASSES: Mapping[str, str] = {NOISE: "flower_split.transforms.noise:CutNoise"}
+
+MOST_CLIP, MOST_NOISE = 1e9, 1e6
 
 _TO_TRUNK = {"upward": True}
 _TO_SILO = {"upward": False}
@@ -47,13 +50,74 @@ class WireConfig:
     """Gradient of the loss at h1, trunk to silo."""
     transforms: tuple[str, ...] = ()
     """Transforms that an installed package adds, at both ends: applied in this order to what leaves
-    a silo or the trunk, and in the reverse order to what arrives there; empty for none."""
+    a silo or the trunk, and in the reverse order to what arrives there; empty for none. `noise`,
+    which the keys below switch on, comes after all others, and need not be named."""
+    h1_clip: float = 0.0
+    """Largest L2 norm of a token's row of h1 as it leaves the silo; 0 for any. See
+    [privacy.md](privacy.md)."""
+    h1_noise: float = 0.0
+    """Standard deviation of Gaussian noise on every element of h1, as a multiple of `h1_clip`; 0
+    for none."""
+    h2_clip: float = 0.0
+    """Largest L2 norm of a token's row of h2 as it leaves the trunk; 0 for any."""
+    h2_noise: float = 0.0
+    """Noise on h2, as a multiple of `h2_clip`; 0 for none."""
+    g2_clip: float = 0.0
+    """Largest L2 norm of a token's row of g2 as it leaves the silo; 0 for any."""
+    g2_noise: float = 0.0
+    """Noise on g2, as a multiple of `g2_clip`; 0 for none."""
+    g1_clip: float = 0.0
+    """Largest L2 norm of a token's row of g1 as it leaves the trunk; 0 for any."""
+    g1_noise: float = 0.0
+    """Noise on g1, as a multiple of `g1_clip`; 0 for none."""
 
     def __post_init__(self) -> None:
         for hop in HOPS:
             _check_known(f"wire.{hop}", getattr(self, hop), CODEC_CLASSES, CODEC_GROUP)
         for name in self.transforms:
             _check_known("wire.transforms", name, TRANSFORM_CLASSES, TRANSFORM_GROUP)
+        self._check_noise()
+
+    def _check_noise(self) -> None:
+        for hop in HOPS:
+            in_range(f"wire.{hop}-clip", self.clip_of(hop), 0.0, MOST_CLIP)
+            in_range(f"wire.{hop}-noise", self.noise_of(hop), 0.0, MOST_NOISE)
+            if self.noise_of(hop) and not self.clip_of(hop):
+                raise ConfigError(
+                    f"wire.{hop}-noise is {self.noise_of(hop):g} times wire.{hop}-clip, which is "
+                    f"0: noise hides nothing of rows that may be of any length. Set "
+                    f"wire.{hop}-clip to the largest norm that a token's row shall have"
+                )
+        clips = any(self.clip_of(hop) for hop in HOPS)
+        if clips and NOISE not in self.transforms:
+            object.__setattr__(self, "transforms", (*self.transforms, NOISE))
+        if NOISE in self.transforms and not clips:
+            raise ConfigError(
+                f"wire.transforms names {NOISE!r}, and every wire.*-clip is 0: set wire.h1-clip, "
+                f"wire.g2-clip or their like, or leave {NOISE!r} out"
+            )
+        if NOISE in self.transforms[:-1]:
+            raise ConfigError(
+                f"wire.transforms has others after {NOISE!r}: put it last, so that what leaves is "
+                "what it made"
+            )
+
+    def clip_of(self, hop: str) -> float:
+        """Largest L2 norm of a token's row of `hop`; 0 for any."""
+        return float(getattr(self, f"{hop}_clip"))
+
+    def noise_of(self, hop: str) -> float:
+        """Standard deviation of the noise on `hop` as a multiple of `clip_of(hop)`; 0 for none."""
+        return float(getattr(self, f"{hop}_noise"))
+
+    def deviation_of(self, hop: str) -> float:
+        """Standard deviation of the noise on every element of `hop`; 0 for none."""
+        return self.clip_of(hop) * self.noise_of(hop)
+
+    @property
+    def hides(self) -> bool:
+        """Whether anything that leaves a silo gets noise."""
+        return any(self.noise_of(hop) for hop in UPWARD_HOPS)
 
     @classmethod
     def uniform(cls, codec: str) -> "WireConfig":

@@ -234,7 +234,7 @@ class Optimizer(_message.Message):
     def __init__(self, beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_learning_rate: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter", "prefix_tokens", "secret", "attempt")
+    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter", "prefix_tokens", "secret", "attempt", "clips", "noises")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +259,8 @@ class Hello(_message.Message):
     PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CLIPS_FIELD_NUMBER: _ClassVar[int]
+    NOISES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     ticket: Ticket
     purpose: Purpose
@@ -283,7 +285,9 @@ class Hello(_message.Message):
     prefix_tokens: int
     secret: bytes
     attempt: int
-    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ..., prefix_tokens: _Optional[int] = ..., secret: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
+    clips: _containers.RepeatedScalarFieldContainer[float]
+    noises: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ..., prefix_tokens: _Optional[int] = ..., secret: _Optional[bytes] = ..., attempt: _Optional[int] = ..., clips: _Optional[_Iterable[float]] = ..., noises: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens", "resumed", "max_adapter_elements", "reconnect_seconds")

@@ -1,5 +1,7 @@
 """The silo's border: tensors between its model and its session with the trunk."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,8 @@ class SiloBorder:
         self._spec = spec
         self._chain = TransformChain(spec, "silo")
         self._watch = MagnitudeWatch(self._chain.changes)
+        self.account: Callable[[str, int], None] | None = None
+        """Is told of every tensor before it leaves: its hop, and its number of token rows."""
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Raise `ModelError` unless the weights still are in the dtype of the session."""
@@ -97,7 +101,10 @@ class SiloBorder:
             TransformError: a transform failed.
         """
         self._watch.ask(hop, context.microbatch, tensor)
-        return self._chain.outgoing(hop, tensor, context)
+        leaving = self._chain.outgoing(hop, tensor, context)
+        if self.account is not None:
+            self.account(hop, leaving.shape[0] * leaving.shape[1])
+        return leaving
 
     def incoming(self, hop: str, tensor: Tensor, context: TransformContext) -> Tensor:
         """h2 or g1, (B, T, H), on the device and in the dtype of the model's h1.

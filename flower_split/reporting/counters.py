@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flower_split.config.wire import UPWARD_HOPS
 from flower_split.transport.messages import SessionSummary
 
 MOST = 2**53
@@ -32,6 +33,15 @@ def _bytes(meaning: str) -> Counter:
 
 def _seconds(meaning: str) -> Counter:
     return Counter(meaning=meaning, unit="seconds")
+
+
+NOISE_ACCOUNT = "noise-account"
+"""The counter that tells one account of a silo's noise from another."""
+
+
+def noisy_rows(hop: str) -> str:
+    """The counter of rows of `hop` that have left a silo with noise on what leaves."""
+    return f"{hop}-rows"
 
 
 COUNTERS: Mapping[str, Counter] = {
@@ -67,6 +77,20 @@ COUNTERS: Mapping[str, Counter] = {
     "batch-occupancy": Counter(
         meaning="rows computed together over the silo's own: 1 alone, 2 with as many of others",
         unit="",
+    ),
+    **{
+        noisy_rows(hop): Counter(
+            meaning=f"token rows of {hop} that have left the silo in the whole run, padding and "
+            "failed sessions included; where `wire.*-noise` is set",
+            unit="",
+            whole=True,
+        )
+        for hop in UPWARD_HOPS
+    },
+    NOISE_ACCOUNT: Counter(
+        meaning="a number of the account that counts these rows, drawn when it was begun",
+        unit="",
+        whole=True,
     ),
     "optimizer-steps": Counter(meaning="steps taken on both sides", unit="", whole=True),
     "state-resumed": Counter(

@@ -55,6 +55,8 @@ class ModelCard:
     """A section of Markdown with what the run did for each silo."""
     prompt_format: Mapping[str, str] = field(default_factory=dict)
     """How fields became the text that the model reads: `template`; of causal models `prompt`."""
+    privacy: Sequence[str] = ()
+    """What may be said of the run's privacy, sentence by sentence."""
 
     def render(self) -> str:
         """The card as Markdown."""
@@ -89,6 +91,7 @@ class ModelCard:
             + self._use()
             + self.results
             + body
+            + self._privacy()
         )
 
     def _use(self) -> str:
@@ -101,6 +104,11 @@ class ModelCard:
         if not code:
             return section
         return f'{section}\n## Use it\n\n```python\n{code}```\n\n`"adapter"` is this folder.\n'
+
+    def _privacy(self) -> str:
+        if not self.privacy:
+            return ""
+        return "\n## Privacy\n\n" + "".join(f"- {_line(said)}\n" for said in self.privacy)
 
     def _method(self) -> dict[str, str]:
         if self.method:

@@ -68,6 +68,9 @@ class RunResult:
     state: str = ""
     """`running`, `completed` or `failed`; a run that was killed is left `running`. Empty in results
     of versions that wrote them at the end only."""
+    privacy: Sequence[Mapping[str, object]] = ()
+    """What may be said of the run's privacy, see `flower_split.privacy.Statement`; nothing where
+    nothing was done for it."""
     prompt_format: Mapping[str, str] = field(default_factory=dict)
     """How fields of the examples became the text that the model reads: `template`, and of causal
     models `prompt` and `separator`."""

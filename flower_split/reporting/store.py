@@ -47,6 +47,7 @@ def read_result(path: Path) -> RunResult:
     try:
         for key in ("rounds", "alone"):
             data[key] = tuple(RoundResult(**one) for one in data[key])
+        data["privacy"] = tuple(data.get("privacy", ()))
         data["samples"] = {int(number): text for number, text in data["samples"].items()}
         return RunResult(**data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -93,6 +93,11 @@ class RunCheckpoints:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
+    @property
+    def lost_last(self) -> bool:
+        """Whether the last state that was to be saved was not: a resumed run would not know it."""
+        return self._store is not None and not self._saved
+
     def may_drop(self, purpose: Purpose) -> bool:
         """Whether silos may drop what they keep, as they train or evaluate for the last time.
 

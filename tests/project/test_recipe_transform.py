@@ -274,7 +274,7 @@ def test_a_run_config_names_them_where_they_are_installed(plugin: Any) -> None:
 
 
 def test_a_run_config_does_not_where_they_are_not() -> None:
-    with pytest.raises(ConfigError, match=r"wire\.transforms: there is no 'first'"):
+    with pytest.raises(ConfigError, match=r"wire\.transforms must be one of noise, not 'first'"):
         read_run_config({"model.name": "gpt2", "wire.transforms": "first"})
 
 

@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import asdict, fields
-from typing import get_args
+from typing import Any, get_args
 
 from flower_split.compression.table import CODEC_TABLE
-from flower_split.config.wire import HOPS, WireConfig
+from flower_split.config.wire import HOPS, NOISE, WireConfig
 from flower_split.errors import ConfigError, HandshakeError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.proto import trunk_pb2 as pb
@@ -80,6 +80,9 @@ def hello_frame(
         for hop, number in codecs.items():
             setattr(hello, hop, number)
         hello.transforms.extend(spec.wire.transforms)
+        if NOISE in spec.wire.transforms:
+            hello.clips.extend(spec.wire.clip_of(hop) for hop in HOPS)
+            hello.noises.extend(spec.wire.noise_of(hop) for hop in HOPS)
         for name, constant in asdict(spec.optimizer).items():
             setattr(hello.optimizer, name, constant)
         hello.seed = spec.seed
@@ -142,7 +145,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
 
 def _read_wire(hello: pb.Hello) -> WireConfig:
     """The codecs and transforms that a silo asks for; `HandshakeError` where one is not here."""
-    codecs: dict[str, str] = {}
+    codecs: dict[str, Any] = {}
     for hop in HOPS:
         try:
             codecs[hop] = CODEC_TABLE.numbered(getattr(hello, hop)).name
@@ -158,8 +161,15 @@ def _read_wire(hello: pb.Hello) -> WireConfig:
             f"wire.transforms: expected at most {_MOST_TRANSFORMS} names of "
             f"{_LONGEST_TRANSFORM} printable characters"
         )
+    noise: dict[str, Any] = {}
+    for kind, told in (("clip", hello.clips), ("noise", hello.noises)):
+        if len(told) not in (0, len(HOPS)):
+            raise HandshakeError(
+                f"wire: {len(told)} numbers for {kind}, expected none or {len(HOPS)}"
+            )
+        noise |= {f"{hop}_{kind}": number for hop, number in zip(HOPS, told, strict=False)}
     try:
-        return WireConfig(transforms=names, **codecs)
+        return WireConfig(transforms=names, **codecs, **noise)
     except ConfigError as exc:
         raise HandshakeError(
             f"{exc}; a transform of another package is to be installed on both ends"

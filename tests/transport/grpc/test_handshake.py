@@ -108,7 +108,7 @@ def test_a_hello_is_the_same_bytes_as_ever(written: str) -> None:
 
 def test_transforms_that_are_unknown_or_out_of_bounds_are_refused() -> None:
     for names, message in (
-        (["absent"], r"wire\.transforms: there is no 'absent'.* on both ends"),
+        (["absent"], r"wire\.transforms must be one of noise.*, not 'absent'.* on both ends"),
         (["x" * 65], r"wire\.transforms: expected at most 16 names of 64"),
         (["x"] * 17, r"wire\.transforms: expected at most 16 names of 64"),
         (["x\n"], r"wire\.transforms: expected at most 16 names of 64"),

@@ -1,0 +1,152 @@
+"""What a run may say of its privacy: nothing that does not follow from what was done."""
+
+from collections.abc import Sequence
+
+from flwr.serverapp.strategy import Strategy
+
+from flower_split.apps.results import silo_names
+from flower_split.config.sections import SplitConfig
+from flower_split.config.wire import UPWARD_HOPS, WireConfig
+from flower_split.errors import ConfigError
+from flower_split.privacy import Gaussians, Statement, accountant_name
+from flower_split.privacy.statement import figures
+from flower_split.reporting.counters import NOISE_ACCOUNT, noisy_rows
+from flower_split.strategies import NodeRecord, SplitResult
+from flower_split.strategies.central_privacy import CentralPrivacy
+from flower_split.strategies.inner import central_privacy
+
+_NOT_COVERED = (
+    "Lengths and attention masks, gradient norms, adapters and metrics leave without noise and are "
+    "not covered, so that against whoever sees them too this is an empirical mitigation, of which "
+    "only an audit tells the effect."
+)
+
+
+def statements(
+    config: SplitConfig, results: Sequence[SplitResult], inner: Strategy
+) -> list[Statement]:
+    """Every statement that a run may make.
+
+    Args:
+        config: The run's.
+        results: Of the run, and of its baseline where it has one.
+        inner: The strategy that aggregated.
+    """
+    private = central_privacy(inner)
+    found = [] if private is None else [central(private)]
+    return [*found, cut_noise(config, results)] if config.wire.hides else found
+
+
+def central(private: CentralPrivacy) -> Statement:
+    """That of central differential privacy."""
+    epsilon, times = private.epsilon(), private.releases
+    return Statement(
+        kind="central",
+        sentence=(
+            f"Central differential privacy: {figures(epsilon, private.delta)} for all data of any "
+            f"one silo, replaced by any other, in the adapters that were published in {times} "
+            f"rounds; noise of {private.noise_multiplier:g} times the clipping norm "
+            f"{private.clipping_norm:g} on the sum of the silos' updates, no amplification by "
+            "sampling. It trusts whoever runs the server, who sees every silo's adapter, "
+            "activations and gradients. Losses and other metrics are not covered."
+        ),
+        epsilon=epsilon,
+        delta=private.delta,
+        accountant=accountant_name(),
+        releases={"rounds": times},
+    )
+
+
+def cut_noise(config: SplitConfig, results: Sequence[SplitResult]) -> Statement:
+    """That of the noise on h1 and g2, for the silo of which most has left."""
+    counted: dict[int, tuple[str, dict[str, int]]] = {}
+    try:
+        for result in results:
+            _count(result.history, counted)
+        if not counted:
+            raise _UncountedError("no silo has told what left it")
+        most = _most_revealing(config.wire, counted)
+        epsilon = most[0].epsilon(config.privacy_delta)
+    except (_UncountedError, ConfigError) as error:
+        return Statement(
+            kind="cut-noise", sentence=f"Noise at the cuts: no formal guarantee, because {error}."
+        )
+    _, silo, rows = most
+    told = " and ".join(f"{rows[hop]} token rows of {hop}" for hop in UPWARD_HOPS)
+    return Statement(
+        kind="cut-noise",
+        sentence=(
+            f"Noise at the cuts: {figures(epsilon, config.privacy_delta)} for h1 and g2 alone, "
+            "over the whole run, for each record and for all of a silo's texts together, replaced "
+            f"by others of the same lengths; most has left silo {silo}, {told}. {_NOT_COVERED}"
+        ),
+        epsilon=epsilon,
+        delta=config.privacy_delta,
+        accountant=accountant_name(),
+        releases={noisy_rows(hop): rows[hop] for hop in UPWARD_HOPS},
+    )
+
+
+class _UncountedError(Exception):
+    """What has left is not known, or had no noise."""
+
+
+def _count(history: Sequence[NodeRecord], counted: dict[int, tuple[str, dict[str, int]]]) -> None:
+    """Add to `counted`, by silo, what its last reply told.
+
+    A silo's adapter carries every text into all rows that come later, so that all of a silo's rows
+    count for every one of its records.
+    """
+    names = silo_names(history)
+    last: dict[int, dict[str, int]] = {}
+    accounts: dict[int, int] = {}
+    for record in history:
+        silo = names[record.node_id]
+        if record.failure:
+            last[record.node_id] = {}
+            continue
+        told = {name: int(record.statistics.get(name, -1)) for name in _COUNTERS}
+        if min(told.values()) < 0:
+            raise _UncountedError(f"silo {silo} has not told what left it")
+        if accounts.setdefault(record.node_id, told[NOISE_ACCOUNT]) != told[NOISE_ACCOUNT]:
+            raise _UncountedError(
+                f"silo {silo} has lost its account of what left it (keep its state-dir between "
+                "rounds)"
+            )
+        last[record.node_id] = {hop: told[noisy_rows(hop)] for hop in UPWARD_HOPS}
+    for node, rows in last.items():
+        if not rows:
+            raise _UncountedError(
+                f"the last session of silo {names[node]} failed, and what left in it is counted "
+                "in the silo's own log alone"
+            )
+        key, (silo, before) = accounts[node], counted.get(accounts[node], ("", {}))
+        counted[key] = silo or names[node], {h: max(n, before.get(h, 0)) for h, n in rows.items()}
+
+
+_COUNTERS = (NOISE_ACCOUNT, *(noisy_rows(hop) for hop in UPWARD_HOPS))
+
+
+def _most_revealing(
+    wire: WireConfig, counted: dict[int, tuple[str, dict[str, int]]]
+) -> tuple[Gaussians, str, dict[str, int]]:
+    silos: dict[str, dict[str, int]] = {}
+    for silo, rows in counted.values():
+        held = silos.setdefault(silo, dict.fromkeys(UPWARD_HOPS, 0))
+        for hop, count in rows.items():
+            held[hop] += count
+    found = [(_released(wire, rows), silo, rows) for silo, rows in silos.items()]
+    return max(found, key=lambda one: one[0].mu_squared)
+
+
+def _released(wire: WireConfig, rows: dict[str, int]) -> Gaussians:
+    all_of_it = Gaussians()
+    for hop, count in rows.items():
+        if count and not wire.noise_of(hop):
+            raise _UncountedError(f"{hop} left without noise (wire.{hop}-noise is 0)")
+        if count:
+            # Two rows of at most C are at most 2 C apart.
+            all_of_it = all_of_it.released(
+                sensitivity=2.0, deviation=wire.noise_of(hop), times=count
+            )
+    return all_of_it
