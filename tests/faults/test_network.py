@@ -79,9 +79,14 @@ def every(*kinds: End) -> list[tuple[str, End, float]]:
     return first + [(way, kind, at) for at in more for kind in kinds for way in ("up", "down")]
 
 
-@pytest.mark.sampled(keep=12)
-@pytest.mark.parametrize(("way", "kind", "at"), every("reset", "close"))
-def test_row_07_a_line_that_is_cut_after_so_many_bytes(
+CUTS, SILENCES = every("reset", "close"), every("silence")
+
+
+@pytest.mark.sampled(keep=14)
+@pytest.mark.parametrize(
+    ("way", "kind", "at"), [*CUTS[:12], *SILENCES[:2], *CUTS[12:], *SILENCES[2:]]
+)
+def test_row_07_a_line_that_is_cut_or_falls_silent_one_way(
     trunk: WatchedTrunk,
     passed: tuple[int, int],
     way: str,
@@ -94,27 +99,9 @@ def test_row_07_a_line_that_is_cut_after_so_many_bytes(
         withstood(trunk, caplog) as fault,
         ChaosProxy(trunk.server.address, **{way: cut}) as line,
     ):
-        fault.attempt(trunk.invite(VICTIM), line.address)
+        impatience = IMPATIENT if kind == "silence" else {}
+        fault.attempt(trunk.invite(VICTIM), line.address, **impatience)
         assert line.accepted  # the session did go that way
-
-
-@pytest.mark.medium
-@pytest.mark.sampled(keep=2)
-@pytest.mark.parametrize(("way", "kind", "at"), every("silence"))
-def test_row_07_a_line_of_which_one_way_falls_silent(
-    trunk: WatchedTrunk,
-    passed: tuple[int, int],
-    way: str,
-    kind: End,
-    at: float,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    cut = Way(after=int(at * passed[way == "down"]), then=kind)
-    with (
-        withstood(trunk, caplog) as fault,
-        ChaosProxy(trunk.server.address, **{way: cut}) as line,
-    ):
-        fault.attempt(trunk.invite(VICTIM), line.address, **IMPATIENT)
 
 
 @pytest.mark.parametrize("kind", ["reset", "close"])

@@ -1,23 +1,18 @@
 """Rows 1 and 2: silos that are killed at the worst moment."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from hosting import eventually
-from started_processes import python_path
+from started_processes import line, running
 from watched_trunk import FREED_SECONDS, VICTIM, WatchedTrunk, withstood
 
 pytestmark = pytest.mark.slow
-
-SUPPORT = Path(__file__).parents[1] / "support"
 
 SILO = """
 import json, sys
@@ -52,23 +47,9 @@ def silo(trunk: WatchedTrunk, rows: int, tokens: int) -> Iterator["subprocess.Po
     names = ("purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype")
     fields = {name: getattr(described, name) for name in (*names, "trunk_adapters")}
     arguments = [[rows, tokens], asdict(invited.ticket), described.adapter, fields]
-    with subprocess.Popen(
-        [sys.executable, "-c", SILO, trunk.server.address, *map(json.dumps, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": python_path(SUPPORT, *sys.path)},
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with running(SILO, trunk.server.address, *map(json.dumps, arguments)) as process:
+        yield process
     assert invited.record.collect() is None
-
-
-def frames_sent(process: "subprocess.Popen[str]") -> int:
-    assert process.stdout is not None
-    return int(process.stdout.readline())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -80,7 +61,7 @@ def test_row_01_a_silo_that_is_killed_or_frozen_amid_its_upload(
     hook = trunk.engine.trunk.register_forward_hook(lambda *made: computed.append(len(made[-1])))
     try:
         with withstood(trunk, caplog), silo(trunk, 128, 128) as process:
-            assert frames_sent(process) == 2
+            assert line(process) == "2"
             assert trunk.server.num_sessions == 2
             process.send_signal(how)
             assert eventually(lambda: trunk.server.num_sessions == 1, FREED_SECONDS)
@@ -95,7 +76,7 @@ def test_row_02_a_silo_that_is_killed_or_frozen_between_forward_and_backward(
 ) -> None:
     """The graph that waits for its backward pass goes with the session, which I4 looks for."""
     with withstood(trunk, caplog), silo(trunk, 4, 16) as process:
-        assert frames_sent(process) == 1
+        assert line(process) == "1"
         assert trunk.kept
         process.send_signal(how)
         assert eventually(lambda: trunk.server.num_sessions == 1, FREED_SECONDS)

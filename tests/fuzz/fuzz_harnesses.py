@@ -13,6 +13,7 @@ PARTS = {
     "fuzz_files": ("session-state", "checkpoint"),
     "fuzz_engine": ("engine",),
     "fuzz_service": ("silo-service",),
+    "fuzz_session": ("session",),
 }
 """The harnesses of every module beside this one; each is imported when it is used."""
 NAMES = tuple(name for names in PARTS.values() for name in names)

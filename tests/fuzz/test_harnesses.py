@@ -82,7 +82,7 @@ def test_the_fuzzer_runs_every_harness(tmp_path, root_of_tests):
             sys.executable,
             str(root_of_tests / "fuzz/fuzz.py"),
             "--seconds",
-            "44",
+            "48",
             "--out",
             str(tmp_path),
         ],

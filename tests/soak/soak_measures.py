@@ -27,11 +27,16 @@ REASONS = {
     "no reply in time": r"no reply within [\d.]+ s",
     "a session was not finished": r"the silo did not finish its session at the trunk",
     "the trunk was gone, full or done with it": (
-        r"(TrunkUnavailable|TrunkBusy|Token|Sequence|ForeignRun|Certificate)Error: trunk at "
+        r"(TrunkUnavailable|TrunkBusy|Token|Sequence|ForeignRun|Certificate)Error: trunk at |"
+        r"trunk at \S+: (the session is lost|something accepts connections there|UNAVAILABLE|"
+        r"the connection was |closed the connection|no answer|did not answer)"
     ),
-    "a node came back while its old self was known": r"HandshakeError: .*\bname\b",
+    "a node came back while its old self was known": (
+        r"HandshakeError: .*\bname\b|trunk at \S+: silo: another node of this run is named "
+    ),
     "Flower lost a node or message": (
-        r"Error: ((Reply )?Message|Node) Unavailable|ClientApp stopped responding"
+        r"Error: ((Reply )?Message|Node) Unavailable|ClientApp stopped responding|"
+        r"Reply message objects are unavailable"
     ),
     "the ServerApp was killed": r"finished:failed: No heartbeat",
     "too few silos counted": (

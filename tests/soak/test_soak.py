@@ -67,6 +67,10 @@ def test_a_short_life_or_a_few_samples_tell_nothing(values, seconds):
         "Error: Node Unavailable — The destination node failed to report a heartbeat",
         "finished:failed: No heartbeat received from the task",
         "finished:failed: RoundError: round 1: training failed on every silo asked:\n- node 1: …",
+        "trunk at 127.0.0.1:9000: silo: another node of this run is named '2' too. Give every",
+        "trunk at 127.0.0.1:9000: the session is lost: the trunk was restarted, or has ended",
+        "trunk at 127.0.0.1:9000: something accepts connections there and is no trunk, or",
+        "Reply message objects are unavailable. The sender may not have completed the upload",
     ],
 )
 def test_reasons_that_the_faults_have_are_known(reason):
@@ -74,7 +78,11 @@ def test_reasons_that_the_faults_have_are_known(reason):
 
 
 @pytest.mark.parametrize(
-    "reason", ["KeyError: 'x'", "", "the norm of its update", "TypeError: trunk at 127.0.0.1:9000"]
+    "reason",
+    [
+        *("KeyError: 'x'", "", "the norm of its update", "TypeError: trunk at 127.0.0.1:9000"),
+        "trunk at 127.0.0.1:9000: h1: hidden size 3, the trunk's is 4",
+    ],
 )
 def test_others_are_not(reason):
     assert counted([reason]) == ({}, [reason])

@@ -131,6 +131,8 @@ def _probe_tls(connection: socket.socket, address: Address, tls: ClientTls) -> T
             return _after_handshake(secured, address, tls)
     except (ConfigError, ssl.SSLCertVerificationError) as error:
         return _untrusted(address, error, tls)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        return _closed(address)
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"):
             return CertificateError(
@@ -143,10 +145,7 @@ def _probe_tls(connection: socket.socket, address: Address, tls: ClientTls) -> T
     except TimeoutError:
         return _no_trunk(address)
     except OSError:
-        return CertificateError(
-            f"trunk at {address}: closed the connection during the TLS handshake: it may speak no "
-            "TLS, or be no trunk"
-        )
+        return _closed(address)
 
 
 def _after_handshake(secured: ssl.SSLSocket, address: Address, tls: ClientTls) -> TrunkError | None:
@@ -156,7 +155,9 @@ def _after_handshake(secured: ssl.SSLSocket, address: Address, tls: ClientTls) -
     try:
         if _speaks_http2(secured):
             return None
-    except ssl.SSLError:
+    except TimeoutError:
+        return _no_trunk(address)
+    except OSError:  # gRPC's server resets or closes, without a word of TLS
         pass
     if tls.certificate:
         return CertificateError(
@@ -222,6 +223,15 @@ def _no_trunk(address: Address) -> TrunkError:
         address,
         "something accepts connections there and is no trunk, or a trunk that has as many "
         "connections as its process may: check host and port, or try again in a while",
+    )
+
+
+def _closed(address: Address) -> TrunkError:
+    return _unreachable(
+        address,
+        "closed the connection during the TLS handshake: it may be no trunk, speak no TLS, be "
+        "about to end, or have as many connections as its process may. Check host and port, or "
+        "try again in a while",
     )
 
 

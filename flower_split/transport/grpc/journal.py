@@ -46,7 +46,7 @@ class RequestJournal:
         self._first = 0  # number of the oldest entry
         self._before = START  # digest of the request before it
         self._received = 0
-        self._next = 0
+        self._next = self._taken = 0
         self._stream = self._ended = -1
         self._closed = False
         self.is_finished = False
@@ -69,16 +69,17 @@ class RequestJournal:
         """From now on `stream` takes requests, from the one of number `taken` on.
 
         Raises:
-            WireError: the trunk cannot have taken that many.
+            WireError: the trunk cannot have taken that many, or has said before that it had taken
+                more.
         """
         with self._changed:
             last = self._first + sum(1 for entry in self._entries if entry.digest)
-            if not self._first <= taken <= last:
+            least = max(self._first, self._taken)
+            if not least <= taken <= last:
                 raise WireError(
-                    f"the trunk says that it has taken {taken} requests, expected {self._first} "
-                    f"to {last}"
+                    f"the trunk says that it has taken {taken} requests, expected {least} to {last}"
                 )
-            self._stream, self._next = stream, taken
+            self._stream, self._next, self._taken = stream, taken, taken
             self._changed.notify_all()
 
     def end(self, stream: int) -> None:

@@ -1,18 +1,13 @@
 """Silos and trunks as real processes: killed, frozen, and left without a goodbye."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from affine_backend import AffineBackend, forward, spec
 from hosting import eventually, hosting, nothing_left
-from started_processes import python_path
+from started_processes import line, running
 
 from flower_split.errors import TrunkUnavailableError
 from flower_split.server.grpc.service import ServiceLimits
@@ -21,7 +16,6 @@ from flower_split.transport.grpc.transport import GrpcTransport
 
 pytestmark = pytest.mark.slow
 
-SUPPORT = Path(__file__).parents[2] / "support"
 BRISK = Keepalive(interval=1.0, timeout=1.0)
 
 SILO = """
@@ -46,28 +40,6 @@ server = TrunkServer(AffineBackend(), sys.argv[1], limits=limits).start()
 print(server.address, flush=True)
 sys.stdin.read()
 """
-
-
-@contextmanager
-def running(script: str, argument: str) -> Iterator["subprocess.Popen[str]"]:
-    """A Python process that has printed its first line."""
-    with subprocess.Popen(
-        [sys.executable, "-c", script, argument],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": python_path(SUPPORT, *sys.path)},
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def line(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 def complaints(process: "subprocess.Popen[str]") -> str:

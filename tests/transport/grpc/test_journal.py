@@ -51,6 +51,12 @@ def test_a_stream_goes_on_with_what_was_not_taken(journal: RequestJournal) -> No
         assert [send(journal, taken + 1) for _ in range(3 - taken)] == list(range(taken, 3))
 
 
+def test_a_trunk_does_not_forget_what_it_has_taken(journal: RequestJournal) -> None:
+    journal.begin(1, 2)
+    with pytest.raises(WireError, match="has taken 1 requests, expected 2 to 3"):
+        journal.begin(2, 1)
+
+
 @pytest.mark.parametrize("taken", [4, 2**40])
 def test_a_trunk_cannot_have_taken_what_was_not_sent(journal: RequestJournal, taken: int) -> None:
     ask(journal, forward(2))

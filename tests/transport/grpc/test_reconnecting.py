@@ -1,5 +1,6 @@
 """A connection that breaks at any place changes nothing of what a session yields."""
 
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from affine_backend import AffineBackend, backward, forward, spec
+from cut_sessions import MODES, KindsRig
 from cut_training import Rig
 from cutting_relay import CuttingRelay, Direction, Message, Place
 from hosting import eventually, hosting, nothing_left
@@ -92,6 +94,25 @@ def test_a_cut_at_every_message_of_a_training(rig: Rig, direction: Direction, pl
         found, relay = rig.trained(cut, **shape)
         found.assert_equals(expected)
         assert_done(cut, numbers)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.medium
+def test_sessions_of_every_kind_over_connections_that_break(mode: str) -> None:
+    """Caches and their edits, adapter calls, prefixes and evaluations are made once, too."""
+    with KindsRig(mode).serving() as rig:
+        for purpose, codec in (("train", "fp32"), ("train", "nf4"), ("evaluate", "int8")):
+            expected = rig.session(purpose, codec)  # type: ignore[arg-type]
+            chance = random.Random(f"{mode} {purpose} {codec}")
+
+            def cut(message: Message, chance: random.Random = chance) -> Place | None:
+                return (
+                    chance.choice(PLACES) if message.number > 3 and chance.random() < 0.2 else None
+                )
+
+            found = rig.session(purpose, codec, cut)  # type: ignore[arg-type]
+            found.assert_equals(expected)
+            assert expected.reconnects == 0 and (found.reconnects or purpose == "evaluate")
 
 
 def affine(relay: CuttingRelay) -> list[Any]:

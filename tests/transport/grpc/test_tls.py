@@ -1,9 +1,12 @@
 """Sessions over TLS: a silo that trusts the trunk connects; every other ending says why."""
 
+import contextlib
 import re
 import socket
+import struct
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,6 +19,7 @@ from flower_split.errors import CertificateError, ConfigError, TrunkError, Trunk
 from flower_split.server.grpc.server import TrunkServer
 from flower_split.tls import ClientTls, ServerTls
 from flower_split.tls.ephemeral import make_identity
+from flower_split.transport.grpc.diagnosis import diagnose
 from flower_split.transport.grpc.transport import GrpcTransport
 
 SECONDS = 40.0
@@ -127,6 +131,47 @@ def test_row_17_a_tls_silo_at_a_plaintext_trunk(tls: ServerTls) -> None:
     with hosting(AffineBackend()) as server:
         error = failure(server.address, ClientTls(ca=tls.ca))
         assert type(error) is CertificateError and "speaks no TLS" in str(error)
+
+
+def resets(one: socket.socket) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+CLOSINGS: dict[str, Callable[[socket.socket], object]] = {
+    "at once": lambda one: None,
+    "after the hello": lambda one: one.recv(1 << 16),
+    "with a reset": lambda one: (one.recv(1), resets(one)),
+    "amid its own hello": lambda one: (one.recv(1 << 16), one.sendall(b"\x16\x03\x03\x00\x7a\x02")),
+}
+
+
+@contextmanager
+def closing(how: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Something that accepts connections and closes them, having done `how`."""
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+
+        def close_all() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    one, _ = listens.accept()
+                    with one, contextlib.suppress(OSError):
+                        how(one)
+
+        thread = threading.Thread(target=close_all, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listens.getsockname()[1]}"
+        listens.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+@pytest.mark.parametrize("how", CLOSINGS)
+def test_a_peer_that_closes_during_the_handshake_has_no_wrong_certificate(
+    tls: ServerTls, how: str
+) -> None:
+    with closing(CLOSINGS[how]) as address:
+        error = diagnose(address, ClientTls(ca=tls.ca), SECONDS)
+    assert type(error) is TrunkUnavailableError
+    assert f"trunk at {address}: closed the connection during the TLS handshake" in str(error)
 
 
 @contextmanager
