@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
@@ -45,6 +46,18 @@ def tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer) and not isinstance(module, PassThrough)
     ]
+
+
+def bare_module(module: nn.Module) -> nn.Module:
+    """The stock module within what PEFT has put around it."""
+    while not isinstance(module, PassThrough):
+        if isinstance(module, BaseTunerLayer):
+            module = module.get_base_layer()
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            module = module.original_module
+        else:
+            break
+    return module
 
 
 def read_scalings(model: nn.Module, *adapters: str) -> dict[tuple[str, int], float]:

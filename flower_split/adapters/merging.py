@@ -5,7 +5,6 @@ adapter's product, and every tensor of the folder, read back as stock code reads
 one's bytes. No second model stands in memory meanwhile.
 """
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from flower_split.lowrank import pair_up
 from flower_split.segments import load_tokenizer, resolve_source
 from flower_split.segments.loading.skeleton import read_config
 from flower_split.segments.stock_classes import auto_class
+from flower_split.tensor_digest import tensor_digest
 
 logger = logging.getLogger(__name__)
 
@@ -246,9 +246,4 @@ def _check_written(folder: Path, written: Mapping[str, str], model: str, stock: 
 
 def _digests(model: PreTrainedModel) -> dict[str, str]:
     """A digest of every tensor of a checkpoint of `model`: dtype, shape and bytes."""
-    found: dict[str, str] = {}
-    for name, tensor in model.state_dict().items():
-        digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-        found[name] = digest.hexdigest()
-    return found
+    return {name: tensor_digest([("", tensor)]) for name, tensor in model.state_dict().items()}

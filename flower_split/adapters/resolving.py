@@ -1,7 +1,6 @@
 """Resolving: the plan of any method of PEFT on the uncut model, and the adapter it begins with."""
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,6 +40,7 @@ from flower_split.config.peft import LORA, PeftSettings
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
 from flower_split.segments.stock_classes import task_of
+from flower_split.tensor_digest import tensor_digest
 
 PEFT_SAYS = (
     ValueError,
@@ -199,9 +199,7 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     known: dict[int, str] = {}
     for tensor in tensors.values():
         if id(tensor) not in known:
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            told = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-            known[id(tensor)] = hashlib.sha256(told + data.tobytes()).hexdigest()
+            known[id(tensor)] = tensor_digest([("", tensor)])
     return {name: known[id(tensor)] for name, tensor in tensors.items()}
 
 

@@ -5,11 +5,14 @@ stand-ins, too, they are of that kind. They have no tensors: what is saved under
 from the trunk, and what is loaded goes there.
 """
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NoReturn, Self
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from flower_split.errors import AdapterError
 from flower_split.segments import PassThrough
@@ -32,6 +35,35 @@ def refuse_merging(model: nn.Module) -> None:
     for tuner in model.modules():
         if isinstance(tuner, BaseTuner):
             tuner.merge_adapter = tuner._unload_and_optionally_merge = _refuse  # type: ignore[method-assign]
+
+
+def tell_of_part(model: nn.Module, besides: Tensor, at_trunk: Callable[[], int]) -> None:
+    """Have PEFT's `print_trainable_parameters` say that a client model is a part.
+
+    Args:
+        model: The client model as PEFT has wrapped it; another is left as it is.
+        besides: A parameter of it that is no weight.
+        at_trunk: Counts the trained parameters at the trunk that are not in `model`.
+    """
+    if isinstance(model, PeftModel):
+        told = partial(_print_part, weakref.ref(model), besides, at_trunk)
+        model.print_trainable_parameters = told  # type: ignore[method-assign]
+
+
+def _print_part(
+    model: "weakref.ref[PeftModel]", besides: Tensor, at_trunk: Callable[[], int]
+) -> None:
+    held = model()
+    if held is None:
+        return
+    trained, parameters = held.get_nb_trainable_parameters()
+    trained -= besides.numel() if besides.requires_grad else 0
+    parameters -= besides.numel()
+    print(
+        f"trainable params: {trained:,d} || params of the silo's part: {parameters:,d} || "
+        f"trainable%: {100 * trained / parameters:.4f} || trainable params at the trunk besides: "
+        f"{at_trunk():,d}"
+    )
 
 
 def _refuse(*args: Any, **settings: Any) -> NoReturn:

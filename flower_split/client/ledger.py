@@ -1,6 +1,5 @@
 """The ledger of a silo's sessions: what is noted of everything before it leaves."""
 
-import hashlib
 import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,9 @@ from flwr.app import RecordDict
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.state.folder import file_name
 from flower_split.ledger import Ledger
+from flower_split.tensor_digest import tensor_digest
 from flower_split.transport.account import LeavingTensor
+from flower_split.transport.arrays import read_array
 from flower_split.transport.invitation import Invitation
 from flower_split.transport.messages import SessionSpec
 
@@ -66,10 +67,7 @@ class SessionLedger:
             LedgerError: the ledger cannot be written.
         """
         arrays = [array for one in content.array_records.values() for array in one.items()]
-        digest = hashlib.sha256()
-        for name, array in sorted(arrays):
-            digest.update(f"{name} {array.dtype} {tuple(array.shape)} ".encode())
-            digest.update(array.data)
+        sent = {name: torch.from_numpy(read_array(name, array)) for name, array in arrays}
         texts = {
             name: len(value.encode())
             for record in content.config_records.values()
@@ -81,7 +79,7 @@ class SessionLedger:
                 "kind": "reply",
                 "arrays": len(arrays),
                 "bytes": sum(len(array.data) for _, array in arrays),
-                "sha256": digest.hexdigest(),
+                "sha256": tensor_digest(sorted(sent.items())),
                 "metrics": sorted({n for one in content.metric_records.values() for n in one}),
                 "values": sorted({n for one in content.config_records.values() for n in one}),
                 "texts": texts,
@@ -142,7 +140,7 @@ def session_ledger(
                 "destination": invitation.address,
                 "tls": invitation.tls,
                 "transforms": list(spec.wire.transforms),
-                "adapter_sha256": _digest(adapter),
+                "adapter_sha256": tensor_digest(sorted(adapter.items())),
             },
         )
         try:
@@ -151,12 +149,3 @@ def session_ledger(
             account.commit()
     finally:
         ledger.close()
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(data.tobytes())
-    return digest.hexdigest()

@@ -1,10 +1,13 @@
 """Attaching a client model to a trunk."""
 
+import math
 from collections.abc import Collection
+from functools import partial
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from flower_split.adapters.stand_in import tell_of_part
 from flower_split.errors import HandshakeError, ModelError
 from flower_split.remote.late_wrapping import LateWrapping
 from flower_split.remote.trunk import RemoteTrunk
@@ -64,12 +67,21 @@ def attach_trunk(
         trained=trained,
         trunk_parameters=trunk_parameters,
     )
+    tell_of_part(client_model, remote.trunk_gradient, partial(_trained_elsewhere, remote))
     if remote is slot:
         return remote
     remote.train(slot.training)
     setattr(owner, name, remote)
     watch_calls(client_model, slot.family, remote.called_with)
     return remote
+
+
+def _trained_elsewhere(remote: RemoteTrunk) -> int:
+    """Elements of the trunk's adapter that are no parameters of the client model."""
+    spec = remote.transport.spec
+    if spec.purpose != "train" or not remote.adapter.is_there or remote.own is not None:
+        return 0
+    return sum(math.prod(shape) for _, shape in remote.adapter.held)
 
 
 def find_slot(model: nn.Module) -> tuple[nn.Module, str, TrunkSlot | RemoteTrunk]:

@@ -12,8 +12,10 @@ import itertools
 import weakref
 from typing import Any, NoReturn
 
+from torch import Tensor
 from transformers.cache_utils import (
     Cache,
+    DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
@@ -57,6 +59,8 @@ class _View:
         self.intact = 0
         """Leading tokens of these that no copy has changed since."""
         self.edits: list[CacheEdit] = []
+        self.samples: dict[int, Tensor] = {}
+        """One number a row and token of the silo's keys, by layer, as they were last used."""
         keys.views.add(self)
 
     def __call__(self, kind: EditKind, values: tuple[int, ...]) -> None:
@@ -66,6 +70,7 @@ class _View:
         """That of a copy of the cache."""
         copy = _View(self.keys)
         copy.length, copy.intact, copy.edits = self.length, self.intact, [*self.edits]
+        copy.samples = {**self.samples}
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -129,6 +134,7 @@ class CacheLedger:
         """
         view, stand_ins = self._find(cache)
         past = stand_ins[0].get_seq_length()
+        self._check_own(cache, view, past, tokens)
         if past and not begins:
             self._check_past(view, stand_ins, past, kept=kept)
         edits = view.take_edits()
@@ -156,6 +162,33 @@ class CacheLedger:
             view = self._begin()
             first.report_to(view)
         return view, stand_ins
+
+    def _check_own(self, cache: Cache, view: _View, past: int, tokens: int) -> None:
+        """Raise `ModelError` where the silo's keys are not those that the trunk's belong to."""
+        held: dict[int, Any] = {
+            index: layer
+            for index, layer in enumerate(cache.layers)
+            if isinstance(layer, DynamicLayer) and not isinstance(layer, StandIn)
+        }
+        for index, layer in held.items():
+            expected = past + (tokens if index < self._layers.start else 0)
+            if (found := layer.get_seq_length()) not in (0, expected):
+                raise ModelError(
+                    f"layer {index} of the key-value cache has {found} tokens with this pass, and "
+                    f"the trunk's have {past} without it: {_OWN_HANDS}"
+                )
+        now: dict[int, Tensor] = {}
+        for index, layer in held.items():
+            keys = layer.keys
+            if type(layer) is DynamicLayer and isinstance(keys, Tensor) and keys.dim() == 4:
+                now[index] = keys[:, 0, :, 0].detach()
+        before, view.samples = view.samples, {i: sample.clone() for i, sample in now.items()}
+        both = before.keys() & now.keys()
+        if both and not view.edits and not any(_begins_with(now[i], before[i]) for i in both):
+            raise ModelError(
+                "the keys in the key-value cache are others in all of the silo's layers than when "
+                f"it was last used, and the trunk's are not: {_OWN_HANDS}"
+            )
 
     def _check_past(self, view: _View, stand_ins: list[StandIn], past: int, *, kept: bool) -> None:
         keys = view.keys
@@ -186,6 +219,22 @@ class CacheLedger:
         keys = _Keys(self, next(self._numbers))
         weakref.finalize(keys, self._dead.append, keys.cache_id)
         return _View(keys)
+
+
+_OWN_HANDS = (
+    "copy a cache with copy.deepcopy, change it by its own methods (reorder_cache, crop, "
+    "batch_select_indices, batch_repeat_interleave, reset), and do not build one from the tensors "
+    "of another"
+)
+
+
+def _begins_with(now: Tensor, before: Tensor) -> bool:
+    """Whether keys are as they were, as far as both know them."""
+    if now.shape[0] != before.shape[0]:
+        return False
+    common = min(now.shape[1], before.shape[1])
+    a, b = now[:, :common], before[:, :common].to(now)
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _can_crop(stand_ins: list[StandIn], length: int) -> bool:

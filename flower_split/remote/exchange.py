@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from flower_split.errors import ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.ranks import SessionRanks, opened
 from flower_split.remote.trunk_adapter import TrunkAdapter
@@ -90,9 +90,13 @@ class Exchange(torch.autograd.Function):
         return entered, torch.tensor(reply.orthogonality, device=entered.device)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *more: Tensor) -> tuple[Tensor | None, ...]:
-        """g1, (B, T, H), where the bottom needs it."""
+        """g1, (B, T, H), where the bottom needs it.
+
+        Raises:
+            ModelError: second derivatives are asked for, or those of several outputs at once.
+        """
+        _check_order(grad)
         ctx.release.detach()
         at_term = float(more[0]) if more else 0.0
         remote: SessionEnd = ctx.remote
@@ -142,6 +146,19 @@ class Exchange(torch.autograd.Function):
         if gradient is not None:
             gradient = ctx.border.incoming("g1", gradient, ctx.context)
         return mirrored, gradient, None, None, None, side, *own
+
+
+def _check_order(grad: Tensor) -> None:
+    """Raise `ModelError` in a backward pass that is to be differentiated itself, or batched.
+
+    torch leaves what a function does not differentiate twice out of sums, and says nothing.
+    """
+    batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+    if torch.is_grad_enabled() or batched or torch._C._functorch.is_batchedtensor(grad):
+        raise ModelError(
+            "the trunk sends first derivatives of one loss at a time: leave out create_graph=True "
+            "(hessian, vhp and gradient penalties need it), vectorize and is_grads_batched"
+        )
 
 
 def _accumulator(leaf: Tensor) -> Any:

@@ -14,16 +14,15 @@ from flower_split.segments import find_layers, layer_index
 from flower_split.transport.messages import SessionSpec
 
 
-def check_hooks(model: PreTrainedModel, spec: SessionSpec) -> None:
+def check_hooks(layers: nn.ModuleList, spec: SessionSpec) -> None:
     """Raise `ModelError` where a hook waits on a stand-in for what the stand-in does not see.
 
     The first is given the trunk's input, and the last returns its output; nothing else is real.
 
     Args:
-        model: The client model.
+        layers: The client model's.
         spec: The session's.
     """
-    _, layers = find_layers(model)
     first, last = spec.bottom_layers, spec.num_layers - spec.top_layers - 1
     for index in range(first, last + 1):
         for name, module in layers[index].named_modules():

@@ -1,6 +1,5 @@
 """The silo's half of AdamW's state: what is done to it alone is done to half of a model."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flower_split.errors import AdapterError
+from flower_split.tensor_digest import tensor_digest
 
 
 class MomentWatch:
@@ -43,16 +43,15 @@ class MomentWatch:
 
 def moments_digest(state: Mapping[Any, Any]) -> str:
     """SHA-256 of the state of a saved optimizer: every tensor's place, dtype, shape and values."""
-    found = hashlib.sha256()
-    for index in sorted(state, key=str):
-        for name, value in sorted(state[index].items()):
-            if isinstance(value, Tensor):
-                kept = value.detach().to("cpu").contiguous()
-                found.update(f"{index} {name} {kept.dtype} {tuple(kept.shape)};".encode())
-                found.update(kept.reshape(-1).view(torch.uint8).numpy().tobytes())
-            else:
-                found.update(f"{index} {name} {value!r};".encode())
-    return found.hexdigest()
+    return tensor_digest(
+        (f"{index} {name}", value if isinstance(value, Tensor) else _written(value))
+        for index in sorted(state, key=str)
+        for name, value in sorted(state[index].items())
+    )
+
+
+def _written(value: object) -> Tensor:
+    return torch.tensor(list(repr(value).encode()), dtype=torch.uint8)
 
 
 def _tensors(state: Mapping[Tensor, Mapping[str, Any]]) -> list[tuple[tuple[int, str], Tensor]]:

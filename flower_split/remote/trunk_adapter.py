@@ -24,8 +24,8 @@ from flower_split.adapters.client_adapter import (
 from flower_split.adapters.plan import ADAPTER
 from flower_split.adapters.plan_check import check_plan
 from flower_split.errors import AdapterError, WireError
-from flower_split.remote.layer_watch import check_hooks
 from flower_split.remote.loading import check_loaded
+from flower_split.remote.silo_layers import SiloLayers
 from flower_split.segments import Cuts, find_layers, layer_index
 from flower_split.transport.messages import AdapterCall, AdapterReply, AdapterUse
 
@@ -58,6 +58,9 @@ class TrunkAdapter:
         self._transport = transport
         self._trained = None if trained is None else frozenset(trained)
         self._values = ValueWatch()
+        self._layers = SiloLayers(self.stock, transport.spec)
+        self.spec = transport.spec
+        """The session's."""
         self._copies: dict[str, ValueWatch] = {}
         self._active: tuple[str, ...] = ()
         self._scalings: Mapping[tuple[str, int], float] = {}
@@ -71,6 +74,8 @@ class TrunkAdapter:
         """Whether all silos' sessions step one."""
         if self.is_there and tuner_layers(model):
             self._begin()
+        elif transport.spec.loaded_adapter:
+            self._values.note(named(model, ADAPTER))
 
     @property
     def model(self) -> nn.Module:
@@ -112,7 +117,7 @@ class TrunkAdapter:
             ModelError: a hook waits on a layer of the trunk's.
         """
         model = self.model
-        check_hooks(self.stock, self._transport.spec)
+        self._layers.check()
         if self._transport.spec.loaded_adapter:
             return self._use_of_loaded()
         if not self.is_there:
@@ -151,6 +156,11 @@ class TrunkAdapter:
             raise AdapterError(
                 f"the adapter {', '.join(now)} is active, with another scale or other than the one "
                 "that both ends have loaded: load it with flower_split.load_adapter on both"
+            )
+        if changed := self._values.changed(named(self.model, ADAPTER)):
+            raise AdapterError(
+                f"{changed[0]} of the adapter that both ends have loaded was changed, and the "
+                "trunk's part was not: train in a session of a plan, or load another adapter"
             )
         return AdapterUse()
 
@@ -295,6 +305,7 @@ class TrunkAdapter:
                 f"session begins with {ADAPTER!r}"
             )
         self._scalings = read_scalings(model, *self._active)
+        self._values.note(named(model, ADAPTER))
         self._begun = True
 
     def _trunks_modules(self) -> set[str]:
@@ -323,8 +334,8 @@ class TrunkAdapter:
             raise AdapterError(
                 f"{len(changed)} tensors of the silo's adapter (first: {changed[0]}) were changed, "
                 "and the trunk's were not. Train with SplitAdamW, or attach_trunk(..., "
-                "trunk_parameters=True) for any other optimizer; to load a state, load all of it "
-                "with load_state_dict"
+                "trunk_parameters=True) for any other optimizer; load a state before attach_trunk, "
+                "or all of it with load_state_dict"
             )
 
     def _copy_of(self, active: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flower_split.errors import AdapterError, WireError
 from flower_split.lowrank import part_of
+from flower_split.remote.layer_watch import check_frozen
 from flower_split.remote.trunk_adapter import TrunkAdapter
 
 
@@ -65,7 +66,8 @@ class TrunkParameters:
         """Have the trunk compute with the parameters as they are now.
 
         Raises:
-            AdapterError: a value is not finite, or an optimizer steps the silo's tensors alone.
+            AdapterError: a value is not finite, an optimizer steps the silo's tensors alone, or
+                weights of all of its layers beside the adapter.
         """
         now = [parameter.detach() for parameter in self.parameters]
         is_same = all(torch.equal(a, b) for a, b in zip(now, self._pushed, strict=True))
@@ -79,6 +81,7 @@ class TrunkParameters:
         if is_same:
             return
         self._has_gradient = False
+        check_frozen(self._adapter.stock, self._adapter.spec)
         self._adapter.write(now)
         self._pushed = [tensor.clone() for tensor in now]
 

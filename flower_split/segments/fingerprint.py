@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -34,6 +35,14 @@ _VOLATILE = frozenset(
     }
 )
 
+_ENDS = frozenset(
+    {
+        *("_commit_hash", "_output_attentions", "gradient_checkpointing", "tie_word_embeddings"),
+        "vocab_size",
+    }
+)
+"""What a silo may set in its own model after that was cut: of its ends, or no computation."""
+
 _QUANTIZED = (
     "quant_method",
     "load_in_4bit",
@@ -43,6 +52,18 @@ _QUANTIZED = (
     "quant_type",
 )
 """What is common of a quantization; the dtype in which it computes is each party's own."""
+
+
+_JSON = (str, int, float, bool, list, tuple, dict, type(None))
+
+
+def computing_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """What the layers of a model in memory may read off its configuration while they compute."""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name not in _VOLATILE and name not in _ENDS and isinstance(value, _JSON)
+    }
 
 
 def fingerprint(config: PreTrainedConfig) -> str:

@@ -231,6 +231,11 @@ def _check_call(call: Mapping[str, Any], family: Family) -> None:
             "torch.func cannot transform a model whose trunk is elsewhere: call it outside of "
             "grad, vmap and the like, and use backward() or torch.autograd.grad"
         )
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise ModelError(
+            "forward-mode derivatives do not pass a trunk that is elsewhere: call the model "
+            "outside of dual_level and jvp, and use backward() or torch.autograd.grad"
+        )
     positions = call.get("position_ids")
     if isinstance(positions, Tensor) and positions.is_floating_point():
         raise ModelError(f"position_ids are {positions.dtype}; the trunk takes whole numbers alone")

@@ -100,6 +100,8 @@ def punch_client(model: PreTrainedModel, cuts: Cuts, family: Family | None = Non
     mark = fingerprint(model.config)
     for method in ("save_pretrained", "push_to_hub"):
         setattr(model, method, _refuse_saving)
+    for method in ("init_continuous_batching", "generate_batch"):
+        setattr(model, method, _refuse_paging)
     for index in cuts.trunk_range:
         layers[index] = (
             TrunkSlot(layers[index], family=family, cuts=cuts, fingerprint=mark)
@@ -115,6 +117,14 @@ def _refuse_saving(*args: Any, **kwargs: Any) -> None:
     raise ModelError(
         "a client model is a part of the model and is not saved as if it were the whole. Save the "
         "adapter: save_pretrained of the PeftModel around it, or flower-split export"
+    )
+
+
+def _refuse_paging(*args: Any, **kwargs: Any) -> None:
+    """In place of continuous batching, which logs what fails in it and returns nothing."""
+    raise ModelError(
+        "continuous batching keeps the keys of all layers in pages of its own, and those of the "
+        "trunk's layers are there: use generate(), for several prompts with padding"
     )
 
 

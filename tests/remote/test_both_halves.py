@@ -219,6 +219,29 @@ def test_an_optimizer_without_the_trunks_parameters_is_refused() -> None:
         take_steps(pair.client, optimizer)
 
 
+def test_weights_of_all_of_the_silos_layers_are_refused_after_their_first_step() -> None:
+    pair, _ = _with_parameters()
+    for parameter in pair.client.parameters():
+        if parameter.shape != (3,):  # the stand-in of the trunk's gradient
+            parameter.requires_grad_(True)
+    with pytest.raises(AdapterError, match="in all of the silo's layers"):
+        take_steps(pair.client, torch.optim.SGD(own(pair.client), lr=0.5), 2)
+
+
+@pytest.mark.parametrize("parameters", [True, False])
+def test_what_peft_counts_is_said_to_be_a_part(
+    parameters: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = _with_parameters()[0] if parameters else make_pair()
+    pair.client.print_trainable_parameters()
+    said = capsys.readouterr().out
+    states = (pair.state, pair.client_state, pair.trunk_state)
+    counts = [sum(tensor.numel() for tensor in state.values()) for state in states]
+    here, there = (counts[0], 0) if parameters else counts[1:]
+    assert said.startswith(f"trainable params: {here:,d} || params of the silo's part: ")
+    assert said.endswith(f"trainable params at the trunk besides: {there:,d}\n")
+
+
 def test_microbatches_in_flight_do_not_leave_the_trunks_parameters_untrained() -> None:
     pair, _ = _with_parameters()
     gradients = Accumulator(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import CASE_BY_NAME
+from transformers import DynamicCache
 
 from flower_split.adapters import resolve_lora, wrap
 from flower_split.config.sections import LoraSettings
@@ -117,10 +118,8 @@ def test_before_it_is_attached_it_can_be_copied_and_saved() -> None:
 def test_its_tensors_can_be_saved_and_given_to_another_one() -> None:
     _, one = pair(shares_adapter=True)
     _, other = pair(shares_adapter=True)
-    with torch.no_grad():
-        for parameter in one.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
+    changed = {n: t + 0.1 if "lora_" in n else t for n, t in one.state_dict().items()}
+    one.load_state_dict(changed)
     file = io.BytesIO()
     torch.save(one.state_dict(), file)
     file.seek(0)
@@ -242,3 +241,53 @@ def test_a_cache_is_freed_at_the_trunk_when_its_last_copy_is_gone() -> None:
         del twin
         client(IDS)
     assert dropped == [0]
+
+
+def _rebuilt(cache: Any) -> Any:
+    return DynamicCache(tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def _updated(cache: Any) -> Any:
+    made = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        if layer.keys is not None:
+            made.update(layer.keys, layer.values, index)
+    return made
+
+
+def _shortened(cache: Any) -> Any:
+    for layer in cache.layers:
+        if layer.keys is not None:
+            layer.keys, layer.values = layer.keys[..., :4, :], layer.values[..., :4, :]
+    return cache
+
+
+def _turned(cache: Any) -> Any:
+    for layer in cache.layers:
+        if layer.keys is not None:
+            layer.keys, layer.values = layer.keys.flip(0), layer.values.flip(0)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("remake", "words"),
+    [
+        (_rebuilt, "has 11 tokens with this pass, and the trunk's have 0 without it"),
+        (_updated, "copy a cache with copy.deepcopy"),
+        (_shortened, "has 5 tokens with this pass, and the trunk's have 10"),
+        (_turned, "others in all of the silo's layers than when it was last used"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+@torch.no_grad()
+def test_a_cache_that_was_remade_of_tensors_is_refused(remake: Any, words: str) -> None:
+    _, client = pair()
+    made = remake(client(IDS).past_key_values)
+    with pytest.raises(ModelError, match=words):
+        client(ENDINGS[0], past_key_values=made)
+
+
+def test_continuous_batching_is_refused_before_it_starts() -> None:
+    _, client = pair()
+    with pytest.raises(ModelError, match=r"continuous batching .* use generate\(\)"):
+        client.generate_batch([[5, 6], [7]])

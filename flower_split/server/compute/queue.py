@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -171,7 +171,7 @@ class TrunkQueue:
     def submit(self, job: Job) -> Future[Any]:
         """Let a pass wait for its turn; never waits itself."""
         if _is_inside_a_backward_pass():
-            with self._computing:
+            with self._computing, _unwatched():
                 self._compute([job])
             with self._changed:
                 self._note_change()  # it may have freed what others wait for
@@ -302,6 +302,17 @@ def mapped(error: Exception) -> Exception:
     )
     busy.__cause__ = error
     return busy
+
+
+def _unwatched() -> AbstractContextManager[object]:
+    """Keeps the silo's hooks on saved tensors, a checkpoint's around its model, off the trunk's."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _same)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _is_inside_a_backward_pass() -> bool:

@@ -1,0 +1,239 @@
+"""The silo's layers as a session began: what is done to all of them is not done to the trunk's."""
+
+import copy
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+from transformers import PreTrainedModel
+
+from flower_split.adapters.client_adapter import bare_module, tuner_layers
+from flower_split.errors import ModelError
+from flower_split.remote.layer_watch import check_hooks
+from flower_split.segments import find_layers
+from flower_split.segments.fingerprint import computing_fields
+from flower_split.segments.outside import outside_modules
+from flower_split.segments.refusals import LONGROPE, rope_types
+from flower_split.transport.messages import SessionSpec
+
+_SAMPLED = 64
+"""Elements of a frozen tensor that are looked at before each pass."""
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_WHAT_WORKS = (
+    "Change the whole model before it is cut, at both ends, or single layers, embeddings and head"
+)
+
+
+class SiloLayers:
+    """Notices functions, factors, hooks and frozen weights that were changed in all layers.
+
+    Args:
+        model: The client model.
+        spec: The session's.
+    """
+
+    def __init__(self, model: PreTrainedModel, spec: SessionSpec) -> None:
+        self._model = weakref.ref(model)
+        self._spec = spec
+        self._trunk = range(spec.bottom_layers, spec.num_layers - spec.top_layers)
+        self._note(model)
+
+    def _note(self, model: PreTrainedModel) -> None:
+        self._wrapped = bool(tuner_layers(model))
+        path, layers = find_layers(model)
+        owner, _, self._place = path.rpartition(".")
+        self._owner = weakref.ref(model.get_submodule(owner))
+        self._layers = weakref.ref(layers)
+        kinds: defaultdict[str, list[_Part]] = defaultdict(list)
+        for index, layer in enumerate(layers):
+            for name, module in _parts(layer) if index not in self._trunk else ():
+                kinds[name].append(_Part(module, hooks=bool(name)))
+        self._kinds = dict(kinds)
+        ends = {id(m) for _, _, end in outside_modules(model, layers) for m in end.modules()}
+        ends |= {id(module) for module in layers.modules()}
+        moves = LONGROPE in rope_types(model.config)  # frequencies of the longest text so far
+        self._both = {
+            name: _Part(module, buffers=True)
+            for name, module in model.named_modules()
+            if not moves and id(module) not in ends and any(True for _ in module.buffers(False))
+        }
+        """What both parties have beside layers, such as rotary frequencies."""
+        self._config = copy.deepcopy(computing_fields(model.config))
+
+    def check(self) -> None:
+        """Raise `ModelError` where something was changed that the trunk has, and was not there."""
+        model, owner, layers = self._model(), self._owner(), self._layers()
+        if model is None:
+            return
+        if layers is None or owner is None or owner._modules.get(self._place) is not layers:
+            raise ModelError(
+                f"the list of the client model's layers was replaced, and the trunk's was not. "
+                f"{_WHAT_WORKS}"
+            )
+        check_hooks(layers, self._spec)
+        if not self._wrapped and tuner_layers(model):
+            self._note(model)  # PEFT may have begun with what it took out of the weights
+        if any(getattr(torch_modules, f"_global{kind}") for kind in _HOOKS):
+            raise ModelError(
+                "hooks of all modules (torch.nn.modules.module.register_module_…) do not reach the "
+                "trunk's layers: register them on the silo's modules"
+            )
+        parts = [part for kind in self._kinds.values() for part in kind]
+        valued = _changed_values([*parts, *self._both.values()])
+        for name, kind in self._kinds.items():
+            found = [part.change(values=valued) for part in kind]
+            if all(found):
+                raise ModelError(
+                    f"{found[0]} of {name or 'the layer'} was changed in all of the silo's layers, "
+                    f"and the trunk's are as they were. {_WHAT_WORKS}"
+                )
+        for name, part in self._both.items():
+            if changed := part.change(values=valued):
+                raise ModelError(
+                    f"{changed} of {name} was changed, and the trunk has its own. {_WHAT_WORKS}"
+                )
+        now, was = computing_fields(model.config), self._config
+        if now != was:
+            key = next(k for k in (*now, *was) if k not in now or now[k] != was.get(k, _Part))
+            raise ModelError(
+                f"{key} of the client model's config was changed, and the trunk's was not. "
+                f"{_WHAT_WORKS}"
+            )
+
+
+class _Part:
+    """A module as it was.
+
+    Args:
+        module: Of the stock model.
+        hooks: Whether hooks are a change.
+        buffers: Whether its buffers are looked at, and not its parameters alone.
+    """
+
+    def __init__(self, module: nn.Module, *, hooks: bool = True, buffers: bool = False) -> None:
+        self._module = weakref.ref(module)
+        self._hooks = hooks
+        self._kind = type(module)
+        self._forward = vars(module).get("forward")
+        self._children = {n: weakref.ref(bare_module(m)) for n, m in module.named_children()}
+        self._factors = {
+            name: value
+            for name, value in vars(module).items()
+            # The trunk is told of dropout; what is no float stock code itself may set.
+            if isinstance(value, float) and "drop" not in name and name != "p"
+        }
+        tensors = {**module._parameters, **(module._buffers if buffers else {})}
+        self.samples = {n: _Sample(t) for n, t in tensors.items() if t is not None}
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The one that stands where it stood."""
+        module = self._module()
+        if module is None:
+            return None
+        return module._parameters.get(name, module._buffers.get(name))
+
+    def change(self, *, values: bool) -> str:
+        """What is other than it was; empty for nothing.
+
+        Args:
+            values: Whether values of tensors are compared as well.
+        """
+        module = self._module()
+        if module is None:
+            return "the module"
+        now = vars(module)
+        if type(module) is not self._kind:
+            return "the class"
+        if now.get("forward") is not self._forward:
+            return "the method forward"
+        for name, value in self._factors.items():
+            if now.get(name) != value:
+                return name
+        for name, held in self._children.items():
+            child = module._modules.get(name)
+            if child is None or bare_module(child) is not held():
+                return f"the module {name}"
+            if child is not held() and (kind := _hooked(child)):
+                return f"a hook ({kind}) on {name}"
+        for name, sample in self.samples.items():
+            tensor = self.tensor(name)
+            if tensor is None or (values and sample.is_other(tensor)):
+                return name
+        kind = _hooked(module) if self._hooks else ""
+        return f"a hook ({kind})" if kind else ""
+
+
+class _Sample:
+    """Some elements of a tensor; none of one whose elements are not its values."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._place = -1
+        self._view: Tensor | None = None
+        view = self.view(tensor)
+        self.seen = None if view is None else view.clone()
+
+    def view(self, tensor: Tensor) -> Tensor | None:
+        """The same elements of the tensor that stands in its place."""
+        data = tensor.data
+        if type(data) is not Tensor or data.is_meta or not data.is_contiguous():
+            self._view = None
+        elif self._view is None or self._place != data.data_ptr():
+            self._place = data.data_ptr()
+            step = max(1, data.numel() // _SAMPLED) | 1  # else of one column of a matrix
+            self._view = data.reshape(-1)[::step]
+        return self._view
+
+    def is_other(self, tensor: Tensor) -> bool:
+        """Whether a tensor that is not trained has other values."""
+        if tensor.requires_grad or self.seen is None:
+            return False
+        view = self.view(tensor)
+        if view is None or view.shape != self.seen.shape:
+            return True
+        a, b = view, self.seen.to(view.device)
+        return not bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _changed_values(parts: list[_Part]) -> bool:
+    """Whether any may have other values: one look at all of them, whatever the device."""
+    now: defaultdict[Any, list[Tensor]] = defaultdict(list)
+    then: defaultdict[Any, list[Tensor]] = defaultdict(list)
+    for part in parts:
+        for name, sample in part.samples.items():
+            tensor = part.tensor(name)
+            if tensor is None or tensor.requires_grad or sample.seen is None:
+                continue
+            view = sample.view(tensor)
+            if view is None or (view.dtype, view.device) != (sample.seen.dtype, sample.seen.device):
+                return True
+            now[view.dtype, view.device].append(view)
+            then[view.dtype, view.device].append(sample.seen)
+    return not all(torch.equal(torch.cat(now[key]), torch.cat(then[key])) for key in now)
+
+
+def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names in the stock layer and modules of it, without what PEFT has put around them."""
+    waiting = [("", bare_module(layer))]
+    while waiting:
+        name, module = waiting.pop()
+        yield name, module
+        waiting += [
+            (f"{name}.{child}".lstrip("."), bare_module(part))
+            for child, part in module.named_children()
+        ]
+
+
+def _hooked(module: nn.Module) -> str:
+    """The kind of a hook but those of PEFT, for `adapter_names`, and of transformers."""
+    for kind in _HOOKS:
+        for hook in getattr(module, kind).values():
+            if isinstance(hook, partial) and "adapter_names" in hook.keywords:
+                continue
+            if not str(getattr(hook, "__module__", "")).startswith("transformers."):
+                return kind.strip("_")
+    return ""
