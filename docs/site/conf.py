@@ -20,7 +20,7 @@ include_patterns = [
     "docs/*.md",
     "docs/site/*.md",
     "examples/README.md",
-    "examples/*/README.md",
+    "examples/**/README.md",
 ]
 exclude_patterns = ["docs/README.md", "outputs", ".venv", "build"]
 source_suffix = {".md": "markdown"}
