@@ -96,7 +96,23 @@ def test_languages_are_known():
 
 def commands(text: str) -> list[str]:
     joined = re.sub(r"\\\n\s*", " ", text)
-    return [line.removeprefix("$ ") for line in joined.splitlines() if line.strip()]
+    found, begun = [], ""
+    for line in joined.splitlines():
+        begun = f"{begun}\n{line}" if begun else line.removeprefix("$ ")
+        if begun.strip() and is_whole(begun):
+            found.append(begun)
+        if not begun.strip() or is_whole(begun):
+            begun = ""
+    return found
+
+
+def is_whole(command: str) -> bool:
+    """Whether its quotes are closed."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:
+        return False
+    return True
 
 
 COMMANDS = [
@@ -225,6 +241,9 @@ def accept_pytest(arguments: list[str]) -> None:
 
 
 def accept_python(arguments: list[str]) -> None:
+    if arguments[0] == "-c":
+        compile(arguments[1], "-c", "exec")
+        return
     if arguments[0] != "-m":
         script = Path(arguments[0])
         found = ROOT / script if script.parent.name else ROOT / "examples/deployment" / script

@@ -105,9 +105,9 @@ class MonitorServer:
     async def _stream(self, _: Request) -> Response:
         if self._readers >= MOST_READERS:
             return PlainTextResponse("Too many pages are open.\n", 503)
-        return StreamingResponse(self._told(), media_type="text/event-stream")
+        return StreamingResponse(self.told(), media_type="text/event-stream")
 
-    async def _told(self) -> AsyncIterator[str]:
+    async def told(self) -> AsyncIterator[str]:
         """All parts first, for a page that comes back has missed some; then those that change."""
         self._readers += 1
         try:

@@ -74,7 +74,7 @@ def test_a_site_whose_name_leads_to_loopback_is_refused(run, log):
 def test_a_stream_begins_with_everything_and_goes_on_with_what_changed(run, log, loss):
     async def first_two():
         watched = MonitorServer(WatchedRun(run), Access(), pause=0.01)
-        told = watched._told()
+        told = watched.told()
         found = []
         try:
             while len(found) < 2:
