@@ -185,7 +185,8 @@ class ValueWatch:
             != (seen[name].shape, seen[name].dtype, seen[name].device)
         }
         found = (tensors.keys() ^ seen.keys()) | apart
-        both = sorted((tensors.keys() & seen.keys()) - apart)
+        held = {name for name in tensors.keys() & seen.keys() if not seen[name].is_meta}
+        both = sorted(held - apart)
         if both:
             # One look at all of them; what is no number shows by itself.
             changes = torch._foreach_sub(

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.exit import exit_handler
 from small_disk import fill, small_disk
 from toy_trunk import TOY_PLAN, toy_config
@@ -18,7 +19,7 @@ from flower_split.strategies import SplitResult
 
 @pytest.fixture
 def record(tmp_path):
-    strategy = SimpleNamespace(result=SplitResult())
+    strategy = SimpleNamespace(result=SplitResult(), inner=FedAvg())
     return RunRecord(tmp_path, None, toy_config(), {"lora.r": 2}, strategy, None)
 
 

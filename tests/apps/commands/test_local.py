@@ -28,8 +28,9 @@ def test_silos_that_cannot_be(options: list[str], said: str) -> None:
 def test_settings_are_checked_before_anything_starts(tmp_path: Path) -> None:
     """And what the app lacks is no problem."""
     app = Path(__file__).parents[3] / "examples/real_model"
+    settings = 'model.name="flower_split.quickstart:base" split.bottom-layers=99 checkpoint.keep=1'
     arguments = ["deployment", "local", str(app), "--output-dir", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli, [*arguments, "-c", "split.bottom-layers=99 checkpoint.keep=1"])
+    done = CliRunner().invoke(cli, [*arguments, "-c", settings])
     assert done.exit_code == 1
     assert "problem" in done.stdout and "99" in done.stdout
     assert "checkpoint.keep" not in done.stdout + done.stderr
