@@ -42,7 +42,7 @@ def test_an_ending_from_outside_is_saved_once(record, tmp_path):
 
 
 def test_the_result_so_far_is_there_after_a_round_and_the_end_is_told(tmp_path):
-    strategy = SimpleNamespace(result=SplitResult(seconds={1: 2.0}))
+    strategy = SimpleNamespace(result=SplitResult(seconds={1: 2.0}), inner=FedAvg())
     result = tmp_path / "result.json"
     with EventLog(tmp_path) as events:
         record = RunRecord(tmp_path, None, toy_config(), {}, strategy, None, events=events)
@@ -94,7 +94,9 @@ def test_the_reason_is_told_and_foreign_text_is_not(record, tmp_path, error, sai
 
 
 def test_a_full_disk_is_named_unless_the_run_itself_failed(tmp_path, caplog):
-    strategy = SimpleNamespace(result=SplitResult(adapter={"top.A": torch.zeros(1 << 16)}))
+    strategy = SimpleNamespace(
+        result=SplitResult(adapter={"top.A": torch.zeros(1 << 16)}), inner=FedAvg()
+    )
     plan = replace(TOY_PLAN, shapes=(("top.A", (1 << 16,)),))
     given = toy_config()
     said = r"cannot be written to .*: No space left on device.*resume it or export"
