@@ -37,8 +37,9 @@ _JOIN_SECONDS = 5.0
 _LEAVE_SECONDS = 1.0
 _ATTEMPT_SECONDS = 3.0
 _LONGEST_PAUSE = 1.0
-_FUTILE_STREAMS = 5
 _LEAVE = pb.ClientFrame(leave=pb.Leave())
+FUTILE_STREAMS = 5
+"""Streams in a row over which nothing got through, after which a session is given up."""
 
 
 class GrpcStream:
@@ -265,7 +266,7 @@ class GrpcStream:
             TrunkError: there is none in time, or the trunk has the session no more.
             grpc.RpcError: the same, as the trunk said it.
         """
-        if self._futile >= _FUTILE_STREAMS:
+        if self._futile >= FUTILE_STREAMS:
             futile = (
                 f"{error}; the connection broke {self._futile} times before anything got through"
             )

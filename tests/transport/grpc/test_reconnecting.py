@@ -36,6 +36,12 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flower_split.transport.grpc.channel.FIRST", 0.002)
 
 
+@pytest.fixture
+def _persistent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is closed at once may lose all that was under way, many times in a row."""
+    monkeypatch.setattr("flower_split.transport.grpc.stream.FUTILE_STREAMS", 100)
+
+
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
     rig = Rig()
@@ -66,6 +72,7 @@ def assert_done(cut: CutOnce, seen: list[int]) -> None:
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 @pytest.mark.medium
+@pytest.mark.usefixtures("_persistent")
 def test_connections_that_last_for_a_few_messages(rig: Rig, codec: str) -> None:
     expected, relay = rig.trained(codec=codec)
     assert relay.connections == 1 and expected.reconnects == 0
@@ -98,6 +105,7 @@ def test_a_cut_at_every_message_of_a_training(rig: Rig, direction: Direction, pl
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.medium
+@pytest.mark.usefixtures("_persistent")
 def test_sessions_of_every_kind_over_connections_that_break(mode: str) -> None:
     """Caches and their edits, adapter calls, prefixes and evaluations are made once, too."""
     with KindsRig(mode).serving() as rig:
