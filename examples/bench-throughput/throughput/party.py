@@ -39,6 +39,7 @@ from flower_split.adapters import (
 )
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.remote.attach import find_slot
 from flower_split.reporting.machine import resident_bytes
 from flower_split.segments import Cuts, layers_path, load_skeleton
 from flower_split.training import Batch, Stages, StepReport, train_round
@@ -195,9 +196,10 @@ class SiloRole(Trainer):
             optimizer=OptimizerSettings.of_training(TrainConfig()),
         )
         self._transport = GrpcTransport(address, spec)
-        remote = attach_trunk(self.model, self._transport)
-        client, _ = split_state(self.initial, self.layers, remote.cuts)
+        *_, slot = find_slot(self.model)
+        client, _ = split_state(self.initial, self.layers, slot.cuts)
         load_state(self.model, client)
+        attach_trunk(self.model, self._transport)
         self.optimizer = SplitAdamW(self.model, lr=0.0)
         self.optimizer.step = self.clock.timed("step", self.optimizer.step)  # type: ignore[method-assign]
         self.stages = ProbedStages(self.model, self.clock)
