@@ -107,6 +107,8 @@ def _run(
             settings["strategy.min-nodes"] = len(silos)
         # What is given on the command line comes last, and so counts.
         given = [rendered(settings), *given] if settings else given
+        if output_dir is not None:
+            given.append(rendered({OUTPUT_KEY: str(output_dir.absolute())}))
         with completed(app, given) as complete:
             own = {one.name: one.data for one in silos if one.data}
             found, findings = check_app(complete, given, silos=len(silos), own=own, examples=0)
@@ -115,7 +117,7 @@ def _run(
                 raise typer.Exit(1)
             given += absolute_paths(found)
             named = str(found.settings.get(OUTPUT_KEY) or "")
-            output = output_dir or (Path(named) if named else Path(OUTPUTS) / found.name)
+            output = Path(named) if named else Path(OUTPUTS) / found.name
             output = make_folder(output.absolute())
             given.append(rendered({OUTPUT_KEY: str(output)}))
             with completed(complete, given) as ready, federation:

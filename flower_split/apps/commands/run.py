@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,16 +66,17 @@ def run_command(
             quiet_libraries()
             from flower_split.apps.checking.app_check import check_app
 
-            found, findings = check_app(app, given, silos=silos, examples=0)
+            checked, findings = check_app(
+                app, [*given, *_output(app, given, output_dir)], silos=silos, examples=0
+            )
             if not as_json:
                 print_findings(findings, all_of_them=False)
                 show = shown_once(findings)
-            if findings.problems or found is None:
+            if findings.problems or checked is None:
                 if as_json:
                     print_json(findings.as_json())
                 raise typer.Exit(1)
-        else:
-            found = App.read(app, given)
+        found = App.read(app, given)
         given += absolute_paths(found)
         folder = output_dir
         if folder is not None and not found.reads(OUTPUT_KEY):
@@ -139,3 +141,17 @@ def _answer(folder: Path | None) -> dict[str, Any]:
 
 def _on_error_output(level: str, text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _output(app: Path, given: list[str], folder: Path | None) -> list[str]:
+    """The override by which the check learns where the run's output goes; none without the key."""
+    from flower_split.apps.folder.app import App
+    from flower_split.apps.folder.overrides import rendered
+    from flower_split.apps.simulate import OUTPUT_KEY
+
+    with suppress(FlowerSplitError):  # the check says what is wrong with the app
+        found = App.read(app, given)
+        if found.reads(OUTPUT_KEY):
+            chosen = folder or Path(str(found.settings[OUTPUT_KEY]) or Path(OUTPUTS) / found.name)
+            return [rendered({OUTPUT_KEY: str(chosen.absolute())})]
+    return []

@@ -115,6 +115,16 @@ def test_run_finds_out_beforehand_what_would_fail(app, simulated) -> None:
     assert len(out.splitlines()) == 1
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize("options", [[], ["--output-dir", "there"]])
+def test_a_run_can_be_resumed_where_its_output_goes(app, simulated, options) -> None:
+    """Though the app itself names no folder."""
+    again = 'resume=true output-dir=""'
+    status, out, err = flower_split("run", app, "--silos", "3", *options, "-c", again)
+    assert (status, err) == (0, ""), out
+    assert simulated[0]["output_dir"] == Path(*options[1:] or ["outputs", "federation-test"])
+
+
 def test_relative_paths_mean_those_of_this_folder(app, simulated, tiny) -> None:
     Path("mine.jsonl").write_text('{"text": "the sum"}\n')
     status, _, _ = flower_split("run", app, "--no-check", "-c", 'data.path="mine.jsonl"')
