@@ -20,7 +20,6 @@ from flower_split.apps.results import run_result
 from flower_split.config.resuming import settings
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import FlowerSplitError, StateError
-from flower_split.privacy import Statement
 from flower_split.reporting import RunResult, installed_versions, plot_losses, write_result
 from flower_split.reporting.events import EventLog
 from flower_split.reporting.model_card import CARD
@@ -152,27 +151,26 @@ class RunRecord:
             seconds = time.monotonic() - self._started
             self._events.tell("run-ended", state=state, why=failure, seconds=seconds, left=left)
 
-    def _statements(self) -> list[Statement]:
-        runs = [self._strategy, *([] if self._baseline is None else [self._baseline])]
-        return statements(self._config, [run.result for run in runs], self._strategy.inner)
-
     def _report(self, failure: str = "", *, running: bool = False) -> RunResult:
+        result = self._strategy.result
+        alone = None if self._baseline is None else self._baseline.result
+        results = [result, *([] if alone is None else [alone])]
         return run_result(
-            self._strategy.result,
-            None if self._baseline is None else self._baseline.result,
+            result,
+            alone,
             config=self._values,
             seconds=time.monotonic() - self._started,
             failure=failure,
             running=running,
             prompt_format=self._format,
-            privacy=[one.fields for one in self._statements()],
+            privacy=[o.fields for o in statements(self._config, results, self._strategy.inner)],
         )
 
     def _write(self, folder: Path, failure: str) -> None:
-        told = [one.sentence for one in self._statements()]
+        report = self._report(failure)
+        told = [str(one["sentence"]) for one in report.privacy]
         for sentence in told:
             logger.info("%s", sentence)
-        report = self._report(failure)
         write_result(report, folder / RESULT)
         learned = self._strategy.result.adapter
         if learned:

@@ -13,6 +13,9 @@ from flower_split.errors import AdapterError, ModelError
 from flower_split.segments import find_layers, layer_index
 from flower_split.transport.messages import SessionSpec
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Kinds of hooks of a module, as torch calls the attributes that hold them."""
+
 
 def check_hooks(layers: nn.ModuleList, spec: SessionSpec) -> None:
     """Raise `ModelError` where a hook waits on a stand-in for what the stand-in does not see.
@@ -26,7 +29,7 @@ def check_hooks(layers: nn.ModuleList, spec: SessionSpec) -> None:
     first, last = spec.bottom_layers, spec.num_layers - spec.top_layers - 1
     for index in range(first, last + 1):
         for name, module in layers[index].named_modules():
-            kinds = [kind for kind in _HOOKS if _hooks(module, kind)]
+            kinds = [kind for kind in HOOKS if hooks(module, kind)]
             if not name and index == first:
                 kinds = [kind for kind in kinds if kind != "_forward_pre_hooks"]
             if not name and index == last:
@@ -69,11 +72,8 @@ def check_frozen(model: PreTrainedModel, spec: SessionSpec) -> None:
         )
 
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _hooks(module: nn.Module, kind: str) -> list[Any]:
-    """The hooks of a kind but those by which PEFT hands `adapter_names` over."""
+def hooks(module: nn.Module, kind: str) -> list[Any]:
+    """The module's hooks of one of `HOOKS` but those by which PEFT hands `adapter_names` over."""
     return [
         hook
         for hook in getattr(module, kind).values()

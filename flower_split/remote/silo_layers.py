@@ -4,7 +4,6 @@ import copy
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from flower_split.adapters.client_adapter import bare_module, tuner_layers
 from flower_split.errors import ModelError
-from flower_split.remote.layer_watch import check_hooks
+from flower_split.remote.layer_watch import HOOKS, check_hooks, hooks
 from flower_split.segments import find_layers
 from flower_split.segments.fingerprint import computing_fields
 from flower_split.segments.outside import outside_modules
@@ -23,7 +22,6 @@ from flower_split.transport.messages import SessionSpec
 
 _SAMPLED = 64
 """Elements of a frozen tensor that are looked at before each pass."""
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WHAT_WORKS = (
     "Change the whole model before it is cut, at both ends, or single layers, embeddings and head"
 )
@@ -78,7 +76,7 @@ class SiloLayers:
         check_hooks(layers, self._spec)
         if not self._wrapped and tuner_layers(model):
             self._note(model)  # PEFT may have begun with what it took out of the weights
-        if any(getattr(torch_modules, f"_global{kind}") for kind in _HOOKS):
+        if any(getattr(torch_modules, f"_global{kind}") for kind in HOOKS):
             raise ModelError(
                 "hooks of all modules (torch.nn.modules.module.register_module_…) do not reach the "
                 "trunk's layers: register them on the silo's modules"
@@ -230,10 +228,8 @@ def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _hooked(module: nn.Module) -> str:
     """The kind of a hook but those of PEFT, for `adapter_names`, and of transformers."""
-    for kind in _HOOKS:
-        for hook in getattr(module, kind).values():
-            if isinstance(hook, partial) and "adapter_names" in hook.keywords:
-                continue
+    for kind in HOOKS:
+        for hook in hooks(module, kind):
             if not str(getattr(hook, "__module__", "")).startswith("transformers."):
                 return kind.strip("_")
     return ""

@@ -1,11 +1,10 @@
 """Hooks and freed weights that would be the trunk's layers' as well."""
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from pairs import backward, make_pair, take_steps
+from pairs import backward, make_pair, take_steps, take_steps_of_both
 from torch import nn
 
 from flower_split import SplitAdamW
@@ -79,17 +78,10 @@ def test_weights_that_are_free_in_all_of_the_silos_layers_are_refused(part: str)
 
 @pytest.mark.parametrize("part", ["lm_head", "layers.0.", "embed_tokens", "model.norm"])
 def test_other_weights_may_be_free(part: str) -> None:
-    pair = make_pair()
-    losses = []
-    for model in (pair.client, copy.deepcopy(pair.whole)):  # the two share their weights
+    def free(model: Any) -> None:
         for name, parameter in model.named_parameters():
             if part in name:
                 parameter.requires_grad_(True)
-        own = [p for p in model.parameters() if p.requires_grad]
-        optimizer = (
-            SplitAdamW(model, lr=1e-2)
-            if model is pair.client
-            else torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0)
-        )
-        losses.append(take_steps(model, optimizer, 3))
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+    cut, whole = take_steps_of_both(make_pair(), free, 3)
+    assert cut == pytest.approx(whole, abs=1e-6)

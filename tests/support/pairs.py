@@ -1,5 +1,7 @@
 """Pairs: a tiny model, cut and uncut, with the same adapters on both."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from flower_split.adapters import (
 )
 from flower_split.config.sections import LoraSettings, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
-from flower_split.remote import attach_trunk, session_spec
+from flower_split.remote import SplitAdamW, attach_trunk, session_spec
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.local import LocalTransport
@@ -122,6 +124,20 @@ def take_steps(model: Any, optimizer: Any, steps: int = 2) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
     return losses
+
+
+def take_steps_of_both(
+    pair: Pair, change: Callable[[Any], None], steps: int = 2
+) -> tuple[list[float], list[float]]:
+    """The losses of the cut model and of the uncut one, each with AdamW after `change` of it."""
+    whole = copy.deepcopy(pair.whole)  # the two share their weights
+    for model in (pair.client, whole):
+        change(model)
+    own = [p for p in whole.parameters() if p.requires_grad]
+    return (
+        take_steps(pair.client, SplitAdamW(pair.client, lr=1e-2), steps),
+        take_steps(whole, torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0), steps),
+    )
 
 
 def make_pair(

@@ -219,14 +219,14 @@ def open_tuned(
     named = _named(model, cuts, on)
     with _fitting(run, model.name):
         client: nn.Module = load_adapter(load_client_model(**named), run.adapter)
-        held = None if trunk is not None else load_adapter(load_trunk(**named), run.adapter)
     spec = session_spec(client, plan=None, trunk_adapters="frozen", purpose="evaluate")
     transport: Transport
-    if held is not None:
+    if trunk is None:
+        with _fitting(run, model.name):
+            held = load_adapter(load_trunk(**named), run.adapter)
         transport = LocalTransport(held, spec)
         where = f"the trunk is in this process: all of {model.name} is on this machine"
     else:
-        assert trunk is not None  # or it would be held here
         transport = GrpcTransport(str(trunk.address), spec, tls=trunk.tls)
         where = f"the trunk is at {trunk.address}"
     try:
