@@ -65,9 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         sets[item.function] += 1
         sampled = item.get_closest_marker("sampled")
-        if (sampled is not None and sets[item.function] > 1) or takes_long(item):
+        if sets[item.function] > 1 or takes_long(item):
             item.add_marker("medium")
-        if sampled is not None and sets[item.function] > sampled.kwargs.get("keep", len(items)):
+        if sampled is not None and sets[item.function] > sampled.kwargs["keep"]:
             item.add_marker("exhaustive")
     if keeps_processes_busy(config.option.markexpr):
         config.option.loadgroup = True  # xdist passes it on only where it is on the command line

@@ -31,7 +31,6 @@ TARGETS = {
 CASES = [(kind, targets) for kind, choices in TARGETS.items() for targets in choices]
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "targets"), CASES)
 @pytest.mark.parametrize("cuts", [(1, 1), (0, 2), (0, 0)])
 def test_the_parts_names_and_shapes_are_the_wholes(
@@ -85,7 +84,6 @@ def test_unknown_targets_are_named_with_those_that_exist() -> None:
         resolve_lora(tiny_model(layers=4), LoraSettings(target_modules=("input_layernorm",)))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_exported_adapter_loads_into_the_uncut_model_with_equal_logits(

@@ -79,7 +79,6 @@ def spec_of(client: Any) -> Any:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.sampled
 def test_its_text_is_the_whole_models(tmp_path: Path, method: str) -> None:
     folder = saved(tmp_path, method)
     client, trunk = parties(folder)

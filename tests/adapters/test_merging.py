@@ -69,7 +69,6 @@ TIED = [
 
 
 @pytest.mark.parametrize(("case", "targets"), TIED)
-@pytest.mark.sampled
 def test_merged_into_tied_weights_it_computes_what_base_and_adapter_do(
     case: str, targets: list[str], tmp_path: Path
 ) -> None:
@@ -95,7 +94,6 @@ def test_merged_into_tied_weights_it_computes_what_base_and_adapter_do(
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.sampled
 def test_every_dtype_passes_the_comparison(
     case: str, targets: Any, dtype: torch.dtype, tmp_path: Path
 ) -> None:

@@ -25,7 +25,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("method", "options", "changed"), CASES, ids=[case[0] for case in CASES])
-@pytest.mark.sampled
 def test_every_setting_of_another_method_is_compared(
     method: str, options: dict[str, Any], changed: dict[str, Any]
 ) -> None:

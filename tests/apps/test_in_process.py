@@ -52,7 +52,6 @@ def test_a_node_that_raises_answers_with_an_error():
     assert reply.has_error() and "KeyError" in reply.error.reason
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     "pull",
     [

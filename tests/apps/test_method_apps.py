@@ -76,7 +76,7 @@ def logits(tiny, folder):
         return PeftModel.from_pretrained(base, folder).eval()(IDS).logits
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_resumed_exported_and_merged(values, tiny, tmp_path, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -164,6 +164,7 @@ def test_flowers_own_strategies_take_any_method(values, tmp_path, strategy):
     assert adapter(tmp_path / "adapter")
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("name", ["dora", "adalora"])
 def test_every_silo_alone_with_another_method(values, tmp_path, name):
     run(values(name, tmp_path, **{"baseline-alone": True}))

@@ -24,6 +24,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.medium
 def test_its_losses_are_the_uncut_model_s(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(against_today.APP)
     from half_steps.client_app import app as client_app

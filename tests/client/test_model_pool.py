@@ -94,7 +94,6 @@ def another_head(model):
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     "change",
     [

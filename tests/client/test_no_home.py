@@ -9,6 +9,7 @@ from tiny_checkpoint import save_texts, save_tiny_model
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.medium
 def test_a_delivered_model_is_trained_and_its_optimizer_resumed() -> None:

@@ -54,6 +54,7 @@ def test_a_training_session_ends_in_a_reply_with_proof_and_cost(host, invite, co
     assert any(tensor.abs().sum() > 0 for name, tensor in state.items() if "lora_B" in name)
 
 
+@pytest.mark.medium
 def test_an_evaluation_session_reports_and_trains_nothing(invite, context):
     message, _ = invite("evaluate", 0, sample=True)
     with SplitSession(message, context()) as session:
@@ -170,7 +171,6 @@ def test_a_silo_notices_at_once_that_the_trunk_is_gone(host, invite, context):
         assert time.monotonic() - start < 5
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

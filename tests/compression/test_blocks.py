@@ -45,7 +45,6 @@ def allowed(codec: BlockCodec, tensor: Tensor) -> Tensor:
     return torch.cat(bounds, -1) + rounding + torch.finfo(tensor.dtype).smallest_normal
 
 
-@pytest.mark.sampled
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 @each_dtype
@@ -159,7 +158,6 @@ def test_a_code_that_no_encoder_makes_is_refused() -> None:
         Nf4().decode(payload, (1, 65), torch.float32)
 
 
-@pytest.mark.sampled
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), row=st.sampled_from([1, 7, 64, 65, 130]))
 @each_dtype

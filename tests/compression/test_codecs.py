@@ -57,7 +57,6 @@ def test_an_unknown_name_is_refused() -> None:
         CODEC_TABLE.named("int3")
 
 
-@pytest.mark.sampled
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -177,7 +176,6 @@ def test_raw_refuses_another_dtype() -> None:
         RAW_INT64.decode(torch.zeros(8, dtype=torch.uint8), (1,), torch.float32)
 
 
-@pytest.mark.sampled
 @settings(max_examples=200, deadline=None)
 @given(array=npst.arrays(np.float32, SHAPES, elements=st.floats(width=32)))
 @pytest.mark.parametrize("dtype", DTYPES)

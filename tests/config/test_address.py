@@ -14,6 +14,7 @@ NAMES = st.from_regex(r"[a-z0-9-]{1,20}(\.[a-z0-9-]{1,20}){0,3}", fullmatch=True
 HOSTS = st.one_of(NAMES, st.ip_addresses().map(str))
 
 
+@pytest.mark.medium
 @settings(deadline=None)
 @given(host=HOSTS, port=PORTS)
 def test_what_is_written_is_read_again(host: str, port: int) -> None:

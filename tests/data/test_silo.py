@@ -147,6 +147,7 @@ def test_a_broken_line_is_named_from_end_to_end(
         load(tokenizer, None, path=str(file), eval_fraction=0.0)
 
 
+@pytest.mark.slow
 def test_the_core_works_without_the_extra(file: Path) -> None:
     program = (
         "import sys\n"

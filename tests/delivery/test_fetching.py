@@ -111,7 +111,6 @@ def test_only_what_is_missing_or_broken_is_fetched(
         assert more.num_bytes < 2 * MIB < deeper.manifest.total
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(4))
 def test_streams_that_break_anywhere_are_gone_on_from(
     server: TrunkServer, pack: Pack, cache: PartCache, seed: int, model: Path

@@ -78,7 +78,6 @@ def assert_close(sides: Sides, losses: tuple[float, float], dtype: torch.dtype) 
         assert float((tensor - theirs[name]).norm()) <= 0.2 * float(theirs[name].norm()), name
 
 
-@pytest.mark.sampled
 def test_a_loop_of_ones_own(sides: Sides, device: torch.device, dtype: torch.dtype) -> None:
     client, whole = sides
     stock = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], weight_decay=0.0)
@@ -98,7 +97,7 @@ def test_a_loop_of_ones_own(sides: Sides, device: torch.device, dtype: torch.dty
     assert_close(sides, (totals[0], totals[1]), dtype)
 
 
-@pytest.mark.sampled
+@pytest.mark.medium
 def test_microbatches_in_flight(sides: Sides, dtype: torch.dtype) -> None:
     client, whole = sides
     split = SplitAdamW(client, lr=0.0)
@@ -110,7 +109,6 @@ def test_microbatches_in_flight(sides: Sides, dtype: torch.dtype) -> None:
     assert_close(sides, losses, dtype)
 
 
-@pytest.mark.sampled
 def test_generation(sides: Sides, device: torch.device) -> None:
     """The first token is the likeliest of both; later ones may part where two are nearly equal."""
     prompt = torch.tensor([[5, 6, 7, 8, 9], [1, 2, 3, 4, 5]], device=device)

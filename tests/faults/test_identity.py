@@ -62,6 +62,7 @@ def mutual() -> Iterator[Mutual]:
         yield Mutual(served, owner, thief)
 
 
+@pytest.mark.medium
 def test_row_14_a_stolen_token_with_another_certificate(
     mutual: Mutual, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -170,6 +170,7 @@ def interleaved(trunk: WatchedTrunk, runs: tuple[int, ...]) -> list[Trained]:
     return made
 
 
+@pytest.mark.medium
 def test_row_33_two_runs_interleaved(trunk: WatchedTrunk, caplog: pytest.LogCaptureFixture) -> None:
     """Each is as it is alone, to the bit, and no token of one is good in the other."""
     with withstood(trunk, caplog) as fault:

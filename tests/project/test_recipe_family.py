@@ -45,7 +45,6 @@ OLMO = Case(
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @pytest.mark.parametrize("target", ["OLMO", "made"])
 def test_a_family_of_another_package_is_exact_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str

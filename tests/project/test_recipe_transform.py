@@ -161,7 +161,6 @@ def gradients_of(pair: Pair) -> dict[str, Tensor]:
     return {name: one.grad for name, one in named if one.grad is not None}
 
 
-@pytest.mark.sampled
 @each_wire
 @pytest.mark.parametrize("train", [taught, staged])
 def test_what_one_end_doubles_and_the_other_halves_is_what_it_was(
@@ -176,7 +175,6 @@ def test_what_one_end_doubles_and_the_other_halves_is_what_it_was(
         assert torch.equal(gradients[name], expected[name]), name
 
 
-@pytest.mark.sampled
 @each_wire
 def test_generation_passes_it_too(plugin: Any, wire: Wire) -> None:
     prompt = {"input_ids": make_batch()["input_ids"], "max_new_tokens": 5, "do_sample": False}
@@ -221,7 +219,6 @@ def test_the_order_is_kept_and_reversed_for_what_arrives(plugin: Any, wire: Wire
     assert expected == plugin.SEEN
 
 
-@pytest.mark.sampled
 @each_wire
 def test_one_that_fails_fails_the_session_and_tells_nothing_of_the_tensor(
     plugin: Any, wire: Wire
@@ -244,7 +241,6 @@ def test_one_may_refuse_a_session(plugin: Any) -> None:
         cut("refusing")
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("ours", "theirs"), [((), ("first",)), (("first",), ()), (("first", "second"),) * 2]
 )

@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+import pytest
+
 import flower_split
 from flower_split import strategies
 
@@ -40,6 +42,7 @@ def test_the_api_names_everything_that_is_exported() -> None:
     assert {*flower_split.__all__, *strategies.__all__} - constants <= listed
 
 
+@pytest.mark.medium
 def test_sentences_of_the_troubleshooting_page_are_said() -> None:
     text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^### `(.+)`$", text, flags=re.MULTILINE)

@@ -28,7 +28,7 @@ def test_every_silo_has_much_text_of_its_own() -> None:
     assert not any("Parameters\n----------" in text for text in silos[1])
 
 
-@pytest.mark.sampled
+@pytest.mark.medium
 @pytest.mark.parametrize("num_partitions", [1, 2, 4, 7])
 def test_silos_of_one_package_share_it_without_overlap(num_partitions: int) -> None:
     silos = [texts(silo, num_partitions) for silo in range(num_partitions)]

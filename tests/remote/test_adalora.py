@@ -299,6 +299,7 @@ def test_it_is_followed_under_autocast_and_in_a_loop_of_ones_own(way: str) -> No
     assert len(set(ranks(theirs).values())) > 1
 
 
+@pytest.mark.medium
 def test_sessions_at_once_do_not_mask_each_others_triplets() -> None:
     """PEFT finds an adapter's tensors by parts of names, and `session1` is one of `session10`."""
     both = sides()

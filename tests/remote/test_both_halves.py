@@ -106,14 +106,12 @@ def clipped_between_microbatches_in_flight(model: Any, optimizer: Any) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-@pytest.mark.sampled
 def test_what_reaches_the_silos_half_alone_is_refused(act: Any, words: str) -> None:
     pair = make_pair()
     with pytest.raises(AdapterError, match=words):
         act(pair.client, SplitAdamW(pair.client, lr=1e-2))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("bound", [1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5])
 def test_a_bound_on_elements_is_followed_also_where_one_side_alone_reaches_it(bound: float) -> None:
     pair = make_pair()
@@ -150,7 +148,6 @@ def test_an_optimizer_of_the_session_before_is_refused_and_its_state_loaded() ->
         ({"modules_to_save": ["input_layernorm"]}, "modules_to_save="),
     ],
 )
-@pytest.mark.sampled
 def test_a_client_of_other_settings_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(AdapterError, match=words):
         _of_settings(**settings)

@@ -72,7 +72,6 @@ def test_a_compiled_model_trains_the_same() -> None:
         assert torch.allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     "take",
     [

@@ -138,7 +138,6 @@ def assert_alike(pair: Pair, *, within: float = 0.0) -> None:
 
 @pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)
 @pytest.mark.parametrize("mode", ["federated", "shared", "frozen"])
-@pytest.mark.sampled
 def test_the_trunk_follows(mode: str, act: Act) -> None:
     pair = make_pair(mode=mode)
     if mode == "frozen":
@@ -184,7 +183,6 @@ def over_grpc(pair: Pair, **engine: Any) -> Iterator[Pair]:
 
 
 @pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)
-@pytest.mark.sampled
 def test_the_trunk_follows_over_grpc(act: Act) -> None:
     with over_grpc(make_pair()) as pair:
         cut = act(pair.client, SplitAdamW(pair.client, lr=1e-2))
@@ -194,7 +192,6 @@ def test_the_trunk_follows_over_grpc(act: Act) -> None:
 
 @pytest.mark.parametrize("bound", [1e-3, 0.05, 1.0, 100.0])
 @pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.sampled
 def test_gradients_are_clipped_by_the_norm_over_both_sides(bound: float, foreach: bool) -> None:
     pair = make_pair()
     split, whole = SplitAdamW(pair.client, lr=1e-2), reference(pair)
@@ -211,7 +208,6 @@ def test_gradients_are_clipped_by_the_norm_over_both_sides(bound: float, foreach
 
 
 @pytest.mark.parametrize("bound", [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0])
-@pytest.mark.sampled
 def test_gradients_are_clipped_by_their_values(bound: float) -> None:
     pair = make_pair()
     for model, optimizer in (
@@ -260,7 +256,6 @@ def noise(model: Any) -> None:
             parameter.grad.add_(torch.randn_like(parameter.grad))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("change", [some, one_removed, noise], ids=lambda c: c.__name__)
 def test_gradients_changed_otherwise_are_refused(change: Callable[[Any], None]) -> None:
     pair = make_pair()

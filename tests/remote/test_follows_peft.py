@@ -112,13 +112,13 @@ def all_frozen(model: Any, optimizer: Any) -> list[float]:
     return losses + train(model, optimizer)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "act",
     [disabled, disabled_with_gradients, rescaled, of_no_row, reference, all_frozen],
     ids=lambda act: act.__name__,
 )
 @pytest.mark.parametrize("mode", ["federated", "shared"])
-@pytest.mark.sampled
 def test_the_trunk_follows(mode: str, act: Act) -> None:
     both(act, mode)
 
@@ -209,7 +209,6 @@ def narrowed(model: Any, optimizer: Any) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-@pytest.mark.sampled
 def test_what_the_trunk_cannot_follow_is_refused_by_name(act: Any, words: str) -> None:
     pair = make_pair()
     with pytest.raises((AdapterError, ModelError), match=words):
@@ -217,7 +216,6 @@ def test_what_the_trunk_cannot_follow_is_refused_by_name(act: Any, words: str) -
         pair.client(**make_batch(seed=5))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload", "unload"])
 def test_merging_is_refused_before_anything_is_changed(call: str) -> None:
     pair = make_pair()
@@ -250,7 +248,6 @@ def test_a_client_of_another_plan_is_refused_when_it_is_attached() -> None:
             attach_trunk(wrapped, LocalTransport(pair.engine, spec))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     "settings",
     [
@@ -272,7 +269,6 @@ def test_settings_of_the_trunks_layers_alone_are_refused(settings: dict[str, Any
         attach_trunk(wrapped, LocalTransport(pair.engine, spec))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["federated", "frozen"])
 def test_a_client_that_peft_wraps_after_it_was_attached_trains_its_adapter_alone(mode: str) -> None:
     pair = make_pair(mode=mode)

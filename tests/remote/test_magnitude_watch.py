@@ -37,7 +37,6 @@ def test_a_question_of_zeros_is_answered_by_anything() -> None:
     answered(MagnitudeWatch(), 0.0, hop="g1", asked=0.0)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("hop", ["h2", "g1"])
 @pytest.mark.parametrize("factor", [0.0, 1e25])
 def test_a_session_with_a_trunk_that_turns_hostile_ends(

@@ -64,7 +64,6 @@ def assert_same_adapters(pair: Pair) -> None:
     assert any(not torch.equal(tensor, pair.state[name]) for name, tensor in expected.items())
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])
 def test_bfloat16_weights_on_both_sides_equal_the_uncut_model_to_the_bit(codec: str) -> None:
     pair = make_pair(
@@ -108,7 +107,6 @@ def test_adapters_gradients_and_optimizers_are_float32_beside_bfloat16_weights()
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @pytest.mark.parametrize("weights", [torch.float32, NARROW], ids=["float32", "bfloat16"])
 def test_autocast_on_both_sides_equals_the_uncut_model_to_the_bit(weights: torch.dtype) -> None:
     pair = make_pair(tiny_model().to(weights), optimizer=CLIPPED)
@@ -143,7 +141,6 @@ def test_every_family_under_autocast_equals_the_uncut_model_to_the_bit(case: Cas
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("silo", "trunk", "silo_casts", "trunk_casts"),
     [
@@ -173,7 +170,6 @@ def test_precisions_of_either_side_work_together(
     assert float(torch.cosine_similarity(moved, expected, dim=0)) > 0.9
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize(("silo", "trunk"), [(NARROW, torch.float32), (torch.float32, NARROW)])
 def test_each_side_gets_its_own_dtype(
@@ -237,7 +233,6 @@ def test_a_trunk_computes_on_its_device_wherever_requests_come_from() -> None:
         assert (reply.device.type, reply.dtype) == ("meta", torch.float32)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_a_silo_computes_on_its_device_wherever_replies_come_from(pipelined: bool) -> None:
     pair = make_pair(on_meta(), trunk_of=tiny_model())

@@ -194,7 +194,6 @@ def test_steps_of_both_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.sampled
 def test_generation_disabling_and_evaluation(method: str) -> None:
     both = Both(method, purpose="evaluate")
     models = (both.client, both.whole)
@@ -250,7 +249,6 @@ def test_a_prefix_is_sent_once_a_cache_and_in_one_row_for_all() -> None:
     assert counted == 3 * counts["prefix"]
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("codec", ["bf16", "int8", "nf4"])
 def test_codecs_round_the_prefix_as_they_round_h1(codec: str) -> None:
     both = Both(wire=WireConfig.uniform(codec))

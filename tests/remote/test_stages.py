@@ -82,7 +82,6 @@ def config_with(**options: Any) -> TrainConfig:
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_round_equals_the_uncut_model_to_the_bit(depth: int, max_grad_norm: float) -> None:
@@ -153,7 +152,6 @@ def test_dropout_is_there_and_follows_the_seed() -> None:
     assert len(losses) == 3
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
     # PEFT has no LoRA for the experts of a mixture, which are no linear layers.
@@ -177,7 +175,6 @@ def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
         assert gradient is not None and torch.equal(gradient, found[name]), name
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("depth", [1, 3, 0])
 def test_an_evaluation_in_flight_equals_one_at_a_time(depth: int) -> None:
     pair = make_pair()
@@ -226,7 +223,6 @@ class _Watching:
         self.most = max(self.most, len(self.alive))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("depth", [1, 3])
 def test_the_silo_holds_the_activations_of_depth_microbatches(depth: int) -> None:
     pair = make_pair()
@@ -270,7 +266,6 @@ class _Broken(LateTransport):
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "at"), [("forward", 3), ("backward", 1), ("step", 0)])
 def test_a_trunk_that_goes_leaves_no_half_step(kind: str, at: int) -> None:
     pair = make_pair()
@@ -290,7 +285,6 @@ def test_a_trunk_that_goes_leaves_no_half_step(kind: str, at: int) -> None:
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DivergenceError])
 def test_an_interruption_frees_both_parties(error: type[BaseException]) -> None:
     pair = make_pair()

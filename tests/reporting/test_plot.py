@@ -30,7 +30,7 @@ def test_every_silo_is_drawn_in_its_colour(result: RunResult, tmp_path: Path) ->
     assert found >= FIRST_THREE and FOURTH not in found
 
 
-@pytest.mark.sampled
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "empty", [RunResult(rounds=()), RunResult(rounds=[RoundResult(server_round=1)])]
 )

@@ -30,7 +30,6 @@ def test_gradients_can_be_carried_by_hand() -> None:
     assert all(torch.equal(p.grad, expected[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("cuts", [(1, 1), (0, 2), (2, 0)])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt-projected"])
 def test_adapters_of_the_three_are_the_full_models(name: str, cuts: tuple[int, int]) -> None:

@@ -20,7 +20,6 @@ from flower_split.segments import (
 CUTS = {"eager": [(0, 1), (2, 0)], "sdpa": [(1, 1)]}
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("case", "attention"),
     [
@@ -33,7 +32,6 @@ def test_family_is_exact(case: Case, attention: str) -> None:
     check_exact_cuts(case.model(attention), CUTS[attention])
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt-projected", "falcon-alibi"])
 def test_a_trunk_of_all_layers_is_exact(name: str) -> None:
     check_exact(CASE_BY_NAME[name].model(), 0, 0)

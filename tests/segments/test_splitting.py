@@ -96,7 +96,6 @@ def test_a_tensor_beside_the_layers_is_refused() -> None:
         split_model(model, 1, 1)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt-projected", "bloom"])
 def test_segments_follow_a_change_of_dtype(name: str, dtype: torch.dtype) -> None:
@@ -111,7 +110,6 @@ def test_segments_follow_a_change_of_dtype(name: str, dtype: torch.dtype) -> Non
     assert torch.equal(top(hidden, attention_mask=MASK).logits[given], whole[given])
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "falcon-alibi", "opt"])
 def test_gradient_checkpointing_in_the_trunk_is_exact(name: str, reentrant: bool) -> None:

@@ -33,6 +33,7 @@ def call(transport: LocalTransport, action: Any, **fields: Any) -> Any:
     return transport.adapter(AdapterCall(action=action, **fields)).result()
 
 
+@pytest.mark.medium
 def test_the_list_is_the_trunks_part_of_the_plan() -> None:
     transport, pair = session()
     held = call(transport, "list").held

@@ -134,7 +134,6 @@ def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
     assert not torch.equal(*(next(iter(state.values())) for state in alone))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["federated", "shared"])
 def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> None:
     states = []
@@ -177,7 +176,6 @@ def test_shared_sessions_step_one_adapter_with_their_own_gradients() -> None:
     assert not torch.equal(refreshed, stale)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -214,7 +212,6 @@ def test_a_handshake_names_the_adapter_setting_that_differs() -> None:
         opened(engine, replace(engine.describe(), adapter=other.describe().adapter), None)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"r": 2}'])
 def test_a_hostile_adapter_text_is_a_mismatch(text: str) -> None:
     engine = make_engine()
@@ -249,7 +246,6 @@ def test_order_is_enforced_and_a_refused_call_changes_nothing() -> None:
     assert all(torch.equal(tried[n], t) for n, t in plain.items())
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("request_", "error", "says"),
     [
@@ -649,7 +645,6 @@ def told(engine: TrunkEngine, **changes: object) -> SessionSpec:
         ({"more": 1}, "further settings"),
     ],
 )
-@pytest.mark.sampled
 def test_a_silo_cannot_have_the_trunk_make_whatever_adapter_it_wants(
     changes: dict[str, object], said: str
 ) -> None:

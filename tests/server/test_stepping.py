@@ -37,7 +37,6 @@ def step_with(transport: Any, size: float) -> None:
     transport.step(StepRequest(step=0, learning_rate=1e-2)).result()
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["shared", "federated"])
 @pytest.mark.parametrize("size", [1e25, 1e37])
 def test_a_gradient_that_would_overflow_changes_nothing(mode: str, size: float) -> None:
@@ -63,7 +62,6 @@ def test_a_neighbour_computes_what_it_would_have(*, size: float = 1e37) -> None:
     assert torch.equal(neighbour(disturbed=True), neighbour(disturbed=False))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("value", [math.inf, math.nan, 1e16])
 def test_what_is_written_to_the_adapter_is_bounded(value: float) -> None:
     pair = make_pair(mode="shared")

@@ -301,7 +301,6 @@ MALFORMED = {
 }
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("malformed", MALFORMED)
 @pytest.mark.parametrize("strategy", [FedAvg, FedMedian, Krum], ids=lambda one: one.__name__)
 def test_row_30_a_malformed_reply_costs_its_silo_alone(toy, values, strategy, malformed):

@@ -14,7 +14,6 @@ from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.training import evaluate, train_round
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 def test_a_round_and_an_evaluation_equal_the_uncut_models(make_config, max_grad_norm) -> None:
     config = make_config(
@@ -49,6 +48,7 @@ def test_a_round_and_an_evaluation_equal_the_uncut_models(make_config, max_grad_
     assert evaluate(pair.client, batches) == evaluate(pair.whole, batches)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("staged", [False, True], ids=["blocking", "staged"])
 def test_packed_rows_equal_the_uncut_models(make_config, staged) -> None:
     rows = [torch.arange(3, 3 + length).tolist() for length in (7, 4, 9, 2, 5, 6, 3, 8)]

@@ -45,7 +45,6 @@ def test_both_ends_count_each_hop_by_its_codec() -> None:
     assert expected.downward <= proxy.downward <= (1 + FRAMING) * expected.downward + OVERHEAD
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
 def test_the_socket_carries_what_was_counted(codec: str, encrypted: bool) -> None:

@@ -47,6 +47,7 @@ def plan(memory: int = 0, bandwidth: float = 1e9, layers: int = 8):  # type: ign
         return make_plan(config, client_memory=memory, bandwidth=bandwidth)
 
 
+@pytest.mark.medium
 def test_two_layers_at_either_end_where_they_fit() -> None:
     everything = plan()
     assert [cut.cuts.bottom_layers for cut in everything.cuts] == [0, 1, 2]
@@ -58,6 +59,7 @@ def test_two_layers_at_either_end_where_they_fit() -> None:
     assert [cut.cuts.bottom_layers for cut in plan(layers=3).cuts] == [0, 1]
 
 
+@pytest.mark.medium
 def test_the_codec_follows_the_network_and_is_never_nf4() -> None:
     fast = plan(bandwidth=1e9)
     assert fast.codec.name == "fp32"

@@ -66,6 +66,7 @@ def test_unknown_keys_are_all_named_with_what_to_do() -> None:
     assert merged(APP, {"lora.r": 4}) == {**APP, "lora.r": 4}
 
 
+@pytest.mark.medium
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z][a-z0-9-]{0,8}(\.[a-z][a-z0-9-]{0,8})?", fullmatch=True),

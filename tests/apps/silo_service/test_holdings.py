@@ -69,6 +69,7 @@ def test_a_config_that_is_not_valid_is_not_taken(tiny, holdings):
         holdings.check(context(tiny_run_config(tiny), device="nowhere"))
 
 
+@pytest.mark.slow
 @pytest.mark.medium
 def test_a_run_with_services_equals_the_run_without(tiny, holdings, serving, folder, tmp_path):
     values = tiny_run_config(tiny, **{"strategy.min-nodes": 2, "sample-prompt": "the sum of"})

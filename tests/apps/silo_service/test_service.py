@@ -208,6 +208,7 @@ def test_a_message_that_outlasts_the_stop_is_reported_as_failed(serving, folder,
     assert "not done again" in str(first.error)
 
 
+@pytest.mark.medium
 def test_a_message_that_cannot_be_interrupted_is_reported_before_the_process_is_ended(
     serving, folder, make_message, monkeypatch
 ):

@@ -103,7 +103,6 @@ def rewrite(folder: Path, change: dict[str, Tensor | None]) -> None:
     save_file({n: t for n, t in tensors.items() if t is not None}, file, {"format": "pt"})
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_file_in_float32(case: Case, tmp_path: Path) -> None:
     model = case.model()
@@ -125,7 +124,6 @@ def test_shards_in_bfloat16(case: Case, tmp_path: Path) -> None:
     assert_loads(tmp_path, "bfloat16", "eager")
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["gpt2", "gemma3_text", "mixtral"])
 def test_half_precision_checkpoint_in_float16_and_float32(name: str, tmp_path: Path) -> None:
     CASE_BY_NAME[name].model().half().save_pretrained(tmp_path)

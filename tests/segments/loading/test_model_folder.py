@@ -34,7 +34,6 @@ def loading(folder: Path) -> list[Any]:
     ]
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("adapter", [LORA, OTHER], ids=["lora", "ia3"])
 def test_adapter_in_the_models_folder_is_refused(tmp_path: Path, adapter: Any) -> None:
     model = CASE_BY_NAME["llama"].model()
@@ -71,7 +70,6 @@ def test_folder_around_models_names_them(tmp_path: Path) -> None:
         load_skeleton(cached)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     "kernel",
     ["flash_attention_2", "flash_attention_3", "flex_attention", "sdpa", "eager", "paged|sdpa",

@@ -80,7 +80,6 @@ def tiny_skeleton(folder: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.sampled
 def test_training_equals_the_uncut_quantized_models(folder: Path, kind: str) -> None:
     if kind == "torchao-int8" and folder.name == "gpt2":
         with pytest.raises(ModelError, match=r"torchao quantizes nothing of this gpt2 model"):
@@ -113,7 +112,6 @@ def test_an_int8_model_in_memory_is_refused(folder: Path) -> None:
         split_model(quantized(folder, "int8"), 1, 2)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["nf4", "nf4-double", "torchao-int8"])
 def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str) -> None:
     model = quantized(folder, kind).eval()
@@ -124,7 +122,6 @@ def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str
         assert torch.equal(client(**batch).logits, model(**batch).logits)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_an_evaluation_of_one_silo_changes_no_training_of_another(folder: Path, kind: str) -> None:
     """Where the processor has AVX512 BF16, bitsandbytes repacks weights that are evaluated."""
@@ -145,7 +142,6 @@ def test_an_evaluation_of_one_silo_changes_no_training_of_another(folder: Path, 
     assert losses(evaluated=True) == losses(evaluated=False)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

@@ -73,7 +73,6 @@ def test_a_header_and_its_bytes_are_a_safetensors_file(tmp_path: Path) -> None:
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     "stranger",
     [

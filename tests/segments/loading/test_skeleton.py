@@ -13,7 +13,6 @@ from flower_split.segments import fingerprint, load_skeleton, load_tokenizer
 ONE_OF_EACH = {case.model_type: case for case in CASES} | {"open": CASE_BY_NAME["falcon-new"]}
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("case", ONE_OF_EACH.values(), ids=lambda case: case.name)
 def test_skeleton_is_the_whole_model_without_weights(case: Case, tmp_path: Path) -> None:
     config = case.config()

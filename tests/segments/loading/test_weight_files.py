@@ -194,7 +194,6 @@ def assert_loads_like_transformers(folder: Path) -> None:
         assert torch.equal(joined(folder)(IDS).logits, stock(IDS).logits)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("case", ["llama", "llama-tied", "mixtral", "gpt2"])
 def test_index_left_behind_by_earlier_shards(
     case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -77,7 +77,6 @@ def test_a_long_text_beside_it_leaves_a_short_one_of_longrope_to_the_bit(
         assert all(map(torch.equal, ours.gradients, theirs.gradients))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_pass_after_a_longer_one_is_as_before(case: Case) -> None:
     """So no layer keeps anything of a pass, such as frequencies of the longest text so far."""

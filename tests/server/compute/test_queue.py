@@ -80,7 +80,6 @@ def forward_together(sessions: list[Asking]) -> list[Tensor]:
     return complete(submitted(sessions, [ask(seed) for seed in range(len(sessions))]))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [0], [2, 3]])
 def test_late_silos_have_their_rows_computed_anew(order: list[int]) -> None:
     sessions = silos(AT_ONCE, 4)
@@ -225,7 +224,6 @@ def test_silos_are_expected_until_the_last_of_their_rows(monkeypatch: pytest.Mon
     assert list(expected.values()) == [frozenset()]
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("batching", [False, True])
 def test_recomputing_keeps_nothing_and_changes_nothing(batching: bool) -> None:
     settings = replace(TOGETHER, batching=batching)

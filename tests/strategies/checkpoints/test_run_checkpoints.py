@@ -74,7 +74,6 @@ def folders(output):
     return sorted(p.name for p in (output / "checkpoints").iterdir() if p.name != ".lock")
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("purpose", ["train", "evaluate"])
 @pytest.mark.parametrize("server_round", [1, 3, 4])
 def test_a_resumed_run_equals_the_uninterrupted_one(toy, tmp_path, server_round, purpose, caplog):
@@ -133,7 +132,6 @@ def test_row_28_a_damaged_checkpoint_costs_a_round_and_no_exactness(toy, tmp_pat
     same(resumed.result, wanted)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

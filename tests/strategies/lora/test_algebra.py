@@ -154,7 +154,6 @@ def test_fedavg_lora_averages_the_factors_at_one_scale(data):
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @exactly
 @given(st.data())
 @pytest.mark.parametrize("kind", [FFALoRA, RoLoRA])
@@ -188,7 +187,6 @@ def test_fedsa_lora_averages_a_and_never_sees_b(data):
 
 
 @pytest.mark.medium
-@pytest.mark.sampled
 @exactly
 @given(st.data())
 @pytest.mark.parametrize("kind", [FLoRA, FlexLoRA, HetLoRA])

@@ -97,7 +97,6 @@ def test_an_end_before_the_last_piece_is_said(serve) -> None:
         read_all(serve(reply(MIB)))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("options", [{"timeout": 0.4}, {"connect_timeout": 0.4, "timeout": 0.4}])
 def test_a_server_that_stops_sending_is_given_up(serve, options: dict[str, float]) -> None:
     with pytest.raises(TrunkUnavailableError, match=r"sent nothing of the model within 0\.4 s"):

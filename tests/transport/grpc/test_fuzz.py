@@ -1,5 +1,6 @@
 """Frames with random damage: every one is understood or refused, none does anything else."""
 
+import pytest
 import torch
 from affine_backend import backward, forward, spec
 from google.protobuf.message import DecodeError
@@ -42,6 +43,7 @@ def damaged(frame: bytes, damage: list[tuple[int, int]]) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.medium
 @settings(max_examples=800, deadline=None)
 @given(original=st.sampled_from(REQUESTS), damage=DAMAGE)
 def test_damaged_requests(original: bytes, damage: list[tuple[int, int]]) -> None:

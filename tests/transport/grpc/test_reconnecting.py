@@ -271,6 +271,7 @@ def test_a_trunk_that_was_restarted_has_lost_the_session() -> None:
         assert other.events == []
 
 
+@pytest.mark.medium
 def test_a_trunk_that_stays_away_is_given_up_in_time() -> None:
     limits = ServiceLimits(reconnect_timeout=1.0)
     with (
@@ -378,6 +379,7 @@ def test_a_silo_that_leaves_frees_its_seat_at_once() -> None:
         assert backend.count("close") == 1
 
 
+@pytest.mark.medium
 def test_a_held_session_has_its_seat_and_its_ticket() -> None:
     backend, book = AffineBackend(), TicketBook()
     limits = ServiceLimits(max_sessions=1, reconnect_timeout=600.0)

@@ -55,7 +55,6 @@ def server(backend: AffineBackend) -> Iterator[TrunkServer]:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.sampled
 def test_results_equal_the_local_transport_s_to_the_bit(
     server: TrunkServer, backend: AffineBackend, codec: str, dtype: str
 ) -> None:
@@ -254,6 +253,7 @@ def test_no_trunk_at_the_address() -> None:
         assert time.monotonic() - before < 8
 
 
+@pytest.mark.medium
 def test_something_that_never_answers() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
