@@ -13,14 +13,17 @@ from flwr.serverapp import Grid
 from flower_split.adapters import method_problems
 from flower_split.apps.checking.advice import advice
 from flower_split.apps.folder.archive import check_installed
+from flower_split.apps.monitoring.beside import monitor_beside
 from flower_split.apps.process import set_up_process
 from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
+from flower_split.config.resuming import settings
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import EarlyStopConfig, SplitConfig
 from flower_split.privacy import check_accountant
 from flower_split.reporting.events import EventLog
 from flower_split.reporting.tensorboard import ScalarWriter
+from flower_split.reporting.trackers import Trackers
 from flower_split.strategies import (
     Alone,
     SplitResult,
@@ -31,6 +34,7 @@ from flower_split.strategies import (
 )
 from flower_split.strategies.inner import check_inner
 from flower_split.strategies.output import TENSORBOARD, checkpoint_folder, output_folder
+from flower_split.strategies.run_events import UNTOLD
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +62,26 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     inner = build_inner(config.strategy, config.lora)
     check_inner(inner, config.lora, config.peft)  # before the model is loaded
     with ExitStack() as stack:
-        scalars = None
+        scalars = list[ScalarWriter | Trackers]()
         if folder is not None and config.tensorboard:
-            scalars = stack.enter_context(ScalarWriter(folder / TENSORBOARD))
+            scalars.append(stack.enter_context(ScalarWriter(folder / TENSORBOARD)))
+        if config.trackers:
+            told = {key: value for key, value in settings(config).items() if key not in UNTOLD}
+            scalars.append(stack.enter_context(Trackers(config.trackers, told)))
         host = stack.enter_context(TrunkHost(config))
         for text in advice(config, host.parameters):
             logger.warning("%s", text)
         events = None
         if folder is not None:
             events = stack.enter_context(EventLog(folder, resume=config.resume))
+        if folder is not None and config.monitor:
+            for line in stack.enter_context(monitor_beside(folder, config.monitor_address)):
+                logger.info("the run's live page: %s", line)
 
         def on_round(result: SplitResult, server_round: int) -> None:
-            if scalars is not None and result is strategy.result:
-                scalars.write(round_result(result, server_round))
+            if result is strategy.result:
+                for one in scalars:
+                    one.write(round_result(result, server_round))
             record.note_round()
 
         strategy = SplitStrategy(config, inner, host=host, on_round=on_round, events=events)

@@ -122,6 +122,22 @@ def of_address(trunk: TrunkConfig) -> list[str]:
     return []
 
 
+def of_monitor(monitor: bool, address: str, output_dir: str) -> list[str]:
+    """A page that has nothing to read, or no address."""
+    if not monitor:
+        return []
+    try:
+        Address.parse(address, what="monitor-address")
+    except ConfigError as error:
+        return [str(error)]
+    if not output_dir:
+        return [
+            "monitor shows the events that a run writes to output-dir, and output-dir is empty: "
+            "set it, or set monitor to false"
+        ]
+    return []
+
+
 def of_tls(tls: TlsConfig, trunk: TrunkConfig) -> list[str]:
     """Plaintext where others can listen, and TLS settings that would not be used."""
     found = list[str]()

@@ -94,6 +94,16 @@ class SplitConfig:
     tensorboard: bool = False
     """Whether every round's scalars, by silo, are written to `tensorboard` in `output_dir` as the
     run goes; needs the package `tensorboard` on the server."""
+    trackers: tuple[str, ...] = ()
+    """Trackers of experiments that are told every round's scalars, by silo, through accelerate's
+    integrations: `wandb`, `mlflow`, `trackio` and others whose package is installed on the server.
+    Each is set up by its own environment variables, and is told no texts."""
+    monitor: bool = False
+    """Whether the server shows the run on a page, with `/metrics` and `/health`, at
+    `monitor_address` while it goes on; needs the extra `monitor` on the server."""
+    monitor_address: str = "127.0.0.1:8765"
+    """Address of that page, `host:port`; port 0 takes a free one. Others than loopback ask their
+    readers for a token."""
     resume: bool = False
     """Whether the run resumes from the last checkpoint in `output_dir`, if there is one."""
     best_metric: str = "eval-loss"
@@ -177,6 +187,7 @@ class SplitConfig:
                 "tensorboard writes to a folder in output-dir, and output-dir is empty: set it, or "
                 "set tensorboard to false"
             )
+        found += conflicts.of_monitor(self.monitor, self.monitor_address, self.output_dir)
         if self.sample_prompt and self.strategy.fraction_evaluate == 0:
             found.append(
                 "sample-prompt is continued when the silos evaluate, and "

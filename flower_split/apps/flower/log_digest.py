@@ -16,6 +16,7 @@ _WORTH = (
     "stopping after",
     "resuming",
     "the trunk listens on",
+    "the run's live page: ",
 )
 """How lines of level INFO begin that are shown."""
 _NOISE = (

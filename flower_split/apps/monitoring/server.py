@@ -1,4 +1,4 @@
-"""The live page's server: a page, and a stream that brings the parts of it that changed."""
+"""The live page's server: a page, a stream that brings its parts that changed, and metrics."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from html import escape
 from importlib.resources import files
+from threading import Thread
 
 import uvicorn
 from starlette.applications import Starlette
@@ -15,6 +16,7 @@ from starlette.routing import Route
 
 from flower_split.apps.monitoring.access import Access
 from flower_split.apps.monitoring.watched_run import WatchedRun
+from flower_split.reporting.live.metrics import CONTENT_TYPE
 from flower_split.reporting.report.html import style
 
 PARTS = ("top", "tiles", "silos", "losses", "rates", "bytes", "failures", "samples", "news")
@@ -63,6 +65,7 @@ class MonitorServer:
                 Route("/stream", self._guarded(self._stream), methods=["GET"]),
                 Route("/live.js", self._guarded(self._script), methods=["GET"]),
                 Route("/style.css", self._guarded(self._style), methods=["GET"]),
+                Route("/metrics", self._guarded(self._metrics), methods=["GET"]),
                 Route("/health", self._health, methods=["GET"]),
             ]
         )
@@ -134,6 +137,9 @@ class MonitorServer:
     async def _style(self, _: Request) -> Response:
         return Response(style() + _file("live.css"), media_type="text/css")
 
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self._run.metrics(), media_type=CONTENT_TYPE)
+
     async def _health(self, _: Request) -> Response:
         return PlainTextResponse("ok\n", headers=HEADERS)
 
@@ -142,8 +148,19 @@ def _file(name: str) -> str:
     return files("flower_split.reporting.live").joinpath(name).read_text(encoding="utf-8")
 
 
-def serve_on(listening: socket.socket, monitor: MonitorServer) -> None:
-    """Serve on a bound socket until the process is told to end; pages that are open find out."""
+def serve_on(
+    listening: socket.socket,
+    monitor: MonitorServer,
+    *,
+    lasts: Callable[[], None] | None = None,
+) -> None:
+    """Serve on a bound socket until the process is told to end; pages that are open find out.
+
+    Args:
+        listening: The socket.
+        monitor: What is served.
+        lasts: Called in a thread of its own; serving ends when it returns. None lets it go on.
+    """
     config = uvicorn.Config(
         monitor.app,
         log_level="warning",
@@ -154,4 +171,11 @@ def serve_on(listening: socket.socket, monitor: MonitorServer) -> None:
     )
     server = uvicorn.Server(config)
     monitor.ends = lambda: server.should_exit
+    if lasts is not None:
+
+        def end() -> None:
+            lasts()
+            server.should_exit = True
+
+        Thread(target=end, name="monitor-end", daemon=True).start()
     server.run(sockets=[listening])

@@ -11,13 +11,19 @@ from flower_split.config.address import Address
 from flower_split.errors import ConfigError, DataError
 
 EXTRA = (
-    "the live page needs starlette and uvicorn: pip install 'flower-split[monitor]'. "
-    "flower-split report writes the report of a run without them"
+    "the live page needs prometheus-client, starlette and uvicorn: pip install "
+    "'flower-split[monitor]'. flower-split report writes the report of a run without them"
 )
 
 
 def serve(
-    run: Path, address: str, *, token_file: Path | None = None, say: Callable[[str], None] = print
+    run: Path,
+    address: str,
+    *,
+    token_file: Path | None = None,
+    say: Callable[[str], None] = print,
+    name: str = "--address",
+    lasts: Callable[[], None] | None = None,
 ) -> None:
     """Serve the page of the run in a folder until the process is interrupted.
 
@@ -27,6 +33,9 @@ def serve(
         token_file: File with the token that readers need. None asks for none on loopback, and
             elsewhere has one made for this user.
         say: Told the address, for the user.
+        name: What errors call the address.
+        lasts: Returns when serving is to end by itself. The address is then told without the
+            token, for it is a log that has it.
 
     Raises:
         DataError: there is no such folder.
@@ -41,20 +50,22 @@ def serve(
 
     if not run.is_dir():
         raise DataError(f"there is no folder {run}: name the output folder of a run")
-    place = Address.parse(address, what="--address")
+    place = Address.parse(address, what=name)
     token = ""
     if token_file is not None or not place.is_loopback:
         token, file = read_token(token_file)
         say(f"readers need the token in {file}")
-    with _listening(place) as listening:
+    with _listening(place, name) as listening:
         shown = Address(place.host, listening.getsockname()[1])
-        say(f"http://{shown}/{f'?token={quote(token)}' if token else ''}")
+        told = f"?token={quote(token)}" if token and lasts is None else ""
+        say(f"http://{shown}/{told}")
         if not place.is_loopback:
             say("that is plain HTTP: where others share the network, use an SSH tunnel instead")
-        serve_on(listening, MonitorServer(WatchedRun(run.resolve()), Access(token)))
+        monitor = MonitorServer(WatchedRun(run.resolve()), Access(token))
+        serve_on(listening, monitor, lasts=lasts)
 
 
-def _listening(place: Address) -> socket.socket:
+def _listening(place: Address, name: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -64,7 +75,7 @@ def _listening(place: Address) -> socket.socket:
         listening.close()
         why = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigError(
-            f"--address {place} cannot be listened on: {why}. Name another port; port 0 takes a "
+            f"{name} {place} cannot be listened on: {why}. Name another port; port 0 takes a "
             "free one"
         ) from error
     return listening

@@ -1,4 +1,4 @@
-"""A run's folder as the live page sees it: read once a second at most, whoever looks."""
+"""A run's folder as page and metrics see it: read once a second at most, whoever looks."""
 
 import os
 import time
@@ -9,6 +9,7 @@ from flower_split.errors import DataError
 from flower_split.reporting import read_result
 from flower_split.reporting.events import EVENTS, EventTail
 from flower_split.reporting.live import RunView, fragments
+from flower_split.reporting.live.metrics import RunMetrics
 
 RESULT = "result.json"
 EVERY = 1.0
@@ -25,7 +26,7 @@ class WatchedRun:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._tail = EventTail(folder / EVENTS)
-        self._view = RunView()
+        self._view, self._metrics = RunView(), RunMetrics()
         self._samples: Mapping[int, str] = {}
         self._seen = 0
         self._parts: dict[str, str] = {}
@@ -33,23 +34,35 @@ class WatchedRun:
 
     def parts(self) -> dict[str, str]:
         """The parts of the page as they are now."""
-        now = time.monotonic()
-        if not self._parts or now - self._read >= EVERY:
-            self._read = now
-            self._parts = self._look()
+        self._look()
         return self._parts
 
-    def _look(self) -> dict[str, str]:
+    def metrics(self) -> bytes:
+        """The same in Prometheus' text format, UTF-8."""
+        self._look()
+        return self._metrics.text(self._view)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self._parts and now - self._read < EVERY:
+            return
+        self._read = now
         problem = ""
         try:
             events = self._tail.read()
             if self._tail.begun_anew:
-                self._view, self._samples, self._seen = RunView(), {}, 0
+                self._begin_anew()
             self._view.take(events)
+            self._metrics.take(events)
         except DataError as error:
-            problem, self._view = str(error), RunView()
+            problem = str(error)
+            self._begin_anew()
         self._look_for_samples()
-        return fragments(self._view, self._samples, now=time.time(), problem=problem)
+        self._parts = fragments(self._view, self._samples, now=time.time(), problem=problem)
+
+    def _begin_anew(self) -> None:
+        self._view, self._metrics = RunView(), RunMetrics()
+        self._samples, self._seen = {}, 0
 
     def _look_for_samples(self) -> None:
         """Read them where there are some, and the result is another one than last time."""

@@ -60,6 +60,8 @@ class RunView:
         self.failures: deque[tuple[int, str, str]] = deque(maxlen=MOST_NEWS)
         """Round, silo and reason, the last ones."""
         self.news: deque[tuple[float, str]] = deque(maxlen=MOST_NEWS)
+        self.sessions = 0
+        """Open at the trunk, at the last gauges."""
         self.waiting = 0
         self.occupancy = 1.0
         self.rates: deque[float] = deque(maxlen=MOST_RATES)
@@ -180,6 +182,7 @@ class RunView:
         self.news.append((time, f"round {int(told['round'])} is saved{best}"))
 
     def _gauges(self, told: Mapping[str, Any], time: float) -> None:
+        self.sessions = int(told["sessions"])
         self.waiting, self.occupancy = int(told["waiting"]), float(told["occupancy"])
         before, tokens = self._gauged
         now = {str(name): int(held["tokens"]) for name, held in told["silos"].items()}
@@ -199,7 +202,8 @@ class RunView:
         self.state = "failed" if told["state"] == "failed" else "completed"
         self.why = str(told["why"])
         self.left = [str(name) for name in told["left"]]
-        self.waiting, self.alone = 0, False
+        self.sessions = self.waiting = 0
+        self.alone = False
         self.news.append((time, f"the run has {self.state}"))
 
     def _find_slow(self) -> None:
