@@ -115,7 +115,10 @@ class Trackers:
 
 def _class(name: str) -> Callable[..., Any]:
     # Imported late: it takes long, and only runs that name a tracker need it.
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState(cpu=True)  # the integrations log through it
 
     if name == "tensorboard":
         raise ConfigError("trackers has tensorboard, which has a key: set tensorboard to true")
@@ -130,5 +133,5 @@ def _plain(value: Any) -> str | int | float | bool | None:
 
 
 def _shown(error: Exception) -> str:
-    said = str(error).strip().split("\n")[0]
+    said = str(error).strip().split("\n")[0].rstrip(".")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

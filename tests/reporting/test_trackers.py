@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from accelerate import tracking
+from accelerate.logging import get_logger
 
 from flower_split.errors import ConfigError
 from flower_split.reporting import RunResult
@@ -27,6 +28,7 @@ class Recorder(tracking.GeneralTracker):
         return self
 
     def start(self) -> None:
+        get_logger(__name__).debug("as accelerate's own do")
         self.told.append("start")
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
