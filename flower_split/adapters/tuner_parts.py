@@ -28,7 +28,8 @@ def tuner_parts(layer: BaseTunerLayer) -> Iterator[tuple[str, nn.Module]]:
         if name == "base_layer" or "drop" in name:
             continue
         for inner, module in child.named_modules():
-            if inner.partition(".")[0] in ("", ADAPTER):
+            computes = not isinstance(module, nn.ModuleDict | nn.ParameterDict)
+            if computes and inner.partition(".")[0] in ("", ADAPTER):
                 yield f".{name}.{inner}".rstrip("."), module
 
 
