@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from flower_split.errors import AdapterError
+from flower_split.errors import AdapterError, ModelError
 from flower_split.segments import PassThrough
 
 _UNMERGEABLE = (
@@ -24,6 +24,11 @@ _UNMERGEABLE = (
 )
 
 _WEIGHTLESS = "the weights of the trunk's layers are not in a client model"
+
+_TAKEN_OVER = (
+    "accelerate cannot take over the modules of an attached client model, as cpu_offload, "
+    "disk_offload and dispatch_model with several devices do: call them before attach_trunk"
+)
 
 
 def refuse_merging(model: nn.Module) -> None:
@@ -80,6 +85,12 @@ class AdapterStandIn(PassThrough, BaseTunerLayer):
     def __init__(self, layer: PassThrough) -> None:
         super().__init__(layer)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but for the one by which accelerate takes a module's call over."""
+        if name == "_old_forward":
+            raise ModelError(_TAKEN_OVER)
+        super().__setattr__(name, value)
+
     def lay_out(self, modules: Iterable[str]) -> Self:
         """Have PEFT look for tensors under the names of `modules`, which the stock layer has."""
         for name in dict.fromkeys(module.partition(".")[0] for module in modules):
@@ -96,6 +107,22 @@ class AdapterStandIn(PassThrough, BaseTunerLayer):
     def bias(self) -> NoReturn:
         """None, as there is no weight."""
         raise AttributeError(_WEIGHTLESS)
+
+    @property
+    def cast_input_dtype_enabled(self) -> NoReturn:
+        """Refused: the trunk's adapters cast their input."""
+        raise AdapterError(
+            "disable_input_dtype_casting cannot be asked of a client model: the trunk's adapters "
+            "cast their input, and are not here to be told otherwise. Leave it out, and train in "
+            "one dtype or under autocast"
+        )
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Refused: the adapters of the trunk's layers are not here to be converted."""
+        raise AdapterError(
+            "convert_to_lora cannot be asked of a client model, which has a part of the adapter: "
+            "export the whole one (flower-split export), and convert that on the whole model"
+        )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: the trunk's weights are not here to be merged into."""

@@ -59,8 +59,9 @@ class _View:
         self.intact = 0
         """Leading tokens of these that no copy has changed since."""
         self.edits: list[CacheEdit] = []
-        self.samples: dict[int, Tensor] = {}
-        """One number a row and token of the silo's keys, by layer, as they were last used."""
+        self.samples: dict[tuple[str, int], Tensor] = {}
+        """One number a row, head and token of the silo's keys and values, by which of both and by
+        layer, as they were last used."""
         keys.views.add(self)
 
     def __call__(self, kind: EditKind, values: tuple[int, ...]) -> None:
@@ -177,18 +178,21 @@ class CacheLedger:
                     f"layer {index} of the key-value cache has {found} tokens with this pass, and "
                     f"the trunk's have {past} without it: {_OWN_HANDS}"
                 )
-        now: dict[int, Tensor] = {}
+        now: dict[tuple[str, int], Tensor] = {}
         for index, layer in held.items():
-            keys = layer.keys
-            if type(layer) is DynamicLayer and isinstance(keys, Tensor) and keys.dim() == 4:
-                now[index] = keys[:, 0, :, 0].detach()
-        before, view.samples = view.samples, {i: sample.clone() for i, sample in now.items()}
+            for kind in ("keys", "values") if type(layer) is DynamicLayer else ():
+                tensor = getattr(layer, kind)
+                if isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[-1]:
+                    now[kind, index] = tensor[..., 0].detach()
+        before, view.samples = view.samples, {place: now[place].clone() for place in now}
         both = before.keys() & now.keys()
-        if both and not view.edits and not any(_begins_with(now[i], before[i]) for i in both):
-            raise ModelError(
-                "the keys in the key-value cache are others in all of the silo's layers than when "
-                f"it was last used, and the trunk's are not: {_OWN_HANDS}"
-            )
+        for kind in ("keys", "values") if not view.edits else ():
+            places = [place for place in both if place[0] == kind]
+            if places and not any(_begins_with(now[place], before[place]) for place in places):
+                raise ModelError(
+                    f"the {kind} in the key-value cache are others in all of the silo's layers "
+                    f"than when it was last used, and the trunk's are not: {_OWN_HANDS}"
+                )
 
     def _check_past(self, view: _View, stand_ins: list[StandIn], past: int, *, kept: bool) -> None:
         keys = view.keys
@@ -229,11 +233,11 @@ _OWN_HANDS = (
 
 
 def _begins_with(now: Tensor, before: Tensor) -> bool:
-    """Whether keys are as they were, as far as both know them."""
-    if now.shape[0] != before.shape[0]:
+    """Whether samples, (rows, heads, tokens), are as they were, as far as both know them."""
+    if now.shape[:2] != before.shape[:2]:
         return False
-    common = min(now.shape[1], before.shape[1])
-    a, b = now[:, :common], before[:, :common].to(now)
+    common = min(now.shape[2], before.shape[2])
+    a, b = now[..., :common], before[..., :common].to(now)
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 

@@ -81,7 +81,7 @@ class Exchange(torch.autograd.Function):
         ctx.context, ctx.trains = context, remote.adapter.trains() and not request.adapter.disabled
         ctx.prefix = None if prefix is None else prefix.detach()
         ctx.leaves = [_accumulator(leaf) for leaf in (parameters or (mirror,))]
-        ctx.mark = _Mark()
+        ctx.mark, ctx.is_served = _Mark(), False
         # A graph that is dropped without a backward pass frees the trunk's activations too.
         ctx.release = weakref.finalize(ctx.mark, transport.release, request.microbatch)
         entered = remote.border.incoming("h2", output, context)
@@ -94,9 +94,18 @@ class Exchange(torch.autograd.Function):
         """g1, (B, T, H), where the bottom needs it.
 
         Raises:
-            ModelError: second derivatives are asked for, or those of several outputs at once.
+            ModelError: second derivatives are asked for, or those of several outputs, at once or
+                one after the other.
         """
         _check_order(grad)
+        if ctx.is_served:
+            raise ModelError(
+                "a second backward pass through one forward pass: the trunk frees its graph with "
+                "the first, whatever retain_graph says. Add the losses up and call backward() "
+                "once, ask one torch.autograd.grad for all inputs, or call the model again for "
+                "each (jacobian: a forward pass for every output)"
+            )
+        ctx.is_served = True
         ctx.release.detach()
         at_term = float(more[0]) if more else 0.0
         remote: SessionEnd = ctx.remote
@@ -104,6 +113,12 @@ class Exchange(torch.autograd.Function):
         # Nor where the adapter is frozen or disabled while the backward pass is made.
         wanted = ctx.trains and any(map(_is_reached, ctx.leaves)) and remote.adapter.trains()
         parameters = ctx.needs_input_grad[6:]
+        if not parameters and any(map(_is_asked_for, ctx.leaves)):
+            raise ModelError(
+                "torch.autograd.grad was asked for the gradient of trunk_gradient, which is no "
+                "weight: the trunk's gradient stays there. Call backward(), leave it out of the "
+                "inputs, or attach_trunk(..., trunk_parameters=True)"
+            )
         kept: AdapterGrad = "drop"
         mirrored: Tensor | None
         own: tuple[Tensor | None, ...]
@@ -171,7 +186,23 @@ def _accumulator(leaf: Tensor) -> Any:
 
 
 def _is_reached(node: Any) -> bool:
-    return node is not None and bool(torch._C._will_engine_execute_node(node))
+    """Whether the backward pass that is under way has a gradient for the leaf of `node`."""
+    if node is None:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # so torch says that autograd.grad was asked for this leaf's
+        return True
+
+
+def _is_asked_for(node: Any) -> bool:
+    """Whether autograd.grad is to return the gradient of the leaf of `node`."""
+    try:
+        if node is not None:
+            torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        return True
+    return False
 
 
 class _Mark:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from flower_split.errors import AdapterError
+from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.mirror_norms import MirroredGradient
 
 T = TypeVar("T")
@@ -52,6 +52,16 @@ class GradientMirror:
         """Counts the trunk's gradients: another one begins when one was zeroed."""
         self.is_there = False
         """Whether the trunk has a gradient of the step."""
+
+    def check_place(self, found: Tensor) -> None:
+        """Raise `ModelError` where `found` has taken the parameter's place in the client model."""
+        if found is not self.parameter:
+            raise ModelError(
+                "the parameters of the client model were replaced after attach_trunk, as "
+                "fully_shard, FSDP and DeepSpeed do, which divide a model among processes. A "
+                "client model stays whole in each: DistributedDataParallel takes one that was "
+                "attached with trunk_parameters=True, or with a frozen trunk"
+            )
 
     @property
     def is_measured(self) -> bool:

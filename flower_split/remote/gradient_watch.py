@@ -103,7 +103,18 @@ class GradientWatch:
                 f"the gradients of {changed} of the silo's tensors were changed by hand, and the "
                 "trunk's were not, or otherwise: change all of model.parameters() alike and at "
                 "once, as clip_grad_norm_ does, or attach_trunk(..., trunk_parameters=True)"
+                + _of_processes()
             )
+
+
+def _of_processes() -> str:
+    """What to do where another process may have changed them; empty where there is none."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return ""
+    return (
+        ", which is also what averages the gradients of several processes, each with a session of "
+        "its own (DistributedDataParallel, accelerate)"
+    )
 
 
 def _unlike(

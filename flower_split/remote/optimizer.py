@@ -48,6 +48,12 @@ class SplitAdamW(torch.optim.AdamW):
         settings: OptimizerSettings | None = None,
         correct: Callable[[], None] | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise AdapterError(
+                "SplitAdamW takes the client model itself and not its parameters, in which the "
+                "trunk's are not: SplitAdamW(model, lr=...), and optimizers=(that, None) of a "
+                f"Trainer in place of optimizer_cls_and_kwargs{_ANY}"
+            )
         self._remote = find_remote(model)
         self._correct = correct
         self.settings = settings or self._remote.transport.spec.optimizer

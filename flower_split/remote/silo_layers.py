@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_modules
 from transformers import PreTrainedModel
 
 from flower_split.adapters.client_adapter import bare_module, tuner_layers
+from flower_split.adapters.tuner_parts import tuner_parts, tuner_settings
 from flower_split.errors import ModelError
 from flower_split.remote.layer_watch import HOOKS, check_hooks, hooks
 from flower_split.segments import find_layers
@@ -49,14 +50,19 @@ class SiloLayers:
         self._layers = weakref.ref(layers)
         kinds: defaultdict[str, list[_Part]] = defaultdict(list)
         for index, layer in enumerate(layers):
-            for name, module in _parts(layer) if index not in self._trunk else ():
+            if index in self._trunk:
+                continue
+            for name, module in _parts(layer):
                 kinds[name].append(_Part(module, hooks=bool(name)))
+            for name, tuner in tuner_layers(layer):
+                for inner, part in tuner_parts(tuner):
+                    kinds[f"the adapter of {name}{inner}"].append(_AdapterPart(part))
         self._kinds = dict(kinds)
         ends = {id(m) for _, _, end in outside_modules(model, layers) for m in end.modules()}
         ends |= {id(module) for module in layers.modules()}
         moves = LONGROPE in rope_types(model.config)  # frequencies of the longest text so far
         self._both = {
-            name: _Part(module, buffers=True)
+            name: _Buffers(module) if layers in module.modules() else _Part(module, buffers=True)
             for name, module in model.named_modules()
             if not moves and id(module) not in ends and any(True for _ in module.buffers(False))
         }
@@ -84,10 +90,9 @@ class SiloLayers:
         parts = [part for kind in self._kinds.values() for part in kind]
         valued = _changed_values([*parts, *self._both.values()])
         for name, kind in self._kinds.items():
-            found = [part.change(values=valued) for part in kind]
-            if all(found):
+            if changed := _change_of_all(kind, values=valued):
                 raise ModelError(
-                    f"{found[0]} of {name or 'the layer'} was changed in all of the silo's layers, "
+                    f"{changed} of {name or 'the layer'} was changed in all of the silo's layers, "
                     f"and the trunk's are as they were. {_WHAT_WORKS}"
                 )
         for name, part in self._both.items():
@@ -166,6 +171,43 @@ class _Part:
         return f"a hook ({kind})" if kind else ""
 
 
+class _Buffers(_Part):
+    """The buffers of a module that has the layers in it: the rest of it is the silo's.
+
+    Args:
+        module: Of the stock model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module, hooks=False, buffers=True)
+        self._children = {}
+
+
+class _AdapterPart(_Part):
+    """What PEFT has put around or beside a module of a layer, as it was, but for its tensors.
+
+    Those are watched elsewhere, as are its dropout and, of LoRA, its scale; and adapters may come
+    and go.
+
+    Args:
+        module: A layer of PEFT's, or a part of one.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.samples, self._children = {}, {}
+        self._settings = tuner_settings(module)
+
+    def change(self, *, values: bool) -> str:
+        """What is other than it was; empty for nothing."""
+        module = self._module()
+        found = super().change(values=values)
+        if found or module is None:
+            return found
+        now = tuner_settings(module)
+        return next((name for name, was in self._settings.items() if now.get(name) != was), "")
+
+
 class _Sample:
     """Some elements of a tensor; none of one whose elements are not its values."""
 
@@ -195,6 +237,16 @@ class _Sample:
             return True
         a, b = view, self.seen.to(view.device)
         return not bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _change_of_all(kind: list[_Part], *, values: bool) -> str:
+    """What was changed in the last of `kind`, where all of them were changed; empty for nothing."""
+    changed = ""
+    for part in kind:  # most often the first is as it was
+        changed = part.change(values=values)
+        if not changed:
+            break
+    return changed
 
 
 def _changed_values(parts: list[_Part]) -> bool:

@@ -214,6 +214,7 @@ class RemoteTrunk(AdapterStandIn):
                 "and is no weight. Train with SplitAdamW, or attach_trunk(..., "
                 "trunk_parameters=True) for any other optimizer"
             )
+        self._mirror.check_place(self.trunk_gradient)
         self.take_loaded()
         if self.own is not None:
             self.own.push()

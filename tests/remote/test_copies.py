@@ -268,12 +268,20 @@ def _turned(cache: Any) -> Any:
     return cache
 
 
+def _halved(cache: Any) -> Any:
+    for layer in cache.layers:
+        if layer.values is not None:
+            layer.values.mul_(0.5)
+    return cache
+
+
 @pytest.mark.parametrize(
     ("remake", "words"),
     [
         (_rebuilt, "has 11 tokens with this pass, and the trunk's have 0 without it"),
         (_updated, "copy a cache with copy.deepcopy"),
         (_shortened, "has 5 tokens with this pass, and the trunk's have 10"),
+        (_halved, "the values in the key-value cache are others in all"),
         (_turned, "others in all of the silo's layers than when it was last used"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

@@ -12,8 +12,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from flower_split import SplitAdamW
+from flower_split import LocalTransport, SplitAdamW, attach_trunk, split_model
 from flower_split.errors import AdapterError, FlowerSplitError
+from flower_split.remote import session_spec
+from flower_split.server.engine import TrunkEngine
 
 
 def _eager() -> Any:
@@ -50,12 +52,39 @@ def _forward_mode(model: Any) -> None:
         _of_offset(model)(forward_ad.make_dual(torch.zeros(1), torch.ones(1)))
 
 
+def _twice(model: Any) -> None:
+    loss = model(**make_batch()).loss
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def _jacobian(model: Any) -> None:
+    loss = _of_offset(model)
+    torch.autograd.functional.jacobian(lambda at: torch.stack([loss(at)] * 2), torch.zeros(1))
+
+
+def _of_two_outputs(model: Any) -> None:
+    own = [p for n, p in model.named_parameters() if p.requires_grad and "layers.0" in n]
+    output = model(**make_batch())
+    for loss in (output.loss, output.logits.square().mean()):
+        torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+
+
+def _of_the_trunk(model: Any) -> None:
+    loss = model(**make_batch()).loss
+    torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+
+
 @pytest.mark.parametrize(
     ("derive", "words"),
     [
         (_hessian, "first derivatives of one loss at a time"),
         (_penalty, "leave out create_graph=True"),
         (_batched, "is_grads_batched"),
+        (_twice, "second backward pass .* Add the losses up and call backward.. once"),
+        (_jacobian, "a forward pass for every output"),
+        (_of_two_outputs, "call the model again for each"),
+        (_of_the_trunk, "of trunk_gradient, which is no weight.* leave it out of the inputs"),
         (_forward_mode, "forward-mode derivatives"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -63,6 +92,25 @@ def _forward_mode(model: Any) -> None:
 def test_derivatives_that_the_trunk_does_not_send_are_refused(derive: Any, words: str) -> None:
     with pytest.raises(FlowerSplitError, match=words):
         derive(_eager().client)
+
+
+def test_gradients_that_are_asked_for_are_exact_where_the_trunks_tensors_are_parameters() -> None:
+    pair = make_pair()
+    engine = TrunkEngine(
+        split_model(tiny_model(), 1, 2)[1],
+        plan=pair.plan,
+        initial=pair.trunk_state,
+        shares_adapter=True,
+    )
+    spec = session_spec(pair.client, plan=pair.plan, trunk_adapters="federated")
+    attach_trunk(pair.client, LocalTransport(engine, spec), trunk_parameters=True)
+    found = []
+    for model in (pair.client, pair.whole):
+        own = [p for n, p in sorted(model.named_parameters()) if p.requires_grad]
+        found.append(torch.autograd.grad(model(**make_batch()).loss, own))
+    norms = [sorted(float(grad.norm()) for grad in grads) for grads in found]
+    assert len(norms[0]) > 50
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

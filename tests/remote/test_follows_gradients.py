@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from pairs import Pair, backward, make_batch, make_pair, take_steps
 from tiny_models import tiny_model
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
@@ -264,6 +265,19 @@ def test_gradients_changed_otherwise_are_refused(change: Callable[[Any], None]) 
     change(pair.client)
     with pytest.raises(AdapterError, match="changed by hand"):
         optimizer.step()
+
+
+def test_gradients_of_several_processes_say_what_works() -> None:
+    pair = make_pair()
+    optimizer = SplitAdamW(pair.client, lr=1e-2)
+    backward(pair.client, 0)
+    noise(torch.nn.ParameterList(p for p in pair.client.parameters() if p.numel() > 3))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(AdapterError, match=r"trunk_parameters=True\), .* several processes"):
+            optimizer.step()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_gradient_clipped_in_the_midst_of_a_step_is_refused() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from pairs import make_batch, make_pair, take_steps
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import rescale_adapter_scale
+from peft import LoraConfig, PeftModel, convert_to_lora, get_peft_model
+from peft.helpers import disable_input_dtype_casting, rescale_adapter_scale
 from tiny_models import tiny_model
 
 from flower_split import LocalTransport, SplitAdamW, attach_trunk, split_model
@@ -214,6 +215,21 @@ def test_what_the_trunk_cannot_follow_is_refused_by_name(act: Any, words: str) -
     with pytest.raises((AdapterError, ModelError), match=words):
         act(pair.client, SplitAdamW(pair.client, lr=1e-2))
         pair.client(**make_batch(seed=5))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: disable_input_dtype_casting(model).__enter__(), "disable_input_dtype_cast"),
+        (lambda model: convert_to_lora(model, rank=2), "export the whole one"),
+        (lambda model: cpu_offload(model, execution_device="cpu"), "before attach_trunk"),
+        (lambda model: SplitAdamW(list(model.parameters()), lr=1e-2), "takes the client model"),
+    ],
+    ids=["casting", "conversion", "offloading", "parameters"],
+)
+def test_what_a_part_of_a_model_has_not_is_refused_by_name(call: Any, words: str) -> None:
+    with pytest.raises((AdapterError, ModelError), match=words):
+        call(make_pair().client)
 
 
 @pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload", "unload"])

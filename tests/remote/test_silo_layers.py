@@ -8,6 +8,7 @@ import torch
 from pairs import backward, make_pair, take_steps_of_both
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 from flower_split.errors import ModelError
 
@@ -68,8 +69,29 @@ def _hooked_within(model: Any) -> None:
         module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
 
 
+def _hooked_beside(model: Any) -> None:
+    for module in _named(model, "lora_B.default"):
+        module.register_forward_hook(lambda _, __, output: output * 2)
+
+
+def _other_functions_beside(model: Any) -> None:
+    for module in _named(model, "q_proj"):
+        module.forward = lambda hidden: hidden
+
+
+def _other_settings_beside(model: Any) -> None:
+    for module in _named(model, "q_proj"):
+        module.cast_input_dtype_enabled = False
+
+
 def _other_frequencies(model: Any) -> None:
     _named(model, "rotary_emb")[0].inv_freq.mul_(2)
+
+
+def _other_parameters(model: Any) -> None:
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
 
 
 def _other_layers(model: Any) -> None:
@@ -93,7 +115,11 @@ def _other_config(model: Any) -> None:
         (_other_factors, "scaling of self_attn"),
         (_hooked, r"a hook \(forward_hooks\) on q_proj of self_attn"),
         (_hooked_within, r"a hook \(forward_pre_hooks\) of self_attn.q_proj"),
+        (_hooked_beside, r"a hook \(forward_hooks\) of the adapter of self_attn.q_proj.lora_B"),
+        (_other_functions_beside, "the method forward of the adapter of self_attn.q_proj"),
+        (_other_settings_beside, "cast_input_dtype_enabled of the adapter of self_attn.q_proj"),
         (_other_frequencies, "inv_freq of .*rotary_emb was changed, and the trunk has its own"),
+        (_other_parameters, "parameters of the client model were replaced .* fully_shard"),
         (_other_layers, "the list of the client model's layers was replaced"),
         (_other_config, "sliding_window of the client model's config was changed"),
     ],
@@ -121,6 +147,7 @@ def test_hooks_of_all_modules_are_refused() -> None:
 def _in_one(model: Any) -> None:
     first = next(m for n, m in model.named_modules() if n.endswith("layers.0.mlp"))
     first.act_fn = nn.ReLU()
+    first.down_proj.lora_B.default.register_forward_hook(lambda _, __, output: output * 2)
     first.register_forward_hook(lambda _, __, output: output * 2)
     prune.l1_unstructured(first.up_proj.base_layer, "weight", 0.3)
 
@@ -128,6 +155,18 @@ def _in_one(model: Any) -> None:
 def test_single_layers_may_be_changed() -> None:
     cut, whole = take_steps_of_both(make_pair(), _in_one, 3)
     assert cut == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_base_model_with_a_buffer_of_its_own_may_be_hooked_and_resized() -> None:
+    config = GPTBigCodeConfig(vocab_size=97, n_embd=32, n_layer=4, n_head=4, n_positions=64)
+    pair = make_pair(GPTBigCodeForCausalLM(config).eval(), cuts=(1, 1))
+    losses = []
+    for model in (pair.client, pair.whole):
+        model.get_base_model().transformer.register_forward_hook(lambda *_: None)
+        torch.manual_seed(0)
+        model.resize_token_embeddings(103)
+        losses.append(backward(model, 0))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_training_mode_checkpoints_and_attention_of_another_kind_are_no_changes() -> None:
