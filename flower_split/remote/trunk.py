@@ -392,13 +392,8 @@ def find_remote(model: torch.nn.Module) -> RemoteTrunk:
     """The remote trunk of a client model.
 
     Raises:
-        ModelError: no trunk is attached, or it is no model.
+        ModelError: no trunk is attached.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise ModelError(
-            f"a client model is expected, with a trunk attached, not {type(model).__name__}: pass "
-            "the model, not its parameters"
-        )
     for module in model.modules():
         if isinstance(module, RemoteTrunk):
             return module

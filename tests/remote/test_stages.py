@@ -357,8 +357,3 @@ def test_modes_are_followed() -> None:
     assert still != moved
     assert loss(False) == still
     assert isinstance(find_remote(pair.client), RemoteTrunk)
-
-
-def test_parameters_in_place_of_the_model_are_said():
-    with pytest.raises(ModelError, match="not generator: pass the model, not its parameters"):
-        SplitAdamW(torch.nn.Linear(2, 2).parameters(), lr=1e-3)
