@@ -102,8 +102,8 @@ class SplitConfig:
     """Whether the server shows the run on a page, with `/metrics` and `/health`, at
     `monitor_address` while it goes on; needs the extra `monitor` on the server."""
     monitor_address: str = "127.0.0.1:8765"
-    """Address of that page, `host:port`; port 0 takes a free one. Others than loopback ask their
-    readers for a token."""
+    """Address of that page, its host and port; port 0 takes a free one. Others than loopback ask
+    their readers for a token."""
     resume: bool = False
     """Whether the run resumes from the last checkpoint in `output_dir`, if there is one."""
     best_metric: str = "eval-loss"
