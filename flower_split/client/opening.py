@@ -160,7 +160,9 @@ def open_session(
             trunk_adapters=config.trunk.adapters,
             purpose=invitation.purpose,
             wire=config.wire,
-            optimizer=OptimizerSettings.of_training(config.train),
+            optimizer=OptimizerSettings.of_training(
+                config.train, shared=config.trunk.adapters == "shared"
+            ),
             seed=seed,
             silo=silo,
             session_states=resuming.offers,

@@ -8,6 +8,7 @@ append to one ledger: each takes the folder's lock for the time of a write.
 import fcntl
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,18 @@ from typing import Any
 
 from flower_split.durable import sync_folder
 from flower_split.errors import LedgerError
-from flower_split.ledger.entries import NOTHING, VERSION, hash_of, line_of, read_line
-from flower_split.private_files import check_private, make_folder, write_whole
+from flower_split.ledger.entries import LONGEST, NOTHING, VERSION, hash_of, line_of, read_line
+from flower_split.private_files import (
+    check_private,
+    make_folder,
+    opened,
+    read_whole,
+    write_whole,
+)
 
 HEAD, LOCK = "head.json", "lock"
 FILES = "ledger-*.jsonl"
+NAME = re.compile(r"ledger-[0-9]{12}\.jsonl")
 _TAIL_BYTES = 1 << 17
 
 
@@ -146,10 +154,12 @@ class Ledger:
 
     def _end(self) -> tuple[int, str]:
         """Number of the next entry and hash of the last; what a killed process began is cut off."""
-        with self._file.open("rb") as file:
+        with opened(self._file) as file:
             file.seek(max(0, self._size - _TAIL_BYTES))
             tail = file.read()
         whole = tail[: tail.rfind(b"\n") + 1]
+        if len(tail) - len(whole) > LONGEST:
+            raise LedgerError(f"{self._file} ends with a line that is no entry's")
         if len(whole) < len(tail):  # the end of a line never came
             self._size -= len(tail) - len(whole)
             os.truncate(self._file, self._size)
@@ -160,8 +170,10 @@ class Ledger:
             if not older:
                 head = read_head(self.folder)
                 return (0, NOTHING) if head is None else (head.first, head.before)
-            line = older[-1].read_bytes().splitlines()[-1]
-            return first, hash_of(line)
+            lines = read_whole(older[-1]).splitlines()
+            if not lines:
+                raise LedgerError(f"{older[-1]} is empty: its entries were removed")
+            return first, hash_of(lines[-1])
         return read_line(lines[-1]).n + 1, hash_of(lines[-1])
 
     def _begin_file(self) -> None:
@@ -192,7 +204,7 @@ class Ledger:
 
 def ledger_files(folder: Path) -> list[Path]:
     """The files of the ledger in `folder`, in the order of their entries."""
-    return sorted(folder.glob(FILES))
+    return sorted(path for path in folder.glob(FILES) if NAME.fullmatch(path.name))
 
 
 def read_head(folder: Path) -> Head | None:
@@ -203,14 +215,16 @@ def read_head(folder: Path) -> Head | None:
     """
     path = folder / HEAD
     try:
-        told = json.loads(path.read_bytes())
+        told = json.loads(read_whole(path))
         head = Head(**told)
-        ints = isinstance(head.entries, int) and isinstance(head.first, int)
-        if not ints or len(head.hash) != len(NOTHING) or len(head.before) != len(NOTHING):
+        counts, hashes = (head.entries, head.first), (head.hash, head.before)
+        if not all(type(count) is int and count >= 0 for count in counts) or not all(
+            isinstance(one, str) and len(one) == len(NOTHING) for one in hashes
+        ):
             raise ValueError("a value is not of its kind")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LedgerError(f"{path} is damaged: {error}") from error
     if head.version != VERSION:
         raise LedgerError(
@@ -220,8 +234,8 @@ def read_head(folder: Path) -> Head | None:
 
 
 def _first_previous(file: Path) -> str:
-    with file.open("rb") as opened:
-        return read_line(opened.readline().rstrip(b"\n")).previous
+    with opened(file) as held:
+        return read_line(held.readline(LONGEST + 2).rstrip(b"\n")).previous
 
 
 def _write(path: Path, data: bytes) -> None:

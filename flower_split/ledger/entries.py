@@ -66,6 +66,8 @@ def read_line(line: bytes) -> Entry:
     Raises:
         LedgerError: it is none.
     """
+    if len(line) > LONGEST:
+        raise LedgerError(f"it has more than {LONGEST} bytes")
     try:
         told = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -73,7 +75,7 @@ def read_line(line: bytes) -> Entry:
     if not isinstance(told, dict):
         raise LedgerError("it is no JSON object")
     n, previous, time = (told.pop(name, None) for name in CHAIN)
-    if not isinstance(n, int) or not isinstance(previous, str) or not isinstance(time, str):
+    if type(n) is not int or not isinstance(previous, str) or not isinstance(time, str):
         raise LedgerError(f"it lacks one of {', '.join(CHAIN)}")
     return Entry(
         n=n, previous=previous, time=time, fields=MappingProxyType(told), hash=hash_of(line)

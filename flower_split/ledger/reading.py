@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flower_split.errors import LedgerError
 from flower_split.ledger.book import ledger_files, read_head
-from flower_split.ledger.entries import NOTHING, Entry, read_line
+from flower_split.ledger.entries import LONGEST, NOTHING, Entry, read_line
+from flower_split.private_files import opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,10 @@ def read_entries(folder: Path) -> Iterator[Entry]:
         return
     wanted, previous = (0, NOTHING) if head is None else (head.first, head.before)
     for position, file in enumerate(files):
-        with file.open("rb") as opened:
-            for number, raw in enumerate(opened, start=1):
-                last = position == len(files) - 1 and not raw.endswith(b"\n")
+        with _read(file) as lines:
+            for number, raw in enumerate(lines, start=1):
+                half = not raw.endswith(b"\n") and len(raw) <= LONGEST
+                last = half and position == len(files) - 1
                 if last and (head is None or wanted >= head.entries):
                     return  # what a killed process was about to write
                 where = f"{file.name}, line {number}"
@@ -64,6 +67,16 @@ def read_entries(folder: Path) -> Iterator[Entry]:
             f"the ledger in {folder} ends with entry {wanted - 1}, and entry {head.entries - 1} "
             "had been committed: its end was cut off"
         )
+
+
+@contextmanager
+def _read(file: Path) -> Iterator[Iterator[bytes]]:
+    """The lines of a file, each cut off where it is longer than any of ours."""
+    try:
+        with opened(file) as held:
+            yield iter(lambda: held.readline(LONGEST + 2), b"")
+    except OSError as error:
+        raise LedgerError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def verify(folder: Path) -> Verified:

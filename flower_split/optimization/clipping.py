@@ -6,7 +6,6 @@ each takes the norm of all of them in the order of the uncut model's parameters,
 result is the uncut model's to the bit.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -40,12 +39,21 @@ def clip_by_global_norm(
     return float(total)
 
 
+LARGEST_NORM = 1e18
+"""Of a gradient: the squares of such norms still add up in float32. By a larger one, clipping would
+scale the gradients of both parties to zeros, and training would go on without learning anything."""
+
+
 def checked_norms(norms: Sequence[float]) -> tuple[float, ...]:
-    """`norms` as they came from a peer, or `WireError` when one is negative or not finite."""
+    """`norms` as they came from a peer.
+
+    Raises:
+        WireError: one is negative, not finite, or beyond `LARGEST_NORM`.
+    """
     for position, norm in enumerate(norms):
-        if not math.isfinite(norm) or norm < 0:
+        if not 0 <= norm <= LARGEST_NORM:
             raise WireError(
-                f"gradient norm number {position} is {norm}; expected a finite number of at "
-                "least 0. The training diverged: lower the learning rate"
+                f"gradient norm number {position} is {norm:g}, expected 0 to {LARGEST_NORM:g}. The "
+                "training diverged: lower the learning rate"
             )
     return tuple(norms)

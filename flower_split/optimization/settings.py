@@ -35,9 +35,19 @@ class OptimizerSettings:
         in_range("max_learning_rate", self.max_learning_rate, 0.0, MAX_LEARNING_RATE)
 
     @classmethod
-    def of_training(cls, train: TrainConfig) -> "OptimizerSettings":
-        """The constants that a run's training section gives both parties."""
-        return cls(weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm)
+    def of_training(cls, train: TrainConfig, *, shared: bool = False) -> "OptimizerSettings":
+        """The constants that a run's training section gives both parties.
+
+        Args:
+            train: The section.
+            shared: Whether all silos step one adapter of the trunk. No silo steps that at a higher
+                rate than the run's; its own it may step as its ClientApp likes.
+        """
+        return cls(
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            max_learning_rate=train.learning_rate if shared else MAX_LEARNING_RATE,
+        )
 
     def check_learning_rate(self, rate: float) -> None:
         """Raise `WireError` unless a step may ask for this learning rate."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from flower_split.errors import WireError
+from flower_split.transport.messages import PREFIX_GRAD
 
-ASKED_BY: Mapping[str, str] = MappingProxyType({"h2": "h1", "g1": "g2"})
+ASKED_BY: Mapping[str, str] = MappingProxyType({"h2": "h1", "g1": "g2", PREFIX_GRAD: "g2"})
 """Each hop that the trunk answers, by the one that asks for it."""
 
 FARTHEST = 1e8
@@ -23,7 +24,7 @@ _MOST_OPEN = 1024
 
 
 class MagnitudeWatch:
-    """Compares h2 with h1 and g1 with g2, microbatch by microbatch.
+    """Compares h2 with h1, and g1 and a prefix's gradient with g2, microbatch by microbatch.
 
     The trunk's owner can train on anything that looks like activations; this finds what does not.
 
@@ -50,7 +51,7 @@ class MagnitudeWatch:
         Raises:
             WireError: it is nothing that a trunk computes of what it was asked.
         """
-        asked = self._asked.pop((self._asked_by.get(hop, ""), microbatch), 0.0)
+        asked = self._asked.get((self._asked_by.get(hop, ""), microbatch), 0.0)
         if asked == 0.0 or not math.isfinite(asked):
             return
         ratio = _root_mean_square(tensor) / asked

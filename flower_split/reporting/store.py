@@ -10,6 +10,7 @@ from typing import Any
 from flower_split.errors import DataError
 from flower_split.private_files import make_folder, write_whole
 from flower_split.reporting.result import RoundResult, RunResult
+from flower_split.reporting.result_kinds import RESULT_KINDS, ROUND_KINDS, check_fields
 
 FORMAT = 1
 """Value of the key `format`; a change that old readers would misread raises it."""
@@ -39,19 +40,25 @@ def read_result(path: Path) -> RunResult:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a readable result: {error}") from error
     found = data.pop("format", None) if isinstance(data, dict) else None
     if found != FORMAT:
         raise DataError(f"{path} is a result of format {found!r}, expected {FORMAT}")
     try:
+        check_fields(data, RESULT_KINDS)
         for key in ("rounds", "alone"):
-            data[key] = tuple(RoundResult(**one) for one in data[key])
+            data[key] = tuple(_round(one) for one in data[key])
         data["privacy"] = tuple(data.get("privacy", ()))
         data["samples"] = {int(number): text for number, text in data["samples"].items()}
         return RunResult(**data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path} lacks what a result must have: {error}") from error
+
+
+def _round(fields: dict[str, Any]) -> RoundResult:
+    check_fields(fields, ROUND_KINDS)
+    return RoundResult(**fields)
 
 
 def _fields(record: Any) -> dict[str, Any]:

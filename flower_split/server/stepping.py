@@ -6,7 +6,7 @@ split learning with a server-side model does (SplitFed V2, Thapa et al. 2022, ar
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from flower_split.adapters import AdapterRound, PersonalTensors, TrunkAdapters
 from flower_split.adapters.adalora.rank_allocation import TrunkAllocator
 from flower_split.adapters.state import with_adapter
 from flower_split.adapters.trunk_adapters import MASTER
-from flower_split.errors import SequenceError
+from flower_split.errors import SequenceError, WireError
 from flower_split.optimization.magnitude import check_magnitudes, largest_of
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
@@ -59,11 +59,11 @@ class Stepper:
             constants: AdamW's, of this step alone.
 
         Raises:
-            WireError: gradients or tensors are such that the result may not be finite; nothing is
-                changed.
+            WireError: the gradients may not have finite moments, or the result is beyond what the
+                next step may begin with; nothing is changed.
         """
         check_magnitudes("the step's gradient", (g for g in gradients if g is not None))
-        check_magnitudes("the trunk's adapter", (p.detach() for p in self.parameters))
+        undo = self._undo()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         for group in self._optimizer.param_groups:
@@ -72,6 +72,28 @@ class Stepper:
             group["eps"], group["weight_decay"] = constants.eps, constants.weight_decay
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        try:
+            check_magnitudes("the stepped adapter", (p.detach() for p in self.parameters))
+        except WireError:
+            undo()
+            raise
+
+    def _undo(self) -> Callable[[], None]:
+        """Brings tensors and moments back to what they are now."""
+        tensors = [parameter.detach().clone() for parameter in self.parameters]
+        moments = {
+            parameter: {part: value.clone() for part, value in held.items()}
+            for parameter, held in self._optimizer.state.items()
+        }
+
+        def undo() -> None:
+            with torch.no_grad():
+                for parameter, tensor in zip(self.parameters, tensors, strict=True):
+                    parameter.copy_(tensor)
+            self._optimizer.state.clear()
+            self._optimizer.state.update(moments)
+
+        return undo
 
     def moments(self) -> dict[str, Tensor]:
         """CPU copies of the optimizer's state, named as in the uncut model."""

@@ -99,7 +99,9 @@ class TrunkHost:
                 mode=self._mode,
                 initial={name: self._initial[name] for name in self._trunk_names},
                 wire=config.wire,
-                optimizer=OptimizerSettings.of_training(config.train),
+                optimizer=OptimizerSettings.of_training(
+                    config.train, shared=config.trunk.adapters == "shared"
+                ),
                 limits=limits,
                 keep_optimizer=config.train.keep_optimizer,
                 batching=BatchSettings.of_trunk(config.trunk),

@@ -2,26 +2,24 @@
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import psutil
 import pytest
 import torch
+from attack import Attack, Change
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_http2 import inflating, message, status_of
-from raw_silo import RawSilo
-from watched_trunk import VICTIM, Fault, WatchedTrunk, withstood
+from watched_trunk import VICTIM, WatchedTrunk, withstood
 
 from flower_split.config.wire import WireConfig
 from flower_split.errors import TrunkBusyError, TrunkError, WireError
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import MAX_DIM
 from flower_split.serialization.tensors import MAX_FRAME_BYTES
-from flower_split.transport.grpc.handshake import hello_frame
 from flower_split.transport.grpc.requests import RequestReader, encode_request
 from flower_split.transport.messages import (
     BackwardRequest,
@@ -39,8 +37,6 @@ FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, "TrunkBusyError")
 DIFFERENT = (grpc.StatusCode.FAILED_PRECONDITION, "HandshakeError")
 WIDTH = 32
 
-Change = Callable[[pb.ClientFrame], object]
-
 
 def forward(number: int = 0, **changes: Any) -> ForwardRequest:
     generator = torch.Generator().manual_seed(number)
@@ -50,39 +46,6 @@ def forward(number: int = 0, **changes: Any) -> ForwardRequest:
 
 def backward(*shape: int, number: int = 0) -> BackwardRequest:
     return BackwardRequest(step=0, microbatch=number, grad=torch.ones(shape or (2, 5, WIDTH)))
-
-
-@dataclass
-class Attack:
-    """A silo that says hello as it should, and then what a test wants."""
-
-    fault: Fault
-    spec: SessionSpec
-
-    def frames(self, *requests: Request) -> list[pb.ClientFrame]:
-        rules = HopRules(self.spec)
-        return [frame for one in requests for frame in encode_request(one, rules).frames()]
-
-    def ending(
-        self, *frames: pb.ClientFrame, hello: Change = lambda hello: None
-    ) -> tuple[grpc.StatusCode, str]:
-        """How the stream ended; what was begun has left nothing."""
-        trunk = self.fault.trunk
-        invited = trunk.invite(VICTIM)
-        first = hello_frame(self.spec, invited.ticket)
-        hello(first)
-        with RawSilo(trunk.server.address) as silo:
-            *ending, details = silo.send(first, *frames).ending()
-        self.fault.texts.append(details)
-        assert invited.record.collect() is None
-        return ending[0], ending[1]
-
-
-@pytest.fixture
-def attack(trunk: WatchedTrunk, caplog: pytest.LogCaptureFixture) -> Iterator[Attack]:
-    """Every invariant is checked after the test."""
-    with withstood(trunk, caplog) as fault:
-        yield Attack(fault, replace(trunk.engine.describe(), seed=VICTIM, silo=f"silo-{VICTIM}"))
 
 
 SESSION = "/flower_split.v1.Trunk/Session"

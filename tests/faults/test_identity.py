@@ -3,14 +3,21 @@
 import datetime
 import hmac
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import grpc
 import pytest
-from certificates import now, signed
+from certificates import now
 from hosting import eventually
-from watched_trunk import NEIGHBOUR, VICTIM, Invited, WatchedTrunk, watched_trunk, withstood
+from watched_trunk import (
+    NEIGHBOUR,
+    VICTIM,
+    Invited,
+    Mutual,
+    WatchedTrunk,
+    watched_trunk,
+    withstood,
+)
 
 from flower_split.errors import ForeignRunError, TokenError, TrunkError
 from flower_split.server.tickets import TicketBook
@@ -40,26 +47,6 @@ def test_row_13_a_replayed_token(trunk: WatchedTrunk, caplog: pytest.LogCaptureF
         assert code(error) is grpc.StatusCode.UNAUTHENTICATED
         outcome = invited.record.collect()
         assert outcome is not None and outcome.summary.steps == 1
-
-
-@dataclass(frozen=True)
-class Mutual:
-    """A trunk that demands certificates, and those of two silos."""
-
-    trunk: WatchedTrunk
-    owner: ClientTls
-    thief: ClientTls
-
-
-@pytest.fixture(scope="module")
-def mutual() -> Iterator[Mutual]:
-    silos_ca, silos = signed("neighbour", "owner", "thief")
-    tls = ServerTls.ephemeral(client_ca=silos_ca)
-    neighbour, owner, thief = (
-        ClientTls(ca=tls.ca, certificate=certificate, private_key=key) for certificate, key in silos
-    )
-    with watched_trunk(tls=tls, trust=neighbour) as served:
-        yield Mutual(served, owner, thief)
 
 
 @pytest.mark.medium

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -123,6 +125,54 @@ def test_what_was_done_to_a_ledger_is_found(tmp_path, how, said):
     file.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(LedgerError, match=said):
         verify(folder)
+
+
+NEXT = "ledger-000000000099.jsonl"
+HEAD = {"entries": 1, "hash": "0" * 64, "first": 0, "before": "0" * 64, "version": 1}
+
+
+def in_place(name, content):
+    def make(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
+
+    return make
+
+
+def linked(folder):
+    (folder / NEXT).symlink_to(ledger_files(folder)[0])
+
+
+PLANTED = {
+    "an empty file after an empty one": lambda folder: [
+        path.write_bytes(b"") for path in (*ledger_files(folder), folder / NEXT)
+    ],
+    "a folder": lambda folder: (folder / NEXT).mkdir(),
+    "a pipe, which would be waited for": lambda folder: os.mkfifo(folder / NEXT),
+    "a link": linked,
+    "a head without end": in_place("head.json", b"[" * 10**5),
+    "a head of other kinds": in_place("head.json", json.dumps({**HEAD, "entries": True}).encode()),
+    "a head of lists": in_place("head.json", json.dumps({**HEAD, "hash": ["0"] * 64}).encode()),
+    "a line without end": in_place(NEXT, b" " * (1 << 17)),
+    "no number": in_place(NEXT, b'{"n":true,"previous":"","time":""}\n'),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_what_was_planted_in_a_ledger_is_one_clear_error(tmp_path, planted):
+    folder = filled(tmp_path / "ledger")
+    PLANTED[planted](folder)
+    with pytest.raises(LedgerError):
+        verify(folder)
+    with suppress(LedgerError):
+        Ledger(folder).append(told(1))
+
+
+def test_files_of_other_names_are_no_part_of_a_ledger(tmp_path):
+    folder = filled(tmp_path / "ledger")
+    (folder / "ledger-old.jsonl").write_bytes(b"kept by hand")
+    Ledger(folder).append(told(1, 10))
+    assert numbers(folder) == list(range(11))
 
 
 def test_files_that_are_gone_are_missed(tmp_path):

@@ -55,7 +55,7 @@ def test_tensors_without_gradient_do_not_count() -> None:
     assert float(global_norm(())) == 0.0
 
 
-@pytest.mark.parametrize("norm", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("norm", [float("nan"), float("inf"), -1.0, 1e30])
 def test_a_peer_cannot_send_a_norm_that_is_none(norm: float) -> None:
     with pytest.raises(WireError, match="gradient norm number 1"):
         checked_norms([0.5, norm])

@@ -7,21 +7,29 @@ from torch import Tensor
 
 from flower_split import SplitAdamW
 from flower_split.errors import WireError
-from flower_split.remote.magnitude_watch import MagnitudeWatch
+from flower_split.remote.magnitude_watch import ASKED_BY, MagnitudeWatch
 
 
 def answered(watch: MagnitudeWatch, size: float, *, hop: str = "h2", asked: float = 1.0) -> None:
     shape = (2, 3, 4)
-    watch.ask({"h2": "h1", "g1": "g2"}[hop], 0, torch.full(shape, asked))
+    watch.ask(ASKED_BY[hop], 0, torch.full(shape, asked))
     watch.answer(hop, 0, torch.full(shape, size))
 
 
 @pytest.mark.parametrize("size", [1e30, 1e9, 0.0, float("inf"), float("nan")])
-@pytest.mark.parametrize("hop", ["h2", "g1"])
+@pytest.mark.parametrize("hop", ["h2", "g1", "prefix_grad"])
 def test_the_first_answer_has_wide_bounds(hop: str, size: float) -> None:
     with pytest.raises(WireError, match=f"{hop} of microbatch 0 is .* times as large"):
         answered(MagnitudeWatch(), size, hop=hop)
     answered(MagnitudeWatch(), 1e5, hop=hop)
+
+
+def test_a_question_may_have_two_answers() -> None:
+    watch = MagnitudeWatch()
+    watch.ask("g2", 0, torch.ones(2, 3, 4))
+    watch.answer("g1", 0, torch.ones(2, 3, 4))
+    with pytest.raises(WireError, match="prefix_grad of microbatch 0"):
+        watch.answer("prefix_grad", 0, torch.zeros(4, 2, 8))
 
 
 def test_later_answers_are_compared_with_those_before() -> None:

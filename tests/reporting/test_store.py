@@ -58,3 +58,32 @@ def test_what_is_not_a_result_is_refused(text: str, reason: str, tmp_path: Path)
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a readable result"):
         read_result(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"samples": {"1": ["text"]}},
+        {"seconds": 10**400},
+        {"wire_bytes": {"0": 3}},
+        {"privacy": [[]]},
+        {"rounds": [{"server_round": True}]},
+        {"rounds": [{"server_round": 1, "failures": {"0": {}}}]},
+        {"rounds": [[]]},
+    ],
+)
+def test_a_result_with_fields_of_another_kind_is_refused(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    data = {"format": 1, "rounds": [], "alone": [], "samples": {}}
+    path.write_text(json.dumps({**data, **changes}))
+    with pytest.raises(DataError, match="lacks what a result must have"):
+        read_result(path)
+
+
+def test_a_result_without_an_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("[" * 10**5)
+    with pytest.raises(DataError, match="not a readable result"):
+        read_result(path)

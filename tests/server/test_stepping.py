@@ -10,6 +10,7 @@ from tiny_models import tiny_model
 from torch import Tensor
 
 from flower_split import split_model
+from flower_split.config.training import TrainConfig
 from flower_split.errors import ConfigError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.server.engine import TrunkEngine
@@ -84,3 +85,34 @@ def test_what_is_written_to_the_adapter_is_bounded(value: float) -> None:
 def test_constants_that_divide_by_nothing_are_refused(constants: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         OptimizerSettings(**constants)
+
+
+def test_a_step_whose_result_no_step_could_begin_with_is_taken_back() -> None:
+    """Else every silo's next step of a shared trunk would be refused."""
+
+    def left(disturbed: bool) -> list[Tensor]:
+        pair = make_pair(mode="shared")
+        large = {n: torch.full_like(t, 1e10 * ("lora_A" in n)) for n, t in pair.trunk_state.items()}
+        pair.engine.load_shared_state(large)
+        other = LocalTransport(pair.engine, pair.transport.spec)
+        h2_of(other, microbatch=0, keep_graph=True)
+        grad = torch.full_like(HIDDEN, 1e-3)
+        other.backward(BackwardRequest(step=0, microbatch=0, grad=grad)).result()
+        if disturbed:
+            decay = OptimizerSettings(weight_decay=1e3)
+            with pytest.raises(WireError, match=r"the stepped adapter has an element"):
+                other.step(StepRequest(step=0, learning_rate=1e3, constants=decay)).result()
+        other.close()
+        step_with(LocalTransport(pair.engine, pair.transport.spec), 1.0)
+        return [*pair.engine.shared_state().values()]
+
+    assert all(map(torch.equal, left(disturbed=True), left(disturbed=False)))
+
+
+def test_a_shared_trunk_is_stepped_at_the_runs_rate_at_most() -> None:
+    train = TrainConfig(learning_rate=1e-3)
+    OptimizerSettings.of_training(train).check_learning_rate(1.0)
+    shared = OptimizerSettings.of_training(train, shared=True)
+    shared.check_learning_rate(1e-3)
+    with pytest.raises(WireError, match=r"expected 0 to 0\.001"):
+        shared.check_learning_rate(1.1e-3)

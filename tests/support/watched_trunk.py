@@ -94,6 +94,8 @@ class WatchedTrunk:
     tls: ClientTls | None = None
     start: dict[str, Tensor] = field(default_factory=dict)
     tokens: list[str] = field(default_factory=list)
+    invited: list[Invited] = field(default_factory=list)
+    """Everyone, in the order of their tickets."""
     _made: list["weakref.ref[Tensor]"] = field(default_factory=list)
     _alone: dict[int, tuple[Trained, dict[str, Tensor]]] = field(default_factory=dict)
 
@@ -107,7 +109,8 @@ class WatchedTrunk:
         ticket = self.book.issue(run, node, server_round, "train", **more)
         self.tokens.append(ticket.token)
         start = TrunkStart(tensors=self.start if self.engine.mode == "federated" else {})
-        return Invited(ticket, self.engine.prepare(ticket, start))
+        self.invited.append(Invited(ticket, self.engine.prepare(ticket, start)))
+        return self.invited[-1]
 
     def connect(self, invited: Invited, address: str = "", **options: Any) -> GrpcTransport:
         node = invited.ticket.node_id
@@ -166,6 +169,13 @@ class WatchedTrunk:
             assert outcome.tensors.keys() == adapter.keys()
             assert all(torch.equal(outcome.tensors[name], t) for name, t in adapter.items())
 
+    def is_untouched(self) -> bool:
+        """I2: the adapter that sessions begin with is as it was before any; not of a shared one."""
+        state = self.engine.shared_state()
+        return self.engine.mode == "shared" or all(
+            torch.equal(state[name], tensor) for name, tensor in self.start.items()
+        )
+
     def healthy(self) -> bool:
         """I5, with more than one try for a machine that has other things to do."""
         request = health_pb2.HealthCheckRequest(service="flower_split.v1.Trunk")
@@ -198,6 +208,15 @@ class WatchedTrunk:
                 break
             gc.collect()
         return len(self._made)
+
+
+@dataclass(frozen=True)
+class Mutual:
+    """A trunk that demands certificates, and those of two silos."""
+
+    trunk: WatchedTrunk
+    owner: ClientTls
+    thief: ClientTls
 
 
 @dataclass
@@ -278,6 +297,7 @@ def withstood(
     """A fault in the body, while a neighbour trains; afterwards every invariant holds."""
     caplog.set_level("DEBUG", logger="flower_split")
     trunk.alone(NEIGHBOUR)
+    earlier = len(trunk.invited)
     fault, neighbour = Fault(trunk), Neighbour(trunk)
     try:
         yield fault
@@ -286,6 +306,9 @@ def withstood(
     finally:
         neighbour.leave()
     assert eventually(trunk.is_free, FREED_SECONDS), trunk.server.num_sessions  # I4
+    for invited in trunk.invited[earlier:]:
+        trunk.is_alone(invited, None)  # I1, I2: whoever else finished has left whole steps
+    assert trunk.is_untouched()  # I2
     for error in fault.errors:  # I7
         cause = error.__cause__
         assert type(error) in CODES

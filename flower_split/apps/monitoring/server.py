@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from flower_split.apps.monitoring.access import Access
 from flower_split.apps.monitoring.watched_run import WatchedRun
+from flower_split.apps.serving.http_connections import bounded
 from flower_split.reporting.live.metrics import CONTENT_TYPE
 from flower_split.reporting.report.html import style
 
@@ -25,6 +26,7 @@ RETRY_MS = 1000
 BEAT = 15.0
 """Seconds after which a stream without news says that it lives."""
 MOST_READERS = 50
+MOST_CONNECTIONS = 2 * MOST_READERS
 COOKIE = "flower-split-monitor"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -81,7 +83,8 @@ class MonitorServer:
             if asked is not None and self._access.admits(host, asked):
                 # Out of the address, which histories and logs keep.
                 back = RedirectResponse(request.url.path, 303, HEADERS)
-                back.set_cookie(COOKIE, asked, httponly=True, samesite="strict")
+                if self._access.needs_token:
+                    back.set_cookie(COOKIE, asked, httponly=True, samesite="strict")
                 return back
             if not self._access.admits(host, told):
                 return PlainTextResponse(REFUSED, 403, HEADERS)
@@ -168,6 +171,7 @@ def serve_on(
         server_header=False,
         timeout_graceful_shutdown=5,
         lifespan="off",
+        **bounded(connections=MOST_CONNECTIONS),
     )
     server = uvicorn.Server(config)
     monitor.ends = lambda: server.should_exit

@@ -76,6 +76,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     try:
         found = json.loads(body, parse_constant=_refuse_constant)
+        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is not valid JSON", code="invalid_json") from error
     if not isinstance(found, dict):

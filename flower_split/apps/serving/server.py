@@ -6,6 +6,7 @@ from pathlib import Path
 import uvicorn
 
 from flower_split.apps.serving.endpoint import Endpoint
+from flower_split.apps.serving.http_connections import bounded
 from flower_split.config.address import Address
 from flower_split.errors import ConfigError
 
@@ -76,10 +77,9 @@ def server(endpoint: Endpoint) -> uvicorn.Server:
             endpoint.app,
             log_level="error",
             access_log=False,
-            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=STOP_SECONDS,
             server_header=False,
             lifespan="on",
-            ws="none",
+            **bounded(connections=MOST_CONNECTIONS),
         )
     )

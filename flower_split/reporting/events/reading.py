@@ -10,14 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from flower_split.errors import DataError
 from flower_split.private_files import opened
 from flower_split.reporting.events.kinds import FORMAT, LONGEST, VERSION
 
+Number = TypeVar("Number", int, float)
+
 CHUNK = 4 << 20
 """Bytes that are read at once."""
+LARGEST = 1e300
+"""Magnitude of a number: sums and means of such numbers are finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,7 @@ def read_event(line: bytes) -> Event | None:
     if len(line) > LONGEST:
         return None
     try:
-        told = json.loads(line)
+        told = json.loads(line, parse_int=_int, parse_float=_float, parse_constant=_float)
     except (ValueError, RecursionError):
         return None
     if not isinstance(told, dict):
@@ -115,6 +119,21 @@ def read_event(line: bytes) -> Event | None:
     if not is_event:
         return None
     return Event(n=n, time=float(time), kind=kind, fields=MappingProxyType(told))
+
+
+def _int(text: str) -> int:
+    return _bounded(int(text))
+
+
+def _float(text: str) -> float:
+    return _bounded(float(text))
+
+
+def _bounded(number: Number) -> Number:
+    """`number`; `ValueError` where it is beyond `LARGEST`, or none."""
+    if not abs(number) <= LARGEST:
+        raise ValueError("a number that no event has")
+    return number
 
 
 def check_header(line: bytes, path: Path) -> None:

@@ -44,7 +44,7 @@ def fragments(
 def _top(view: RunView, now: float, problem: str) -> str:
     model = str(view.about.get("model") or "A run")
     told = [str(view.about[key]) for key in ("method", "strategy") if key in view.about]
-    if "bottom_layers" in view.about:
+    if {"bottom_layers", "top_layers"} <= view.about.keys():
         told.append(f"{view.about['bottom_layers']} + {view.about['top_layers']} layers at silos")
     lines = [f'<p class="bad">{escape(problem)}</p>'] if problem else []
     if view.state == WAITING and not problem:

@@ -101,11 +101,11 @@ class RunView:
         return sum(known) / len(known) * left if left > 0 else None
 
     def _run_begun(self, told: Mapping[str, Any], time: float) -> None:
-        first = int(told["next_round"])
+        first = _count(told["next_round"])
         resumed = bool(self.about)
         self.about = dict(told)
         self.state, self.why, self.alone = RUNNING, "", False
-        self.rounds, self.round = int(told["rounds"]), max(first - 1, 0)
+        self.rounds, self.round = _count(told["rounds"]), max(first - 1, 0)
         self.left = []
         self._forget(self.silos, first)
         for one in self.silos.values():
@@ -115,15 +115,15 @@ class RunView:
         self.news.append((time, again))
 
     def _baseline_begun(self, told: Mapping[str, Any], time: float) -> None:
-        self.alone, self.rounds = True, int(told["rounds"])
-        self._forget(self.lonely, int(told["next_round"]))
+        self.alone, self.rounds = True, _count(told["rounds"])
+        self._forget(self.lonely, _count(told["next_round"]))
         self.news.append((time, "every silo trains alone, for comparison"))
 
     def _round_begun(self, told: Mapping[str, Any], time: float) -> None:
-        self.round, self.rounds = int(told["round"]), int(told["rounds"])
+        self.round, self.rounds = _count(told["round"]), _count(told["rounds"])
 
     def _exchange_begun(self, told: Mapping[str, Any], time: float) -> None:
-        self.round, self.purpose = int(told["round"]), str(told["purpose"])
+        self.round, self.purpose = _count(told["round"]), str(told["purpose"])
         self._gauged = (0.0, {})
         for one in self.silos.values():
             if one.state != "left":
@@ -148,7 +148,7 @@ class RunView:
         self._silo(told, now=True).state = "done"
 
     def _silo_round(self, told: Mapping[str, Any], time: float) -> None:
-        silo, number = self._silo(told), int(told["round"])
+        silo, number = self._silo(told), _count(told["round"])
         trained = told["purpose"] == "train"
         shown = self._silo(told, now=True)
         if not told["counted"]:
@@ -163,29 +163,29 @@ class RunView:
         if isinstance(loss, (int, float)):
             (silo.train if trained else silo.evaluate)[number] = float(loss)
         counters = told["counters"]
-        shown.rate = float(counters.get("tokens-per-second", shown.rate))
+        shown.rate = _number(counters.get("tokens-per-second", shown.rate))
         held = shown.bytes.setdefault(number, {})
         for name, value in counters.items():
             hop = name.removeprefix("bytes-")
             if hop != name and hop not in ("sent", "received"):
-                held[hop] = held.get(hop, 0.0) + float(value)
+                held[hop] = held.get(hop, 0.0) + _number(value)
 
     def _round_ended(self, told: Mapping[str, Any], time: float) -> None:
         if not told.get("alone"):
-            self.seconds[int(told["round"])] = float(told["seconds"])
+            self.seconds[_count(told["round"])] = _number(told["seconds"])
 
     def _sample_written(self, told: Mapping[str, Any], time: float) -> None:
         self.samples += 1
 
     def _checkpoint_written(self, told: Mapping[str, Any], time: float) -> None:
         best = ", the best so far" if told["best"] else ""
-        self.news.append((time, f"round {int(told['round'])} is saved{best}"))
+        self.news.append((time, f"round {_count(told['round'])} is saved{best}"))
 
     def _gauges(self, told: Mapping[str, Any], time: float) -> None:
-        self.sessions = int(told["sessions"])
-        self.waiting, self.occupancy = int(told["waiting"]), float(told["occupancy"])
+        self.sessions = _count(told["sessions"])
+        self.waiting, self.occupancy = _count(told["waiting"]), _number(told["occupancy"])
         before, tokens = self._gauged
-        now = {str(name): int(held["tokens"]) for name, held in told["silos"].items()}
+        now = {str(name): _count(held["tokens"]) for name, held in told["silos"].items()}
         if before and time > before and now:
             gained = {name: count - tokens.get(name, 0) for name, count in now.items()}
             self.rates.append(sum(n for n in gained.values() if n > 0) / (time - before))
@@ -195,7 +195,7 @@ class RunView:
         self._gauged = (time, now)
         for name, held in told["silos"].items():
             silo = self._silo({"silo": name})
-            silo.steps, silo.tokens = int(held["steps"]), int(held["tokens"])
+            silo.steps, silo.tokens = _count(held["steps"]), _count(held["tokens"])
         self._find_slow()
 
     def _run_ended(self, told: Mapping[str, Any], time: float) -> None:
@@ -234,3 +234,14 @@ class RunView:
             one.train = {n: loss for n, loss in one.train.items() if n < first}
             one.evaluate = {n: loss for n, loss in one.evaluate.items() if n < first}
             one.bytes = {n: held for n, held in one.bytes.items() if n < first}
+
+
+def _count(value: Any) -> int:
+    return int(_number(value))
+
+
+def _number(value: Any) -> float:
+    """`value`, which an event tells as a number; `TypeError` where it is something else."""
+    if not isinstance(value, (int, float)):
+        raise TypeError("no number")
+    return value

@@ -7,6 +7,7 @@ gRPC goes through a proxy, so does the look, and whatever it finds names the pro
 
 import socket
 import ssl
+import tempfile
 import threading
 from queue import Empty, SimpleQueue
 
@@ -127,6 +128,8 @@ def _probe_tls(connection: socket.socket, address: Address, tls: ClientTls) -> T
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC does
     try:
         context.load_verify_locations(cadata=tls.roots.decode("ascii", "ignore"))
+        if tls.certificate:
+            _show(context, tls)
         with context.wrap_socket(connection, server_hostname=address.host) as secured:
             return _after_handshake(secured, address, tls)
     except (ConfigError, ssl.SSLCertVerificationError) as error:
@@ -146,6 +149,14 @@ def _probe_tls(connection: socket.socket, address: Address, tls: ClientTls) -> T
         return _no_trunk(address)
     except OSError:
         return _closed(address)
+
+
+def _show(context: ssl.SSLContext, tls: ClientTls) -> None:
+    """Have the look show the silo's certificate as its session does; `ssl` takes it from files."""
+    with tempfile.TemporaryFile() as file:  # which has no name, and is this user's alone
+        file.write(tls.certificate + b"\n" + tls.private_key)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
 
 
 def _after_handshake(secured: ssl.SSLSocket, address: Address, tls: ClientTls) -> TrunkError | None:

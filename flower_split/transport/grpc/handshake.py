@@ -44,6 +44,8 @@ _LONGEST = {
 }
 _LONGEST_TOKEN = 256
 _MOST_TRANSFORMS, _LONGEST_TRANSFORM = 16, 64
+MOST_ADAPTER_ELEMENTS = 1 << 31
+"""Of a trunk's adapter that a silo may read: what the trunk sends of it is taken into memory."""
 
 
 def hello_frame(
@@ -261,6 +263,11 @@ def read_welcome(welcome: pb.Welcome) -> SessionLimits:
             raise WireError(f"the trunk's {name} is {getattr(welcome, name)}, expected at least 1")
     if welcome.resumed and not is_tag(welcome.resumed):
         raise WireError("the trunk resumes from a state whose tag is none of 64 hexadecimal digits")
+    if welcome.max_adapter_elements > MOST_ADAPTER_ELEMENTS:
+        raise WireError(
+            f"the trunk's adapter has {welcome.max_adapter_elements} numbers, expected at most "
+            f"{MOST_ADAPTER_ELEMENTS}"
+        )
     hold = welcome.reconnect_seconds
     if not (math.isfinite(hold) and 0 <= hold <= LONGEST_HOLD):
         raise WireError(f"the trunk holds a session {hold} s, expected 0 to {LONGEST_HOLD:g}")

@@ -67,6 +67,12 @@ def test_a_token_in_the_address_becomes_a_cookie(run, log):
     assert client(run, TOKEN).get("/", headers={"authorization": f"Bearer {TOKEN}"}).is_success
 
 
+def test_without_a_token_what_an_address_brings_is_not_kept(run, log):
+    reader = client(run, follow_redirects=False)
+    back = reader.get("/", params={"token": "\N{GRINNING FACE}"})
+    assert back.status_code == 303 and "set-cookie" not in back.headers
+
+
 def test_a_site_whose_name_leads_to_loopback_is_refused(run, log):
     assert client(run).get("/", headers={"host": "evil.example:8765"}).status_code == 403
 

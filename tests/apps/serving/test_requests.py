@@ -133,6 +133,8 @@ def test_a_completion_has_one_text(prompt) -> None:
         b'{"temperature": NaN}',
         b"[" * 10**5,
         b'{"a":' * 10**5,
+        b'{"\\ud800": 1}',
+        b'{"prompt": ["a\\udfff"]}',
     ],
 )
 def test_a_body_that_is_no_object_is_refused(body) -> None:

@@ -137,3 +137,10 @@ def test_silos_without_end_are_not_believed(view, told):
     for number in range(MOST_SILOS + 50):
         told("silo-joined", silo=str(number))
     assert len(view.silos) == MOST_SILOS
+
+
+def test_numbers_that_are_texts_change_nothing(view, told):
+    told("run-begun", **BEGUN)
+    told("round-begun", round="9" * 400, rounds=4)
+    told("round-ended", round=1, seconds="1e999")
+    assert (view.round, view.seconds) == (0, {})

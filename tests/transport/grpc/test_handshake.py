@@ -221,6 +221,7 @@ def test_a_token_of_any_length_is_read_in_bounds() -> None:
         {"max_in_flight": 0},
         {"max_message_tokens": 0},
         {"max_cached_tokens": 0},
+        {"max_adapter_elements": 2**40},
         {"resumed": "x" * 64},
         {"resumed": "a" * 10**6},
     ],
