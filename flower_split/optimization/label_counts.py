@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 _RIGHT, _ACTUAL, _PREDICTED = "labels-right", "labels-actual", "labels-predicted"
 
+_ROUNDED = 1e-6
+
 Value = int | float | list[int] | list[float]
 
 
@@ -47,6 +49,27 @@ def to_metrics(counts: LabelCounts) -> dict[str, list[float]]:
             (_PREDICTED, counts.predicted),
         )
     }
+
+
+def problem_of(metrics: Mapping[str, object]) -> str:
+    """Why the counts in what a silo reports are none; empty where they are, or where it has none.
+
+    Per prediction, each is 0 to 1, a label is found rightly no more often than it is there or is
+    found, and both kinds of places add up to 1.
+    """
+    counts = from_metrics(metrics)
+    if counts is None:
+        return ""
+    lists = (counts.right, counts.actual, counts.predicted)
+    single = all(0 <= count <= 1 + _ROUNDED for held in lists for count in held)
+    fitting = all(
+        right <= min(actual, predicted) + _ROUNDED
+        for right, actual, predicted in zip(*lists, strict=True)
+    )
+    whole = all(abs(sum(held) - 1) <= _ROUNDED for held in (counts.actual, counts.predicted))
+    if single and fitting and whole:
+        return ""
+    return f"its {_RIGHT}, {_ACTUAL} and {_PREDICTED} are no counts of labels per prediction"
 
 
 def from_metrics(metrics: Mapping[str, object]) -> LabelCounts | None:

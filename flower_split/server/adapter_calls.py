@@ -65,8 +65,10 @@ class AdapterCalls:
                 self._snapshots.put(self._silo, call.name, slot.all_moments())
             case "restore":
                 self._check_own("restored")
+                kept = self._snapshots.get(self._silo, call.name)
+                check_magnitudes("the snapshot", kept.values())
                 try:
-                    slot.write(self._snapshots.get(self._silo, call.name))
+                    slot.write(kept)
                 except AdapterError as error:
                     raise SequenceError(f"a snapshot of another adapter: {error}") from error
             case "restore_moments":

@@ -21,6 +21,7 @@ from flower_split.lowrank import (
     Scaling,
     scaling_from_fields,
 )
+from flower_split.optimization.label_counts import problem_of
 from flower_split.optimization.magnitude import LARGEST
 from flower_split.server.ticket_record import SessionOutcome
 from flower_split.strategies.hosting.adapter_parts import AdapterParts
@@ -84,7 +85,7 @@ def _metrics_problem(metrics: MetricRecord) -> str:
             return f"metric {name!r} has {len(values)} values, expected at most {MOST_VALUES}"
         if not all(abs(entry) <= LARGEST for entry in values):
             return f"metric {name!r} is not finite, or beyond {LARGEST:g}: the training diverged"
-    return ""
+    return problem_of(metrics)
 
 
 def outvoted(contents: Mapping[int, RecordDict]) -> dict[int, str]:
