@@ -11,6 +11,7 @@ PARTS = {
     "fuzz_wire": ("requests", "replies", "handshake", "codecs", "delivery"),
     "fuzz_records": ("arrays", "fields", "metrics"),
     "fuzz_files": ("session-state", "checkpoint"),
+    "fuzz_reports": ("events", "result", "ledger"),
     "fuzz_engine": ("engine",),
     "fuzz_service": ("silo-service",),
     "fuzz_session": ("session",),
