@@ -6,10 +6,10 @@ before a pass, whichever call has brought it about.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -248,3 +248,42 @@ def told(layer: BaseTunerLayer, *, besides: str) -> tuple[Any, ...]:
         list(layer.merged_adapters),
         {name: value for name, value in scales.items() if name != besides},
     )
+
+
+def tuner_parts(layer: BaseTunerLayer) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of a layer of PEFT's and of all in it that computes the session's adapter.
+
+    Without what it was put around, other adapters, and dropout, which has a watch of its own.
+
+    Args:
+        layer: One of `tuner_layers`.
+    """
+    holder = cast("nn.Module", layer)
+    yield "", holder
+    for name, child in holder.named_children():
+        if name == "base_layer" or "drop" in name:
+            continue
+        for inner, module in child.named_modules():
+            computes = not isinstance(module, nn.ModuleDict | nn.ParameterDict)
+            if computes and inner.partition(".")[0] in ("", ADAPTER):
+                yield f".{name}.{inner}".rstrip("."), module
+
+
+def tuner_settings(module: nn.Module) -> dict[str, Any]:
+    """The plain settings by which one of `tuner_parts` computes the session's adapter.
+
+    Without the scale of LoRA, which a trunk follows.
+    """
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if name == "scaling" and isinstance(module, LoraLayer):
+            continue
+        if isinstance(value, dict):
+            value = value.get(ADAPTER)
+            if name == "lora_variant":
+                value = type(value).__name__
+        if isinstance(value, bool | int | float | str):
+            found[name] = value
+    return found

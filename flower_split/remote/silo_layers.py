@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from transformers import PreTrainedModel
 
-from flower_split.adapters.client_adapter import bare_module, tuner_layers
-from flower_split.adapters.tuner_parts import tuner_parts, tuner_settings
+from flower_split.adapters.client_adapter import (
+    bare_module,
+    tuner_layers,
+    tuner_parts,
+    tuner_settings,
+)
 from flower_split.errors import ModelError
 from flower_split.remote.layer_watch import HOOKS, check_hooks, hooks
 from flower_split.segments import find_layers
