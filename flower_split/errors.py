@@ -4,6 +4,7 @@
 
     FlowerSplitError
     ├── ConfigError              a setting is unknown, malformed or contradicts another one
+    │   └── UsageError           a command's options are malformed or contradict one another
     ├── ModelError               a model cannot be cut, loaded or recognised
     │   ├── CutError             the cut points do not fit the model
     │   ├── UnsupportedFamilyError  the family is not known to be exact when cut
@@ -56,6 +57,10 @@ class ConfigError(FlowerSplitError, ValueError):
         super().__init__(message)
         self.problems = tuple(problems) or tuple(message.splitlines())
         """Everything that is wrong, one by one."""
+
+
+class UsageError(ConfigError):
+    """A command line cannot be followed: an option is malformed or contradicts another one."""
 
 
 class ModelError(FlowerSplitError, ValueError):

@@ -21,6 +21,7 @@ from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.exchange import exchange
 from flower_split.strategies.hosting.host import TrunkHost
 from flower_split.strategies.hosting.invited_silo import RoundTerms
+from flower_split.strategies.hosting.named_nodes import silos_named
 from flower_split.strategies.hosting.round_filter import RoundFilter
 from flower_split.strategies.hosting.round_sessions import RoundSessions
 from flower_split.strategies.inner import allowance_of, central_privacy, check_inner, weight_key
@@ -211,6 +212,7 @@ class SplitStrategy(Strategy):
                 evaluate_config=evaluate_config or ConfigRecord(),
                 evaluate_fn=evaluate_fn,
             )
+            stack.enter_context(silos_named(lambda: self._names(run)))
             self.result, reached = run.checkpoints.begin(initial_arrays, run.read_roster)
             self.summary()
             self._events.begun(self.config, host, rounds, reached.next_round)
@@ -344,6 +346,14 @@ class SplitStrategy(Strategy):
                 if sessions.sample:
                     result.samples[server_round] = sessions.sample
                 self._events.exchange_ended(sessions, spent)
+
+    def _names(self, run: Run) -> dict[int, str]:
+        """The silos' names by node id, those of an exchange in progress among them."""
+        names, sessions = run.roster.names, self._sessions
+        if sessions is not None:
+            names |= {node: one.silo for node, one in sessions.seen().items() if one.silo}
+            names |= {node: one.silo for node, one in [*sessions.records.items()] if one.silo}
+        return names
 
     def _exchange(self, run: Run, messages: list[Message]) -> list[Message]:
         sessions = self._open_sessions()

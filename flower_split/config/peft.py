@@ -35,6 +35,11 @@ class PeftSettings:
         return self.type == LORA and not self.options
 
     @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens that the method puts before every sequence; 0 where it puts none."""
+        return int(self.options.get("num_virtual_tokens", 0))
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What tells settings apart."""
         return self.type, *sorted(self.options.items())

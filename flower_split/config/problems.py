@@ -15,11 +15,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid are {', '.join(sorted(valid))}"
 
 
-def raise_problems(problems: list[str], where: str) -> None:
-    """Raise `ConfigError` with all `problems`, each once, or do nothing when there are none."""
+def raise_problems(problems: list[str], where: str, kind: type[ConfigError] = ConfigError) -> None:
+    """Raise an error of `kind` with all `problems`, each once, or nothing when there are none."""
     unique = list(dict.fromkeys(problems))
     if len(unique) == 1:
-        raise ConfigError(unique[0])
+        raise kind(unique[0])
     if unique:
         lines = "".join(f"\n- {problem}" for problem in unique)
-        raise ConfigError(f"{len(unique)} problems in {where}:{lines}", unique)
+        raise kind(f"{len(unique)} problems in {where}:{lines}", unique)

@@ -41,8 +41,8 @@ class TrainConfig:
     keep_optimizer: bool = True
     """Whether AdamW's moments live on from round to round, on both sides; false starts every round
     with fresh ones (those of a `shared` trunk live on in any case)."""
-    max_length: int = 256
-    """Tokens at which a sequence is cut off."""
+    max_length: int = 1024
+    """Tokens at which a sequence is cut off, or fewer where the model's context has less room."""
     eval_batch_size: int = 16
     """Sequences in an evaluation batch."""
 

@@ -86,8 +86,8 @@ class DataSummary:
         if counts.targets is not None:
             told += f", {counts.targets:,} of them with a loss"
         for number, what in (
-            (counts.truncated, f"cut off at train.max-length {self.max_length}"),
-            (counts.divided, f"divided at train.max-length {self.max_length}"),
+            (counts.truncated, f"cut off at {self.max_length} tokens"),
+            (counts.divided, f"divided at {self.max_length} tokens"),
             (counts.dropped, f"dropped, with nothing to learn within {self.max_length} tokens"),
             (counts.carried, "with special tokens of their own, which were not added again"),
         ):

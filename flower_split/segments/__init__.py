@@ -16,7 +16,7 @@ from flower_split.segments.loading.skeleton import (
     load_tokenizer,
 )
 from flower_split.segments.loading.source import Source, resolve_source
-from flower_split.segments.loading.tables import TableSizes, table_sizes
+from flower_split.segments.loading.tables import TableSizes, table_sizes, tables_of
 from flower_split.segments.pass_through import (
     PassThrough,
     Stub,
@@ -68,5 +68,6 @@ __all__ = [
     "split_model",
     "split_segments",
     "table_sizes",
+    "tables_of",
     "watch_calls",
 ]

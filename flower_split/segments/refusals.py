@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flower_split.config.tasks import CAUSAL_LM
-from flower_split.errors import ConfigError, ModelError, UnsupportedFamilyError
+from flower_split.errors import ModelError, UnsupportedFamilyError
 from flower_split.segments.outside import head_of
 from flower_split.segments.pass_through import PassThrough, Stub
 from flower_split.segments.stock_classes import task_of_model
@@ -118,23 +118,6 @@ def context_length(config: PreTrainedConfig) -> int:
     text = config.get_text_config(decoder=True)
     found = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]
     return next((one for one in found if isinstance(one, int) and one > 0), 0)
-
-
-def check_length(config: PreTrainedConfig, max_length: int, before: int = 0) -> None:
-    """Raise `ConfigError` when a run's sequences may be longer than the model was made for.
-
-    Args:
-        config: Of the model.
-        max_length: `train.max-length`.
-        before: Virtual tokens before every sequence.
-    """
-    context = context_length(config)
-    if context and max_length + before > context:
-        virtual = f" + peft.num-virtual-tokens {before}" if before else ""
-        raise ConfigError(
-            f"train.max-length {max_length}{virtual} is more than the {context} tokens of the "
-            f"model's context: set train.max-length to at most {context - before}"
-        )
 
 
 def rope_types(config: PreTrainedConfig) -> set[str]:

@@ -40,7 +40,7 @@ class SiloNames:
                     "name of its own: `silo` in its node config"
                 )
             if holder != node_id:
-                logger.warning("silo %r is node %d now; node %d is gone", name, node_id, holder)
+                logger.warning("silo %r has started again, and is another node now", name)
             former = next((held for held, node in self._nodes.items() if node == node_id), "")
             if former == name:
                 return ""

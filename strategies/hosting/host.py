@@ -35,8 +35,8 @@ from flower_split.segments import (
     load_client_model,
     load_skeleton,
     load_trunk,
+    tables_of,
 )
-from flower_split.segments.refusals import check_length
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.server import TrunkServer
@@ -289,8 +289,16 @@ class TrunkHost:
         config, model = self.config, self.config.model
         task = model.as_task()
         skeleton = load_skeleton(model.name, revision=model.revision, task=task)
-        self._before = int(config.peft.options.get("num_virtual_tokens", 0))
-        check_length(skeleton.config, config.train.max_length, self._before)
+        self._before = config.peft.virtual_tokens
+        wanted = config.train.max_length
+        longest = tables_of(skeleton).longest(wanted, self._before)
+        if longest < wanted:
+            logger.info(
+                "train.max-length %d is more than the model's context has room for: texts are cut "
+                "off at %d tokens",
+                wanted,
+                longest,
+            )
         self._parameters = sum(part.numel() for part in skeleton.parameters())
         self._whole_plan = plan = resolve_plan(skeleton, config.lora, config.peft)
         cuts = Cuts(

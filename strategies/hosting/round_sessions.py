@@ -143,7 +143,7 @@ class RoundSessions:
 
     def seen(self) -> dict[int, SeenSession]:
         """By node id: how far the session of every silo that was invited is."""
-        return {node_id: invited.silo.seen for node_id, invited in self._invited.items()}
+        return {node_id: invited.silo.seen for node_id, invited in [*self._invited.items()]}
 
     def invite(self, message: Message, *, sample: bool = False) -> Message:
         """A copy of the inner strategy's `message` with the silo's part and an invitation.

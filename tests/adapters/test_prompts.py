@@ -51,8 +51,8 @@ def problems(**keys):
         ),
         ({"peft__num_virtual_tokens": 2, "peft__token_dim": 8}, "token-dim is set by the run"),
         (
-            {"peft__num_virtual_tokens": 9, "trunk__max_message_tokens": 4100},
-            "train.eval-batch-size 16 x (train.max-length 256 + peft.num-virtual-tokens 9) is 4240",
+            {"peft__num_virtual_tokens": 9, "trunk__max_message_tokens": 16500},
+            "16 x (train.max-length 1024 + peft.num-virtual-tokens 9) is 16528",
         ),
         ({"peft__num_virtual_tokens": 2, "lora__r": 4}, "lora.r would not be used"),
         ({"peft__num_virtual_tokens": 2, "trunk__shares_adapter": True}, "turn it off"),
@@ -62,19 +62,18 @@ def test_what_does_not_fit_a_prompt_is_told(keys, said):
     assert said in problems(peft__type="p_tuning", **keys)
 
 
-def test_virtual_tokens_count_towards_the_models_context(tmp_path):
+def test_virtual_tokens_that_leave_no_room_in_the_models_context_are_refused(tmp_path):
     folder = save_tiny_model(tmp_path)
     config = read_run_config(
         {
             "model.name": str(folder),
             "trunk.adapters": "frozen",
-            "train.max-length": 250,
             "peft.type": "PROMPT_TUNING",
-            "peft.num-virtual-tokens": 7,
+            "peft.num-virtual-tokens": 255,
         }
     )
     with (
-        pytest.raises(ConfigError, match=r"250 \+ peft.num-virtual-tokens 7 is more than the 256"),
+        pytest.raises(ConfigError, match=r"255 leaves no place for a text in the 256 tokens"),
         TrunkHost(config),
     ):
         pass

@@ -139,13 +139,12 @@ def test_tokens_that_the_model_does_not_have_are_refused_when_the_data_is_loaded
         silo_batches(config, node(0))
 
 
-def test_rows_that_are_longer_than_the_models_positions_are_refused(run_config, tmp_path):
+def test_rows_are_cut_off_where_the_models_positions_end(run_config, tmp_path):
     folder = save_tiny_model(tmp_path / "gpt2", "gpt2")
     data = tmp_path / "long.jsonl"
     data.write_text("".join(json.dumps({"text": "the sum " * n}) + "\n" for n in (2, 200)))
-    values = {"model.name": str(folder), "data.path": str(data), "train.max-length": 300}
+    values = {"model.name": str(folder), "data.path": str(data), "train.max-length": 1024}
     config = read_run_config({**run_config, **values, "data.eval-fraction": 0.0})
-    with pytest.raises(DataError, match=r"the model 256 positions: set train\.max-length to 256"):
-        silo_batches(config, NodeConfig())
-    config = read_run_config({**run_config, **values, "train.max-length": 256})
-    assert silo_batches(config, NodeConfig()).num_train
+    silo = silo_batches(config, NodeConfig()).silo
+    assert max(len(ids) for ids in silo.train.sequences) == 256
+    assert "1 example cut off at 256 tokens" in silo.summary.line()

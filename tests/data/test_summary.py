@@ -49,7 +49,7 @@ def test_everything_that_is_not_trained_on_is_in_the_line(
         "not taken of it: 2 of the 5 ids in column 'who', because there are 3 silos",
         "1 bad row skipped (line 31)",
         "8 are this silo's",
-        "1 example cut off at train.max-length 16",
+        "1 example cut off at 16 tokens",
         f"{summary.train.lost + summary.held_out.lost:,} tokens left out so",
         f"{summary.train.tokens} tokens, {summary.train.targets} of them with a loss",
         "held out: 2 examples in 2 sequences",
@@ -89,7 +89,7 @@ def test_a_long_plain_text_is_divided_and_none_of_it_is_lost(
     summary = data.summary.train
     assert (summary.divided, summary.truncated) == (1, 0)
     assert summary.sequences == summary.examples == len(data.train) == -(-len(found) // 16)
-    assert "1 example divided at train.max-length 16" in data.summary.line()
+    assert "1 example divided at 16 tokens" in data.summary.line()
 
     cut = load(tokenizer, path, eval_fraction=0.0, long_texts="cut").summary.train
     assert (cut.sequences, cut.divided, cut.truncated) == (1, 0, 1)

@@ -21,7 +21,7 @@ def test_a_node_that_came_back_under_another_id_takes_its_name_over(
     names.claim("north", 1)
     names.note_connected([2, 3])
     assert names.claim("north", 3) == ""
-    assert "'north' is node 3 now" in caplog.text
+    assert "'north' has started again" in caplog.text
     with pytest.raises(HandshakeError):
         names.claim("north", 2)
 

@@ -7,6 +7,7 @@ from flower_split.adapters import method_problems
 from flower_split.apps.checking.addresses import look_at_addresses
 from flower_split.apps.checking.data_check import Whose, look_at_data
 from flower_split.apps.checking.findings import Findings
+from flower_split.apps.checking.memory_check import look_at_memory
 from flower_split.apps.checking.model_check import look_at_model
 from flower_split.apps.folder.app import App
 from flower_split.apps.folder.archive import check_archive
@@ -69,11 +70,20 @@ def check_app(
         if not here:
             _look_from_afar(config, findings)
             return app, findings
-        size = look_at_model(config, findings, silos)
+        model = look_at_model(config, findings)
+        longest = 0
         if app.trains_as_configured:
             whose = Whose(silos=silos or config.strategy.min_nodes, path=data, own=own or {})
-            known = size.parameters if size else 0
-            look_at_data(config, whose, findings, examples=examples, parameters=known)
+            known = model.size.parameters if model else 0
+            longest = look_at_data(
+                model.config if model else config,
+                whose,
+                findings,
+                examples=examples,
+                parameters=known,
+            )
+        if model is not None:
+            look_at_memory(model, longest, silos, findings)
         look_at_addresses(config, findings)
     return app, findings
 

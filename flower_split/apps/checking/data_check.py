@@ -52,8 +52,10 @@ class Whose:
 
 def look_at_data(
     config: SplitConfig, whose: Whose, findings: Findings, *, examples: int, parameters: int
-) -> None:
+) -> int:
     """Note what is to be said of the data, each problem once with the silos that have it.
+
+    Returns the tokens of the longest sequence that was seen, 0 where none was.
 
     Args:
         config: The run's.
@@ -68,7 +70,7 @@ def look_at_data(
             "data.path is empty: every silo's operator must name its data with data-path in the "
             "node config; --data PATH checks such a file here",
         )
-        return
+        return 0
     limit = min(config.data.max_examples or SAMPLE, SAMPLE)
     sampled = replace(config, data=replace(config.data, max_examples=limit))
     failed: dict[str, list[str]] = {}
@@ -95,6 +97,11 @@ def look_at_data(
         first = next(iter(sizes.values()))
         shown = render_examples(first.silo, first.tokenizer, examples)
         findings.examples += [str(one) for one in shown]
+    return max((_longest(found) for found in sizes.values()), default=0)
+
+
+def _longest(found: SiloBatches) -> int:
+    return max(len(ids) for ids in found.silo.train.sequences)
 
 
 def _tell(name: str, found: SiloBatches, config: SplitConfig, findings: Findings) -> float:

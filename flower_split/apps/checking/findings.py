@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flower_split.errors import ConfigError, FlowerSplitError
+from flower_split.errors import ConfigError, FlowerSplitError, UsageError
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -46,6 +46,8 @@ class Findings:
         """A block whose errors of flower_split's own become problems of `topic`."""
         try:
             yield
+        except UsageError:
+            raise  # how the command was called is nothing that it found
         except ConfigError as error:
             for problem in error.problems:
                 self.refuse(topic, problem)

@@ -1,39 +1,49 @@
 """The model of a run: whether it is exact when cut there, what each party holds of it."""
 
-import psutil
+from dataclasses import dataclass, replace
 
-from flower_split.adapters import resolve_plan
+from transformers import PreTrainedModel
+
+from flower_split.adapters import AdapterPlan, resolve_plan
 from flower_split.apps.check import check
 from flower_split.apps.checking.advice import advice, in_parameters
 from flower_split.apps.checking.findings import Findings
 from flower_split.apps.checking.sizes import CutSize, cut_size
 from flower_split.config.sections import SplitConfig
-from flower_split.devices.memory import available_memory
-from flower_split.reporting.figures import in_bytes
-from flower_split.segments import load_skeleton
-from flower_split.segments.refusals import check_length
+from flower_split.segments import load_skeleton, tables_of
 
 
-def look_at_model(config: SplitConfig, findings: Findings, silos: int = 0) -> CutSize | None:
-    """Note what is to be said of model, cut, adapter and memory; the sizes, where they are known.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoundModel:
+    """A run's model, as its configuration describes it."""
+
+    skeleton: PreTrainedModel
+    """On the meta device."""
+    plan: AdapterPlan
+    size: CutSize
+    config: SplitConfig
+    """The run's, with a `train.max-length` that the model has room for."""
+
+
+def look_at_model(config: SplitConfig, findings: Findings) -> FoundModel | None:
+    """Note what is to be said of model, cut and adapter; what was found, where that can be said.
 
     Args:
         config: The run's.
         findings: Takes them.
-        silos: Silos that a simulation computes with on this machine; 0 for a deployment.
     """
     model = config.model
     with findings.looking("model"):
         findings.ok("model", check(model.name, revision=model.revision, task=model.task))
         skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
         with findings.looking("model"):
-            before = int(config.peft.options.get("num_virtual_tokens", 0))
-            check_length(skeleton.config, config.train.max_length, before)
-        size = None
+            config = _as_long_as_known(config, skeleton, findings)
+        found = None
         with findings.looking("cut"):
             plan = resolve_plan(skeleton, config.lora, config.peft)
             size = cut_size(skeleton, plan, config)
-        if size is None:
+            found = FoundModel(skeleton=skeleton, plan=plan, size=size, config=config)
+        if found is None:
             return None
         cuts = size.cuts
         findings.ok(
@@ -44,30 +54,24 @@ def look_at_model(config: SplitConfig, findings: Findings, silos: int = 0) -> Cu
         )
         for text in advice(config, size.parameters):
             findings.warn("settings", text)
-        _look_at_memory(size, silos, findings)
-        return size
+        return found
     return None
 
 
-def _look_at_memory(size: CutSize, silos: int, findings: Findings) -> None:
-    findings.ok(
-        "memory",
-        f"a silo needs about {in_bytes(size.silo.bytes)}, the server {in_bytes(size.trunk.bytes)} "
-        f"and {in_bytes(size.trunk.adapter_bytes + size.trunk.activation_bytes)} for each further "
-        f"silo at once; a step is {in_bytes(size.step_bytes)} on the wire",
-    )
-    if not silos:
-        return
-    needed = silos * size.silo.bytes + size.trunk.bytes
-    free = available_memory()
-    if needed <= free:
-        return
-    less = "take fewer silos, a smaller train.batch-size or train.max-length"
-    said = (
-        f"{silos} silos at once and the trunk need about {in_bytes(needed)}, and this machine has"
-    )
-    total = int(psutil.virtual_memory().total)
-    if needed > total:
-        findings.refuse("memory", f"{said} {in_bytes(total)}: {less}, or model.dtype 'bfloat16'")
-    else:
-        findings.warn("memory", f"{said} {in_bytes(free)} free now: {less}, or end what runs here")
+def _as_long_as_known(
+    config: SplitConfig, skeleton: PreTrainedModel, findings: Findings
+) -> SplitConfig:
+    """The run's settings, with sequences as long as the model has room for, which is told.
+
+    Raises:
+        ConfigError: virtual tokens leave no room.
+    """
+    wanted = config.train.max_length
+    longest = tables_of(skeleton).longest(wanted, config.peft.virtual_tokens)
+    if longest < wanted:
+        findings.ok(
+            "model",
+            f"texts are cut off at {longest} tokens, which its context has room for, and not at "
+            f"train.max-length {wanted}",
+        )
+    return replace(config, train=replace(config.train, max_length=longest))

@@ -6,14 +6,14 @@ to the silos. So the shallowest is taken that keeps layers at both ends, as far 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flower_split.adapters import resolve_plan
 from flower_split.apps.checking.sizes import CutSize, cut_size, microbatch_bytes, step_bytes
 from flower_split.config.sections import SplitConfig
 from flower_split.config.wire import CODECS
-from flower_split.errors import ConfigError
-from flower_split.segments import Cuts, load_skeleton
+from flower_split.errors import UsageError
+from flower_split.segments import Cuts, load_skeleton, tables_of
 
 DEPTHS = (0, 1, 2, 4, 8, 12, 16)
 """Layers at either end of the cuts that are looked at."""
@@ -43,6 +43,9 @@ class CodecCost:
 class Plan:
     """What there is to choose from, and what is recommended."""
 
+    max_length: int
+    """Tokens of the sequences that it is made for: those of the run, or as many as the model has
+    room for."""
     cuts: Sequence[CutSize]
     codecs: Sequence[CodecCost]
     cut: CutSize | None
@@ -67,6 +70,8 @@ def make_plan(config: SplitConfig, *, client_memory: int, bandwidth: float) -> P
     adapters = resolve_plan(skeleton, config.lora, config.peft)
     text = skeleton.config.get_text_config(decoder=True)
     layers = int(text.num_hidden_layers)
+    longest = tables_of(skeleton).longest(config.train.max_length, config.peft.virtual_tokens)
+    config = replace(config, train=replace(config.train, max_length=longest))
     kept = microbatch_bytes(skeleton, adapters, config)
     cuts = [
         cut_size(
@@ -89,6 +94,7 @@ def make_plan(config: SplitConfig, *, client_memory: int, bandwidth: float) -> P
     known = {codec.name: codec for codec in codecs}
     quick = [known[name] for name in PREFERRED if known[name].seconds <= SECONDS]
     return Plan(
+        max_length=longest,
         cuts=cuts,
         codecs=codecs,
         cut=usual[-1] if usual else None,
@@ -100,12 +106,12 @@ def parse_bytes(text: str) -> int:
     """Bytes of `8GB`, `16 GiB` or `500MB`.
 
     Raises:
-        ConfigError: it is no such size.
+        UsageError: it is no such size.
     """
     found = re.fullmatch(r"([\d.]+)\s*([kmgt]i?)?b?", text.strip().lower())
     unit = (found[2] or "") if found else ""
     if found is None or unit not in _BYTES or found[1].count(".") > 1 or found[1] == ".":
-        raise ConfigError(f"--client-memory must be a size such as 8GB or 16GiB, not {text!r}")
+        raise UsageError(f"--client-memory must be a size such as 8GB or 16GiB, not {text!r}")
     return round(float(found[1]) * _BYTES[unit])
 
 
@@ -113,9 +119,9 @@ def parse_bandwidth(text: str) -> float:
     """Bits a second of `100Mbit` or `1Gbit/s`.
 
     Raises:
-        ConfigError: it is no such rate.
+        UsageError: it is no such rate.
     """
     found = re.fullmatch(r"([\d.]+)\s*([kmg])?bit(?:/s)?", text.strip().lower())
     if found is None or found[1].count(".") > 1 or found[1] == "." or not float(found[1]):
-        raise ConfigError(f"--bandwidth must be a rate such as 100Mbit or 1Gbit, not {text!r}")
+        raise UsageError(f"--bandwidth must be a rate such as 100Mbit or 1Gbit, not {text!r}")
     return float(found[1]) * _BITS[found[2] or ""]

@@ -24,7 +24,7 @@ from flower_split.apps.commands.using import (
     TrunkCa,
     opened_model,
 )
-from flower_split.errors import ConfigError, PromptError
+from flower_split.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from flower_split.apps.using.conversation import Conversation
@@ -72,13 +72,15 @@ def chat_command(
     Ctrl-C stops an answer, and at the prompt ends the chat, as Ctrl-D does; /new begins a new
     conversation. --json needs one prompt.
     """
-    with errors_once(debug=debug, as_json=as_json, interrupted="the chat has ended"):
+    with errors_once(
+        debug=debug, as_json=as_json, interrupted="the chat has ended", run_config=run_config
+    ):
         values = _fields(fields or ())
         asked = prompt
         if asked is None and not is_terminal():
             asked = _from_input()
         if as_json and asked is None:
-            raise ConfigError("--json answers one prompt: give --prompt, or standard input")
+            raise UsageError("--json answers one prompt: give --prompt, or standard input")
         if asked is not None and not asked.strip():
             raise PromptError("the prompt is empty: say something to be answered")
         with opened_model(
@@ -183,6 +185,6 @@ def _fields(given: "list[str] | tuple[()]") -> dict[str, str]:
     for one in given:
         name, equals, text = one.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--field takes NAME=TEXT, such as --field input=…, not {one!r}")
+            raise UsageError(f"--field takes NAME=TEXT, such as --field input=…, not {one!r}")
         found[name] = text
     return found

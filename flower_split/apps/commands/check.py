@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flower_split.apps.commands.console import (
+    NOT_DONE,
     errors_once,
     print_findings,
     print_json,
@@ -59,7 +60,7 @@ def check_command(
     from flower_split.apps.folder.completed import completed
 
     given = list(run_config or ())
-    with errors_once(debug=debug, as_json=as_json), ExitStack() as stack:
+    with errors_once(debug=debug, as_json=as_json, run_config=run_config), ExitStack() as stack:
         if not (Path(app) / "pyproject.toml").is_file():
             _check_model(app, revision, again, task, as_json)
             return
@@ -73,7 +74,7 @@ def check_command(
         else:
             print_findings(findings)
         if findings.problems:
-            raise typer.Exit(1)
+            raise typer.Exit(NOT_DONE)
 
 
 def _check_model(model: str, revision: str, again: bool, task: str, as_json: bool) -> None:

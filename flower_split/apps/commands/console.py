@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.text import Text
 
 from flower_split.apps.debugging import DEBUG, debugging
-from flower_split.errors import FlowerSplitError
+from flower_split.errors import ConfigError, FlowerSplitError, UsageError
 
 if TYPE_CHECKING:
     from flower_split.apps.checking.findings import Findings
 
-INTERRUPTED = 130
+NOT_DONE, CALLED_WRONGLY, INTERRUPTED = 1, 2, 130
+"""Statuses of a command that did not do what it was called for."""
 STOPPED = "everything was stopped"
 GOES_ON = "the run goes on; flower-split stop ends it"
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -36,19 +37,31 @@ def console() -> Console:
 
 @contextmanager
 def errors_once(
-    *, debug: bool = False, as_json: bool = False, interrupted: str = STOPPED
+    *,
+    debug: bool = False,
+    as_json: bool = False,
+    interrupted: str = STOPPED,
+    run_config: Sequence[str] | None = None,
 ) -> Iterator[None]:
-    """A block whose errors end the command with status 1 and one message on standard error.
+    """A block whose errors end the command with one message on standard error.
+
+    The status is `CALLED_WRONGLY` where the command line cannot be followed, as that of typer is,
+    and `NOT_DONE` after any other error.
 
     Args:
         debug: Whether tracebacks are shown, here and in every process that the block starts.
         as_json: Whether the message is the answer to a program, on standard output, instead.
         interrupted: What is so after Ctrl-C.
+        run_config: Overrides of `-c`, which are read before anything else.
     """
     former, levels = os.environ.get(DEBUG, ""), {n: logging.getLogger(n).level for n in NOISY}
     if debug:
         os.environ[DEBUG] = "1"
     try:
+        if run_config:
+            from flower_split.apps.folder.overrides import parse_overrides
+
+            parse_overrides(run_config)
         yield
     except FlowerSplitError as error:
         if debugging():
@@ -57,7 +70,8 @@ def errors_once(
             print_json({"ok": False, "error": str(error)})
         elif not debugging():
             print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
-        raise typer.Exit(1) from None
+        wrongly = isinstance(error, UsageError)
+        raise typer.Exit(CALLED_WRONGLY if wrongly else NOT_DONE) from None
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -65,6 +79,15 @@ def errors_once(
         os.environ[DEBUG] = former
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """A block that reads options: what is wrong with them is how the command was called."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
 
 
 def quiet_libraries() -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from flower_split.apps.commands.check import AsJson, Debug, Overrides
 from flower_split.apps.commands.console import (
     GOES_ON,
+    NOT_DONE,
     console,
     errors_once,
     print_findings,
@@ -47,7 +48,7 @@ def submit_command(
     The status is 0 only if the run completed, or was submitted with --detach. The run goes on when
     this command is interrupted.
     """
-    with errors_once(debug=debug, as_json=as_json, interrupted=GOES_ON):
+    with errors_once(debug=debug, as_json=as_json, interrupted=GOES_ON, run_config=run_config):
         _submit(app, list(run_config or ()), superlink, detach=detach, as_json=as_json)
 
 
@@ -64,7 +65,7 @@ def resume_command(
     App and settings are those that `flower-split submit` gave it, on this machine; -c changes
     those that may change. The status is as that of submit.
     """
-    with errors_once(debug=debug, as_json=as_json, interrupted=GOES_ON):
+    with errors_once(debug=debug, as_json=as_json, interrupted=GOES_ON, run_config=run_config):
         from flower_split.apps.flower.deployed import Deployment
         from flower_split.apps.flower.flwr_command import FlwrError
         from flower_split.apps.flower.submitted import recall
@@ -110,7 +111,7 @@ def _submit(
         if found is None or findings.problems:
             if as_json:
                 print_json(findings.as_json())
-            raise typer.Exit(1)
+            raise typer.Exit(NOT_DONE)
         output = str(found.settings.get("output-dir") or "")
         deployment = Deployment(superlink)
         run = deployment.submit(found)
@@ -165,7 +166,7 @@ def status_command(
             if one.details:
                 print(one.details)
         if one.status.startswith("finished") and not one.status.endswith("completed"):
-            raise typer.Exit(1)
+            raise typer.Exit(NOT_DONE)
 
 
 def logs_command(

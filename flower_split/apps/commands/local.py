@@ -9,13 +9,14 @@ import typer
 
 from flower_split.apps.commands.check import Debug, Overrides
 from flower_split.apps.commands.console import (
+    NOT_DONE,
     errors_once,
     print_findings,
     quiet_libraries,
     shown_once,
 )
 from flower_split.apps.commands.run import OUTPUTS, absolute_paths
-from flower_split.errors import ConfigError, FlowerSplitError
+from flower_split.errors import ConfigError, FlowerSplitError, UsageError
 
 if TYPE_CHECKING:
     from flower_split.apps.flower.local_federation import LocalSilo
@@ -69,7 +70,7 @@ def local_command(
     the results are. The status is 0 only if the run completed. At the end, and at Ctrl-C,
     everything is stopped.
     """
-    with errors_once(debug=debug):
+    with errors_once(debug=debug, run_config=run_config):
         quiet_libraries()
         from flower_split.apps.simulate import interruptible
 
@@ -114,7 +115,7 @@ def _run(
             found, findings = check_app(complete, given, silos=len(silos), own=own, examples=0)
             print_findings(findings, all_of_them=False)
             if found is None or findings.problems:
-                raise typer.Exit(1)
+                raise typer.Exit(NOT_DONE)
             given += absolute_paths(found)
             named = str(found.settings.get(OUTPUT_KEY) or "")
             output = Path(named) if named else Path(OUTPUTS) / found.name
@@ -139,8 +140,8 @@ def _silos(given: "list[str] | tuple[()]") -> "list[LocalSilo]":
     """The silos that options name.
 
     Raises:
-        ConfigError: a name is no file's or comes twice, some have data and some not, or data is
-            not there.
+        UsageError: a name is no file's or comes twice, or some have data and some not.
+        ConfigError: data is not there.
     """
     from flower_split.apps.flower.local_federation import LocalSilo
     from flower_split.data.callables import is_reference
@@ -150,19 +151,19 @@ def _silos(given: "list[str] | tuple[()]") -> "list[LocalSilo]":
     for word in words:
         name, _, data = word.partition("=")
         if not NAME.fullmatch(name) or name in RESERVED:
-            raise ConfigError(
+            raise UsageError(
                 f"--silo {word}: expected NAME or NAME=PATH, the name of letters, digits, dots, "
                 f"hyphens and underscores, and none of {', '.join(sorted(RESERVED))}"
             )
         if name in {one.name for one in found}:
-            raise ConfigError(f"--silo {name} comes twice: every silo has a name of its own")
+            raise UsageError(f"--silo {name} comes twice: every silo has a name of its own")
         if data and not is_reference(data):
             if not Path(data).exists():
                 raise ConfigError(f"--silo {word}: there is no {data}")
             data = str(Path(data).resolve())
         found.append(LocalSilo(name=name, data=data))
     if len({bool(one.data) for one in found}) > 1:
-        raise ConfigError(
+        raise UsageError(
             "some --silo have data of their own and some not: name every silo's as NAME=PATH, or "
             "none's"
         )

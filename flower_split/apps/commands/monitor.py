@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flower_split.apps.commands.check import Debug
-from flower_split.apps.commands.console import errors_once
+from flower_split.apps.commands.console import errors_once, usage
 
 DEFAULT = "127.0.0.1:8765"
 
@@ -28,5 +28,8 @@ def monitor_command(
     """Serve a page that shows RUN live, until Ctrl-C. It only reads, and never changes a run."""
     with errors_once(debug=debug, interrupted="the run goes on"):
         from flower_split.apps.monitoring.serving import serve
+        from flower_split.config.address import Address
 
+        with usage():
+            Address.parse(address, what="--address")
         serve(run, address, token_file=token_file, say=lambda text: print(text, flush=True))

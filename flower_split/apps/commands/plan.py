@@ -1,12 +1,20 @@
 """`flower-split plan`: which cut fits a silo, what the wire costs, and what to take."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flower_split.apps.commands.check import AsJson, Debug, Overrides
-from flower_split.apps.commands.console import console, errors_once, print_json, quiet_libraries
+from flower_split.apps.commands.console import (
+    NOT_DONE,
+    console,
+    errors_once,
+    print_json,
+    quiet_libraries,
+)
 
 if TYPE_CHECKING:
     from flower_split.apps.checking.planning import Plan
@@ -33,7 +41,7 @@ def plan_command(
     Batches, precision and adapter are the defaults, or what -c says: train.batch-size,
     train.max-length, model.dtype, model.quantization, lora.r. The status is 1 where no cut fits.
     """
-    with errors_once(debug=debug, as_json=as_json):
+    with errors_once(debug=debug, as_json=as_json, run_config=run_config):
         quiet_libraries()
         from flower_split.apps.checking.planning import make_plan, parse_bandwidth, parse_bytes
         from flower_split.apps.folder.overrides import parse_overrides
@@ -47,21 +55,19 @@ def plan_command(
         else:
             train = config.train
             print(
-                f"{model}: batches of {train.batch_size} x {train.max_length} tokens, "
+                f"{model}: batches of {train.batch_size} x {plan.max_length} tokens, "
                 f"{config.model.dtype}, r {config.lora.r}"
             )
             _print(plan, memory, bandwidth)
         if plan.cut is None:
-            raise typer.Exit(1)
+            raise typer.Exit(NOT_DONE)
 
 
 def _print(plan: "Plan", memory: int, bandwidth: str) -> None:
     from flower_split.apps.checking.advice import in_parameters
     from flower_split.reporting.figures import four_digits, in_bytes
 
-    table = Table(title="What a silo holds, by layers at either end", title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
+    table = _table("What a silo holds, by layers at either end", COLUMNS)
     for size in plan.cuts:
         silo = size.silo
         fits = not memory or silo.bytes <= memory
@@ -75,9 +81,7 @@ def _print(plan: "Plan", memory: int, bandwidth: str) -> None:
             in_bytes(silo.bytes) + ("" if fits else " !"),
             in_bytes(size.trunk.bytes),
         )
-    wire = Table(title=f"A step on the wire, {bandwidth} each way", title_justify="left")
-    for column in ("codec", "bytes", "seconds"):
-        wire.add_column(column, justify="right")
+    wire = _table(f"A step on the wire, {bandwidth} each way", ("codec", "bytes", "seconds"))
     for codec in plan.codecs:
         wire.add_row(codec.name, in_bytes(codec.step_bytes), four_digits(codec.seconds))
     out = console()
@@ -96,6 +100,14 @@ def _print(plan: "Plan", memory: int, bandwidth: str) -> None:
         "A deeper cut neither protects the text nor saves bytes. The interpreter and its "
         "libraries, some 600 MB a process, come on top."
     )
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """An empty table, narrow enough for a terminal of 80 columns."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def _cut(size: "CutSize") -> str:

@@ -11,6 +11,7 @@ import typer
 
 from flower_split.apps.commands.check import AsJson, Debug, Overrides
 from flower_split.apps.commands.console import (
+    NOT_DONE,
     console,
     errors_once,
     print_findings,
@@ -51,7 +52,10 @@ def run_command(
     from flower_split.apps.folder.completed import completed
 
     given = list(run_config or ())
-    with errors_once(debug=debug, as_json=as_json), completed(app, given) as app:
+    with (
+        errors_once(debug=debug, as_json=as_json, run_config=run_config),
+        completed(app, given) as app,
+    ):
         from flower_split.apps.folder.app import App
         from flower_split.apps.simulate import (
             LOG,
@@ -75,7 +79,7 @@ def run_command(
             if findings.problems or checked is None:
                 if as_json:
                     print_json(findings.as_json())
-                raise typer.Exit(1)
+                raise typer.Exit(NOT_DONE)
         found = App.read(app, given)
         given += absolute_paths(found)
         folder = output_dir

@@ -26,7 +26,7 @@ from flower_split.apps.commands.using import (
     opened_model,
 )
 from flower_split.config.address import Address, is_loopback
-from flower_split.errors import ConfigError
+from flower_split.errors import ConfigError, UsageError
 
 
 def serve_command(
@@ -65,13 +65,13 @@ def serve_command(
     request is answered at a time. --max-new-tokens bounds what a request may ask for; --temperature
     is that of requests that name none.
     """
-    with errors_once(debug=debug, interrupted="the server has ended"):
+    with errors_once(debug=debug, interrupted="the server has ended", run_config=run_config):
         if not (find_spec("starlette") and find_spec("uvicorn")):
             raise ConfigError(
                 "serve needs starlette and uvicorn: pip install 'flower-split[serve]'"
             )
         if not is_loopback(host) and api_key_file is None:
-            raise ConfigError(
+            raise UsageError(
                 f"--host {host} is reached from other machines: give --api-key-file, or leave "
                 "--host out to listen on loopback"
             )

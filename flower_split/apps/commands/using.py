@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flower_split.apps.commands.console import quiet_libraries
+from flower_split.apps.commands.console import quiet_libraries, usage
 from flower_split.config.address import Address
-from flower_split.errors import ConfigError
+from flower_split.errors import UsageError
 
 if TYPE_CHECKING:
     from flower_split.apps.using.tuned_model import TunedModel
@@ -69,13 +69,14 @@ def opened_model(
     plaintext: bool,
 ) -> "Iterator[tuple[str, TunedModel]]":
     """The model that the options name, and what it is called, as long as the block lasts."""
-    address = Address.parse(trunk, what="--trunk") if trunk else None
+    with usage():
+        address = Address.parse(trunk, what="--trunk") if trunk else None
     if address is None and (trunk_ca or plaintext):
-        raise ConfigError("--trunk-ca and --trunk-plaintext are of a trunk that --trunk names")
+        raise UsageError("--trunk-ca and --trunk-plaintext are of a trunk that --trunk names")
     if plaintext and trunk_ca:
-        raise ConfigError("--trunk-ca is of TLS, which --trunk-plaintext does without")
+        raise UsageError("--trunk-ca is of TLS, which --trunk-plaintext does without")
     if plaintext and address is not None and not address.is_loopback:
-        raise ConfigError(f"--trunk-plaintext is for loopback only, and {address} is not")
+        raise UsageError(f"--trunk-plaintext is for loopback only, and {address} is not")
     quiet_libraries()
     from flower_split.apps.folder.overrides import parse_overrides
     from flower_split.apps.using.tuned_model import TrunkHost, open_tuned

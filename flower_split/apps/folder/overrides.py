@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.run_config import run_keys
-from flower_split.errors import ConfigError
+from flower_split.errors import ConfigError, UsageError
 
 Value: TypeAlias = str | int | float | bool
 Settings: TypeAlias = dict[str, Value]
@@ -31,7 +31,7 @@ def parse_overrides(given: Sequence[str]) -> Settings:
         given: Each `key=value key=value`, with text in quotes, or the path of a `.toml` file.
 
     Raises:
-        ConfigError: with everything that is no setting.
+        UsageError: with everything that is no setting.
     """
     found, problems = Settings(), list[str]()
     for text in given:
@@ -48,7 +48,7 @@ def parse_overrides(given: Sequence[str]) -> Settings:
                 f"{WHERE} {text!r}: {left!r} is no setting; expected key=value without spaces "
                 "around the =, and text in quotes"
             )
-    raise_problems(problems, WHERE)
+    raise_problems(problems, WHERE, UsageError)
     return found
 
 

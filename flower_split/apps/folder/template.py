@@ -26,7 +26,7 @@ TRIAL: Mapping[str, Value] = {
     "train.max-length": 128,
 }
 """Settings of an app without a model of its own: those of a trial on a small one."""
-OWN: Mapping[str, Value] = {"train.learning-rate": 2e-4, "train.max-length": 512}
+OWN: Mapping[str, Value] = {"train.learning-rate": 2e-4}
 """Settings of an app with a model of its own."""
 
 _HEAD = """\

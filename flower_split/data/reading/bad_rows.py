@@ -36,7 +36,7 @@ class BadRows:
     def take(self, error: DataError, mark: str, rows: int = 1) -> None:
         """Leave out `rows` at the place `mark`, or raise `error`."""
         if not self.skips:
-            raise error
+            raise _advised(error)
         self.first = self.first or error
         self.count += rows
         if len(self.places) < NAMED:
@@ -48,3 +48,11 @@ class BadRows:
         return DataError(
             f"{origin}: all of its {self.count} rows are bad, and data.bad-rows is 'skip'{why}"
         )
+
+
+def _advised(error: DataError) -> DataError:
+    """The error with what can be done about such rows, where it says nothing of the kind."""
+    text = str(error)
+    if "data." in text:
+        return error
+    return DataError(f"{text}. Mend it, or set data.bad-rows to 'skip', which leaves such rows out")

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from flower_split.config.tasks import CAUSAL, Task
+from flower_split.errors import ConfigError
 from flower_split.segments.loading.skeleton import load_skeleton
+from flower_split.segments.refusals import context_length
 
 _LEARNED = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
 
@@ -23,6 +26,27 @@ class TableSizes:
     """Types of tokens, by which a pair of texts is told apart; 0 where there are none."""
     pad_id: int | None = None
     """The token that the model takes for padding, where its configuration says."""
+    context: int = 0
+    """Tokens of the longest text that the model was made for; 0 where it does not say."""
+
+    def longest(self, max_length: int, before: int = 0) -> int:
+        """Tokens at which a run's sequences are cut off: `max_length`, or what the model takes.
+
+        Args:
+            max_length: `train.max-length`.
+            before: Virtual tokens before every sequence.
+
+        Raises:
+            ConfigError: the virtual tokens leave no place for a sequence.
+        """
+        if not self.context:
+            return max_length
+        if self.context - before < 2:
+            raise ConfigError(
+                f"peft.num-virtual-tokens {before} leaves no place for a text in the "
+                f"{self.context} tokens of the model's context: lower it"
+            )
+        return min(max_length, self.context - before)
 
 
 def table_sizes(source: str | Path, revision: str = "", task: Task = CAUSAL) -> TableSizes:
@@ -37,7 +61,11 @@ def table_sizes(source: str | Path, revision: str = "", task: Task = CAUSAL) -> 
         WeightsError: there is no such model, or its configuration cannot be read.
         UnsupportedFamilyError: transformers has no such model for the task.
     """
-    skeleton = load_skeleton(source, revision, task)
+    return tables_of(load_skeleton(source, revision, task))
+
+
+def tables_of(skeleton: PreTrainedModel) -> TableSizes:
+    """The same of a model that is at hand, on the meta device or not."""
     tokens: nn.Module = skeleton.get_input_embeddings()
     tables = {n: m for n, m in skeleton.named_modules() if isinstance(m, nn.Embedding)}
     names = [*tables]
@@ -57,4 +85,5 @@ def table_sizes(source: str | Path, revision: str = "", task: Task = CAUSAL) -> 
         positions=positions,
         types=types,
         pad_id=text.pad_token_id,
+        context=context_length(skeleton.config) if positions is None else positions,
     )

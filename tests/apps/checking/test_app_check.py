@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from federation import write_app
 
-from flower_split.apps.checking import model_check
+from flower_split.apps.checking import memory_check
 from flower_split.apps.checking.app_check import check_app
 from flower_split.apps.checking.findings import Findings
 from flower_split.errors import ConfigError, DataError
@@ -34,8 +34,8 @@ def test_an_app_that_would_run(app):
         "strategy",
         "model",
         "cut",
-        "memory",
         *["data"] * 3,
+        "memory",
         *["address"] * 2,
     ]
     assert len(findings.examples) == 3
@@ -114,10 +114,27 @@ def test_findings_of_a_block_that_fails():
 
 
 def test_memory_that_is_not_free_is_warned_of_and_what_is_not_there_refused(app, monkeypatch):
-    monkeypatch.setattr(model_check, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 1000)
     _, findings = check_app(app, silos=3)
     assert findings.problems == []
     assert "1.0 kB free now" in dict(said(findings, "warning"))["memory"]
-    monkeypatch.setattr(model_check.psutil, "virtual_memory", lambda: SimpleNamespace(total=2000))
+    monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: SimpleNamespace(total=2000))
     _, findings = check_app(app, silos=3)
     assert "this machine has 2.0 kB: take fewer silos" in dict(said(findings, "problem"))["memory"]
+
+
+TOTAL = 2_000_000
+"""Bytes."""
+
+
+def test_memory_for_texts_that_no_silo_has_refuses_nothing(app, monkeypatch, tmp_path):
+    file = tmp_path / "short.jsonl"
+    file.write_text((json.dumps({"text": "the sum"}) + "\n") * 6)
+    given = [f'data.path="{file}" data.prompt="" data.eval-fraction=0.0 train.max-length=1024']
+    monkeypatch.setattr(memory_check, "available_memory", lambda: TOTAL)
+    memory = SimpleNamespace(total=TOTAL)
+    monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: memory)
+    _, findings = check_app(app, given, silos=3)
+    assert findings.problems == []
+    assert "for texts of 256 tokens" in dict(said(findings, "warning"))["memory"]
+    assert "with 3 x 3 tokens, the longest that was seen" in dict(said(findings, "ok"))["memory"]

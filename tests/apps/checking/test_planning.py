@@ -76,6 +76,7 @@ def test_the_command_recommends_settings_and_fails_where_nothing_fits() -> None:
     done = CliRunner().invoke(cli, [*given, "8GB"])
     assert done.exit_code == 0
     assert "recommended: split.bottom-layers=2 split.top-layers=2 wire.h1=" in done.stdout
+    assert "1.0 M, 58%" in done.stdout and "…" not in done.stdout  # in 80 columns
     done = CliRunner().invoke(cli, [*given, "1MB"])
     assert done.exit_code == 1 and "no cut fits 1.0 MB" in done.stdout
     done = CliRunner().invoke(cli, [*given, "8GB", "--json"])

@@ -32,3 +32,19 @@ def test_a_table_that_is_larger_than_the_tokenizer_counts(tmp_path: Path) -> Non
     model.resize_token_embeddings(128)
     model.save_pretrained(tmp_path)
     assert table_sizes(tmp_path).tokens == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "before", "longest"),
+    [
+        ("llama", 1024, 7, 57),
+        ("llama", 9, 0, 9),
+        ("gpt2", 1024, 0, 64),
+        ("bloom", 999, 7, 999),
+    ],
+)
+def test_sequences_are_bounded_by_what_the_model_has_room_for(
+    tmp_path: Path, name: str, wanted: int, before: int, longest: int
+) -> None:
+    CASE_BY_NAME[name].config().save_pretrained(tmp_path)
+    assert table_sizes(tmp_path).longest(wanted, before) == longest

@@ -1,3 +1,4 @@
+import logging
 import socket
 
 import pytest
@@ -47,13 +48,12 @@ def test_the_trunk_is_served_inside_the_context_only(config):
     assert not answers(host.address)
 
 
-def test_sequences_longer_than_the_models_context_are_refused(config):
-    too_long = config(
-        **{"train.max-length": 9999, "train.batch-size": 1, "train.eval-batch-size": 1}
-    )
-    says = r"train\.max-length 9999 is more than"
-    with nothing_left(), pytest.raises(ConfigError, match=says), TrunkHost(too_long):
+def test_what_bounds_the_sequences_below_max_length_is_logged(config, caplog):
+    caplog.set_level(logging.INFO, logger="flower_split")
+    with TrunkHost(config(**{"train.max-length": 1024})):
         pass
+    assert "train.max-length 1024 is more than" in caplog.text
+    assert "cut off at 256 tokens" in caplog.text
 
 
 @pytest.mark.parametrize(
