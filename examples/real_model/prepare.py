@@ -48,7 +48,9 @@ def save_model(folder: Path) -> None:
     quiet_libraries()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging as transformers_output
 
+    transformers_output.disable_progress_bar()
     (file,) = source.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.float32)

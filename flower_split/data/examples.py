@@ -112,14 +112,17 @@ class Examples:
         name = find_field(row, field)
         if name is None:
             raise DataError(
-                f"{self.where(index)}: no field {field!r}; {self._fields(row, field)}{_advice(row)}"
+                f"{self.where(index)}: no field {field!r}; {self.columns(row, field)}{_advice(row)}"
             )
         if row[name] is None:
             raise DataError(f"{self.where(index)}: field {field!r} is null")
         return row[name]
 
-    def _fields(self, row: Row, wanted: str) -> str:
-        """What fields a row has. A table's first line may be data: it is told to the log alone."""
+    def columns(self, row: Row, wanted: str) -> str:
+        """What fields a row has, in place of `wanted`.
+
+        A table's first line may be data: it is told to the log alone.
+        """
         if not self.untyped:
             more = ", …" if len(row) > NAMED else ""
             named = ", ".join(repr(name) for name in itertools.islice(row, NAMED))

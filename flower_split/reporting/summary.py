@@ -22,11 +22,7 @@ def print_summary(result: RunResult, console: Console | None = None) -> None:
 def summarise(result: RunResult) -> RenderableType:
     """A table with a row a silo, the failures if there were any, and the generated samples."""
     parts: list[RenderableType] = [_table(result)]
-    for one in result.rounds:
-        parts += [
-            Text(f"round {one.server_round}: silo {silo} did not count: {reason}", style="red")
-            for silo, reason in one.failures.items()
-        ]
+    parts += [Text(line, style="red") for line in _failures(result)]
     if result.failure:
         parts.append(Text(f"the run ended early: {result.failure}", style="red"))
     if result.state == "running":
@@ -36,6 +32,29 @@ def summarise(result: RunResult) -> RenderableType:
         for title, text in _samples(result).items()
     ]
     return Group(*parts)
+
+
+def _failures(result: RunResult) -> list[str]:
+    """A line for every silo and reason, with the rounds in which it did not count."""
+    rounds: dict[tuple[str, str], list[int]] = {}
+    for one in result.rounds:
+        for silo, reason in one.failures.items():
+            rounds.setdefault((silo, reason), []).append(one.server_round)
+    return [
+        f"round{'s' * (len(held) > 1)} {_spans(held)}: silo {silo} did not count: {reason}"
+        for (silo, reason), held in rounds.items()
+    ]
+
+
+def _spans(numbers: list[int]) -> str:
+    """`0 to 3, 7` for rising numbers."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in spans)
 
 
 def _table(result: RunResult) -> Table:

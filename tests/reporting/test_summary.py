@@ -42,6 +42,16 @@ def test_what_is_unknown_is_a_dash() -> None:
     assert "round 1: silo 3 did not count: the trunk is gone" in text
 
 
+def test_a_reason_that_lasts_is_told_once() -> None:
+    rounds = tuple(
+        RoundResult(server_round=n, failures={"3": "no data"} if n != 2 else {"3": "gone"})
+        for n in range(5)
+    )
+    text = printed(RunResult(rounds=rounds))
+    assert "rounds 0 to 1, 3 to 4: silo 3 did not count: no data" in text
+    assert "round 2: silo 3 did not count: gone" in text and text.count("did not count") == 2
+
+
 def test_without_an_evaluation_before_the_first_round_nothing_is_called_before() -> None:
     rounds = tuple(
         RoundResult(server_round=n, evaluate={"2": {"eval-loss": 3.0 - n}}) for n in (1, 2)

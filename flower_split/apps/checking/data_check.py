@@ -81,8 +81,10 @@ def look_at_data(
             sizes[name] = silo_batches(sampled, node)
         except FlowerSplitError as error:
             failed.setdefault(str(error), []).append(name)
+    told = {one.text for one in findings.problems}
     for text, names in failed.items():
-        findings.refuse(TOPIC, f"{_silos(names)}: {text}")
+        if text not in told:  # the model, of which the tokenizer is
+            findings.refuse(TOPIC, f"{_silos(names)}: {text}")
     cut_off = dict[str, float]()
     for name, found in sizes.items():
         cut_off[name] = _tell(name, found, config, findings)

@@ -38,8 +38,9 @@ class Findings:
         self.all.append(Finding(topic=topic, kind=WARNING, text=text))
 
     def refuse(self, topic: str, text: str) -> None:
-        """Note what a run would fail of."""
-        self.all.append(Finding(topic=topic, kind=PROBLEM, text=text))
+        """Note what a run would fail of, once, whatever else would fail of the same."""
+        if text not in {one.text for one in self.problems}:
+            self.all.append(Finding(topic=topic, kind=PROBLEM, text=text))
 
     @contextmanager
     def looking(self, topic: str) -> Iterator[None]:

@@ -66,10 +66,11 @@ def errors_once(
     except FlowerSplitError as error:
         if debugging():
             traceback.print_exc()
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])
         if as_json:
-            print_json({"ok": False, "error": str(error)})
+            print_json({"ok": False, "error": said})
         elif not debugging():
-            print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+            print(f"error: {said}", file=sys.stderr)
         wrongly = isinstance(error, UsageError)
         raise typer.Exit(CALLED_WRONGLY if wrongly else NOT_DONE) from None
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from flower_split.apps.commands.console import (
     show_line,
     shown_once,
 )
+from flower_split.errors import UsageError
 
 if TYPE_CHECKING:
     from flower_split.apps.flower.deployed import DeployedRun
@@ -71,6 +72,7 @@ def resume_command(
         from flower_split.apps.flower.submitted import recall
         from flower_split.apps.folder.overrides import rendered
 
+        _check_name(run, "goes on with `flower-split run APP --output-dir {run} -c resume=true`")
         former = Deployment(superlink).run(run)
         if former.is_going:
             raise FlwrError(
@@ -147,6 +149,7 @@ def status_command(
     with errors_once(debug=debug, as_json=as_json):
         from flower_split.apps.flower.deployed import Deployment
 
+        _check_name(run, "is shown by `flower-split report {run}`, and live by `monitor`")
         deployment = Deployment(superlink)
         online = deployment.online()
         if not run:
@@ -184,6 +187,7 @@ def logs_command(
         from flower_split.apps.flower.deployed import Deployment
         from flower_split.apps.simulate import show_log
 
+        _check_name(run, "has its log in {run}/run.log")
         deployment = Deployment(superlink)
         one = deployment.run(run)
         if follow:
@@ -202,12 +206,22 @@ def stop_command(
     with errors_once(debug=debug, as_json=as_json):
         from flower_split.apps.flower.deployed import Deployment
 
+        _check_name(run, "ends with the command that runs it")
         deployment = Deployment(superlink)
         one = deployment.stop(deployment.run(run))
         if as_json:
             print_json({"ok": True, "run": _plain(one)})
         else:
             print(f"{one.name} ended as {one.status}")
+
+
+def _check_name(run: str, instead: str) -> None:
+    """Raise `UsageError` where `run` is no run's name, but the folder of one on this machine."""
+    if "/" in run:
+        raise UsageError(
+            f"{run} is a path, and a deployment's runs have names such as quickstart-2: a run on "
+            f"this machine {instead.format(run=run)}"
+        )
 
 
 def _print_runs(runs: "list[DeployedRun]", online: int) -> None:

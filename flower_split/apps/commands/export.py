@@ -1,5 +1,6 @@
 """`flower-split export`: a run's adapter as a PEFT folder, or merged into the full model."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +35,12 @@ def export_command(
     """Write a run's adapter as a PEFT folder with a model card, or merged into the full model."""
     with errors_once(debug=debug, as_json=as_json, interrupted="nothing was written"):
         quiet_libraries()
+        from transformers.utils import logging as transformers_output
+
         from flower_split.apps.export import export
 
+        if not sys.stderr.isatty():
+            transformers_output.disable_progress_bar()
         what = export(
             run,
             out,

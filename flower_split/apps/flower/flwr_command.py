@@ -5,14 +5,19 @@ that they did: what counts here is the answer itself.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flower_split.errors import FlowerSplitError
+
+MANAGED = ":local:"
+"""In place of an address, a SuperLink that Flower starts on this machine for simulations."""
 
 
 class FlwrError(FlowerSplitError, RuntimeError):
@@ -27,8 +32,9 @@ def flwr_json(environment: Mapping[str, str], *arguments: str) -> dict[str, Any]
         arguments: Of the command; `--format json` is added.
 
     Raises:
-        FlwrError: with what the command said, when it failed.
+        FlwrError: with what the command said, when it failed; or it would start a SuperLink.
     """
+    _refuse_managed(environment, arguments)
     done = subprocess.run(
         [binary("flwr"), *arguments, "--format", "json"],
         env=dict(environment),
@@ -58,6 +64,29 @@ def flwr_lines(environment: Mapping[str, str], *arguments: str) -> "subprocess.P
         text=True,
         errors="replace",
     )
+
+
+def _refuse_managed(environment: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Raise `FlwrError` where Flower would start a SuperLink of its own, and leave it running.
+
+    It does where its configuration is missing, or has no other address for the connection.
+    """
+    home = environment.get("FLWR_HOME") or os.path.expanduser("~/.flwr")
+    file = Path(home) / "config.toml"
+    try:
+        named = tomllib.loads(file.read_text(encoding="utf-8")).get("superlink", {})
+    except FileNotFoundError:
+        named = {"default": "local", "local": {"address": MANAGED}}
+    except (OSError, ValueError):
+        return  # of which Flower says what is wrong
+    name = next((word for word in arguments if isinstance(named.get(word), dict)), "")
+    connection = named.get(name or named.get("default"))
+    if isinstance(connection, dict) and connection.get("address") == MANAGED:
+        raise FlwrError(
+            f"{file} names no SuperLink of a deployment: add [superlink.NAME] with its address "
+            "there, and name it with --superlink. `flower-split run APP` needs none, and "
+            "`flower-split deployment local APP` makes its own"
+        )
 
 
 def binary(name: str) -> str:

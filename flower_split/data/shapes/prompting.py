@@ -61,7 +61,8 @@ class Prompting:
         if len(examples) and (absent := sorted(str(f) for f in fields - self._seen)):
             raise DataError(
                 f"{examples.origin}: data.template has the field {absent[0]!r}, which none of the "
-                f"{len(examples)} examples has: correct its name"
+                f"{len(examples)} examples has: correct its name; "
+                f"{examples.columns(examples[0], str(absent[0]))}"
             )
 
     def _filled(self, examples: Examples, index: int, row: Row, field: str) -> str:

@@ -14,7 +14,7 @@ OWN = ("--client-memory=much", "--bandwidth=fast", "-c=lora.r", "--trunk=here", 
 OWN += ("--address=nowhere", "--trunk-ca=ca.pem")
 """Options that the commands themselves read, with values that none of them can have."""
 AT_A_SUPERLINK = {"status", "logs", "stop", "resume"}
-"""Commands that ask Flower's own, in a process, before they know."""
+"""Commands that ask Flower's own."""
 FINDING = {"check", "run", "submit"}
 """Commands that say all that they have found on standard output."""
 
@@ -80,8 +80,24 @@ def test_a_command_that_is_called_wrongly_ends_with_2(words: tuple[str, ...]) ->
             assert said.startswith("error: "), said
 
 
+@pytest.mark.parametrize("command", sorted(AT_A_SUPERLINK))
+def test_flower_is_not_made_to_start_a_superlink_of_its_own(command: str, tmp_path: Path) -> None:
+    for given in ("", '[superlink]\ndefault = "mine"\n[superlink.mine]\naddress = ":local:"\n'):
+        if given:
+            (tmp_path / "flwr").mkdir()
+            (tmp_path / "flwr/config.toml").write_text(given)
+        status, said = call(command)
+        assert status == 1 and "names no SuperLink of a deployment" in said
+
+
+@pytest.mark.parametrize("command", sorted(AT_A_SUPERLINK))
+def test_a_folder_is_no_run_of_a_deployment(command: str, tmp_path: Path) -> None:
+    status, said = call(command, str(tmp_path))
+    assert status == 2 and "a run on this machine" in said and str(tmp_path) in said
+
+
 @pytest.mark.medium
-@pytest.mark.parametrize("words", [one for one in ALL if one.values[0][0] not in AT_A_SUPERLINK])
+@pytest.mark.parametrize("words", ALL)
 def test_what_is_missing_or_broken_ends_with_1_and_one_message(words: tuple[str, ...]) -> None:
     Path("there").write_text("neither an app, nor a run, nor a model")
     arguments = [one for one in found(words).params if one.param_type_name == "argument"]
