@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 LOGGERS = ("flwr", "flower_split")
 """Whose handlers print what happens in a run."""
-_NODE = re.compile(r"\bnode (\d+)\b")
+_NODE = re.compile(r"\bnodes? (\d+(?:, \d+)*)\b")
 
 
 class _Named(logging.Filter):
@@ -45,5 +45,10 @@ def silos_named(names: Callable[[], Mapping[int, str]]) -> Iterator[None]:
 
 
 def _silo(found: re.Match[str], names: Mapping[int, str]) -> str:
-    name = names.get(int(found[1]), "")
-    return f"silo {name}" if name and name.isprintable() else found[0]
+    silos, nodes = list[str](), list[str]()
+    for number in found[1].split(", "):
+        name = names.get(int(number), "")
+        known = bool(name) and name.isprintable()
+        (silos if known else nodes).append(name if known else number)
+    both = (("silo", silos), ("node", nodes))
+    return " and ".join(f"{w}{'s' * (len(held) > 1)} {', '.join(held)}" for w, held in both if held)

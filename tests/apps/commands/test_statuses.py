@@ -44,11 +44,6 @@ def call(*words: str) -> tuple[int, str]:
     return done.exit_code, done.stderr
 
 
-def test_silos_that_cannot_be_are_a_wrong_call() -> None:
-    status, said = call("deployment", "local", "--silo", "ca")
-    assert status == 2 and said.startswith("error: --silo ca: expected NAME")
-
-
 def more(words: tuple[str, ...]) -> list[str]:
     """Options that are required, or without which a command would wait."""
     return {("export",): ["--out", "made"], ("chat",): ["--prompt", "Who?"]}.get(words, [])

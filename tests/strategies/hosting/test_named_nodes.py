@@ -28,6 +28,7 @@ def test_lines_of_flower_and_our_own_name_the_silo(handler):
         names[NODE] = "clinic-a"
         flower.info("Received error in reply from node %d: %s", NODE, "no field 'text'")
         ours.warning("node %d came with another certificate; node %d did not", NODE, OTHER)
+        ours.warning("nodes %d, %d: no reply that counts", OTHER, NODE)
         names[NODE] = "clinic\n-a"
         ours.warning("node %d is gone", NODE)
     flower.info("node %d", NODE)
@@ -36,6 +37,7 @@ def test_lines_of_flower_and_our_own_name_the_silo(handler):
         f"Received error in reply from node {NODE}: node 7 of 100% of them",
         "Received error in reply from silo clinic-a: no field 'text'",
         f"silo clinic-a came with another certificate; node {OTHER} did not",
+        f"silo clinic-a and node {OTHER}: no reply that counts",
         f"node {NODE} is gone",
         f"node {NODE}",
     ]
