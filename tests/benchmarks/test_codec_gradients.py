@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 STORED = Path(__file__).parent / "results" / "codec_gradients.json"
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "pyproject.toml"
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
@@ -25,7 +26,7 @@ def benchmark() -> ModuleType:
 
 @pytest.mark.slow
 def test_float32_is_exact_and_coarser_codecs_err_more(benchmark: ModuleType) -> None:
-    settings = benchmark.quickstart_settings() | {"data.max-examples": 32}
+    settings = benchmark.flat_settings(QUICKSTART) | {"data.max-examples": 32}
     found = benchmark.measure(settings, warm=1, batches=1)
     exact = found["fp32"]
     assert (exact.bytes, exact.loss, exact.relative_error, exact.progress) == (1, 1, 0, 1)
