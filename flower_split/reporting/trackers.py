@@ -115,7 +115,7 @@ class Trackers:
 
 def _class(name: str) -> Callable[..., Any]:
     # Imported late: it takes long, and only runs that name a tracker need it.
-    from accelerate import PartialState
+    from accelerate.state import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState(cpu=True)  # the integrations log through it
