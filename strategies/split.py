@@ -13,9 +13,9 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.config import conflicts
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
-from flower_split.errors import RoundError, StateError
+from flower_split.errors import RoundError, StateError, TrunkRestartedError
 from flower_split.reporting.events import EventLog
-from flower_split.strategies.checkpoints.run_checkpoints import RunCheckpoints
+from flower_split.strategies.checkpoints.run_checkpoints import Reached, RunCheckpoints
 from flower_split.strategies.early_stopping import stops_early
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.exchange import exchange
@@ -33,6 +33,9 @@ from flower_split.strategies.union_metrics import of_union
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
+
+MOST_RESTARTS = 3
+"""Times that a trunk service may end between two states of a run, which is to get somewhere."""
 
 
 class SplitStrategy(Strategy):
@@ -81,6 +84,7 @@ class SplitStrategy(Strategy):
         self._on_round = on_round
         self._label = f"{label}: " if label else ""
         self._sessions: RoundSessions | None = None
+        self._restarts: list[tuple[int, bool]] = []
         self._events = RunEvents(events, alone=bool(label))
 
     def summary(self) -> None:
@@ -216,18 +220,45 @@ class SplitStrategy(Strategy):
             self.result, reached = run.checkpoints.begin(initial_arrays, run.read_roster)
             self.summary()
             self._events.begun(self.config, host, rounds, reached.next_round)
-            stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
-            for server_round in range(reached.next_round, run.num_rounds + 1):
-                evaluations = self.result.evaluate_metrics_clientapp
-                trained = server_round == reached.server_round
-                if stopped or stops_early(self.config, evaluations, server_round):
+            while True:
+                try:
+                    self._run_rounds(run, reached, should_stop)
                     break
-                if server_round > 0 and not trained and self._is_spent(server_round):
-                    break
-                self._run_round(run, server_round, trained=trained)
-                stopped = self._is_stopped(server_round, should_stop)
+                except TrunkRestartedError as error:
+                    reached = self._go_back(run, error)
         logger.info("%d rounds in %.1f s", self.result.last_round, time.monotonic() - started)
         return self.result
+
+    def _run_rounds(self, run: Run, reached: Reached, should_stop: ShouldStop | None) -> None:
+        """All that is left to do."""
+        stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
+        for server_round in range(reached.next_round, run.num_rounds + 1):
+            evaluations = self.result.evaluate_metrics_clientapp
+            trained = server_round == reached.server_round
+            if stopped or stops_early(self.config, evaluations, server_round):
+                break
+            if server_round > 0 and not trained and self._is_spent(server_round):
+                break
+            self._run_round(run, server_round, trained=trained)
+            stopped = self._is_stopped(server_round, should_stop)
+
+    def _go_back(self, run: Run, error: TrunkRestartedError) -> Reached:
+        """Have the run go on from its last state, at a trunk that came back without it.
+
+        Raises:
+            TrunkRestartedError: it has ended as often as `MOST_RESTARTS` since that state.
+        """
+        logger.warning("%s. This round's sessions are lost; it is done again", error)
+        run.host.reopen()
+        self.result, reached = run.checkpoints.go_back(run.read_roster)
+        where = reached.server_round, reached.complete
+        self._restarts = [one for one in self._restarts if one == where] + [where]
+        if len(self._restarts) > MOST_RESTARTS:
+            raise TrunkRestartedError(
+                f"the trunk service has ended {len(self._restarts)} times in round "
+                f"{reached.next_round}: its log says why"
+            ) from error
+        return reached
 
     def _is_stopped(self, server_round: int, should_stop: ShouldStop | None) -> bool:
         if server_round < 1 or should_stop is None or not should_stop(server_round, self.result):
@@ -358,13 +389,16 @@ class SplitStrategy(Strategy):
     def _exchange(self, run: Run, messages: list[Message]) -> list[Message]:
         sessions = self._open_sessions()
         self._events.exchange_begun(sessions, len(messages))
-        return exchange(
+        replies = exchange(
             run.grid,
             messages,
             run.timeout,
             is_lost=sessions.is_lost,
             on_look=lambda: self._events.look(sessions, run.host),
         )
+        if len(replies) < len(messages) or any(reply.has_error() for reply in replies):
+            run.host.confirm()  # before silos are blamed for it
+        return replies
 
     def _open_sessions(self) -> RoundSessions:
         if self._sessions is None:

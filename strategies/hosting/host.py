@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Self
 
 from flwr.app import ArrayRecord
@@ -12,10 +12,12 @@ from torch import Tensor
 from flower_split.adapters import AdapterPlan, method_problems
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
+from flower_split.control.service_trunk import ServiceTrunk
 from flower_split.server.hosting.run_trunk import Invitee, RunTrunk
 from flower_split.server.session_states import SiloState
 from flower_split.server.ticket_record import TrunkStart
 from flower_split.strategies.hosting.adapter_parts import AdapterParts, to_arrays, to_tensors
+from flower_split.strategies.hosting.at_service import service_trunk
 from flower_split.strategies.hosting.in_process import in_process_trunk
 from flower_split.strategies.hosting.invited_silo import InvitedSilo, RoundTerms
 from flower_split.transport.invitation import Invitation
@@ -37,6 +39,7 @@ class TrunkHost:
         AdapterError: on entering: the adapter settings do not fit the model.
         ConfigError: on entering: the address cannot be bound, the TLS files are not good, or
             sequences may be longer than the model's context.
+        TrunkError: on entering: `trunk.service` cannot be reached, or does not take the run.
     """
 
     def __init__(self, config: SplitConfig) -> None:
@@ -44,12 +47,16 @@ class TrunkHost:
         self.origin_run_id = ""
         """Names what silos keep from round to round: the run id of the first run, in a run that
         resumes another; empty for the run's own."""
+        self._service: ServiceTrunk | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         raise_problems(method_problems(self.config), "the adapters' method")
         with ExitStack() as stack:
-            self._trunk: RunTrunk = stack.enter_context(self._open())
+            if self.config.trunk.service:
+                self._service = stack.enter_context(service_trunk(self.config))
+            trunk = self._service or stack.enter_context(in_process_trunk(self.config))
+            self._trunk: RunTrunk = trunk
             layout = self._trunk.layout
             self._parts = (
                 AdapterParts(dict(layout.plan.shapes), layout.trunk_names)
@@ -191,8 +198,27 @@ class TrunkHost:
         """The nodes that are connected now: no other may take one's name over."""
         self._trunk.note_connected(node_ids)
 
-    def _open(self) -> AbstractContextManager[RunTrunk]:
-        return in_process_trunk(self.config)
+    @property
+    def can_restart(self) -> bool:
+        """Whether the trunk may end and come back while the run goes on."""
+        return self._service is not None
+
+    def confirm(self) -> None:
+        """See that the trunk goes on, where silos have failed.
+
+        Raises:
+            TrunkRestartedError: their sessions were lost with it.
+        """
+        self._trunk.confirm()
+
+    def reopen(self) -> None:
+        """Open the run anew at a trunk that has come back; `begin` has to follow.
+
+        Raises:
+            TrunkError: it did not come back, or as another one.
+        """
+        if self._service is not None:
+            self._service.reopen()
 
 
 def _close_all() -> None:

@@ -49,6 +49,11 @@ class ToyHost:
             {name: Array(np.zeros(shape, np.float32)) for name, shape in SHAPES.items()}
         )
 
+    can_restart = False
+
+    def confirm(self):
+        pass
+
     def session_states(self):
         return self.states
 

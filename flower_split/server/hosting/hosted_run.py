@@ -104,6 +104,7 @@ class HostedRun:
             max_cached_tokens=config.trunk.max_cached_tokens,
         )
         """Of every session, as the run asks for them."""
+        self.reconnect_timeout = config.trunk.reconnect_timeout
         self.engine = TrunkEngine(
             resolved.trunk,
             plan=None if layout.mode == "frozen" else resolved.whole_plan,
@@ -139,6 +140,9 @@ class HostedRun:
     def waiting(self) -> int:
         """Passes that wait now."""
         return self.engine.queue.waiting
+
+    def confirm(self) -> None:
+        """It ends with this process only."""
 
     def begin(self, shared: Mapping[str, Tensor]) -> None:
         """See `RunTrunk.begin`."""

@@ -104,6 +104,14 @@ class RunTrunk(Protocol):
         """Passes that wait there now."""
         ...
 
+    def confirm(self) -> None:
+        """See that it goes on, where silos have failed; waits for what is being stopped.
+
+        Raises:
+            TrunkRestartedError: their sessions were lost with it.
+        """
+        ...
+
     def begin(self, shared: Mapping[str, Tensor]) -> None:
         """Start anew: no session states, and `shared` as what a `shared` trunk has learned."""
         ...
