@@ -128,6 +128,15 @@ class ServedRun:
         stages = (Stage.OPEN, Stage.FINISHED)
         return self.calls > 0 or any(one.stage in stages for one in [*self.sessions.values()])
 
+    def check_room(self, num_bytes: int) -> None:
+        """Raise `TrunkBusyError` where its strategy cannot bring that much now."""
+        if num_bytes > self.room:
+            raise TrunkBusyError(
+                f"tensors of {num_bytes} bytes are brought, and the run's share of the trunk "
+                f"service's memory has room for {self.room}: lower lora.r, or raise the service's "
+                "--run-gib"
+            )
+
     def check_session(self) -> None:
         """Raise `TrunkBusyError` where a silo can open no further session now."""
         if len(self.open_tokens) >= self.quota.max_sessions:

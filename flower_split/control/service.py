@@ -98,6 +98,8 @@ class ControlService(ControlServicer):
             run = self._runs.find(call.run, owner)
             run.calls += 1
             try:
+                if kind in _WITH_TENSORS:
+                    run.check_room(call.content.tensor_bytes)
                 content = await _content(
                     first,
                     frames,

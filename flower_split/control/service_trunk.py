@@ -141,6 +141,7 @@ class ServiceTrunk:
         self._starts: dict[int, Mapping[str, Tensor]] = {}
         self._users: dict[int, set[bytes]] = {}
         self._numbers = 0
+        self._undone: list[bytes] = []
         self._stopped = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="trunk-service-beat", daemon=True)
 
@@ -213,6 +214,7 @@ class ServiceTrunk:
 
     def invite(self, invitee: Invitee, start: TrunkStart) -> ServiceSession:
         """See `RunTrunk.invite`; tensors that several sessions start from are brought once."""
+        self._discard_undone()
         name = secrets.token_bytes(16)
         number = next((n for n, held in self._starts.items() if held is start.tensors), None)
         known = number is not None
@@ -257,14 +259,19 @@ class ServiceTrunk:
             self._users.pop(session.start, None)
             self._starts.pop(session.start, None)
         self._seen.pop(session.name, None)
-        try:
-            self._caller.call(
-                self._call(discard=pb.Discard(session=session.name)),
-                seconds=QUICK,
-                patience=0.0,
-            )
-        except TrunkError as error:
-            logger.info("the trunk service could not end a session: %s", error)
+        self._undone.append(session.name)
+        self._discard_undone()
+
+    def _discard_undone(self) -> None:
+        """End the sessions that nobody waits for; those that cannot be, at the next invitation."""
+        while self._undone:
+            discard = pb.Discard(session=self._undone[0])
+            try:
+                self._caller.call(self._call(discard=discard), seconds=QUICK, patience=0.0)
+            except TrunkError as error:
+                logger.info("the trunk service could not end a session: %s", error)
+                return
+            del self._undone[0]
 
     def note_connected(self, node_ids: Collection[int]) -> None:
         """See `RunTrunk.note_connected`."""
@@ -334,7 +341,7 @@ class ServiceTrunk:
         opened = answer.opened
         self._run = opened.run
         self._channel = SiloChannel(address=opened.address, tls=opened.tls, ca=opened.ca)
-        self._seen, self._starts, self._users = {}, {}, {}
+        self._seen, self._starts, self._users, self._undone = {}, {}, {}, []
         self._gone_since = None
         return read_layout(content)
 

@@ -13,6 +13,7 @@ import flower_split
 from flower_split.config.run_config import read_run_config
 from flower_split.control.caller import ControlCaller
 from flower_split.control.content import Content
+from flower_split.control.served_runs import RunBounds
 from flower_split.control.service import PROTOCOL_VERSION
 from flower_split.control.service_tls import ServiceTls
 from flower_split.errors import (
@@ -20,6 +21,7 @@ from flower_split.errors import (
     ConfigError,
     HandshakeError,
     TokenError,
+    TrunkBusyError,
     TrunkError,
     TrunkRestartedError,
     TrunkUnavailableError,
@@ -27,7 +29,9 @@ from flower_split.errors import (
 )
 from flower_split.proto import control_pb2 as pb
 from flower_split.proto.control_pb2_grpc import ControlStub
+from flower_split.server.ticket_record import TrunkStart
 from flower_split.strategies import TrunkHost
+from flower_split.strategies.hosting.invited_silo import RoundTerms
 from flower_split.tls import ClientTls
 from flower_split.tls.provisioning import (
     make_ca,
@@ -35,6 +39,7 @@ from flower_split.tls.provisioning import (
     make_silo_certificate,
     make_strategy,
 )
+from flower_split.transport.grpc.transport import GrpcTransport
 
 
 @pytest.fixture(scope="module")
@@ -221,11 +226,34 @@ def test_a_certificate_of_a_service_needs_strategies(tls):
         replace(tls, strategies=frozenset())
 
 
-def test_a_service_that_is_told_to_end_takes_nothing_new(folder):
+def test_a_service_that_is_told_to_end_waits_for_what_is_under_way(folder):
+    """Until the session has ended and its strategy has what it left; nothing new is taken."""
     values = run_config(folder)
-    with serving(values) as server:
+    with serving(values) as server, TrunkHost(read_run_config(at(server, values))) as host:
+        _, trunk = host.parts.split(host.begin(None))
+        terms = RoundTerms(purpose="train", server_round=1, num_rounds=1, seconds=60.0)
+        invited = [host.invite(terms, 1, node, TrunkStart(tensors=trunk)) for node in (5, 6)]
+        (run,) = server.runs.all
+        spec = replace(run.hosted.engine.describe(), silo="north")
+        ticket, other = (one.invitation.ticket for one in invited)
+        transport = GrpcTransport(server.address, spec, ticket)
+        assert not server.drain(0.5)
+        with pytest.raises(TrunkUnavailableError, match="being stopped"):
+            GrpcTransport(server.address, replace(spec, silo="south"), other)
+        summary = transport.finish()
+        transport.close()
+        assert not server.drain(0.5)
+        outcome = invited[0].collect()
+        assert outcome.summary.steps == summary.steps == 0
+        assert list(outcome.tensors) == list(trunk)
+        assert server.drain(30.0)
+
+
+def test_a_run_has_its_share_of_memory_and_no_more(folder):
+    values = run_config(folder)
+    with serving(values, bounds=RunBounds(max_bytes=100)) as server:
         config = read_run_config(at(server, values))
-        with TrunkHost(config):
-            assert server.drain(5.0)
-            with pytest.raises(TrunkUnavailableError, match="being stopped"):
-                server.runs.check_invites()
+        with TrunkHost(config) as host, pytest.raises(TrunkBusyError, match="--run-gib"):
+            _, trunk = host.parts.split(host.begin(None))
+            terms = RoundTerms(purpose="train", server_round=1, num_rounds=1, seconds=60.0)
+            host.invite(terms, 1, 5, TrunkStart(tensors=trunk))

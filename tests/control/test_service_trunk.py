@@ -4,6 +4,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from cutting_relay import CuttingRelay
 from steps import KEEPING, run_config
 from tiny_checkpoint import save_tiny_model
 from trunk_services import at, learned, serving
@@ -75,6 +76,21 @@ def test_two_runs_at_once_yield_what_each_yields_alone(folder, service):
         thread.join()
     for number, theirs in enumerate(alone):
         same(together[number], theirs)
+
+
+@pytest.mark.sampled(keep=1)
+@pytest.mark.parametrize("place", ["before", "middle"])
+def test_answers_that_are_lost_on_their_way_change_nothing(folder, service, place):
+    """Every fifth one: whatever it answers was done, and is asked for again."""
+    values = run_config(folder, **KEEPING)
+
+    def cut(message):
+        return place if (message.direction, message.number) == ("down", 4) else None
+
+    with CuttingRelay(service.control_address, cut) as relay:
+        ours = learned({**values, "trunk.service": relay.address})
+    assert relay.connections > 5
+    same(ours, learned(values))
 
 
 @pytest.mark.parametrize(
