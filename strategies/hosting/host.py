@@ -38,7 +38,7 @@ class TrunkHost:
         ModelError: on entering: the model cannot be loaded, or not be cut there.
         AdapterError: on entering: the adapter settings do not fit the model.
         ConfigError: on entering: the address cannot be bound, the TLS files are not good, or
-            sequences may be longer than the model's context.
+            virtual tokens leave no place for a sequence in the model's context.
         TrunkError: on entering: `trunk.service` cannot be reached, or does not take the run.
     """
 

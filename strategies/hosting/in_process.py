@@ -22,8 +22,8 @@ def in_process_trunk(config: SplitConfig) -> Iterator[HostedRun]:
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         AdapterError: the adapter settings do not fit the model.
-        ConfigError: the address cannot be bound, the TLS files are not good, or sequences may be
-            longer than the model's context.
+        ConfigError: the address cannot be bound, the TLS files are not good, or virtual tokens
+            leave no place for a sequence in the model's context.
     """
     tls = server_tls(config)  # before the model is loaded: it fails in no time
     with ExitStack() as stack:

@@ -77,7 +77,7 @@ def resolve_run(
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         AdapterError: the adapter settings do not fit the model.
-        ConfigError: sequences may be longer than the model's context.
+        ConfigError: virtual tokens leave no place for a sequence in the model's context.
     """
     model = config.model
     skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
