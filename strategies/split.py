@@ -34,9 +34,6 @@ from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
 
-MOST_RESTARTS = 3
-"""Times that a trunk service may end between two states of a run, which is to get somewhere."""
-
 
 class SplitStrategy(Strategy):
     """Hosts the trunk for a run and lets `inner` aggregate full adapters, as if nothing was cut.
@@ -84,7 +81,6 @@ class SplitStrategy(Strategy):
         self._on_round = on_round
         self._label = f"{label}: " if label else ""
         self._sessions: RoundSessions | None = None
-        self._restarts: list[tuple[int, bool]] = []
         self._events = RunEvents(events, alone=bool(label))
 
     def summary(self) -> None:
@@ -243,21 +239,10 @@ class SplitStrategy(Strategy):
             stopped = self._is_stopped(server_round, should_stop)
 
     def _go_back(self, run: Run, error: TrunkRestartedError) -> Reached:
-        """Have the run go on from its last state, at a trunk that came back without it.
-
-        Raises:
-            TrunkRestartedError: it has ended as often as `MOST_RESTARTS` since that state.
-        """
+        """Have the run go on from its last state, at a trunk that came back without it."""
         logger.warning("%s. This round's sessions are lost; it is done again", error)
         run.host.reopen()
         self.result, reached = run.checkpoints.go_back(run.read_roster)
-        where = reached.server_round, reached.complete
-        self._restarts = [one for one in self._restarts if one == where] + [where]
-        if len(self._restarts) > MOST_RESTARTS:
-            raise TrunkRestartedError(
-                f"the trunk service has ended {len(self._restarts)} times in round "
-                f"{reached.next_round}: its log says why"
-            ) from error
         return reached
 
     def _is_stopped(self, server_round: int, should_stop: ShouldStop | None) -> bool:

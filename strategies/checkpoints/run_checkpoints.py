@@ -15,7 +15,7 @@ from flower_split.checkpoint import Checkpoint, CheckpointStore, Encoded
 from flower_split.checkpoint.kinds import restore_global_randomness
 from flower_split.config.resuming import differences, settings
 from flower_split.config.sections import SplitConfig
-from flower_split.errors import StateError
+from flower_split.errors import StateError, TrunkRestartedError
 from flower_split.reporting import installed_versions
 from flower_split.strategies.checkpoints import run_state
 from flower_split.strategies.checkpoints.inner_state import InnerState, lines
@@ -28,6 +28,9 @@ from flower_split.strategies.inner import takes_any_ranks
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
+
+MOST_RESTARTS = 3
+"""Times that a trunk service may end between two states of a run, which is to get somewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ class RunCheckpoints:
         self._store: CheckpointStore | None = None
         self._state: InnerState | None = None
         self._last: Checkpoint | None = None
+        self._restarts = 0
         self._origin_run_id = ""
         self._best: int | None = None
         self._saved = False
@@ -152,7 +156,14 @@ class RunCheckpoints:
 
         Raises:
             StateError: there is none.
+            TrunkRestartedError: the trunk has ended more than `MOST_RESTARTS` times since it.
         """
+        self._restarts += 1
+        if self._last is not None and self._restarts > MOST_RESTARTS:
+            raise TrunkRestartedError(
+                f"the trunk service has ended {self._restarts} times after round "
+                f"{self._last.server_round}: its log says why"
+            )
         if self._last is None:
             raise StateError(
                 "the trunk service came back without the run, whose state was not kept: "
@@ -194,7 +205,7 @@ class RunCheckpoints:
             best=best if best == server_round else self._best,
         )
         if self._host.can_restart:
-            self._last = checkpoint
+            self._last, self._restarts = checkpoint, 0
         if self._store is None:
             return None
         self._saved = self._store.save(checkpoint)
