@@ -17,7 +17,7 @@
     ├── RoundError               a federated round has too little that could be aggregated
     ├── SuperLinkError           Flower's SuperLink has stopped the run, or is gone
     ├── SiloError                a silo's own code failed; only its log says more
-    ├── ServiceError             a silo's service cannot be started, or not be used
+    ├── ServiceError             a service cannot be started, or not be used
     ├── StateError               what was kept between rounds cannot be written, or not be used
     │   ├── DamagedStateError    a saved file is incomplete or altered
     │   ├── LedgerError          a ledger cannot be written, or its chain is broken
@@ -33,6 +33,7 @@
         ├── DeadlineError        a silo took too long                     DEADLINE_EXCEEDED
         ├── ReplayError          what was sent again differs              ABORTED
         ├── TrunkUnavailableError  the trunk is gone or not reachable     UNAVAILABLE
+        │   └── TrunkRestartedError  it is there again, without the run   UNAVAILABLE
         └── CertificateError     the two ends cannot agree on TLS         UNAVAILABLE
 
 The right-hand column is the gRPC status under which a `TrunkError` crosses the wire.
@@ -116,7 +117,7 @@ class SiloError(FlowerSplitError, RuntimeError):
 
 
 class ServiceError(FlowerSplitError, RuntimeError):
-    """A silo's service cannot be started, not be reached, or has ended in the middle."""
+    """A service cannot be started, not be reached, or has ended in the middle."""
 
 
 class StateError(FlowerSplitError, RuntimeError):
@@ -177,6 +178,10 @@ class ReplayError(TrunkError):
 
 class TrunkUnavailableError(TrunkError):
     """The trunk is gone or cannot be reached."""
+
+
+class TrunkRestartedError(TrunkUnavailableError):
+    """The trunk service is there, and knows nothing of the run any more."""
 
 
 class CertificateError(TrunkError):

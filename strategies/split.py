@@ -13,9 +13,9 @@ from flwr.serverapp.strategy import Strategy
 from flower_split.config import conflicts
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
-from flower_split.errors import RoundError, StateError
+from flower_split.errors import RoundError, StateError, TrunkRestartedError
 from flower_split.reporting.events import EventLog
-from flower_split.strategies.checkpoints.run_checkpoints import RunCheckpoints
+from flower_split.strategies.checkpoints.run_checkpoints import Reached, RunCheckpoints
 from flower_split.strategies.early_stopping import stops_early
 from flower_split.strategies.history import SplitResult
 from flower_split.strategies.hosting.exchange import exchange
@@ -216,18 +216,34 @@ class SplitStrategy(Strategy):
             self.result, reached = run.checkpoints.begin(initial_arrays, run.read_roster)
             self.summary()
             self._events.begun(self.config, host, rounds, reached.next_round)
-            stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
-            for server_round in range(reached.next_round, run.num_rounds + 1):
-                evaluations = self.result.evaluate_metrics_clientapp
-                trained = server_round == reached.server_round
-                if stopped or stops_early(self.config, evaluations, server_round):
+            while True:
+                try:
+                    self._run_rounds(run, reached, should_stop)
                     break
-                if server_round > 0 and not trained and self._is_spent(server_round):
-                    break
-                self._run_round(run, server_round, trained=trained)
-                stopped = self._is_stopped(server_round, should_stop)
+                except TrunkRestartedError as error:
+                    reached = self._go_back(run, error)
         logger.info("%d rounds in %.1f s", self.result.last_round, time.monotonic() - started)
         return self.result
+
+    def _run_rounds(self, run: Run, reached: Reached, should_stop: ShouldStop | None) -> None:
+        """All that is left to do."""
+        stopped = reached.complete and self._is_stopped(reached.server_round, should_stop)
+        for server_round in range(reached.next_round, run.num_rounds + 1):
+            evaluations = self.result.evaluate_metrics_clientapp
+            trained = server_round == reached.server_round
+            if stopped or stops_early(self.config, evaluations, server_round):
+                break
+            if server_round > 0 and not trained and self._is_spent(server_round):
+                break
+            self._run_round(run, server_round, trained=trained)
+            stopped = self._is_stopped(server_round, should_stop)
+
+    def _go_back(self, run: Run, error: TrunkRestartedError) -> Reached:
+        """Have the run go on from its last state, at a trunk that came back without it."""
+        logger.warning("%s. This round's sessions are lost; it is done again", error)
+        run.host.reopen()
+        self.result, reached = run.checkpoints.go_back(run.read_roster)
+        return reached
 
     def _is_stopped(self, server_round: int, should_stop: ShouldStop | None) -> bool:
         if server_round < 1 or should_stop is None or not should_stop(server_round, self.result):
@@ -358,13 +374,16 @@ class SplitStrategy(Strategy):
     def _exchange(self, run: Run, messages: list[Message]) -> list[Message]:
         sessions = self._open_sessions()
         self._events.exchange_begun(sessions, len(messages))
-        return exchange(
+        replies = exchange(
             run.grid,
             messages,
             run.timeout,
             is_lost=sessions.is_lost,
             on_look=lambda: self._events.look(sessions, run.host),
         )
+        if len(replies) < len(messages) or any(reply.has_error() for reply in replies):
+            run.host.confirm()  # before silos are blamed for it
+        return replies
 
     def _open_sessions(self) -> RoundSessions:
         if self._sessions is None:

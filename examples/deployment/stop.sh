@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# On every machine: stop what superlink.sh, supernode.sh and silo-service.sh started here, and wait for its end.
+# On every machine: stop what superlink.sh, supernode.sh, silo-service.sh and trunk-service.sh started
+# here, and wait for its end.
 set -euo pipefail
 # shellcheck source=common.sh source-path=SCRIPTDIR
 . "$(dirname "$0")/common.sh"
@@ -7,12 +8,12 @@ set -euo pipefail
 # Flower's programs stop their own children, which takes seconds; no signal is sent to a process
 # that got the number of one that has long ended.
 alive() {
-    [ -r "/proc/$1/cmdline" ] && tr '\0' ' ' <"/proc/$1/cmdline" | grep -q 'flower-super\|flower-split silo'
+    [ -r "/proc/$1/cmdline" ] && tr '\0' ' ' <"/proc/$1/cmdline" | grep -q 'flower-super\|flower-split silo\|flower-split trunk'
 }
 
 failed=0
 for file in "$folder"/run/supernode-*.pid "$folder"/run/service-*.pid \
-    "$folder"/run/superlink.pid; do
+    "$folder"/run/superlink.pid "$folder"/run/trunk-service.pid; do
     [ -e "$file" ] || continue
     pid=$(cat "$file")
     if alive "$pid"; then

@@ -9,8 +9,19 @@ connect
 output=${OUTPUT:-$folder/output}
 # One text with all of it: of two -c that name the same section, Flower takes the last only.
 into=$(quoted "$output")
-run_config="trunk.host=\"$BIND_HOST\" trunk.port=$TRUNK_PORT output-dir=$into"
-run_config="$run_config trunk.advertise=\"$SERVER_HOST:$TRUNK_PORT\" $*"
+if [ -n "${TRUNK_HOST:-}" ]; then
+    keys=$folder/keys
+    need "$keys/trunk-ca.crt" "copy it from the trunk's machine, whose ca.crt it is"
+    need "$keys/server-strategy.crt" "make it with keys.py strategy"
+    trunk="trunk.service=\"$TRUNK_HOST:$CONTROL_PORT\""
+    trunk="$trunk trunk.service-ca=$(quoted "$keys/trunk-ca.crt")"
+    trunk="$trunk trunk.service-certificate=$(quoted "$keys/server-strategy.crt")"
+    trunk="$trunk trunk.service-key=$(quoted "$keys/server-strategy.key")"
+else
+    trunk="trunk.host=\"$BIND_HOST\" trunk.port=$TRUNK_PORT"
+    trunk="$trunk trunk.advertise=\"$SERVER_HOST:$TRUNK_PORT\""
+fi
+run_config="$trunk output-dir=$into $*"
 run_id=$(
     flwr run "$here/app" deployment --format json -c "$run_config" |
         python3 "$here/answer.py" run-id

@@ -21,6 +21,7 @@ from flower_split.apps.commands.report import report_command
 from flower_split.apps.commands.run import run_command
 from flower_split.apps.commands.serve import serve_command
 from flower_split.apps.commands.silo import silo_cli
+from flower_split.apps.commands.trunk import trunk_cli
 
 cli = typer.Typer(
     name="flower-split",
@@ -39,6 +40,7 @@ def main() -> None:
 cli.command("new")(new_command)
 cli.add_typer(ledger_cli, name="ledger")
 cli.add_typer(silo_cli, name="silo")
+cli.add_typer(trunk_cli, name="trunk")
 cli.command("check")(check_command)
 cli.command("plan")(plan_command)
 cli.command("run")(run_command)

@@ -166,6 +166,45 @@ def of_tls(tls: TlsConfig, trunk: TrunkConfig) -> list[str]:
     return found
 
 
+def of_service(trunk: TrunkConfig, tls: TlsConfig) -> list[str]:
+    """A trunk service that cannot be reached, or settings that would be its own."""
+    certificates = {
+        "trunk.service-ca": trunk.service_ca,
+        "trunk.service-certificate": trunk.service_certificate,
+        "trunk.service-key": trunk.service_key,
+    }
+    if not trunk.service:
+        given = [key for key, value in certificates.items() if value]
+        return [f"{', '.join(given)} would not be used: set trunk.service"] if given else []
+    found = list[str]()
+    try:
+        address = Address.parse(trunk.service, what="trunk.service")
+    except ConfigError as error:
+        return [str(error)]
+    if bool(trunk.service_certificate) != bool(trunk.service_key):
+        found.append("trunk.service-certificate and trunk.service-key come together or not")
+    if not trunk.service_certificate and not address.is_loopback:
+        found.append(
+            f"trunk.service {trunk.service} is on another machine, which knows a strategy by its "
+            "certificate: set trunk.service-certificate and trunk.service-key"
+        )
+    if trunk.service_ca and not trunk.service_certificate:
+        found.append("trunk.service-ca would not be used: set trunk.service-certificate too")
+    usual_trunk, usual_tls = TrunkConfig(), TlsConfig()
+    own = [
+        f"trunk.{name}"
+        for name in ("advertise", "device", "host", "port")
+        if getattr(trunk, name) != getattr(usual_trunk, name)
+    ]
+    own += [] if tls == usual_tls else ["the keys of tls"]
+    if own:
+        found.append(
+            f"{', '.join(own)} would not be used with trunk.service, which has its own: leave them "
+            "out"
+        )
+    return found
+
+
 def of_quorum(strategy: StrategyConfig) -> list[str]:
     """Rounds that would start with fewer silos than they need."""
     if strategy.min_replies > strategy.min_nodes:

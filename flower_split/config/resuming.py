@@ -51,6 +51,11 @@ MAY_CHANGE = (
     "trunk.port",
     "trunk.reconnect-timeout",
     "trunk.recompute",
+    "trunk.service",
+    "trunk.service-ca",
+    "trunk.service-certificate",
+    "trunk.service-key",
+    "trunk.service-timeout",
 )
 """Keys that may differ from those of the run that is resumed: they say how it is run, not what it
 computes. `num-server-rounds` may not be below the round that was reached."""

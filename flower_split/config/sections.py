@@ -140,6 +140,7 @@ class SplitConfig:
             *conflicts.of_packing(self.data, self.peft),
             *conflicts.of_address(self.trunk),
             *conflicts.of_tls(self.tls, self.trunk),
+            *conflicts.of_service(self.trunk, self.tls),
             *self._schedule_conflicts(),
             *conflicts.of_quorum(self.strategy),
             *(

@@ -30,6 +30,20 @@ class TrunkConfig:
     advertise: str = ""
     """`host:port` that silos are told to connect to; empty for the bound address. Without a port,
     or with port 0, it means the bound port."""
+    service: str = ""
+    """`host:port` of the control port of a [trunk service](services.md#the-trunk-service), which
+    hosts the trunk in place of the ServerApp's process; empty for none. `device`, `host`, `port`,
+    `advertise` and all of `tls` are then the service's own affair."""
+    service_ca: str = ""
+    """PEM file, of the server, with the CA of the service's certificate; empty for the machine's
+    own roots."""
+    service_certificate: str = ""
+    """PEM file, of the server, with the certificate by which the service knows this strategy; empty
+    for no TLS, with a service on loopback."""
+    service_key: str = ""
+    """PEM file with the certificate's unencrypted private key."""
+    service_timeout: float = 300.0
+    """Seconds for which a run waits for its trunk service where that is gone."""
     shares_adapter: bool = False
     """Whether a silo may read and write the trunk's part of its own adapter, so that any optimizer
     trains it (`SplitSession(trunk_parameters=True)`) and its saved adapters are whole."""
@@ -73,6 +87,7 @@ class TrunkConfig:
         in_range("trunk.port", self.port, 0, 65535)
         at_least("trunk.port", self.port, 0)
         in_range("trunk.connect-timeout", self.connect_timeout, 0.0, 3600.0, open_low=True)
+        in_range("trunk.service-timeout", self.service_timeout, 1.0, 1e6)
         in_range("trunk.reconnect-timeout", self.reconnect_timeout, 0.0, 3600.0)
         for name in ("max_sessions", "max_in_flight", "max_message_tokens", "max_cached_tokens"):
             at_least(f"trunk.{name.replace('_', '-')}", getattr(self, name), 1)

@@ -1,8 +1,10 @@
 """The trunk: the stock model with only its middle layers."""
 
+import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -38,6 +40,16 @@ class Trunk(Segment):
         """SHA-256 of a trained adapter that is part of it, hexadecimal; empty for none."""
         self.without_adapter: Callable[[], AbstractContextManager[object]] = nullcontext
         """A context in which it computes without that one."""
+
+    def with_same_weights(self) -> Self:
+        """A trunk with modules of its own whose weights are this one's, and no copies of them.
+
+        What wraps its modules, or computes with them, changes nothing of this trunk and of others
+        that were made of it. Buffers are its own: stock code may write to them. To be asked of a
+        trunk that is frozen, and wrapped with nothing.
+        """
+        shared = {id(parameter): parameter for parameter in self.parameters()}
+        return copy.deepcopy(self, dict(shared))
 
     def forward(
         self,

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -55,6 +56,7 @@ class TrunkEngine:
         snapshots: What silos have had kept of their adapters; in memory where not given.
         prefix_tokens: Tokens of the prefix that a session must have been opened with; None leaves
             it to the silo, 0 allows none. Only a frozen trunk takes one.
+        turns: A context in which alone the trunk's device computes; see `TrunkQueue`.
 
     Raises:
         ConfigError: mode and plan contradict each other, or a codec or transform of `wire` is of no
@@ -80,6 +82,7 @@ class TrunkEngine:
         follows_autocast: bool = True,
         snapshots: SnapshotStore | None = None,
         prefix_tokens: int | None = None,
+        turns: AbstractContextManager[object] | None = None,
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
@@ -104,7 +107,7 @@ class TrunkEngine:
         self.names = SiloNames()
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
-        self.queue = TrunkQueue(trunk, batching or BatchSettings())
+        self.queue = TrunkQueue(trunk, batching or BatchSettings(), turns)
         self._lock = self.queue.exclusive()
         self._follows_autocast = follows_autocast
         self._snapshots = snapshots or SnapshotStore()

@@ -104,6 +104,14 @@ def make_silo_certificate(folder: Path, name: str) -> list[Path]:
     return _leaf(folder, f"{name}-trunk", name, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
+def make_strategy(folder: Path, name: str) -> list[Path]:
+    """Write `NAME-strategy.crt` and `NAME-strategy.key`, by which a trunk service knows a strategy.
+
+    Args, returns and raises as `make_silo_certificate`.
+    """
+    return _leaf(folder, f"{name}-strategy", name, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
 def _leaf(
     folder: Path,
     file: str,

@@ -11,11 +11,11 @@ from typing import Self
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from flower_split.checkpoint import Checkpoint, CheckpointStore
+from flower_split.checkpoint import Checkpoint, CheckpointStore, Encoded
 from flower_split.checkpoint.kinds import restore_global_randomness
 from flower_split.config.resuming import differences, settings
 from flower_split.config.sections import SplitConfig
-from flower_split.errors import StateError
+from flower_split.errors import StateError, TrunkRestartedError
 from flower_split.reporting import installed_versions
 from flower_split.strategies.checkpoints import run_state
 from flower_split.strategies.checkpoints.inner_state import InnerState, lines
@@ -28,6 +28,9 @@ from flower_split.strategies.inner import takes_any_ranks
 from flower_split.transport.messages import Purpose
 
 logger = logging.getLogger(__name__)
+
+MOST_RESTARTS = 3
+"""Times that a trunk service may end between two states of a run, which is to get somewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,9 @@ class RunCheckpoints:
         self._num_rounds = num_rounds
         self._stack = ExitStack()
         self._store: CheckpointStore | None = None
+        self._state: InnerState | None = None
+        self._last: Checkpoint | None = None
+        self._restarts = 0
         self._origin_run_id = ""
         self._best: int | None = None
         self._saved = False
@@ -88,6 +94,11 @@ class RunCheckpoints:
                 store = CheckpointStore(self._folder, keep=self._config.checkpoint.keep)
                 self._store = stack.enter_context(store)
                 self._stack = stack.pop_all()
+        elif self._host.can_restart:
+            try:
+                self._state = InnerState(self._inner)
+            except StateError as error:
+                logger.warning("the run ends if its trunk service does: %s", error)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -129,7 +140,36 @@ class RunCheckpoints:
                 self._store.set_aside()
             self._host.origin_run_id = self._origin_run_id = secrets.token_hex(16)
         start = self._host.begin(initial_arrays, any_ranks=takes_any_ranks(self._inner))
-        return SplitResult(arrays=start), Reached()
+        result = SplitResult(arrays=start)
+        if self._host.can_restart and self._state is not None:
+            nothing = Reached()
+            self._last = self._packed(
+                result, nothing.server_round, self._state.take({}), complete=True, best=None
+            )
+        return result, Reached()
+
+    def go_back(self, roster: Callable[[], Roster]) -> tuple[SplitResult, Reached]:
+        """The run's last state again, at a trunk that has come back and was reopened.
+
+        Args:
+            roster: As for `begin`.
+
+        Raises:
+            StateError: there is none.
+            TrunkRestartedError: the trunk has ended more than `MOST_RESTARTS` times since it.
+        """
+        self._restarts += 1
+        if self._last is not None and self._restarts > MOST_RESTARTS:
+            raise TrunkRestartedError(
+                f"the trunk service has ended {self._restarts} times after round "
+                f"{self._last.server_round}: its log says why"
+            )
+        if self._last is None:
+            raise StateError(
+                "the trunk service came back without the run, whose state was not kept: "
+                f"{type(self._inner).__name__} has something that a checkpoint cannot keep"
+            )
+        return self._resume(self._last, roster)
 
     def save(
         self, result: SplitResult, server_round: int, roster: Roster, *, complete: bool
@@ -142,7 +182,7 @@ class RunCheckpoints:
         Raises:
             ConfigError: the silos do not report `best-metric`, and the best is to be kept.
         """
-        if self._store is None:
+        if self._state is None:
             return None
         self._saved = False
         best = self._best
@@ -157,23 +197,44 @@ class RunCheckpoints:
                 lines(inner.lost),
             )
             return None
-        checkpoint = run_state.pack(
+        checkpoint = self._packed(
             result,
-            server_round=server_round,
+            server_round,
+            inner,
             complete=complete,
-            best_round=best if best == server_round else self._best,
-            config=self._config,
-            origin_run_id=self._origin_run_id,
-            num_rounds=self._num_rounds,
-            host=self._host,
-            inner=inner,
+            best=best if best == server_round else self._best,
         )
+        if self._host.can_restart:
+            self._last, self._restarts = checkpoint, 0
+        if self._store is None:
+            return None
         self._saved = self._store.save(checkpoint)
         if not self._saved:
             return None
         self._best = checkpoint.best_round
         return Reached(
             server_round=server_round, complete=complete, is_best=self._best == server_round
+        )
+
+    def _packed(
+        self,
+        result: SplitResult,
+        server_round: int,
+        inner: Encoded,
+        *,
+        complete: bool,
+        best: int | None,
+    ) -> Checkpoint:
+        return run_state.pack(
+            result,
+            server_round=server_round,
+            complete=complete,
+            best_round=best,
+            config=self._config,
+            origin_run_id=self._origin_run_id,
+            num_rounds=self._num_rounds,
+            host=self._host,
+            inner=inner,
         )
 
     def _resume(
@@ -186,10 +247,16 @@ class RunCheckpoints:
         self._host.load_session_states(run_state.read_session_states(last))
         self._host.origin_run_id = self._origin_run_id = state.origin_run_id
         nodes = roster().nodes() if state.mentions_nodes else {}
-        self._state.put_back(state.inner, last, nodes)
+        if self._state is not None:
+            self._state.put_back(state.inner, last, nodes)
         result = run_state.read_result(last)
         restore_global_randomness(run_state.read_randomness(last))
         self._best = last.best_round
+        if self._host.can_restart:
+            self._last = last
+        if last.server_round < 0:
+            logger.info("the run begins once more")
+            return result, Reached()
         logger.info(
             "the run goes on after round %d%s of %d",
             last.server_round,

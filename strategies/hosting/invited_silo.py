@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flower_split.server.engine import TrunkEngine
-from flower_split.server.ticket_record import SessionOutcome, Stage, TicketRecord
-from flower_split.server.tickets import TicketBook
+from flower_split.server.hosting.run_trunk import InvitedSession
+from flower_split.server.ticket_record import SessionOutcome, Stage
 from flower_split.transport.invitation import Invitation
 from flower_split.transport.messages import Purpose, SessionSummary
 
@@ -40,18 +39,12 @@ class InvitedSilo:
 
     Args:
         invitation: As the silo gets it.
-        record: State of the invitation's ticket at the trunk.
-        engine: The trunk's engine, which made `record`.
-        tickets: What issued the invitation's tickets.
+        session: What it is invited to.
     """
 
-    def __init__(
-        self, invitation: Invitation, record: TicketRecord, engine: TrunkEngine, tickets: TicketBook
-    ) -> None:
+    def __init__(self, invitation: Invitation, session: InvitedSession) -> None:
         self.invitation = invitation
-        self._record = record
-        self._engine = engine
-        self._tickets = tickets
+        self._session = session
 
     @property
     def node_id(self) -> int:
@@ -61,22 +54,22 @@ class InvitedSilo:
     @property
     def is_broken(self) -> bool:
         """Whether its session ended without having been finished."""
-        return self._record.is_broken
+        return self._session.stage is Stage.BROKEN
 
     @property
     def is_finished(self) -> bool:
         """Whether its session was finished, and the outcome has not been collected."""
-        return self._record.is_finished
+        return self._session.stage is Stage.FINISHED
 
     @property
     def seen(self) -> "SeenSession":
         """How far its session is; no thread of the trunk waits for who looks."""
-        record = self._record
-        return SeenSession(silo=record.silo, stage=record.stage, progress=record.progress)
+        session = self._session
+        return SeenSession(silo=session.silo, stage=session.stage, progress=session.progress)
 
     def collect(self) -> SessionOutcome | None:
         """What its session leaves, once; None unless it was finished."""
-        return self._record.collect()
+        return self._session.collect()
 
     def accept(self) -> None:
         """Its reply counts: its next session resumes from what this one has left.
@@ -84,11 +77,8 @@ class InvitedSilo:
         Raises:
             SequenceError: the outcome was not collected.
         """
-        self._engine.accept(self.invitation.ticket)
+        self._session.accept()
 
     def discard(self) -> None:
         """End its session and its delivery if they are open, and make its tickets worthless."""
-        offer = self.invitation.offer
-        for ticket in (self.invitation.ticket, *(offer.tickets if offer else ())):
-            self._tickets.revoke(ticket)
-        self._engine.discard(self.invitation.ticket)
+        self._session.discard()

@@ -28,7 +28,7 @@ def trunks(monkeypatch):
             served.append(trunk)
             super().__init__(trunk, **options)
 
-    monkeypatch.setattr("flower_split.strategies.hosting.host.TrunkEngine", Noting)
+    monkeypatch.setattr("flower_split.server.hosting.hosted_run.TrunkEngine", Noting)
     return served
 
 

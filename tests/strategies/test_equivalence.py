@@ -75,7 +75,7 @@ def test_the_transport_in_process_gives_the_same_adapters_as_grpc(folders, monke
     def connect(address, spec, ticket, **_):
         return InProcessTransport(engines[-1], spec, ticket)
 
-    monkeypatch.setattr("flower_split.strategies.hosting.host.TrunkServer", WithoutSocket)
+    monkeypatch.setattr("flower_split.strategies.hosting.in_process.TrunkServer", WithoutSocket)
     in_process = split(folders["llama"], "fedavg", connect=connect).arrays
     assert list(in_process) == list(over_grpc)
     for name, array in over_grpc.items():

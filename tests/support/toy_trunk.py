@@ -49,6 +49,11 @@ class ToyHost:
             {name: Array(np.zeros(shape, np.float32)) for name, shape in SHAPES.items()}
         )
 
+    can_restart = False
+
+    def confirm(self):
+        pass
+
     def session_states(self):
         return self.states
 
@@ -78,7 +83,7 @@ class ToyHost:
             sample=sample,
             seconds=terms.seconds,
         )
-        return InvitedSilo(invitation, self.records[token], self, self)
+        return InvitedSilo(invitation, ToySession(self, invitation.ticket))
 
     def trained(self, token, tensors):
         """What a session leaves that began with `tensors`."""
@@ -93,24 +98,42 @@ class ToyHost:
         """What the silo's session does until it is gone."""
         self._open(token).close()
 
-    # As the engine and the tickets of the silos that were invited:
-
-    def accept(self, ticket):
-        assert self.records[ticket.token].accept() is None
-        self.accepted.append((ticket.server_round, ticket.node_id))
-
-    def discard(self, ticket):
-        self.records.pop(ticket.token).discard()
-
-    def revoke(self, ticket):
-        pass
-
     def _open(self, token):
         record = self.records[token]
         tensors = self.trained(token, record.start().tensors)
         silo = str(self.nodes[token] - FIRST_NODE)
         record.open(ToyWork(tensors, silo), silo)
         return record
+
+
+class ToySession:
+    """`InvitedSession` of the toy trunk."""
+
+    def __init__(self, host, ticket):
+        self._host, self._record = host, host.records[ticket.token]
+        self.ticket, self.offer = ticket, None
+
+    @property
+    def silo(self):
+        return self._record.silo
+
+    @property
+    def stage(self):
+        return self._record.stage
+
+    @property
+    def progress(self):
+        return self._record.progress
+
+    def collect(self):
+        return self._record.collect()
+
+    def accept(self):
+        assert self._record.accept() is None
+        self._host.accepted.append((self.ticket.server_round, self.ticket.node_id))
+
+    def discard(self):
+        self._host.records.pop(self.ticket.token).discard()
 
 
 class ToyWork:

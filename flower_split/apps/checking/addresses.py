@@ -17,6 +17,9 @@ def look_at_addresses(config: SplitConfig, findings: Findings) -> None:
     warning only, because the trunk may be meant for another.
     """
     trunk = config.trunk
+    if trunk.service:
+        findings.ok(TOPIC, f"the trunk is hosted by the service at {trunk.service}")
+        return
     host = trunk.host
     try:
         family, _, _, _, address = socket.getaddrinfo(

@@ -94,7 +94,7 @@ def _look_from_afar(config: SplitConfig, findings: Findings) -> None:
         findings.warn(
             "settings", "output-dir is empty: nothing of the run will be kept on the server"
         )
-    if is_loopback(config.trunk.host):
+    if is_loopback(config.trunk.host) and not config.trunk.service:
         findings.warn(
             "address",
             f"trunk.host {config.trunk.host} is loopback: silos on other machines cannot reach the "

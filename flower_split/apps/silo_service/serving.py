@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from flower_split.apps.process import set_up_process
+from flower_split.apps.services.systemd import tell_systemd
 from flower_split.apps.silo_service.handlers import HANDLERS
 from flower_split.apps.silo_service.holdings import Holdings
 from flower_split.apps.silo_service.service import Service
@@ -46,7 +46,7 @@ def serve(folder: Path, *, most_model_bytes: int, idle_seconds: float) -> None:
         )
         with _signals(service):
             logger.info("the silo service listens at %s", folder / SOCKET)
-            _tell_systemd("READY=1")
+            tell_systemd("READY=1")
             service.run()
     logger.info("the silo service has ended")
 
@@ -54,7 +54,7 @@ def serve(folder: Path, *, most_model_bytes: int, idle_seconds: float) -> None:
 @contextmanager
 def _signals(service: Service) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
-        _tell_systemd("STOPPING=1")
+        tell_systemd("STOPPING=1")
         service.stop()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -81,18 +81,3 @@ def _give_up() -> None:
     logger.error("the silo service is ended in the middle of a message")
     sys.stderr.flush()
     os._exit(1)
-
-
-def _tell_systemd(state: str) -> None:
-    """As sd_notify(3): where systemd has started this process to be told."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-            told.connect(address)
-            told.sendall(state.encode())
-    except OSError as error:
-        logger.warning("systemd was not told %s: %s", state, error)

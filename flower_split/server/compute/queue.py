@@ -97,9 +97,16 @@ class TrunkQueue:
     Args:
         trunk: The layers, wrapped with their adapters where they have any.
         settings: How requests are put together, and what is kept.
+        turns: A context that several trunks on one device have in common, and only one of which is
+            in it at a time: it computes in there. None where the device is this trunk's alone.
     """
 
-    def __init__(self, trunk: Trunk, settings: BatchSettings) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        settings: BatchSettings,
+        turns: AbstractContextManager[object] | None = None,
+    ) -> None:
         self.budget = ActivationBudget(settings.max_activation_tokens)
         self.memory = PassMemory(trunk, int(settings.max_memory * 1e9))
         self._computer = TrunkComputer(
@@ -120,6 +127,7 @@ class TrunkQueue:
         self._mixes = settings.batching and mixes and not alone
         self._drops = has_dropout(trunk, trunk.config)
         self._numbers = itertools.count()
+        self._turns = nullcontext() if turns is None else turns
         self._computing = threading.RLock()
         self._changed = threading.Condition()  # of all that follows; never held for long
         self._jobs: dict[Turn, Job] = {}
@@ -171,7 +179,7 @@ class TrunkQueue:
     def submit(self, job: Job) -> Future[Any]:
         """Let a pass wait for its turn; never waits itself."""
         if _is_inside_a_backward_pass():
-            with self._computing, _unwatched():
+            with self._turns, self._computing, _unwatched():
                 self._compute([job])
             with self._changed:
                 self._note_change()  # it may have freed what others wait for
@@ -218,7 +226,7 @@ class TrunkQueue:
 
     def _run(self) -> None:
         while True:
-            with self._computing:
+            with self._turns, self._computing:
                 with self._changed:
                     seen, work = self._changes, self._take()
                 if callable(work):

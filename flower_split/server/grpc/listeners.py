@@ -56,17 +56,11 @@ async def listen_trunk(
         ConfigError: it cannot listen on `address`.
     """
     server = grpc.aio.server(
-        options=[
-            *options,
-            _OWN_PORT,
-            *_STRANGERS,
-            (_CONNECTIONS, max_connections),
-            (_STREAMS, _STREAMS_TOLD * max_streams),
-        ],
+        options=[*options, *strangers(max_connections, max_streams)],
         maximum_concurrent_rpcs=max_streams,
     )
     add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    return server, await _start(server, address, credentials)
+    return server, await started(server, address, credentials)
 
 
 Readiness: TypeAlias = Callable[[], Awaitable[None]]
@@ -84,22 +78,36 @@ async def listen_health(
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await servicer.set(TRUNK_SERVICE, health_pb2.HealthCheckResponse.SERVING)
     server = grpc.aio.server(
-        options=[
-            _OWN_PORT,
-            *_STRANGERS,
-            *UNCOMPRESSED,
-            (_CONNECTIONS, max_connections),
-            (_STREAMS, _STREAMS_TOLD * _MAX_CHECKS),
-        ],
+        options=[*UNCOMPRESSED, *strangers(max_connections, _MAX_CHECKS)],
         maximum_concurrent_rpcs=_MAX_CHECKS,
     )
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    return server, await _start(server, address, credentials), servicer.enter_graceful_shutdown
+    return server, await started(server, address, credentials), servicer.enter_graceful_shutdown
 
 
-async def _start(
+def strangers(max_connections: int, max_streams: int) -> Options:
+    """Options that bound what peers cost that have shown nothing yet.
+
+    Args:
+        max_connections: That are taken at a time.
+        max_streams: That are served at a time.
+    """
+    return [
+        _OWN_PORT,
+        *_STRANGERS,
+        (_CONNECTIONS, max_connections),
+        (_STREAMS, _STREAMS_TOLD * max_streams),
+    ]
+
+
+async def started(
     server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
 ) -> int:
+    """The port that `server` listens on from now on.
+
+    Raises:
+        ConfigError: it cannot listen on `address`.
+    """
     try:
         if credentials is None:
             port = server.add_insecure_port(address)

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -23,7 +24,12 @@ from flower_split.server.grpc.listeners import (
     listen_trunk,
 )
 from flower_split.server.grpc.rehearsal import rehearse
-from flower_split.server.grpc.service import ServiceLimits, TrunkService
+from flower_split.server.grpc.service import (
+    ENDED,
+    ServiceLimits,
+    SessionBounds,
+    TrunkService,
+)
 from flower_split.server.tickets import Admission
 from flower_split.tls import ServerTls
 from flower_split.transport.base import TrunkBackend
@@ -33,6 +39,7 @@ from flower_split.transport.grpc.channel import (
     check_plaintext,
     server_credentials,
 )
+from flower_split.transport.messages import Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +70,7 @@ class TrunkServer:
             trunk is, and demands no client certificate.
         health_port: Its port; 0 takes a free one.
         keepalive: How a dead silo is found.
+        bounds: Bounds of the session that a ticket opens; None for those of `limits`.
 
     Raises:
         ConfigError: an address is malformed, other machines could listen in, or the certificate
@@ -83,6 +91,7 @@ class TrunkServer:
         health: bool = True,
         health_port: int = 0,
         keepalive: Keepalive | None = None,
+        bounds: Callable[[Ticket | None], SessionBounds] | None = None,
     ) -> None:
         self._bind = Address.parse(address)
         self._advertise = Address.parse(advertise, port=0) if advertise else None
@@ -106,7 +115,9 @@ class TrunkServer:
             max_streams=self._limits.max_deliveries,
             idle_timeout=self._limits.idle_timeout,
         )
-        self._service = TrunkService(hosted, admit, self._limits, self._codecs, self._delivery)
+        self._service = TrunkService(
+            hosted, admit, self._limits, self._codecs, self._delivery, bounds
+        )
         self._loop: LoopThread | None = None
         self._stopped = False
         self._servers: list[grpc.aio.Server] = []
@@ -136,6 +147,17 @@ class TrunkServer:
             self.stop(grace=0.0)
             raise
         return self
+
+    def retire(self, why: str) -> None:
+        """Take no further sessions; those that are open go on. Can be called twice.
+
+        The health service answers NOT_SERVING from now on.
+
+        Args:
+            why: What the silos that come, or whose connections break, are told.
+        """
+        if self._loop is not None:
+            self._loop.run(self._retire(why))
 
     def stop(self, grace: float = 0.5) -> None:
         """Stop listening, end all sessions and join all threads. Can be called twice.
@@ -220,10 +242,13 @@ class TrunkServer:
             )
             self._servers.append(server)
 
-    async def _end(self, grace: float) -> None:
+    async def _retire(self, why: str) -> None:
         if self._not_ready is not None:
             await self._not_ready()
-        self._service.retire()
+        self._service.retire(why)
+
+    async def _end(self, grace: float) -> None:
+        await self._retire(ENDED)
         dismissal = asyncio.get_running_loop().call_later(grace, self._service.dismiss)
         for server in self._servers:  # health answers to the last
             await server.stop(grace + _FAREWELL_SECONDS)

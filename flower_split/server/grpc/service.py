@@ -97,6 +97,19 @@ class ServiceLimits:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SessionBounds:
+    """Bounds of the session that one ticket opens."""
+
+    limits: SessionLimits
+    reconnect_timeout: float = 0.0
+    """See `ServiceLimits.reconnect_timeout`."""
+
+
+ENDED = "the trunk has ended; its run is over"
+"""What silos are told whose sessions end with the trunk."""
+
+
 class TrunkService(TrunkServicer):
     """The service on `backend`, for one event loop.
 
@@ -106,6 +119,7 @@ class TrunkService(TrunkServicer):
         limits: Bounds of the service.
         codecs: Executor for decoding and encoding large tensors.
         delivery: Serves the model's delivery.
+        bounds: Bounds of the session that a ticket opens; None for those of `limits`.
     """
 
     def __init__(
@@ -115,7 +129,9 @@ class TrunkService(TrunkServicer):
         limits: ServiceLimits,
         codecs: Executor,
         delivery: DeliveryService,
+        bounds: Callable[[Ticket | None], SessionBounds] | None = None,
     ) -> None:
+        self._bounds = bounds or self._same_for_all
         self._backend = backend
         self._admit = admit
         self._limits = limits
@@ -157,9 +173,14 @@ class TrunkService(TrunkServicer):
 
         await self._serve(request_iterator, context, serve)
 
-    def retire(self) -> None:
-        """Open no more sessions, and hold none: from now on one ends with its stream."""
-        self._farewell = TrunkUnavailableError("the trunk has ended; its run is over")
+    def retire(self, why: str = ENDED) -> None:
+        """Open no more sessions, and hold none: from now on one ends with its stream.
+
+        Args:
+            why: What silos are told; the first reason counts.
+        """
+        if self._farewell is None:
+            self._farewell = TrunkUnavailableError(why)
         for conversation in [*self._conversations]:
             conversation.hold_no_more(self._farewell)
 
@@ -233,15 +254,14 @@ class TrunkService(TrunkServicer):
                 raise SequenceError(f"frame {kind}, expected hello")
         conversation.check(attempt, point)
 
+        limits = self._bounds(conversation.ticket).limits
+
         def greeting() -> pb.ServerFrame:
             if first.HasField("resume"):
                 return resumed_frame(conversation.taken)
-            return welcome_frame(
-                self._limits.session, conversation.resumed, reconnect_seconds=conversation.hold
-            )
+            return welcome_frame(limits, conversation.resumed, reconnect_seconds=conversation.hold)
 
-        limits = self._limits
-        reader = RequestReader(conversation.spec, limits.session, limits.hidden_size)
+        reader = RequestReader(conversation.spec, limits, self._limits.hidden_size)
         stream = SessionStream(frames, context, conversation, reader, greeting)
         await conversation.carry(stream, attempt, point)
 
@@ -255,17 +275,17 @@ class TrunkService(TrunkServicer):
                 raise ReplayError("the hello that was sent again is another one")
             return found
         session = self._admitted(spec, ticket)
-        limits = self._limits
-        width = limits.hidden_size
-        most_bytes = None if width is None else 8 * width * limits.session.max_message_tokens
+        bounds, width = self._bounds(ticket), self._limits.hidden_size
+        limits = bounds.limits
+        most_bytes = None if width is None else 8 * width * limits.max_message_tokens
         conversation = Conversation(
             session,
             spec,
             ticket,
-            ReplyMemory(_SPARE_REPLIES + 2 * limits.session.max_in_flight, most_bytes),
+            ReplyMemory(_SPARE_REPLIES + 2 * limits.max_in_flight, most_bytes),
             Terms(
-                deadlines=limits.deadlines,
-                hold=limits.reconnect_timeout if hello.secret else 0.0,
+                deadlines=self._limits.deadlines,
+                hold=bounds.reconnect_timeout if hello.secret else 0.0,
                 codecs=self._codecs,
             ),
             self._leave,
@@ -298,6 +318,10 @@ class TrunkService(TrunkServicer):
                 self._admit.claim(ticket, spec.purpose)
             self._num_sessions += 1
         return AdmittedSession(self._backend, spec, ticket, self._admit)
+
+    def _same_for_all(self, ticket: Ticket | None) -> SessionBounds:
+        limits = self._limits
+        return SessionBounds(limits=limits.session, reconnect_timeout=limits.reconnect_timeout)
 
     def _leave(self, conversation: Conversation) -> None:
         self._conversations.discard(conversation)

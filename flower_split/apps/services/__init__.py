@@ -1,0 +1,1 @@
+"""Services as processes of their own: the trunk's, and what each of them tells systemd."""

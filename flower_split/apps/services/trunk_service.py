@@ -1,0 +1,117 @@
+"""The trunk service: the process of `flower-split trunk serve`, from its settings to its end."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+
+from flower_split.apps.process import set_up_process
+from flower_split.apps.services.systemd import tell_systemd
+from flower_split.config.sections import CutConfig, ModelConfig, SplitConfig, TrunkConfig
+from flower_split.control.served_model import ServedModel
+from flower_split.control.served_runs import RunBounds, ServedRuns
+from flower_split.control.server import TrunkServiceServer
+from flower_split.control.service_tls import ServiceTls
+from flower_split.server.hosting.resolving import load_run_trunk
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServicePorts:
+    """Where a trunk service listens, each `host:port`."""
+
+    data: str
+    control: str
+    health_port: int = 0
+    """On the data port's host; 0 takes a free one."""
+    advertise: str = ""
+    """That silos are told; empty for `data`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkServiceSettings:
+    """What a trunk service is started with."""
+
+    model: ModelConfig
+    """By the name by which this machine finds it."""
+    cuts: CutConfig
+    name: str = ""
+    """By which runs name the model; empty for `model.name`."""
+    device: str = "auto"
+    ports: ServicePorts
+    tls: ServiceTls | None = None
+    bounds: RunBounds = field(default_factory=RunBounds)
+    grace: float = 30.0
+    """Seconds for which a service that is told to end waits for what is under way."""
+
+
+def serve_trunk(settings: TrunkServiceSettings) -> None:
+    """Serve runs until SIGTERM or Ctrl-C; to be called in the main thread.
+
+    Raises:
+        ModelError: the model cannot be loaded, or not be cut there.
+        ConfigError: a port or the certificate cannot be used, or there is no such device.
+    """
+    set_up_process()
+    _log_to_stderr()
+    ended, hurried = threading.Event(), threading.Event()
+    with _signals(ended, hurried):
+        config = SplitConfig(
+            model=settings.model, split=settings.cuts, trunk=TrunkConfig(device=settings.device)
+        )
+        trunk = load_run_trunk(config)
+        model = ServedModel.of_run(config)
+        model = replace(model, name=settings.name or model.name)
+        runs = ServedRuns(trunk, model, settings.model.name, settings.bounds)
+        ports = settings.ports
+        with TrunkServiceServer(
+            runs,
+            data=ports.data,
+            control=ports.control,
+            health_port=ports.health_port,
+            tls=settings.tls,
+            advertise=ports.advertise,
+        ) as server:
+            logger.info("the trunk service has %s on %s", model, trunk.device)
+            logger.info(
+                "silos connect to %s, strategies to %s, health checks to %s, %s",
+                server.address,
+                server.control_address,
+                server.health_address,
+                "TLS" if settings.tls else "no TLS: whoever is on this machine may open runs",
+            )
+            tell_systemd("READY=1")
+            ended.wait()
+            tell_systemd("STOPPING=1")
+            logger.info("nothing new is taken; what is under way has %g s", settings.grace)
+            if not server.drain(settings.grace, hurried):
+                logger.warning("sessions are ended in the middle; their runs go on later")
+    logger.info("the trunk service has ended")
+
+
+def _log_to_stderr() -> None:
+    """Flower, whose log the apps join, is no part of this process."""
+    ours = logging.getLogger("flower_split")
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        ours.addHandler(handler)
+
+
+@contextmanager
+def _signals(ended: threading.Event, hurried: threading.Event) -> Iterator[None]:
+    """The first signal has the service end, the second one has it end now."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        (hurried if ended.is_set() else ended).set()
+
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

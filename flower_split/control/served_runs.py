@@ -1,0 +1,295 @@
+"""`ServedRuns`: the runs of a trunk service, which have one copy of the weights in common.
+
+Each run has modules, adapters, optimizers, tickets and a queue of its own; what they share is the
+weights, which nobody changes, and the device, on which they take turns.
+"""
+
+import hashlib
+import hmac
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from flower_split.adapters.plan import PEFT_PREFIX
+from flower_split.config.sections import SplitConfig
+from flower_split.control.served_model import ServedModel, located
+from flower_split.control.served_run import RunQuota, ServedRun
+from flower_split.delivery.pack import Pack
+from flower_split.errors import (
+    ConfigError,
+    TrunkBusyError,
+    TrunkRestartedError,
+    TrunkUnavailableError,
+)
+from flower_split.segments import Trunk
+from flower_split.server.compute.turns import DeviceTurns
+from flower_split.server.grpc.delivery import PackSource
+from flower_split.server.hosting.hosted_run import HostedRun
+from flower_split.server.hosting.resolving import ResolvedRun, open_pack, resolve_run
+from flower_split.server.hosting.run_trunk import SiloChannel
+from flower_split.transport.messages import SessionLimits, Ticket
+
+logger = logging.getLogger(__name__)
+
+LEASE_SECONDS = 90.0
+"""After which a run whose strategy is not heard of any more is closed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunBounds:
+    """What a service lets its runs have."""
+
+    max_runs: int = 8
+    max_sessions: int = 64
+    """Of all runs together."""
+    session: SessionLimits = field(default_factory=SessionLimits)
+    """What one session of any run may hold."""
+    max_bytes: int = 16 << 30
+    """See `RunQuota`."""
+
+
+class ServedRuns:
+    """The runs of one service; `DataPort` serves them to silos, and `ControlService` to strategies.
+
+    Args:
+        trunk: Loaded, frozen, and never computed with itself.
+        model: What it is.
+        source: Where this machine finds the model.
+        bounds: Of the runs.
+        clock: Seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        model: ServedModel,
+        source: str,
+        bounds: RunBounds,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        trunk.requires_grad_(False)
+        self.model = model
+        self.bounds = bounds
+        self._trunk = trunk
+        self._source = source
+        self._clock = clock
+        self._turns = DeviceTurns()
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._runs: dict[bytes, ServedRun] = {}
+        self._pending = 0
+        self._by_token: dict[bytes, ServedRun] = {}
+        self._packs = ExitStack()
+        self._pack: Pack | None = None
+        self._draining = False
+
+    @property
+    def all(self) -> list[ServedRun]:
+        """The runs that are open."""
+        with self._lock:
+            return list(self._runs.values())
+
+    @property
+    def hidden_size(self) -> int:
+        """H of every tensor."""
+        return self._trunk.hidden_size
+
+    def open(self, config: SplitConfig, owner: str, channel: SiloChannel) -> ServedRun:
+        """A new run; takes as long as its adapter takes to be initialised.
+
+        Raises:
+            HandshakeError: the service has another model, or other cuts.
+            ConfigError: the run may not have what it asks for.
+            TrunkBusyError: there are too many runs.
+            TrunkUnavailableError: the service is being stopped.
+            ModelError, AdapterError: as for a trunk in the strategy's process.
+        """
+        self.model.check(config)
+        self._check_bounds(config)
+        with self._lock:
+            self._check_draining()
+            if len(self._runs) + self._pending >= self.bounds.max_runs:
+                raise TrunkBusyError(
+                    f"the service has {len(self._runs)} runs, its limit: try later, or raise its "
+                    "--max-runs"
+                )
+            self._pending += 1
+        try:
+            made = self._make(located(config, self._source), owner, channel)
+        finally:
+            with self._lock:
+                self._pending -= 1
+        logger.info("run %s… is open: %s", made.secret.hex()[:8], _told(config))
+        return made
+
+    def find(self, secret: bytes, owner: str) -> ServedRun:
+        """The run of this secret, for whoever opened it.
+
+        Raises:
+            TrunkRestartedError: there is none, or it is another strategy's.
+        """
+        with self._lock:
+            found = self._runs.get(secret)
+        if found is None or not hmac.compare_digest(found.owner, owner):
+            raise TrunkRestartedError(
+                "the service knows nothing of this run: it was started anew, or has closed the run "
+                f"because its strategy was not heard of for {LEASE_SECONDS:g} s"
+            )
+        found.touch()
+        return found
+
+    def close(self, run: ServedRun) -> None:
+        """End every session of the run and forget it. Can be called twice."""
+        with self._lock:
+            known = self._runs.pop(run.secret, None)
+        run.close()
+        if known is not None:
+            logger.info("run %s… is closed", run.secret.hex()[:8])
+
+    def expire(self) -> None:
+        """Close the runs whose strategies are not heard of any more."""
+        before = self._clock() - LEASE_SECONDS
+        for run in self.all:
+            if run.seen < before and not run.calls:
+                logger.warning("run %s… is left by its strategy", run.secret.hex()[:8])
+                self.close(run)
+
+    def drain(self) -> None:
+        """Take no further runs and invitations."""
+        with self._lock:
+            self._draining = True
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes nothing new any more."""
+        return self._draining
+
+    def check_invites(self) -> None:
+        """Raise `TrunkUnavailableError` where no silo is invited any more."""
+        with self._lock:
+            self._check_draining()
+
+    def end(self) -> None:
+        """Close all runs."""
+        self.drain()
+        for run in self.all:
+            self.close(run)
+        self._packs.close()
+
+    def of(self, ticket: Ticket | None) -> ServedRun | None:
+        """The run that a ticket was made for; None where it is none of any."""
+        if ticket is None:
+            return None
+        with self._lock:
+            return self._by_token.get(_digest(ticket))
+
+    @property
+    def pack(self) -> PackSource | None:
+        """What is delivered to silos; None where no run has asked for it yet."""
+        return self._pack
+
+    def _make(self, config: SplitConfig, owner: str, channel: SiloChannel) -> ServedRun:
+        with self._opening:
+            pack = self._delivered(config)
+            with self._turns:  # PEFT draws numbers, and may compute with the weights
+                resolved = resolve_run(config, lambda _: self._trunk.with_same_weights())
+                _check_given_away(resolved)
+                hosted = HostedRun(config, resolved, pack=pack, turns=self._turns)
+            hosted.serve_at(channel)
+        run = ServedRun(
+            secrets.token_bytes(32),
+            owner,
+            hosted,
+            RunQuota(max_sessions=config.trunk.max_sessions, max_bytes=self.bounds.max_bytes),
+            on_tickets=self._note_tickets,
+            clock=self._clock,
+        )
+        with self._lock:
+            self._check_draining()
+            self._runs[run.secret] = run
+        return run
+
+    def _delivered(self, config: SplitConfig) -> PackSource | None:
+        if config.model.delivery == "server" and self._pack is None:
+            pack = open_pack(config)
+            if pack is not None:
+                self._pack = self._packs.enter_context(pack)
+        return self._pack if config.model.delivery == "server" else None
+
+    def _check_bounds(self, config: SplitConfig) -> None:
+        trunk, most = config.trunk, self.bounds
+        found = [
+            f"{key} is {asked}, and the trunk service lets a run have {bound}: lower it, or raise "
+            f"the service's {option}"
+            for key, asked, bound, option in (
+                (
+                    "trunk.max-sessions",
+                    *(trunk.max_sessions, most.max_sessions, "--max-sessions"),
+                ),
+                (
+                    "trunk.max-in-flight",
+                    *(trunk.max_in_flight, most.session.max_in_flight, "--max-in-flight"),
+                ),
+                (
+                    "trunk.max-message-tokens",
+                    *(trunk.max_message_tokens, most.session.max_message_tokens),
+                    "--max-message-tokens",
+                ),
+                (
+                    "trunk.max-cached-tokens",
+                    *(trunk.max_cached_tokens, most.session.max_cached_tokens),
+                    "--max-cached-tokens",
+                ),
+            )
+            if asked > bound
+        ]
+        named = config.peft.options.get("tokenizer_name_or_path", self.model.name)
+        if named != self.model.name:
+            found.append(
+                "peft.tokenizer-name-or-path names another model than the run's, which a trunk "
+                "service does not load: leave it out"
+            )
+        if found:
+            raise ConfigError("\n".join(found))
+
+    def _check_draining(self) -> None:
+        if self._draining:
+            raise TrunkUnavailableError("the service is being stopped")
+
+    def _note_tickets(self, run: ServedRun, tickets: tuple[Ticket, ...], good: bool) -> None:
+        with self._lock:
+            for ticket in tickets:
+                if good:
+                    self._by_token[_digest(ticket)] = run
+                else:
+                    self._by_token.pop(_digest(ticket), None)
+
+
+def _check_given_away(resolved: ResolvedRun) -> None:
+    """Raise `ConfigError` where the strategy would be given weights, as the start of an adapter."""
+    plan, held = resolved.whole_plan, resolved.layout.trunk_names
+    copied = tuple(f"{PEFT_PREFIX}{name}." for name in plan.copies)
+    found = "LN_TUNING" if plan.method == "LN_TUNING" and held else ""
+    if plan.changes_weights and held:
+        found = f"init-lora-weights {dict(plan.options)['init_lora_weights']!r}"
+    if any(name.startswith(copied) for name in held):
+        found = "modules-to-save among the trunk's layers"
+    if found:
+        raise ConfigError(
+            f"{found} begins with what the trunk's weights are, and a trunk service gives those to "
+            "nobody: set trunk.adapters to 'frozen', or choose another method"
+        )
+
+
+def _digest(ticket: Ticket) -> bytes:
+    return hashlib.sha256(ticket.token.encode("utf-8", "replace")).digest()
+
+
+def _told(config: SplitConfig) -> str:
+    trunk = config.trunk
+    return f"adapters {trunk.adapters}, up to {trunk.max_sessions} sessions"
