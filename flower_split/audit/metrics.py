@@ -34,8 +34,9 @@ class Recovery:
     """What a reconstruction has of the texts."""
 
     tokens: Share
-    content_tokens: Share
-    """Of tokens with a letter or a digit that are not among the most frequent ones."""
+    content_tokens: Share | None
+    """Of tokens with a letter or a digit that are not among the most frequent ones; None where the
+    texts have none."""
     rouge_l: Share
     """Mean over documents of the F-measure of the longest common subsequence (Lin 2004)."""
     documents: Share
@@ -80,7 +81,9 @@ def recovery(
     ones = torch.ones(len(rows))
     return Recovery(
         tokens=ratio(right.sum(1), lengths, seed=seed),
-        content_tokens=ratio((right & content).sum(1), content.sum(1), seed=seed),
+        content_tokens=ratio((right & content).sum(1), content.sum(1), seed=seed)
+        if bool(content.any())
+        else None,
         rouge_l=ratio(rouge, ones, seed=seed),
         documents=ratio(whole, ones, seed=seed),
         worst_decile=float(per_document.sort(descending=True).values[:worst].mean()),

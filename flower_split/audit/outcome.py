@@ -155,7 +155,13 @@ class Outcome:
     def sentence(self) -> str:
         """What was run and what not."""
         ran = ", ".join(dict.fromkeys(one.key for one in self.attacks)) or "nothing"
-        left = "; ".join(f"{name}: {why}" for name, why in self.not_run.items())
+        unmeasured = {
+            f"limit {name}": "nothing that it limits was there to be measured"
+            for name in self.policy.limits
+            if name not in self.strongest()
+        }
+        told = {**self.not_run, **unmeasured}
+        left = "; ".join(f"{name}: {why}" for name, why in told.items())
         return f"Run: {ran}. Not run: {left or 'nothing'}. {LOWER_BOUND}"
 
     @property
@@ -204,7 +210,8 @@ class Outcome:
 def _measured(attack: AttackResult) -> Iterator[tuple[str, float]]:
     if (found := attack.recovery) is not None:
         yield "tokens", found.tokens.high
-        yield "content-tokens", found.content_tokens.high
+        if found.content_tokens is not None:
+            yield "content-tokens", found.content_tokens.high
         yield "rouge-l", found.rouge_l.high
         yield "documents", found.documents.high
         yield "worst-decile", found.worst_decile

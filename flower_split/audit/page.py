@@ -88,7 +88,7 @@ def _by_adversary(attacks: Sequence[AttackResult]) -> Table:
             tokens = found.tokens
             texts = [
                 f"{_percent(tokens.value)} ({_percent(tokens.low)} to {_percent(tokens.high)})",
-                _percent(found.content_tokens.value),
+                "-" if found.content_tokens is None else _percent(found.content_tokens.value),
                 f"{found.rouge_l.value:.2f}",
                 _percent(found.documents.value),
                 _percent(found.worst_decile),

@@ -68,3 +68,7 @@ def test_statuses() -> None:
     assert outcome(0.5, used_up=True).status == 3
     assert outcome(0.5, complete=False).status == 5
     assert "lower bound" in outcome(0.28).sentence
+    made = outcome(0.28)
+    assert "limit" not in made.sentence
+    made.policy = Policy(limits={"identifiers": 0.0})
+    assert made.status == 0 and "limit identifiers: nothing" in made.sentence
