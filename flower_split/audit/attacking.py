@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from flower_split.audit import metrics
-from flower_split.audit.inverter import ARCHITECTURES
 from flower_split.audit.labels import LabelsFound, as_text, find_labels, right_labels
-from flower_split.audit.learning import Fitted, fit
+from flower_split.audit.learning import ARCHITECTURES, Fitted, fit
 from flower_split.audit.nearest import MEASURES, Embeddings, nearest
 from flower_split.audit.outcome import AttackResult
 from flower_split.audit.recording import Recording

@@ -8,6 +8,7 @@ import torch
 
 from flower_split.audit import controls, metrics
 from flower_split.audit.attacking import Attacker, Say, token_shares
+from flower_split.audit.canaries import CANARIES, tell_canaries
 from flower_split.audit.describing import described
 from flower_split.audit.labels import right_labels
 from flower_split.audit.learning import Fitted
@@ -18,14 +19,13 @@ from flower_split.audit.recording import Recording
 from flower_split.audit.settings import AuditSettings, Budget, BudgetUsedUpError
 from flower_split.audit.span import SpanCheck, sizes, span_check
 from flower_split.audit.subject import CutModel, Subject
-from flower_split.audit.texts import AuditTexts
+from flower_split.audit.texts import AuditTexts, canary_documents
 from flower_split.audit.updates import Inputs, first_factors, step_gradient
 from flower_split.config.wire import HOPS, WireConfig
 
 NOT_BUILT = {
     "F4": "continuous matching from F2 is not built",
     "U2": "gradient matching over local steps is not built",
-    "M1": "canaries in the final adapter are not built",
     "H1": "a hijacking trunk is not built",
 }
 SWEPT_CODECS = ("int8", "nf4")
@@ -60,6 +60,7 @@ class _Audit:
             ("positive control", self.positive),
             ("attacks and controls at the run's own cut and wire", self.own_cut),
             ("U1", self.updates),
+            ("M1", self.canaries),
         ]
         if sweeps:
             steps += [("other cuts", self.depths), ("other codecs", self.codecs)]
@@ -148,6 +149,27 @@ class _Audit:
                 updates.append(span_check(replace(step, gradient=made)))
         self.outcome.controls.append(controls.span(checks))
         self._add_updates(checks, updates, len(factors.names))
+
+    def canaries(self) -> None:
+        """M1: who has the adapter that results tells what it was trained on."""
+        self.say("M1 canaries in an adapter that is trained here")
+        began, seed = self.budget.spent, self.settings.seed
+        made = canary_documents(self.texts, 2 * CANARIES, seed=seed)
+        told = tell_canaries(
+            self.subject, self.texts.victims, made, seed=seed, check=self.budget.check
+        )
+        self.outcome.attacks.append(
+            AttackResult(
+                key="M1",
+                name=f"canaries told from others at 1 % false ones, {told.count} of each",
+                party="M",
+                knows="the canaries, the adapter of a silo that trains alone",
+                recording=self.outcome.recordings["own"],
+                seconds=self.budget.spent - began,
+                share=metrics.Share(value=told.tpr, low=told.tpr, high=told.tpr),
+                detail={"least-epsilon": told.epsilon, "steps": told.steps},
+            )
+        )
 
     def depths(self) -> None:
         """Nearest neighbour, inverter and labels over the cut."""

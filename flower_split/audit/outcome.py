@@ -32,7 +32,8 @@ class AttackResult:
     """Short, such as `F1`."""
     name: str
     party: str
-    """Who can make it: `T` the trunk's operator, `A` the aggregator, `A+T` both in one."""
+    """Who can make it: `T` the trunk's operator, `A` the aggregator, `A+T` both in one, `M` whoever
+    has the final adapter."""
     knows: str
     """What is taken as known."""
     recording: str
@@ -221,6 +222,8 @@ def _measured(attack: AttackResult) -> Iterator[tuple[str, float]]:
         yield "labels-above-guess", above
     if attack.key == "U1" and attack.share is not None:
         yield "update-tokens", attack.share.value
+    if attack.key == "M1" and attack.share is not None:
+        yield "canaries", attack.share.value
 
 
 def best_of(attacks: Sequence[AttackResult], key: str) -> AttackResult | None:

@@ -19,6 +19,7 @@ LIMITS: Mapping[str, str] = {
     "worst-decile": "tokens of the tenth of the texts of which most was found",
     "identifiers": "identifiers",
     "labels-above-guess": "labels, less what the model guesses without the gradient",
+    "canaries": "canaries that were trained on, told from others at 1 % false ones",
     "update-tokens": "tokens of a step whose update is sent, where it has no more than the rank",
 }
 """What a policy may limit, in words; all are shares between 0 and 1."""

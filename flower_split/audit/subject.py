@@ -63,9 +63,9 @@ class Subject:
             CutError: the cut does not fit the model.
             AdapterError: the adapter does not.
         """
-        named = _named(self.config.model, self.device)
+        named = loaded(self.config.model, self.device)
         trunk = load_trunk(bottom_layers=bottom, top_layers=top, **named)
-        client: Any = load_client_model(bottom_layers=bottom, top_layers=top, **named)
+        client = self.client(bottom, top)
         if self.adapter is not None:
             with without_peft_notices():
                 client = load_adapter(client, self.adapter)
@@ -84,6 +84,14 @@ class Subject:
             yield CutModel(self.config, client, TrunkEngine(trunk))
         finally:
             hook.remove()
+
+    def client(self, bottom_layers: int, top_layers: int) -> Any:
+        """The client model at a cut, without an adapter."""
+        return load_client_model(
+            bottom_layers=bottom_layers,
+            top_layers=top_layers,
+            **loaded(self.config.model, self.device),
+        )
 
     def check_cut(self, bottom: int, top: int) -> None:
         """Raise `CutError` where the cut does not fit the model."""
@@ -305,7 +313,8 @@ def open_subject(
     return found
 
 
-def _named(model: ModelConfig, device: str) -> dict[str, Any]:
+def loaded(model: ModelConfig, device: str) -> dict[str, Any]:
+    """How both ends load their parts: arguments of `load_client_model` and `load_trunk`."""
     return {
         "source": model.name,
         "revision": model.revision,

@@ -156,6 +156,20 @@ def load_texts(
     )
 
 
+def canary_documents(texts: AuditTexts, count: int, *, seed: int) -> Documents:
+    """Records that are made up and are neither victims nor public: `count` of them."""
+    return _documents(
+        DataConfig(eval_fraction=0.0),
+        synthetic_records(count, derive_seed(seed, "canaries")),
+        texts.tokenizer,
+        TableSizes(tokens=texts.vocabulary, positions=None),
+        count=count,
+        length=texts.victims.ids.shape[1],
+        seed=seed,
+        origin="canaries",
+    )
+
+
 def _own_shape(config: SplitConfig, path: str) -> DataConfig:
     """The run's data section for all of `path`, one text a row."""
     changed: dict[str, Any] = {"path": path, "eval_path": "", "eval_split": ""}

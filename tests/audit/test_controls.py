@@ -7,8 +7,7 @@ import torch
 from audit_texts import known, noise, recording, table, texts
 
 from flower_split.audit import controls
-from flower_split.audit.inverter import Inverter
-from flower_split.audit.learning import Fitted
+from flower_split.audit.learning import Fitted, Inverter
 from flower_split.audit.metrics import best_constant
 from flower_split.audit.nearest import nearest
 from flower_split.audit.outcome import AttackResult

@@ -5,11 +5,10 @@ import torch
 from audit_texts import HIDDEN, known, noise, recording, share, table, texts
 
 from flower_split.audit import metrics
-from flower_split.audit.inverter import ARCHITECTURES
-from flower_split.audit.learning import fit
+from flower_split.audit.learning import ARCHITECTURES, fit
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_mixing_bottom_is_inverted(architecture: str) -> None:
     """Of a map that the nearest neighbour does not see through."""
