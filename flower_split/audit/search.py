@@ -48,7 +48,9 @@ def search(
         if not len(rows):
             break
         seen = recording.h1[rows, place]
-        for count in (first, more) if more > first else (first,):
+        # A first token that is missed would be missed in every prefix.
+        last = vocabulary if place == 0 else more
+        for count in sorted({first, more, last}):
             proposed = scores[rows, place].topk(count, dim=-1)
             distance = _distances(found[rows, :place], proposed.indices, seen, bottom, wire)
             belief = proposed.values - distance.square() / (2 * _variance(seen, wire))[:, None]
@@ -71,13 +73,29 @@ def _distances(
 ) -> Tensor:
     """(R, K): how far what each proposal would have sent is from what was seen, (R, H)."""
     rows, count = proposed.shape
+    if not before.shape[1]:
+        # Without a prefix all rows have the same candidates, which are computed once.
+        distinct, places = proposed.unique(return_inverse=True)
+        made = torch.cat([bottom(part[:, None])[:, 0] for part in distinct.split(8192)])
+        return torch.stack(
+            [
+                (_clipped(made, wire)[at] - one).norm(dim=-1)
+                for at, one in zip(places, seen, strict=True)
+            ]
+        )
     texts = torch.cat([before.repeat_interleave(count, dim=0), proposed.reshape(-1, 1)], dim=1)
     size = max(1, 8192 // texts.shape[1])
     made = torch.cat([bottom(part)[:, -1] for part in texts.split(size)])
-    if clip := wire.clip_of("h1"):
-        made = made * (clip / made.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
-    distance: Tensor = (made.reshape(rows, count, -1) - seen[:, None]).norm(dim=-1)
+    made = _clipped(made, wire).reshape(rows, count, -1)
+    distance: Tensor = (made - seen[:, None]).norm(dim=-1)
     return distance
+
+
+def _clipped(made: Tensor, wire: WireConfig) -> Tensor:
+    clip = wire.clip_of("h1")
+    if not clip:
+        return made
+    return made * (clip / made.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
 
 
 def _variance(seen: Tensor, wire: WireConfig) -> Tensor:

@@ -3,11 +3,13 @@
 import torch
 from audit_texts import VOCABULARY, noise, share, table, texts
 
+from flower_split.audit import search as searching
 from flower_split.audit.search import search
 from flower_split.config.wire import WireConfig
 
 
-def test_proposals_are_tried_by_the_bottom() -> None:
+def test_proposals_are_tried_by_the_bottom(monkeypatch) -> None:
+    monkeypatch.setattr(searching, "MORE", 16)
     given, rows = texts(8), table()
     mixing = torch.linalg.qr(table(3)[:24])[0]
 
@@ -25,5 +27,10 @@ def test_proposals_are_tried_by_the_bottom() -> None:
     found = search(seen, scores.log_softmax(-1), bottom, WireConfig())
     assert share(found, victims) == 1
     assert share(scores.argmax(-1), victims) < 0.2
+    # A first token of which the inverter believes the least is found all the same.
+    scores[:, 0].scatter_(1, victims.ids[:, :1], -1.0)
+    scores = scores.log_softmax(-1)
+    found = search(seen, scores, bottom, WireConfig(h1_clip=100.0))
+    assert share(found, victims) == 1 and torch.equal(found[:, 0], victims.ids[:, 0])
     found = search(noise(victims), scores.log_softmax(-1), bottom, WireConfig())
     assert share(found, victims) < 0.3
