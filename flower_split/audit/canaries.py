@@ -92,14 +92,15 @@ def tell_canaries(
     batches = [batches[place] for place in order]
     skeleton = load_skeleton(config.model.name, revision=config.model.revision)
     plan = resolve_plan(skeleton, config.lora, config.peft)
-    named = loaded(config.model, subject.device)
-    cut = {
-        "bottom_layers": config.split.bottom_layers,
-        "top_layers": config.split.top_layers,
-    }
+    split = config.split
+    trunk = load_trunk(
+        bottom_layers=split.bottom_layers,
+        top_layers=split.top_layers,
+        **loaded(config.model, subject.device),
+    )
     optimizer = OptimizerSettings.of_training(train)
-    engine = TrunkEngine(load_trunk(**cut, **named), plan=plan, mode="shared", optimizer=optimizer)
-    client: Any = wrap(subject.client(**cut), plan)
+    engine = TrunkEngine(trunk, plan=plan, mode="shared", optimizer=optimizer)
+    client: Any = wrap(subject.client(split.bottom_layers, split.top_layers), plan)
     spec = session_spec(
         client, plan=plan, trunk_adapters="shared", wire=config.wire, optimizer=optimizer
     )

@@ -43,6 +43,13 @@ def synthetic_records(count: int, seed: int) -> list[dict[str, str]]:
     return [{"text": text} for text in made]
 
 
+def canary_records(count: int, seed: int) -> list[dict[str, str]]:
+    """`count` records that differ in a random number alone, so that none is easier than another."""
+    drawn = random.Random(seed)
+    numbers = dict.fromkeys(f"{drawn.randrange(10**10):010d}" for _ in range(2 * count))
+    return [{"text": f"The number is {number}."} for number in list(numbers)[:count]]
+
+
 def identifiers(text: str) -> list[str]:
     """Numbers of four digits or more, dates and mail addresses in `text`, each once."""
     return list(dict.fromkeys(_IDENTIFIER.findall(text)))

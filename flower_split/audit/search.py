@@ -95,7 +95,9 @@ def _clipped(made: Tensor, wire: WireConfig) -> Tensor:
     clip = wire.clip_of("h1")
     if not clip:
         return made
-    return made * (clip / made.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    factors = (clip / made.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    shortened: Tensor = made * factors
+    return shortened
 
 
 def _variance(seen: Tensor, wire: WireConfig) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from flower_split.audit.records import identifiers, synthetic_records
+from flower_split.audit.records import canary_records, identifiers, synthetic_records
 from flower_split.audit.settings import LEAST_DOCUMENTS, AuditSettings
 from flower_split.config.data import DataConfig
 from flower_split.config.sections import SplitConfig
@@ -157,10 +157,10 @@ def load_texts(
 
 
 def canary_documents(texts: AuditTexts, count: int, *, seed: int) -> Documents:
-    """Records that are made up and are neither victims nor public: `count` of them."""
+    """`count` records that are made up, each with a random number."""
     return _documents(
         DataConfig(eval_fraction=0.0),
-        synthetic_records(count, derive_seed(seed, "canaries")),
+        canary_records(count, derive_seed(seed, "canaries")),
         texts.tokenizer,
         TableSizes(tokens=texts.vocabulary, positions=None),
         count=count,
