@@ -19,7 +19,7 @@ from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import ConfigError, ModelError, StateError
 from flower_split.private_files import make_folder, write_whole
 from flower_split.segments import load_skeleton, load_tokenizer, table_sizes
-from flower_split.segments.refusals import check_length
+from flower_split.segments.refusals import context_length
 
 RESULT, PAGE, LOCAL_PAGE = "audit.json", "audit.html", "audit-with-texts.html"
 
@@ -52,7 +52,12 @@ def audit(
     config = audited_config(asked)
     skeleton = load_skeleton(config.model.name, revision=config.model.revision)
     sizes = skeleton.config.get_text_config(decoder=True)
-    check_length(skeleton.config, min(settings.tokens, config.train.max_length), 0)
+    length, context = min(settings.tokens, config.train.max_length), context_length(skeleton.config)
+    if context and length > context:
+        raise ConfigError(
+            f"--tokens {length} is more than the {context} tokens of the model's context: set it "
+            f"to at most {context}"
+        )
     subject = open_subject(
         config,
         layers=int(sizes.num_hidden_layers),
