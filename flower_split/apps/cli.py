@@ -2,6 +2,7 @@
 
 import typer
 
+from flower_split.apps.commands.audit import audit_command
 from flower_split.apps.commands.chat import chat_command
 from flower_split.apps.commands.check import check_command
 from flower_split.apps.commands.deployment import (
@@ -43,6 +44,7 @@ cli.add_typer(silo_cli, name="silo")
 cli.add_typer(trunk_cli, name="trunk")
 cli.command("check")(check_command)
 cli.command("plan")(plan_command)
+cli.command("audit")(audit_command)
 cli.command("run")(run_command)
 cli.command("submit")(submit_command)
 cli.command("resume")(resume_command)

@@ -32,15 +32,16 @@ def line_chart(chart: Lines) -> str:
     for index, silo in enumerate(names):
         look = "many" if many else f"c{index % COLOURS}"
         if not many:
-            body += _line(scale, chart.dashed.get(silo, ()), f"{look} dashed", f"{silo}, alone")
-        body += _line(scale, chart.series.get(silo, ()), look, silo, dots=not many)
+            alone = f"{silo}, alone"
+            body += _line(scale, chart.dashed.get(silo, ()), f"{look} dashed", alone, chart.along)
+        body += _line(scale, chart.series.get(silo, ()), look, silo, chart.along, dots=not many)
     if many:
-        body += _line(scale, _mean(chart.series), "c0 mean", "mean")
+        body += _line(scale, _mean(chart.series), "c0 mean", "mean", chart.along)
     return (
         f'<figure class="chart"><figcaption>{escape(chart.title)} <small>{escape(chart.unit)}'
         f'</small></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(chart.title)} by round">{"".join(body)}</svg>'
-        f"{_legend(names, many=many, dashed=bool(chart.dashed))}</figure>"
+        f'aria-label="{escape(chart.title)} by {escape(chart.along)}">{"".join(body)}</svg>'
+        f"{_legend(names, chart.each, many=many, dashed=bool(chart.dashed))}</figure>"
     )
 
 
@@ -132,7 +133,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _line(
-    scale: _Scale, points: Points, look: str, label: str, *, dots: bool = True
+    scale: _Scale, points: Points, look: str, label: str, along: str, *, dots: bool = True
 ) -> Iterator[str]:
     places = [scale.place(*point) for point in points]
     if any(a[0] != b[0] for a, b in pairwise(points)):
@@ -140,7 +141,7 @@ def _line(
         yield f'<polyline class="{look}" points="{path}"/>'
     if (dots and len(points) <= 60) or len(points) == 1:
         for (x, y), (number, value) in zip(places, points, strict=True):
-            told = f"{label}, round {number}: {four_digits(value)}"
+            told = f"{label}, {along} {number}: {four_digits(value)}"
             yield (
                 f'<circle class="{look}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
                 f"<title>{escape(told)}</title></circle>"
@@ -155,11 +156,12 @@ def _mean(series: Mapping[str, Points]) -> list[tuple[int, float]]:
     return [(number, sum(held) / len(held)) for number, held in sorted(by_round.items())]
 
 
-def _legend(names: Sequence[str], *, many: bool, dashed: bool) -> str:
+def _legend(names: Sequence[str], each: str, *, many: bool, dashed: bool) -> str:
     if many:
-        items = [_item("many", f"{len(names)} silos"), _item("c0", "their mean")]
+        items = [_item("many", f"{len(names)} {each or 'line'}s"), _item("c0", "their mean")]
     else:
-        items = [_item(f"c{i % COLOURS}", f"silo {name}") for i, name in enumerate(names)]
+        said = [f"{each} {name}".strip() for name in names]
+        items = [_item(f"c{i % COLOURS}", name) for i, name in enumerate(said)]
         items += ["<li>dashed: alone</li>"] if dashed else []
     return f'<ul class="legend">{"".join(items)}</ul>'
 

@@ -55,6 +55,10 @@ class Lines:
     unit: str
     series: Mapping[str, Sequence[tuple[int, float]]]
     dashed: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    along: str = "round"
+    """What the numbers of points count."""
+    each: str = "silo"
+    """What a line is of; empty where its name says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,232 @@
+"""The report of an audit as a page that needs nothing else: one file, no script, no address."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+from flower_split.audit.outcome import VERDICTS, AttackResult, Outcome, SweepPoint
+from flower_split.audit.policy import LIMITS
+from flower_split.audit.texts import AuditTexts
+from flower_split.reporting.report.html import POLICY, style, to_html
+from flower_split.reporting.report.sections import (
+    Facts,
+    Lines,
+    Part,
+    Prose,
+    Section,
+    Table,
+    Tiles,
+    Verbatim,
+)
+
+BADGES = {0: "done", 3: "failed", 4: "refused", 5: "left"}
+MOST_TEXTS = 32
+
+Placing = Callable[[SweepPoint], int]
+
+
+def audit_page(outcome: Outcome, texts: AuditTexts | None = None) -> str:
+    """The report as HTML.
+
+    Args:
+        outcome: What was found.
+        texts: With them it shows what was reconstructed, and must not leave the silo.
+    """
+    word = VERDICTS[outcome.status]
+    sections = [
+        Section(title="In short", parts=_short(outcome)),
+        Section(title="By adversary", parts=[_by_adversary(outcome.attacks)]),
+        Section(title="Over the cut", parts=_over_depth(outcome.sweep)),
+        Section(title="Over the codec", parts=_over_codec(outcome.sweep)),
+        Section(title="An adapter's update", parts=_updates(outcome.attacks)),
+        Section(title="Instrument checks", parts=_controls(outcome)),
+        Section(title="What was audited", parts=[_subject(outcome)]),
+    ]
+    if texts is not None:
+        sections.append(Section(title="What was reconstructed", parts=_texts(outcome, texts)))
+    body = "".join(map(to_html, sections))
+    name = str(outcome.subject.get("model", ""))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Audit: {escape(word)}</title><style>{style()}</style></head><body><main>"
+        f'<header><p class="kicker">flower_split audit</p><h1>{escape(name)}</h1>'
+        f'<p><span class="badge {BADGES[outcome.status]}">{escape(word)}</span></p></header>'
+        f"{body}</main></body></html>\n"
+    )
+
+
+def _short(outcome: Outcome) -> list[Part]:
+    limits = outcome.policy.limits
+    rows = [
+        (
+            LIMITS[name],
+            _percent(value),
+            f"by {key}"
+            + (f"; the policy allows {_percent(limits[name])}" if name in limits else ""),
+        )
+        for name, (value, key) in outcome.strongest().items()
+    ]
+    parts: list[Part] = [Tiles(rows=rows), Prose(text=outcome.sentence)]
+    for name in outcome.above:
+        value, key = outcome.strongest()[name]
+        text = f"{LIMITS[name]}: {_percent(value)} by {key}, above {_percent(limits[name])}"
+        parts.append(Prose(text=text, bad=True))
+    return parts
+
+
+def _by_adversary(attacks: Sequence[AttackResult]) -> Table:
+    head = (
+        *("attack", "party", "takes as known", "tokens", "content", "ROUGE-L", "whole texts"),
+        *("worst tenth", "identifiers", "labels", "model's guess", "other", "seconds"),
+    )
+    rows = list[list[str]]()
+    for one in attacks:
+        found = one.recovery
+        texts = ["-"] * 6
+        if found is not None:
+            tokens = found.tokens
+            texts = [
+                f"{_percent(tokens.value)} ({_percent(tokens.low)} to {_percent(tokens.high)})",
+                "-" if found.content_tokens is None else _percent(found.content_tokens.value),
+                f"{found.rouge_l.value:.2f}",
+                _percent(found.documents.value),
+                _percent(found.worst_decile),
+                "-" if found.identifiers is None else _percent(found.identifiers.value),
+            ]
+        rows.append(
+            [
+                f"{one.key} {one.name}",
+                one.party,
+                one.knows,
+                *texts,
+                "-" if one.labels is None else _percent(one.labels.value),
+                "-" if one.guess is None else _percent(one.guess.value),
+                "-" if one.share is None else f"{one.share.value:.2f}",
+                f"{one.seconds:.1f}",
+            ]
+        )
+    return Table(head=head, rows=rows)
+
+
+def _over_depth(sweep: Sequence[SweepPoint]) -> list[Part]:
+    points = [one for one in sweep if one.kind == "depth"]
+    if not points:
+        return []
+    texts = _series(points, ("F1", "F2"), lambda one: one.bottom_layers)
+    labels = _series(points, ("B2", "model's own guess"), lambda one: one.top_layers)
+    return [
+        Lines(
+            title="Tokens found over layers before the trunk",
+            unit="share",
+            series=texts,
+            along="layer",
+            each="",
+        ),
+        Lines(
+            title="Labels found over layers behind the trunk",
+            unit="share",
+            series=labels,
+            along="layer",
+            each="",
+        ),
+        _swept(points, "layers before / behind the trunk"),
+    ]
+
+
+def _over_codec(sweep: Sequence[SweepPoint]) -> list[Part]:
+    points = [one for one in sweep if one.kind == "codec"]
+    return [_swept(points, "codec of all four tensors")] if points else []
+
+
+def _swept(points: Sequence[SweepPoint], what: str) -> Table:
+    names = list(dict.fromkeys(name for one in points for name in one.shares))
+    return Table(
+        head=(what, *names, "inverter"),
+        rows=[
+            [
+                one.setting if one.kind == "codec" else f"{one.bottom_layers} / {one.top_layers}",
+                *(_percent(one.shares[name]) if name in one.shares else "-" for name in names),
+                "converged" if one.converged else "under-trained",
+            ]
+            for one in points
+        ],
+    )
+
+
+def _series(
+    points: Sequence[SweepPoint], names: Sequence[str], place: Placing
+) -> Mapping[str, list[tuple[int, float]]]:
+    return {
+        name: sorted({place(one): one.shares[name] for one in points if name in one.shares}.items())
+        for name in names
+        if any(name in one.shares for one in points)
+    }
+
+
+def _updates(attacks: Sequence[AttackResult]) -> list[Part]:
+    parts = list[Part]()
+    for one in attacks:
+        if one.key != "U1":
+            continue
+        for title, key in (
+            ("span check of the gradient", "gradient"),
+            ("of what one step of AdamW makes of it", "update-of-adamw"),
+        ):
+            rows = [
+                [
+                    str(check["tokens"]),
+                    str(check["rank"]),
+                    _percent(check["found"]) if check["applicable"] else "inapplicable",
+                    _percent(check["false"]),
+                ]
+                for check in one.detail[key]
+            ]
+            head = (title, "rank", "tokens found", "other tokens taken for found")
+            parts.append(Table(head=head, rows=rows))
+    return parts
+
+
+def _controls(outcome: Outcome) -> list[Part]:
+    rows = [
+        [one.name, "passed" if one.passed else "FAILED", one.measured] for one in outcome.controls
+    ]
+    digests = {f"recording {name}": digest for name, digest in outcome.recordings.items()}
+    return [
+        Table(head=("check", "result", "measured"), rows=rows),
+        Facts(rows=digests, folded="Digests"),
+    ]
+
+
+def _subject(outcome: Outcome) -> Facts:
+    rows = {name: _flat(value) for name, value in outcome.subject.items()}
+    policy = outcome.policy
+    rows["policy"] = f"{policy.path.name if policy.path else 'the default'}, {policy.sha256}"
+    rows["limits"] = _flat(policy.limits)
+    rows["seconds"] = f"{outcome.seconds:.0f}"
+    return Facts(rows=rows)
+
+
+def _texts(outcome: Outcome, texts: AuditTexts) -> list[Part]:
+    parts: list[Part] = [Prose(text="Texts of the silo: this page must not leave it.", bad=True)]
+    for row in range(min(MOST_TEXTS, len(texts.victims))):
+        lines = [f"the text: {texts.victim(row)}"]
+        for one in outcome.attacks:
+            if one.found is None or row >= len(one.found):
+                continue
+            said = texts.decoded(one.found[row][texts.victims.scored[row]])
+            lines.append(f"{one.key} {one.name}: {said}")
+        parts.append(Verbatim(text="\n".join(lines), title=f"Text {row + 1}"))
+    return parts
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_flat, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"

@@ -1,0 +1,40 @@
+"""The span check finds all tokens where a step has no more than the rank, and none beyond."""
+
+import torch
+from audit_texts import HIDDEN, VOCABULARY, table
+
+from flower_split.audit.span import StepGradient, sizes, span_check
+
+RANK = 6
+
+
+def step(tokens: int, *, moving: bool = False) -> StepGradient:
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.randperm(VOCABULARY, generator=generator)[:tokens]
+    rows = table()
+
+    def inputs(place: int) -> torch.Tensor:
+        return rows + place * torch.ones(HIDDEN) if moving else rows
+
+    own = torch.stack([inputs(place)[token] for place, token in enumerate(ids.tolist())])
+    weights = torch.randn(RANK, tokens, generator=generator)
+    return StepGradient(gradient=weights @ own, inputs=inputs, moving=moving, ids=ids)
+
+
+def test_tokens_are_found_exactly_up_to_the_rank() -> None:
+    assert sizes(RANK, 100) == [3, 6, 7, 12] and sizes(RANK, 6) == [3, 6]
+    assert sizes(100, 20) == [20]
+    for moving in (False, True):
+        for tokens in sizes(RANK, 100):
+            check = span_check(step(tokens, moving=moving))
+            assert check.applicable is (tokens <= RANK)
+            assert check.found == (1.0 if tokens <= RANK else 0.0)
+            assert check.false < 0.02
+
+
+def test_signs_of_a_gradient_have_another_span() -> None:
+    made = step(4)
+    signs = StepGradient(
+        gradient=made.gradient.sign(), inputs=made.inputs, moving=False, ids=made.ids
+    )
+    assert span_check(signs).found == 0
