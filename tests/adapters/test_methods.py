@@ -170,6 +170,7 @@ def test_a_plan_is_the_same_from_its_fields_and_on_both_sides():
     assert other.json != plan.json
 
 
+@pytest.mark.medium
 def test_rows_are_trained_beside_whole_modules():
     chosen = {"modules_to_save": "lm_head, input_layernorm", "trainable_token_indices": "5, 7"}
     plan = resolve_plan(tiny_model(), LORA, settings(**chosen))

@@ -90,6 +90,7 @@ def test_it_trains_as_the_ready_made_loop_does(in_flight, invite, context):
     assert not all(torch.equal(ours[name], before[name]) for name in before)
 
 
+@pytest.mark.medium
 def test_what_no_reply_carries_is_not_trained(invite, context):
     message, _ = invite()
     with SplitSession(message, context()) as session:

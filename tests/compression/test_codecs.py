@@ -71,6 +71,7 @@ def test_a_round_trip_keeps_shape_dtype_and_value(
     assert bool(((result.double() - tensor.double()).abs() <= bound).all())
 
 
+@pytest.mark.medium
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def code(error: BaseException) -> grpc.StatusCode:
     return found
 
 
+@pytest.mark.medium
 def test_row_13_a_replayed_token(trunk: WatchedTrunk, caplog: pytest.LogCaptureFixture) -> None:
     """While its session is open, and after it was finished; the session itself goes on."""
     with withstood(trunk, caplog) as fault:
@@ -68,6 +69,7 @@ def test_row_14_a_stolen_token_with_another_certificate(
         trunk.connect(trunk.invite(VICTIM, run=run + 1), tls=mutual.thief).close()
 
 
+@pytest.mark.medium
 def test_row_14_a_token_that_its_thief_uses_first_is_not_its_owners_any_more(
     mutual: Mutual, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,6 +113,7 @@ def test_row_15_an_idle_session_ends_with_its_token(caplog: pytest.LogCaptureFix
             fault.refused(lambda: trunk.make_step(transport, VICTIM, 0), TokenError)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_row_15_clocks_that_differ(
     minutes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -28,6 +28,7 @@ def sent(mutual: Mutual) -> Sent:
     return lambda part, way: int(part * passed[way])
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=6)
 @pytest.mark.parametrize(("at", "way", "kind"), CUTS)
 def test_row_07_a_line_under_tls_that_is_cut_costs_nothing(

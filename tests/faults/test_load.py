@@ -20,6 +20,7 @@ GONE = grpc.StatusCode.UNAVAILABLE.value[0]
 MANY = [300, pytest.param(10_000, marks=pytest.mark.exhaustive)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("streams", MANY)
 def test_row_10_streams_that_are_opened_and_cancelled_at_once(
     trunk: WatchedTrunk, streams: int, caplog: pytest.LogCaptureFixture
@@ -33,6 +34,7 @@ def test_row_10_streams_that_are_opened_and_cancelled_at_once(
         assert eventually(lambda: trunk.server.num_sessions == 1)  # the neighbour's
 
 
+@pytest.mark.medium
 def test_row_10_more_sessions_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
     """The refusal says what to do, and the ticket stays good for it."""
     with watched_trunk(limits=ServiceLimits(max_sessions=2)) as trunk:

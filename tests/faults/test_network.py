@@ -82,6 +82,7 @@ def every(*kinds: End) -> list[tuple[str, End, float]]:
 CUTS, SILENCES = every("reset", "close"), every("silence")
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=14)
 @pytest.mark.parametrize(
     ("way", "kind", "at"), [*CUTS[:12], *SILENCES[:2], *CUTS[12:], *SILENCES[2:]]

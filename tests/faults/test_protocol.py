@@ -33,6 +33,7 @@ STEP_REPLY = 1 + 2 * MICROBATCHES
 """Number of the reply to the first step: after the welcome, and two for each microbatch."""
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize(
     ("number", "place"),
@@ -123,6 +124,7 @@ def test_row_12_steps_out_of_order(attack: Attack, order: str) -> None:
     assert ending == (grpc.StatusCode.FAILED_PRECONDITION, "SequenceError")
 
 
+@pytest.mark.medium
 def test_row_17_strangers_at_the_port_disturb_nobody(
     mutual: Mutual, caplog: pytest.LogCaptureFixture
 ) -> None:

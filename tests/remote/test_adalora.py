@@ -408,6 +408,7 @@ def test_a_shared_trunk_is_refused() -> None:
         TrunkEngine(trunk, plan=both.plan, mode="shared")
 
 
+@pytest.mark.medium
 def test_a_session_without_it_leaves_peft_to_itself() -> None:
     both, alone = sides(), sides(mode="frozen")
     both.opened()

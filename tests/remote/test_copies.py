@@ -72,6 +72,7 @@ def test_a_compiled_model_trains_the_same() -> None:
         assert torch.allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "take",
     [

@@ -267,6 +267,7 @@ def test_gradients_changed_otherwise_are_refused(change: Callable[[Any], None]) 
         optimizer.step()
 
 
+@pytest.mark.medium
 def test_gradients_of_several_processes_say_what_works() -> None:
     pair = make_pair()
     optimizer = SplitAdamW(pair.client, lr=1e-2)

@@ -285,6 +285,7 @@ def test_settings_of_the_trunks_layers_alone_are_refused(settings: dict[str, Any
         attach_trunk(wrapped, LocalTransport(pair.engine, spec))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["federated", "frozen"])
 def test_a_client_that_peft_wraps_after_it_was_attached_trains_its_adapter_alone(mode: str) -> None:
     pair = make_pair(mode=mode)
@@ -368,6 +369,7 @@ def test_a_client_of_a_plan_is_saved_with_the_modules_of_the_whole(
     assert loss_of(loaded) == loss_of(client)
 
 
+@pytest.mark.medium
 def test_a_trunk_that_shares_its_adapter_gives_the_whole_of_it(tmp_path: Any) -> None:
     pair = make_pair()
     _, trunk = split_model(tiny_model(), 1, 2)

@@ -60,6 +60,7 @@ def test_a_saved_state_that_was_edited_is_refused(drops: str) -> None:
     take_steps(pair.client, optimizer)
 
 
+@pytest.mark.medium
 def test_a_saved_state_is_loaded_with_another_rate() -> None:
     pair = make_pair()
     whole = [p for p in pair.whole.parameters() if p.requires_grad]

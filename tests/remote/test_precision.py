@@ -64,6 +64,7 @@ def assert_same_adapters(pair: Pair) -> None:
     assert any(not torch.equal(tensor, pair.state[name]) for name, tensor in expected.items())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])
 def test_bfloat16_weights_on_both_sides_equal_the_uncut_model_to_the_bit(codec: str) -> None:
     pair = make_pair(

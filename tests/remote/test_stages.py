@@ -175,6 +175,7 @@ def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
         assert gradient is not None and torch.equal(gradient, found[name]), name
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("depth", [1, 3, 0])
 def test_an_evaluation_in_flight_equals_one_at_a_time(depth: int) -> None:
     pair = make_pair()
@@ -331,6 +332,7 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
     assert eventually(lambda: pair.engine.queue.budget.kept == 0)
 
 
+@pytest.mark.medium
 def test_a_tensor_of_both_halves_cannot_be_trained_in_stages() -> None:
     pair = make_pair(CASE_BY_NAME["llama-tied"].model(), cuts=(1, 1))
     pair.client.get_input_embeddings().weight.requires_grad_(True)

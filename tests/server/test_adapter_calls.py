@@ -80,6 +80,7 @@ def test_a_closed_session_leaves_no_copy() -> None:
     assert {name for name, _ in pair.engine.trunk.named_parameters()} == before
 
 
+@pytest.mark.medium
 def test_a_shared_trunk_is_restored_only_while_nobody_else_trains_it() -> None:
     transport, pair = session("shared")
     call(transport, "snapshot", name=TAG)

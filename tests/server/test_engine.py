@@ -370,6 +370,7 @@ def test_a_ticket_opens_one_session_and_is_prepared_once() -> None:
     session.close()
 
 
+@pytest.mark.medium
 def test_a_refused_handshake_leaves_the_ticket_as_it_was() -> None:
     engine = make_engine()
     record = engine.prepare(ticket("a"), TrunkStart(tensors=engine.shared_state()))

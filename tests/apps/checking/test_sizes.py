@@ -82,6 +82,7 @@ def test_parties_hold_the_whole_model_between_them() -> None:
     assert 0 < found.share < more.share < 1
 
 
+@pytest.mark.medium
 def test_settings_change_what_they_should() -> None:
     skeleton = load_skeleton(tiny_model(layers=4).config)
     usual = made(skeleton, config())

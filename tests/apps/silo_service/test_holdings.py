@@ -52,18 +52,21 @@ def adapter_bytes(output):
     return (output / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.medium
 def test_code_of_the_run_is_not_loaded(tiny, holdings):
     values = tiny_run_config(tiny, **{"data.path": "some_app.data:load"})
     with pytest.raises(ServiceError, match=r"some_app\.data:load. is code that comes"):
         holdings.check(context(values))
 
 
+@pytest.mark.medium
 def test_what_the_operator_names_is(tiny, holdings):
     values = tiny_run_config(tiny, **{"data.path": "some_app.data:load"})
     holdings.check(context(values, **{"data-path": "installed.data:load"}))
     holdings.check(context(values, **{"data-path": str(tiny / "texts.jsonl")}))
 
 
+@pytest.mark.medium
 def test_a_config_that_is_not_valid_is_not_taken(tiny, holdings):
     with pytest.raises(ConfigError):
         holdings.check(context(tiny_run_config(tiny), device="nowhere"))

@@ -17,6 +17,7 @@ def ids_of(model, text="the sum"):
     return model.form.ids([{"role": "user", "content": text}])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("text", ["the sum", "a list of the array"])
 def test_greedily_it_says_what_stock_peft_says(finished, opened, text) -> None:
     ids, told = ids_of(opened, text), list[str]()

@@ -80,6 +80,7 @@ def forward_together(sessions: list[Asking]) -> list[Tensor]:
     return complete(submitted(sessions, [ask(seed) for seed in range(len(sessions))]))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [0], [2, 3]])
 def test_late_silos_have_their_rows_computed_anew(order: list[int]) -> None:
     sessions = silos(AT_ONCE, 4)

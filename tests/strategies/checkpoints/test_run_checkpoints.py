@@ -195,6 +195,7 @@ def test_row_27_a_full_disk_costs_the_checkpoint_and_no_round(toy, tmp_path, mon
     assert folders(tmp_path / "full") == []
 
 
+@pytest.mark.medium
 def test_a_disk_that_is_full_for_a_while_costs_no_round_and_no_exactness(toy, tmp_path, caplog):
     """Full from the second round on, at which the run is killed two rounds later, and resumed."""
     wanted = toy(FedAdam(), config=config(tmp_path / "whole")).result
@@ -242,6 +243,7 @@ def test_two_runs_at_once_are_refused(toy, tmp_path):
         toy(FedAvg(), config=config(tmp_path))
 
 
+@pytest.mark.medium
 def test_no_checkpoints_are_written_where_none_are_wanted(toy, tmp_path):
     toy(FedAvg(), config=config(tmp_path, checkpoint=CheckpointConfig(keep=0)))
     assert not (tmp_path / "checkpoints").exists()
