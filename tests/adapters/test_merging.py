@@ -82,6 +82,7 @@ def test_merged_into_tied_weights_it_computes_what_base_and_adapter_do(
     assert merged.config.tie_word_embeddings is not bool(untied)
 
 
+@pytest.mark.sampled(keep=5)
 @pytest.mark.parametrize(
     ("case", "targets"),
     [

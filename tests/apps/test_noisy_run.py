@@ -93,6 +93,7 @@ def test_all_that_left_is_counted_over_resumed_runs(tiny: dict[str, Any], folder
     assert f"## Privacy\n\n- {told['sentence']}\n" in card
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_no_noise(tiny: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     """Nor does one that is the same from the start: without noise, it sends the same again."""
     digests = [one["sha256"] for one in left(folder)]

@@ -42,6 +42,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_tensorboard_is_written_as_the_run_goes(run_config, tmp_path):
             assert (last.step, last.value) == (2, pytest.approx(value, rel=1e-5, abs=1e-6))
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", ["shared", "frozen"])
 def test_the_other_modes_of_the_trunk(run_config, tmp_path, tiny, mode):
     run({**run_config, "trunk.adapters": mode, "output-dir": str(tmp_path)})
@@ -96,6 +97,7 @@ def test_the_other_modes_of_the_trunk(run_config, tmp_path, tiny, mode):
     assert trained == ({0, 1, 2, 3} if mode == "shared" else {0, 3})
 
 
+@pytest.mark.slow
 def test_silos_computed_together_learn_what_they_do_alone(run_config, tmp_path):
     reports = {}
     for batching in (False, True):

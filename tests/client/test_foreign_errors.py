@@ -58,6 +58,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> Non
     StateFolder.of_node(NodeConfig(state_dir=str(tmp_path / name))).sweep(sparing=tmp_path)
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.medium
 def test_what_the_user_may_not_read_or_write_is_named() -> None:

@@ -40,7 +40,7 @@ def same(ours, theirs):
         assert np.array_equal(ours[name], tensor), name
 
 
-@pytest.mark.sampled(keep=3)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -88,6 +88,7 @@ def test_two_runs_at_once_yield_what_each_yields_alone(folder, service):
         same(together[number], theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("place", ["before", "middle"])
 def test_answers_that_are_lost_on_their_way_change_nothing(folder, service, place):

@@ -137,6 +137,7 @@ def assert_alike(pair: Pair, *, within: float = 0.0) -> None:
     assert float((cut - whole).abs().max()) <= within
 
 
+@pytest.mark.sampled(keep=14)
 @pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)
 @pytest.mark.parametrize("mode", ["federated", "shared", "frozen"])
 def test_the_trunk_follows(mode: str, act: Act) -> None:
@@ -183,6 +184,7 @@ def over_grpc(pair: Pair, **engine: Any) -> Iterator[Pair]:
             transport.close()
 
 
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)
 def test_the_trunk_follows_over_grpc(act: Act) -> None:
     with over_grpc(make_pair()) as pair:
