@@ -47,7 +47,7 @@ def test_an_audit_leaves_a_private_report(folder: Path, tmp_path: Path) -> None:
     assert controls["positive control"]["passed"] and controls["span check"]["passed"]
     assert controls["one recording"]["passed"] and len(controls) == 7
     made = [one["attack"] for one in result["attacks"]]
-    assert {"F1", "F2", "F3", "B1", "B2", "B3", "B3+F2", "U1"} == {*made}
+    assert {"F1", "F2", "F3", "B1", "B2", "B3", "B3+F2", "M1", "U1"} == {*made}
     assert {one["recording"] for one in result["attacks"]} == {result["recordings"]["own"]}
     assert result["subject"]["adapter"] == "adapter" and "F4" in result["not-run"]
     best = max(a["recovery"]["tokens"]["value"] for a in result["attacks"] if a["recovery"])
