@@ -15,7 +15,7 @@ from flower_split.segments import load_skeleton, load_tokenizer, table_sizes
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3000)
 def test_the_known_pattern() -> None:
     name = str(SHARED) if SHARED.is_dir() else "flower_split.quickstart:base"
