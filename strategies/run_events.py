@@ -60,6 +60,11 @@ class WatchedHost(Protocol):
         ...
 
 
+def told_settings(config: SplitConfig) -> dict[str, Any]:
+    """The run config's keys and values that may be told: without `UNTOLD`."""
+    return {key: value for key, value in settings(config).items() if key not in UNTOLD}
+
+
 class RunEvents:
     """Tells the events of one `SplitStrategy`.
 
@@ -86,7 +91,6 @@ class RunEvents:
         if self._alone:
             self._tell("baseline-begun", rounds=num_rounds, next_round=next_round)
             return
-        given = settings(config)
         self._tell(
             "run-begun",
             rounds=num_rounds,
@@ -99,7 +103,7 @@ class RunEvents:
             modules=len(host.plan.modules),
             trunk_adapters=config.trunk.adapters,
             strategy=config.strategy.name,
-            config={key: value for key, value in given.items() if key not in UNTOLD},
+            config=told_settings(config),
             versions=installed_versions(),
         )
 

@@ -17,7 +17,6 @@ from flower_split.apps.monitoring.beside import monitor_beside
 from flower_split.apps.process import set_up_process
 from flower_split.apps.results import round_result
 from flower_split.apps.run_record import RunRecord
-from flower_split.config.resuming import settings
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import EarlyStopConfig, SplitConfig
 from flower_split.privacy import check_accountant
@@ -34,7 +33,7 @@ from flower_split.strategies import (
 )
 from flower_split.strategies.inner import check_inner
 from flower_split.strategies.output import TENSORBOARD, checkpoint_folder, output_folder
-from flower_split.strategies.run_events import UNTOLD
+from flower_split.strategies.run_events import told_settings
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +65,8 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
         if folder is not None and config.tensorboard:
             scalars.append(stack.enter_context(ScalarWriter(folder / TENSORBOARD)))
         if config.trackers:
-            told = {key: value for key, value in settings(config).items() if key not in UNTOLD}
-            scalars.append(stack.enter_context(Trackers(config.trackers, told)))
+            trackers = Trackers(config.trackers, told_settings(config))
+            scalars.append(stack.enter_context(trackers))
         host = stack.enter_context(TrunkHost(config))
         for text in advice(config, host.parameters):
             logger.warning("%s", text)
@@ -79,9 +78,10 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
                 logger.info("the run's live page: %s", line)
 
         def on_round(result: SplitResult, server_round: int) -> None:
-            if result is strategy.result:
-                for one in scalars:
-                    one.write(round_result(result, server_round))
+            if scalars and result is strategy.result:
+                one = round_result(result, server_round)
+                for writer in scalars:
+                    writer.write(one)
             record.note_round()
 
         strategy = SplitStrategy(config, inner, host=host, on_round=on_round, events=events)
