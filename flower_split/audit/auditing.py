@@ -17,7 +17,7 @@ from flower_split.audit.outcome import AttackResult, Outcome, SweepPoint
 from flower_split.audit.policy import Policy
 from flower_split.audit.recording import Recording
 from flower_split.audit.settings import AuditSettings, Budget, BudgetUsedUpError
-from flower_split.audit.span import SpanCheck, sizes, span_check
+from flower_split.audit.span import SpanCheck, numerical_rank, sizes, span_check
 from flower_split.audit.subject import CutModel, Subject
 from flower_split.audit.texts import AuditTexts, canary_documents
 from flower_split.audit.updates import Inputs, first_factors, step_gradient
@@ -139,11 +139,12 @@ class _Audit:
             if self.subject.adapter is None:
                 # LoRA begins with a factor of zeros, which has the other one's gradient be zero.
                 steps.begin(ids)
-            for size in sizes(factors.rank, len(ids) - 1):
+            rank = numerical_rank(torch.cat(steps.gradients(ids, factors.weights)).cpu())
+            for size in sizes(rank, len(ids) - 1):
                 self.budget.check()
                 text = ids[: size + 1]
                 gradients = steps.gradients(text, factors.weights)
-                step = step_gradient(inputs, text, torch.cat(gradients).cpu())
+                step = step_gradient(inputs, text, torch.cat(gradients).cpu(), rank=rank)
                 checks.append(span_check(step))
                 made = torch.cat(steps.update(factors.weights, gradients)).cpu()
                 updates.append(span_check(replace(step, gradient=made)))

@@ -4,7 +4,9 @@ The gradient of LoRA's A, (r, H), is a sum over tokens of vectors times the toke
 rows lie in the span of these. Where a step has no more different tokens than r, they span the same
 space: an input is in it if, and only if, its token was there (DAGER, Petrov et al.,
 arXiv:2405.15586). With more tokens the rows span only a part of that space, in which no single
-input lies: the check is then inapplicable, which is not 0 %.
+input lies: the check is then inapplicable, which is not 0 %. What counts is the rank of the rows
+themselves: where two of them depend on one another, as after one step of AdamW from factors of
+zeros, r of them span less than r.
 """
 
 from collections.abc import Callable
@@ -31,6 +33,8 @@ class StepGradient:
     """Whether that differs from place to place."""
     ids: Tensor
     """(T,): the tokens of the text that something with a loss is computed of."""
+    rank: int
+    """Of the gradient where tokens do not bound it, at most R."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class SpanCheck:
     tokens: int
     """Different ones; with their places, where a place adds to the input."""
     rank: int
-    """Of the factors together."""
+    """Of the gradient of the factors together, where tokens do not bound it."""
     applicable: bool
     """Whether the step has no more tokens than the rank."""
     found: float
@@ -68,8 +72,8 @@ def span_check(step: StepGradient) -> SpanCheck:
     tokens = len(step.ids) if step.moving else len(step.ids.unique())
     return SpanCheck(
         tokens=tokens,
-        rank=len(step.gradient),
-        applicable=tokens <= len(step.gradient),
+        rank=step.rank,
+        applicable=tokens <= step.rank,
         found=sum(found) / len(found),
         false=sum(false) / len(false),
     )
@@ -78,18 +82,27 @@ def span_check(step: StepGradient) -> SpanCheck:
 def in_span(gradient: Tensor, inputs: Tensor) -> Tensor:
     """(V,) of bool: whether an input, of (V, H), lies in the span of the rows of (R, H)."""
     _, values, directions = torch.linalg.svd(gradient.double(), full_matrices=False)
-    basis = directions[values > RANK * values.max()]
+    basis = directions[: _beyond_rounding(values)]
     given = inputs.double()
     outside = given - (given @ basis.T) @ basis
     inside: Tensor = outside.norm(dim=1) < APART * given.norm(dim=1)
     return inside
 
 
+def numerical_rank(gradient: Tensor) -> int:
+    """Of the rows of (R, H): singular values that are more than rounding."""
+    return _beyond_rounding(torch.linalg.svdvals(gradient.double()))
+
+
+def _beyond_rounding(values: Tensor) -> int:
+    return int((values > RANK * values.max()).sum())
+
+
 def sizes(rank: int, longest: int) -> list[int]:
     """Tokens of the texts that are looked at: half of the rank, as many, one more, and twice.
 
     Args:
-        rank: Of the factors together.
+        rank: Of the gradient of the factors together.
         longest: Tokens that a text has at most.
     """
     wanted = {min(max(1, rank // 2), longest), rank, rank + 1, 2 * rank}

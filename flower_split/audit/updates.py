@@ -26,11 +26,6 @@ class FirstFactors:
     inputs: Callable[[Tensor], Tensor]
     """What they are given for rows of token ids, (B, T): (B, T, H)."""
 
-    @property
-    def rank(self) -> int:
-        """Rows of all gradients together."""
-        return sum(len(one) for one in self.weights)
-
 
 def first_factors(client: Any, bottom: Callable[[Tensor], Tensor]) -> FirstFactors | None:
     """Those of a client model; None where its first layer has no LoRA on its inputs.
@@ -98,7 +93,7 @@ class Inputs:
         return not _alike(given[-1:], given[:1])
 
 
-def step_gradient(inputs: Inputs, ids: Tensor, gradients: Tensor) -> StepGradient:
+def step_gradient(inputs: Inputs, ids: Tensor, gradients: Tensor, *, rank: int) -> StepGradient:
     """What the span check looks at, of a step over one text.
 
     The last token is a label alone: nothing is computed of it that has a loss.
@@ -107,12 +102,14 @@ def step_gradient(inputs: Inputs, ids: Tensor, gradients: Tensor) -> StepGradien
         inputs: Of the factors.
         ids: (T,): the text.
         gradients: (R, H): of all factors, below one another.
+        rank: Of those of a longer text.
     """
     return StepGradient(
         gradient=gradients,
         inputs=inputs.at,
         moving=inputs.moves(int(ids[0]), len(ids) - 1),
         ids=ids[:-1],
+        rank=rank,
     )
 
 

@@ -3,7 +3,7 @@
 import torch
 from audit_texts import HIDDEN, VOCABULARY, table
 
-from flower_split.audit.span import StepGradient, sizes, span_check
+from flower_split.audit.span import StepGradient, numerical_rank, sizes, span_check
 
 RANK = 6
 
@@ -18,7 +18,7 @@ def step(tokens: int, *, moving: bool = False) -> StepGradient:
 
     own = torch.stack([inputs(place)[token] for place, token in enumerate(ids.tolist())])
     weights = torch.randn(RANK, tokens, generator=generator)
-    return StepGradient(gradient=weights @ own, inputs=inputs, moving=moving, ids=ids)
+    return StepGradient(gradient=weights @ own, inputs=inputs, moving=moving, ids=ids, rank=RANK)
 
 
 def test_tokens_are_found_exactly_up_to_the_rank() -> None:
@@ -35,6 +35,14 @@ def test_tokens_are_found_exactly_up_to_the_rank() -> None:
 def test_signs_of_a_gradient_have_another_span() -> None:
     made = step(4)
     signs = StepGradient(
-        gradient=made.gradient.sign(), inputs=made.inputs, moving=False, ids=made.ids
+        gradient=made.gradient.sign(), inputs=made.inputs, moving=False, ids=made.ids, rank=RANK
     )
     assert span_check(signs).found == 0
+
+
+def test_rows_that_depend_on_one_another_do_not_count() -> None:
+    made = step(3 * RANK)
+    assert numerical_rank(made.gradient) == RANK
+    assert numerical_rank(step(RANK - 2).gradient) == RANK - 2
+    twice = torch.cat([made.gradient[:-1], -made.gradient[:1]])
+    assert numerical_rank(twice) == RANK - 1
