@@ -86,7 +86,7 @@ def evaluate(message, context):
         return session.reply({"eval-loss": session.evaluate().loss})
 
 
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("in_flight", [3, 1])
 def test_losses_and_adapter_equal_those_of_a_loop_that_waits(client_app, run, in_flight):
     settings = {"train.batch-size": 2, "train.accumulation": 3, "num-server-rounds": 2}

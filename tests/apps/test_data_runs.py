@@ -62,7 +62,7 @@ def test_chats_with_bad_rows(folder: Path, caplog: pytest.LogCaptureFixture) -> 
     assert {line.partition(":")[0] for line in lines} == {f"data of silo {i}" for i in range(3)}
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_a_table_with_a_template_is_the_same_text_as_a_prompt(folder: Path) -> None:
     rows = [(WORDS[i % 4], WORDS[(i + 1) % 3]) for i in range(18)]
     table = "ask,text\n" + "".join(f"{ask},{text}\n" for ask, text in rows)
@@ -72,7 +72,7 @@ def test_a_table_with_a_template_is_the_same_text_as_a_prompt(folder: Path) -> N
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_packed_rows(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flower_split")
     found = adapter(folder, "texts.jsonl", **{"data.packing": True, "train.max-length": 24})

@@ -76,7 +76,7 @@ def logits(tiny, folder):
         return PeftModel.from_pretrained(base, folder).eval()(IDS).logits
 
 
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_resumed_exported_and_merged(values, tiny, tmp_path, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -77,6 +77,7 @@ def folder(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.mark.exhaustive
 def test_all_that_left_is_counted_over_resumed_runs(tiny: dict[str, Any], folder: Path) -> None:
     """Training, evaluation and the continued prompt, as the ledgers have it, and ε of all of it."""
     result = json.loads((folder / "output" / "result.json").read_text())

@@ -81,6 +81,7 @@ def test_it_is_the_silos_alone_and_says_so(ran, tmp_path):
     assert (again / "README.md").read_text(encoding="utf-8") == card
 
 
+@pytest.mark.exhaustive
 def test_it_can_be_merged(folder, ran, tmp_path):
     adapter, seen = ran("flora")
     out = tmp_path / "merged"

@@ -117,6 +117,7 @@ def test_silos_computed_together_learn_what_they_do_alone(run_config, tmp_path):
     assert occupancy(reports[True]) > 1
 
 
+@pytest.mark.exhaustive
 def test_every_silo_alone_for_comparison(run_config, tmp_path):
     run({**run_config, "baseline-alone": True, "output-dir": str(tmp_path)})
     report = read_result(tmp_path / "result.json")

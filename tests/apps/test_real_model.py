@@ -36,7 +36,7 @@ def rows(prepare: ModuleType) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_questions_are_the_same_at_every_call_and_asked_once(
     prepare: ModuleType, rows: list[dict[str, Any]]
 ) -> None:

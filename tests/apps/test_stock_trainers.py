@@ -66,7 +66,7 @@ def adamw(model: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0)
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_the_trainer_and_its_own_optimizer(example: Any, tmp_path: Path) -> None:
     cut, trainer = example("cut_model"), example("trainer")
     losses = trainer.main(str(tmp_path / "any"), cut.cut_model(trunk_parameters=True), split=False)
@@ -120,7 +120,7 @@ def accelerated(cut: Any, model: Any, optimizer: Any, precision: str, folder: Pa
     return losses
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.exhaustive)])
 def test_accelerate_saves_and_loads_both_sides(
     example: Any, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
@@ -180,7 +180,7 @@ def test_trls_trainers(example: Any, name: str) -> None:
     assert losses == pytest.approx(trl.main(whole, adamw(whole)), rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "settings",
     [
@@ -195,7 +195,7 @@ def test_trls_packed_texts(example: Any, settings: dict[str, Any]) -> None:
     assert losses == pytest.approx(sft.main(whole, adamw(whole), **settings), rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_trainer_in_a_session_of_a_federated_run(
     example: Any, run_config: dict[str, Any], state_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

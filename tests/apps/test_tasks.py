@@ -101,6 +101,7 @@ def logits(model):
 FURTHER = ("bert, sequences", "llama, tokens")
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in FURTHER)) for name in CASES],
@@ -198,7 +199,7 @@ HEADLESS = {
 }
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("family", HEADLESS)
 def test_a_masked_models_head_that_a_checkpoint_lacks_is_trained(values, folders, tmp_path, family):
     config, target, modules = HEADLESS[family]
@@ -288,6 +289,7 @@ def test_a_run_is_resumed_and_one_of_another_task_is_not(values, tmp_path):
         run({**given, "resume": True, "model.labels": "no, yes, maybe"})
 
 
+@pytest.mark.exhaustive
 def test_delivered_models_and_shared_trunks_learn_to_classify(values, tmp_path):
     own, delivered = (str(tmp_path / name) for name in ("own", "delivered"))
     shared = {"trunk.adapters": "shared", "num-server-rounds": 1}

@@ -9,7 +9,7 @@ from throughput.llama_shapes import SHAPES, random_llama
 CPU = torch.device("cpu")
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_it_measures_every_number_of_silos() -> None:
     found = gpu_trunk.measure(toy=True, device="cpu")
     assert set(found.ratios) == {"trunk_1_over_unsplit", "trunk_2_over_unsplit"}

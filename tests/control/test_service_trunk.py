@@ -70,6 +70,7 @@ def test_a_run_yields_what_it_yields_with_a_trunk_of_its_own(folder, service, ch
     assert service.runs.all == []
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_yield_what_each_yields_alone(folder, service):
     """Other plans, modes and constants, on one copy of the weights."""
     first = at(service, run_config(folder, **KEEPING))

@@ -206,6 +206,7 @@ print(fetch_pack(digest, tickets, open_stream, PartCache(Path(folder))).num_byte
 """
 
 
+@pytest.mark.exhaustive
 def test_two_processes_share_one_download(
     server: TrunkServer, pack: Pack, cache: PartCache
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_next_block_costs_no_page_faults() -> None:
     assert max(made.faults) < PAGES / 1024
 
 
+@pytest.mark.exhaustive
 @glibc
 def test_a_block_that_is_too_large_is_given_back() -> None:
     size = allocator.LARGEST_KEPT + 16 * MIB
@@ -101,8 +102,8 @@ def test_what_is_free_is_given_back_for_a_while() -> None:
     assert before - resident_bytes() > 8 * MIB
 
 
+@pytest.mark.exhaustive
 @glibc
-@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize(
     "environment",
     [

@@ -84,6 +84,7 @@ def out_of_memory(*_: object) -> None:
     raise torch.OutOfMemoryError("as CUDA says it")
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize("amid", ["forward", "backward"])
 def test_row_26_memory_that_runs_out_for_a_legal_batch(

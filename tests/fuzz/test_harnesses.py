@@ -56,6 +56,7 @@ def test_choices_are_read_off_the_bytes_and_zero_after_them():
     )
 
 
+@pytest.mark.exhaustive
 def test_an_input_is_run_again_by_its_file(tmp_path, root_of_tests):
     (tmp_path / "codecs").mkdir()
     path = tmp_path / "codecs" / "crash-1"

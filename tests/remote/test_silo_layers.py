@@ -157,7 +157,7 @@ def test_single_layers_may_be_changed() -> None:
     assert cut == pytest.approx(whole, abs=1e-6)
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_a_base_model_with_a_buffer_of_its_own_may_be_hooked_and_resized() -> None:
     config = GPTBigCodeConfig(vocab_size=97, n_embd=32, n_layer=4, n_head=4, n_positions=64)
     pair = make_pair(GPTBigCodeForCausalLM(config).eval(), cuts=(1, 1))

@@ -81,6 +81,7 @@ def config_with(**options: Any) -> TrainConfig:
     return TrainConfig(**{"learning_rate": 0.01, "max_grad_norm": 0.05, **options})
 
 
+@pytest.mark.sampled(keep=3)
 @pytest.mark.medium
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -98,7 +99,7 @@ def test_a_round_equals_the_uncut_model_to_the_bit(depth: int, max_grad_norm: fl
     assert any(not torch.equal(state[name], pair.state[name]) for name in state)
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 @settings(max_examples=12, deadline=None)
 @given(
     depth=st.sampled_from((*DEPTHS, 0)),
@@ -152,6 +153,7 @@ def test_dropout_is_there_and_follows_the_seed() -> None:
     assert len(losses) == 3
 
 
+@pytest.mark.sampled(keep=10)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
     # PEFT has no LoRA for the experts of a mixture, which are no linear layers.

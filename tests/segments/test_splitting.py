@@ -212,7 +212,7 @@ def test_what_would_reach_the_silos_layers_alone_cannot_be_given(given: dict[str
         client(input_ids=IDS, **given)
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_where_packed_texts_begin_may_be_told_where_only_positions_are_read() -> None:
     packed = {
         "input_ids": torch.arange(5, 11)[None],

@@ -136,7 +136,7 @@ def test_it_learns_what_a_run_with_local_models_learns(run, folder, tmp_path, ca
         assert len(os.listdir("/proc/self/fd")) < open_files + 20
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_another_process_finds_the_model_on_its_disk(run, tmp_path):
     run(**{"num-server-rounds": 1})
     run.forget()

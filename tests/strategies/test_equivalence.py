@@ -49,7 +49,7 @@ def split(folder, name, initial=None, **options):
 CASES = [*(("llama", name) for name in STRATEGIES), ("gpt2", "fedavg")]
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_adapter_tensor_equals_that_of_the_uncut_run(folders, family, name):
     folder = folders[family]

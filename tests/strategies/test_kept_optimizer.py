@@ -76,6 +76,7 @@ def files(state_home):
     return sorted(path for path in state_home.rglob("*") if path.is_file())
 
 
+@pytest.mark.exhaustive
 def test_without_keeping_every_round_starts_afresh(folder, state_home):
     ours = split(folder, changes=KEEPING_NOTHING)
     assert largest_difference(ours, uncut(folder, changes=KEEPING_NOTHING)) <= TOLERANCE
@@ -91,6 +92,7 @@ def test_a_round_that_did_not_count_is_never_gone_on_from(folder, name):
     assert largest_difference(ours, uncut(folder, name, losing=losing)) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_a_silo_that_lost_its_file_and_its_trunk_start_afresh_together(folder, state_home):
     def lose(message, context):
         if (context.node_config["partition-id"], message.content["config"]["split.round"]) == (
@@ -114,6 +116,7 @@ def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog)
     assert largest_difference(ours, uncut(folder, changes=KEEPING_NOTHING)) <= TOLERANCE
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", ["federated", "shared", "frozen"])
 def test_two_rounds_are_one_of_twice_the_steps_to_the_bit(folder, mode):
     """FedAvg of one silo with a constant learning rate changes nothing between two rounds."""
@@ -207,6 +210,7 @@ def test_states_of_another_mode_are_refused(folder):
         host.load_session_states(states)
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_left_of_a_run_that_ended(folder, state_home):
     seen = []
     split(folder, before=lambda *_: seen.extend(files(state_home)))
@@ -214,6 +218,7 @@ def test_nothing_is_left_of_a_run_that_ended(folder, state_home):
     assert files(state_home) == []
 
 
+@pytest.mark.exhaustive
 def test_a_second_run_on_the_same_host_starts_afresh(folder):
     config = read_run_config(config_of(folder))
     with TrunkHost(config) as host:

@@ -103,6 +103,7 @@ def rewrite(folder: Path, change: dict[str, Tensor | None]) -> None:
     save_file({n: t for n, t in tensors.items() if t is not None}, file, {"format": "pt"})
 
 
+@pytest.mark.sampled(keep=8)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_file_in_float32(case: Case, tmp_path: Path) -> None:
     model = case.model()
@@ -117,6 +118,7 @@ def test_one_file_in_float32(case: Case, tmp_path: Path) -> None:
     assert len(marks) == 1
 
 
+@pytest.mark.sampled(keep=6)
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.name)
 def test_shards_in_bfloat16(case: Case, tmp_path: Path) -> None:
     case.model().save_pretrained(tmp_path, max_shard_size="20KB")

@@ -79,6 +79,7 @@ def tiny_skeleton(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_equals_the_uncut_quantized_models(folder: Path, kind: str) -> None:
     if kind == "torchao-int8" and folder.name == "gpt2":
@@ -122,6 +123,7 @@ def test_a_quantized_model_in_memory_is_cut_as_any_other(folder: Path, kind: str
         assert torch.equal(client(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_an_evaluation_of_one_silo_changes_no_training_of_another(folder: Path, kind: str) -> None:
     """Where the processor has AVX512 BF16, bitsandbytes repacks weights that are evaluated."""

@@ -45,7 +45,7 @@ def failures(result):
     return {r.node_id - FIRST_NODE: r.failure for r in result.of("train", 1) if r.failure}
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", MODES)
 def test_mixed_ranks_and_folded_factors_in_every_mode(run, mode):
     result, _ = run("flora", mode=mode, loras=MIXED)
@@ -62,6 +62,7 @@ def test_mixed_ranks_and_folded_factors_in_every_mode(run, mode):
         } == {4}
 
 
+@pytest.mark.exhaustive
 def test_silos_of_different_ranks_at_once_do_not_disturb_each_other(run):
     one_by_one, _ = run("flora", loras=MIXED)
     at_once, _ = run("flora", loras=MIXED, threads=3)
@@ -153,6 +154,7 @@ def sends_a_trunk_tensor(content):
     )
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -201,6 +203,7 @@ def test_neither_half_goes_on_from_a_round_that_did_not_count(run, monkeypatch):
             assert all((went_on_from[n] == t).all() == same for n, t in were.items())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("name", ["scaffoldlora", "fedsalora"])
 def test_a_run_that_is_resumed_ends_as_one_that_was_not_interrupted(run, tmp_path, name):

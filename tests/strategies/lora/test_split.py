@@ -44,7 +44,7 @@ def uncut_loras(values, loras):
     return [{**run, **lora} for lora in loras or [{}] * 3]
 
 
-@pytest.mark.sampled(keep=len(NAMES) + 1)
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize(("name", "loras", "changes"), CASES)
 def test_a_split_run_equals_the_unsplit_one(folder, tmp_path, state_home, name, loras, changes):
     if name == "fedprox":
@@ -76,7 +76,7 @@ def shrinks(partition, server_round):
     return {"r": 2 if (partition, server_round >= 3) == (1, True) else 4, "alpha": 8.0}
 
 
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "loras"), [("rolora", None), ("ffalora", None), ("flexlora", shrinks)]
 )

@@ -88,6 +88,7 @@ def test_connections_that_last_for_a_few_messages(rig: Rig, codec: str) -> None:
         assert relay.connections > 5 and found.reconnects > 4
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("place", PLACES[1:])  # before one is after another, but for the handshake
 @pytest.mark.medium
@@ -103,6 +104,7 @@ def test_a_cut_at_every_message_of_a_training(rig: Rig, direction: Direction, pl
         assert_done(cut, numbers)
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.medium
 @pytest.mark.usefixtures("_persistent")
@@ -134,6 +136,7 @@ def affine(relay: CuttingRelay) -> list[Any]:
         return [*results, transport.finish(), transport.wire_bytes]
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.medium
 def test_a_cut_within_requests_and_replies_of_several_frames(direction: Direction) -> None:
