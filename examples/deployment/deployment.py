@@ -73,9 +73,12 @@ class Party:
     def do(self, script: str, *arguments: str | Path) -> None:
         """Run one step to its end."""
         say(f"{self.folder.name}: {shlex.join([script, *map(str, arguments)])}")
-        command = [sys.executable] if script.endswith(".py") else []
+        if script == "flower-split":
+            command = [sys.executable, "-m", "flower_split.apps.cli"]
+        else:
+            command = [*([sys.executable] if script.endswith(".py") else []), str(HERE / script)]
         done = subprocess.run(
-            [*command, str(HERE / script), *map(str, arguments)],
+            [*command, *map(str, arguments)],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             check=False,
@@ -109,12 +112,12 @@ def deploy(folder: Path, output: Path, settings: Sequence[str]) -> None:
     silos = {name: Party(folder / name, output, superlink, trunk) for name in SILOS}
     started: dict[str, tuple[Party, subprocess.Popen[bytes]]] = {}
     try:
-        server.do("keys.py", "ca", server.folder / "keys")
-        server.do("keys.py", "server", server.folder / "keys", "127.0.0.1")
+        server.do("flower-split", "keys", "ca", server.folder / "keys")
+        server.do("flower-split", "keys", "server", server.folder / "keys", "127.0.0.1")
         started["server"] = server, server.start("superlink.sh")
         wait_for_port(superlink, *started["server"])
         for name, silo in silos.items():
-            silo.do("keys.py", "silo", silo.folder / "keys", name)
+            silo.do("flower-split", "keys", "silo", silo.folder / "keys", name)
             silo.do("data.py", name, silo.folder / "data.jsonl")
             # All that the organisations exchange: the CA's certificate and the public key.
             exchange(server.folder / "keys/ca.crt", silo.folder / "keys")

@@ -12,7 +12,7 @@ into=$(quoted "$output")
 if [ -n "${TRUNK_HOST:-}" ]; then
     keys=$folder/keys
     need "$keys/trunk-ca.crt" "copy it from the trunk's machine, whose ca.crt it is"
-    need "$keys/server-strategy.crt" "make it with keys.py strategy"
+    need "$keys/server-strategy.crt" "make it with flower-split keys strategy"
     trunk="trunk.service=\"$TRUNK_HOST:$CONTROL_PORT\""
     trunk="$trunk trunk.service-ca=$(quoted "$keys/trunk-ca.crt")"
     trunk="$trunk trunk.service-certificate=$(quoted "$keys/server-strategy.crt")"

@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 for file in ca.crt server.crt server.key; do
-    need "$folder/keys/$file" "make it with keys.py"
+    need "$folder/keys/$file" "make it with flower-split keys"
 done
 
 remember superlink

@@ -19,7 +19,7 @@ case $name in
         ;;
 esac
 need "$folder/keys/ca.crt" "copy it from the server"
-need "$folder/keys/$name.key" "make it with keys.py"
+need "$folder/keys/$name.key" "make it with flower-split keys silo"
 need "$data" "it is the silo's own data, a .jsonl or .txt file"
 
 # Each in a line of its own, so that one that cannot be passed on ends the script.

@@ -9,7 +9,7 @@ set -euo pipefail
 
 : "${TRUNK_HOST:?set it in settings.env, to the name at which silos reach this machine}"
 keys=$folder/keys
-need "$keys/server.crt" "make it with keys.py server"
+need "$keys/server.crt" "make it with flower-split keys server"
 need "$keys/server-strategy.crt" "copy it from the server"
 need "$keys/strategy-ca.crt" "copy it from the server, whose ca.crt it is"
 remember trunk-service

@@ -13,6 +13,7 @@ from flower_split.apps.commands.deployment import (
     submit_command,
 )
 from flower_split.apps.commands.export import export_command
+from flower_split.apps.commands.keys import keys_cli
 from flower_split.apps.commands.ledger import ledger_cli
 from flower_split.apps.commands.local import deployment_cli
 from flower_split.apps.commands.monitor import monitor_command
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 cli.command("new")(new_command)
+cli.add_typer(keys_cli, name="keys")
 cli.add_typer(ledger_cli, name="ledger")
 cli.add_typer(silo_cli, name="silo")
 cli.add_typer(trunk_cli, name="trunk")

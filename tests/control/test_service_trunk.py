@@ -40,6 +40,7 @@ def same(ours, theirs):
         assert np.array_equal(ours[name], tensor), name
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     "changes",

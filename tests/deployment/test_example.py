@@ -85,17 +85,6 @@ def test_scripts_can_be_run():
     )
 
 
-def test_keys_are_their_owners_and_are_never_replaced(tmp_path):
-    keys = tmp_path / "keys"
-    for what in (["ca", keys], ["server", keys, "host.example", "::1"], ["silo", keys, "one"]):
-        assert run(sys.executable, EXAMPLE / "keys.py", *what).returncode == 0
-        again = run(sys.executable, EXAMPLE / "keys.py", *what)
-        assert again.returncode == 1 and "exist" in again.stderr
-    private = sorted(path.name for path in keys.glob("*.key"))
-    assert private == ["ca.key", "one.key", "server.key"]
-    assert all((keys / name).stat().st_mode & 0o077 == 0 for name in private)
-
-
 def test_a_run_may_set_every_key():
     """Flower replaces only keys that the app has."""
     app = App.read(EXAMPLE / "app")

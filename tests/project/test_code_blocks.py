@@ -1,7 +1,7 @@
 """Every code block of README and docs: Python is run, commands are read by their own parsers.
 
-The Python blocks of a page run one after the other in one namespace, as pasted, in a folder that
-has `trunk.crt`, `trunk.key` and `ca.crt`; only the port 9443 is replaced by a free one.
+The Python blocks of a page run one after the other in one namespace, as pasted, after those of its
+commands that make keys; only the port 9443 is replaced by a free one.
 """
 
 import re
@@ -24,7 +24,6 @@ from flower_split.apps.cli import cli
 from flower_split.apps.folder.overrides import parse_overrides, rendered
 from flower_split.client.node_config import NodeConfig
 from flower_split.config.run_config import run_keys
-from flower_split.tls import ServerTls
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,15 +64,12 @@ def name_of(thing: Block | Path | str) -> str:
     "path", [page for page in PAGES if in_language([page], "python")], ids=name_of
 )
 def test_python_runs_as_pasted(path, tmp_path, monkeypatch):
-    tls = ServerTls.ephemeral("localhost")
-    for name, pem in (
-        ("trunk.crt", tls.certificate),
-        ("trunk.key", tls.private_key),
-        ("ca.crt", tls.ca),
-    ):
-        (tmp_path / name).write_bytes(pem)
-    (tmp_path / "trunk.key").chmod(0o600)
     monkeypatch.chdir(tmp_path)
+    for block in in_language([path], "bash"):
+        for command in commands(block.text):
+            if command.startswith("flower-split keys "):
+                words = shlex.split(command, comments=True)[1:]
+                assert CliRunner().invoke(cli, words).exit_code == 0, command
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

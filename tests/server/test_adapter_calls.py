@@ -115,6 +115,7 @@ def test_a_backward_pass_goes_by_the_adapter_of_its_forward_pass_or_not_at_all()
         transport.backward(BackwardRequest(step=0, microbatch=0, grad=hidden)).result()
 
 
+@pytest.mark.medium
 def test_moments_are_not_an_adapter() -> None:
     transport, _ = session()
     call(transport, "snapshot_moments", name=TAG)

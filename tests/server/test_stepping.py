@@ -87,6 +87,7 @@ def test_constants_that_divide_by_nothing_are_refused(constants: dict[str, float
         OptimizerSettings(**constants)
 
 
+@pytest.mark.medium
 def test_a_step_whose_result_no_step_could_begin_with_is_taken_back() -> None:
     """Else every silo's next step of a shared trunk would be refused."""
 

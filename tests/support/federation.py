@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import psutil
 
 from flower_split.config.run_config import run_keys
+from flower_split.tls.provisioning import make_ca, make_server, make_silo
 
 ROOT = Path(__file__).parents[2]
-KEYS = ROOT / "examples/deployment/keys.py"
 BIN = Path(sys.executable).parent
 CONNECTION = "test"
 COMPLETED = "finished:completed"
@@ -372,18 +372,11 @@ class Federation:
         return str(self.folder / "keys" / name)
 
     def _make_keys(self) -> None:
-        folder = str(self.folder / "keys")
-        for command in (
-            ["ca", folder],
-            ["server", folder, self.host],
-            *(["silo", folder, name] for name in self._names()),
-        ):
-            subprocess.run(
-                [sys.executable, str(KEYS), *command],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                timeout=SECONDS,
-            )
+        folder = self.folder / "keys"
+        make_ca(folder)
+        make_server(folder, [self.host])
+        for name in self._names():
+            make_silo(folder, name)
 
     def _superlink_answers(self) -> bool:
         assert self.processes["superlink"].poll() is None, self.log("superlink")

@@ -12,7 +12,13 @@ DEFAULT = "127.0.0.1:8765"
 
 
 def monitor_command(
-    run: Annotated[Path, typer.Argument(help="A run's output folder; it may not have begun.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's output folder, which may not have begun; or host:port of a monitor "
+            "elsewhere."
+        ),
+    ],
     address: Annotated[
         str, typer.Option(help="host:port to listen on; port 0 takes a free one.")
     ] = DEFAULT,
@@ -23,6 +29,9 @@ def monitor_command(
             "loopback need one always."
         ),
     ] = None,
+    run_token_file: Annotated[
+        Path | None, typer.Option(help="File with the token of the monitor elsewhere.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Serve a page that shows RUN live, until Ctrl-C. It only reads, and never changes a run."""
@@ -32,4 +41,10 @@ def monitor_command(
 
         with usage():
             Address.parse(address, what="--address")
-        serve(run, address, token_file=token_file, say=lambda text: print(text, flush=True))
+        serve(
+            run,
+            address,
+            token_file=token_file,
+            run_token_file=run_token_file,
+            say=lambda text: print(text, flush=True),
+        )

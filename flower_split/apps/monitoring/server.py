@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from html import escape
 from importlib.resources import files
 from threading import Thread
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -15,7 +16,6 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from starlette.routing import Route
 
 from flower_split.apps.monitoring.access import Access
-from flower_split.apps.monitoring.watched_run import WatchedRun
 from flower_split.apps.serving.http_connections import bounded
 from flower_split.reporting.live.metrics import CONTENT_TYPE
 from flower_split.reporting.report.html import style
@@ -45,6 +45,18 @@ REFUSED = (
 Answer = Callable[[Request], Awaitable[Response]]
 
 
+class Watched(Protocol):
+    """A run that is looked at, wherever it is read from."""
+
+    name: str
+
+    def parts(self) -> dict[str, str]:
+        """The parts of the page, HTML by name, as they are now."""
+
+    def metrics(self) -> bytes | None:
+        """The same in Prometheus' text format, UTF-8; None where they are told elsewhere."""
+
+
 class MonitorServer:
     """The application that serves one run; every way in is a GET.
 
@@ -54,7 +66,7 @@ class MonitorServer:
         pause: Seconds between two looks for a reader.
     """
 
-    def __init__(self, run: WatchedRun, access: Access, *, pause: float = 1.0) -> None:
+    def __init__(self, run: Watched, access: Access, *, pause: float = 1.0) -> None:
         self._run = run
         self._access = access
         self._pause = pause
@@ -97,7 +109,7 @@ class MonitorServer:
     async def _page(self, _: Request) -> Response:
         parts = self._run.parts()
         body = "".join(f'<div id="{name}">{parts[name]}</div>' for name in PARTS)
-        title = escape(f"Run in {self._run.folder.name}")
+        title = escape(f"Run in {self._run.name}")
         return Response(
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -141,7 +153,11 @@ class MonitorServer:
         return Response(style() + _file("live.css"), media_type="text/css")
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(self._run.metrics(), media_type=CONTENT_TYPE)
+        metrics = self._run.metrics()
+        if metrics is None:
+            where = f"The monitor at {self._run.name} has the metrics.\n"
+            return PlainTextResponse(where, 404)
+        return Response(metrics, media_type=CONTENT_TYPE)
 
     async def _health(self, _: Request) -> Response:
         return PlainTextResponse("ok\n", headers=HEADERS)

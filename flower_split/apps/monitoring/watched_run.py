@@ -24,7 +24,7 @@ class WatchedRun:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.name = folder, folder.name
         self._tail = EventTail(folder / EVENTS)
         self._view, self._metrics = RunView(), RunMetrics()
         self._samples: Mapping[int, str] = {}

@@ -121,6 +121,7 @@ def test_whatever_the_shapes_mixed_rows_are_computed_as_if_alone(
     assert apart < TOLERANCE
 
 
+@pytest.mark.medium
 def test_a_batch_of_one_is_computed_to_the_bit_as_without_batching() -> None:
     case = next(case for case in CASES if case.name == "llama")
     for seed in range(2):

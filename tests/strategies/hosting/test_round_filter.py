@@ -53,6 +53,7 @@ def test_the_cap_is_the_largest_that_keeps_the_share(given_weights, share):
     assert max(more) > most * sum(more) or max(more) == max(map(Fraction, given_weights.values()))
 
 
+@pytest.mark.medium
 @given(weights, shares, st.randoms())
 def test_a_cap_depends_on_no_order(given_weights, share, random):
     shuffled = list(given_weights.items())

@@ -56,6 +56,7 @@ def test_damaged_requests(original: bytes, damage: list[tuple[int, int]]) -> Non
         pass
 
 
+@pytest.mark.medium
 @settings(max_examples=300, deadline=None)
 @given(damage=DAMAGE)
 def test_damaged_replies(damage: list[tuple[int, int]]) -> None:
