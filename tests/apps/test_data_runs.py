@@ -80,7 +80,7 @@ def test_packed_rows(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert all("packed into" in line for line in told(caplog))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_preference_pairs_train_in_a_clientapp_of_ones_own(folder: Path) -> None:
     """TRL's DPOTrainer takes them as they are read, and both sides of the cut learn."""
     trl = pytest.importorskip("trl")

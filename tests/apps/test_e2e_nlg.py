@@ -87,7 +87,7 @@ def test_an_int8_wire_ends_where_a_float32_wire_ends(exact, tmp_path):
     assert coarse <= 1.01 * exact.losses[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_the_split_reaches_what_plain_peft_reaches(exact):
     before, after = exact.losses

@@ -76,9 +76,10 @@ def server(folder):
     return named[:1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "victims",
-    [pytest.param(server, marks=pytest.mark.exhaustive), processes_in],
+    [server, processes_in],
     ids=["server", "everything"],
 )
 def test_a_killed_simulation_is_resumed(simulated, whole, tmp_path, victims):

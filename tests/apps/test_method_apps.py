@@ -164,8 +164,7 @@ def test_flowers_own_strategies_take_any_method(values, tmp_path, strategy):
     assert adapter(tmp_path / "adapter")
 
 
-@pytest.mark.slow
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["dora", "adalora"])
 def test_every_silo_alone_with_another_method(values, tmp_path, name):
     run(values(name, tmp_path, **{"baseline-alone": True}))

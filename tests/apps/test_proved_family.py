@@ -42,9 +42,7 @@ CASES = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.sampled(keep=1)
-@pytest.mark.medium
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("case", "delivery"), [(CASES[1], "server"), (CASES[0], "local")], ids=("lfm2", "olmo")
 )

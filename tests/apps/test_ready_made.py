@@ -97,7 +97,7 @@ def test_the_other_modes_of_the_trunk(run_config, tmp_path, tiny, mode):
     assert trained == ({0, 1, 2, 3} if mode == "shared" else {0, 3})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_silos_computed_together_learn_what_they_do_alone(run_config, tmp_path):
     reports = {}
     for batching in (False, True):

@@ -147,7 +147,7 @@ def test_accelerate_saves_and_loads_both_sides(
     assert {t.dtype for t in tags.values()} == {torch.float32, torch.uint8}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_trls_reward_trainer(example: Any) -> None:
     pytest.importorskip("trl")
     cut, reward = example("cut_model"), example("reward")
@@ -168,6 +168,7 @@ def test_trls_reward_trainer(example: Any) -> None:
     assert torch.allclose(rewards, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
 def test_trls_trainers(example: Any, name: str) -> None:
@@ -195,7 +196,7 @@ def test_trls_packed_texts(example: Any, settings: dict[str, Any]) -> None:
     assert losses == pytest.approx(sft.main(whole, adamw(whole), **settings), rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_trainer_in_a_session_of_a_federated_run(
     example: Any, run_config: dict[str, Any], state_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -302,6 +302,7 @@ def test_delivered_models_and_shared_trunks_learn_to_classify(values, tmp_path):
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedprox", "fedmedian"])
 def test_flowers_own_strategies_take_a_head(values, tmp_path, name):

@@ -48,7 +48,7 @@ def compared(settings, tmp_path_factory):
     return compare.compare(CHOSEN, settings, out, workers=0, is_toy=True), out
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_every_entry_has_a_row_with_what_it_cost(compared):
     rows, _ = compared
     by_name = {row["name"]: row for row in rows}
@@ -64,7 +64,7 @@ def test_every_entry_has_a_row_with_what_it_cost(compared):
     assert "down" not in by_name["central"]
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_a_split_run_is_the_unsplit_one(compared):
     rows, _ = compared
     twins = [row for row in rows if row["how"] == "unsplit"]
@@ -77,7 +77,7 @@ def test_a_split_run_is_the_unsplit_one(compared):
         assert row["up"] > split["up"]
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_what_it_leaves(compared):
     rows, out = compared
     stored = json.loads((out / "results.json").read_text())
@@ -93,7 +93,7 @@ def test_what_it_leaves(compared):
     assert all(f"| {row['name']} |" in shown for row in rows)
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_a_stopped_benchmark_goes_on_from_what_is_there(compared, settings, monkeypatch):
     rows, out = compared
     monkeypatch.setattr("comparison.running.run", None)  # it would fail if it were called

@@ -7,6 +7,7 @@ from slow_networks import Link, Silo, Step
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.exhaustive
 def test_it_measures_every_cell() -> None:
     found = slow_networks.measure(toy=True)
     assert 0 < found.ratios["wan_over_bound"] < 1.5

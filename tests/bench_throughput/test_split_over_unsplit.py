@@ -4,7 +4,7 @@ import pytest
 import split_over_unsplit
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_measures_every_depth(bench) -> None:
     found = split_over_unsplit.compare(bench, toy=True)
     assert found.ratios["split_over_unsplit"] > 0

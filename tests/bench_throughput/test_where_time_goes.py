@@ -4,7 +4,7 @@ import pytest
 import where_time_goes
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_accounts_for_both_parties(bench) -> None:
     found = where_time_goes.account(bench, toy=True).figures["seconds"]
     assert list(found) == ["1 in flight", "4 in flight"]

@@ -6,7 +6,7 @@ import wires
 from flower_split.config.sections import CODECS
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_measures_every_codec(bench) -> None:
     found = wires.tabulate(bench, toy=True)
     assert list(found.figures) == list(CODECS)

@@ -21,6 +21,7 @@ def load() -> ModuleType:
     return module
 
 
+@pytest.mark.exhaustive
 def test_a_loss_and_an_epsilon_for_every_noise() -> None:
     lines = list(load().table(1, [0.5]))
     assert [line.split()[0] for line in lines[2:]] == ["nothing", "0", "0.5"]

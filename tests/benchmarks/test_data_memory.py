@@ -8,7 +8,7 @@ from benchmark_scripts import load_benchmark
 data_memory = load_benchmark("data_memory")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "kind", ["jsonl", "csv", pytest.param("parquet", marks=pytest.mark.exhaustive)]
 )

@@ -6,7 +6,7 @@ import pytest
 from benchmark_scripts import load_benchmark
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_it_measures_both_ends() -> None:
     bench = load_benchmark("delivery")

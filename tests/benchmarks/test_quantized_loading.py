@@ -14,7 +14,7 @@ pytest.importorskip("bitsandbytes")
 SCRIPT = FOLDER / "quantized_loading.py"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_trunk_that_is_loaded_hardly_takes_more_than_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_killed_server_app(shared, killed_server_app):
     assert "trunk at 127.0.0.1" in shared.log("silo1")
 
 
+@pytest.mark.exhaustive
 def test_row_32_flwr_stop(shared, training, tmp_path):
     run_id, own, _ = training(shared, **ONE_OF_TWO)
     shared.flwr("stop", run_id)
@@ -92,6 +93,7 @@ def test_row_32_flwr_stop(shared, training, tmp_path):
     assert result(tmp_path).failure
 
 
+@pytest.mark.exhaustive
 def test_row_32_silos_that_are_all_killed(shared, training, tmp_path):
     run_id, own, clients = training(shared)
     for client in clients:

@@ -174,7 +174,7 @@ def test_a_run_that_fails_fails_the_command(tmp_path, temporary):
     assert living(temporary) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_ctrl_c_leaves_nothing(tmp_path, temporary, heeds_interrupts):
     process = subprocess.Popen(

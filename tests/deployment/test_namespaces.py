@@ -48,6 +48,7 @@ def test_a_round_between_machines(report):
     assert report.silos == ["0", "1"] and report.rounds[-1].failures == {}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("advertised", "said"),
     [
@@ -68,6 +69,7 @@ def test_an_address_that_no_silo_reaches_is_named(apart, tiny, advertised, said)
     apart.assert_idle(ports)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(
     not supports(*NETEM), reason="this kernel has no netem (tc qdisc add … netem), or tc is missing"
 )

@@ -52,6 +52,7 @@ def silo(trunk: WatchedTrunk, rows: int, tokens: int) -> Iterator["subprocess.Po
     assert invited.record.collect() is None
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_row_01_a_silo_that_is_killed_or_frozen_amid_its_upload(
     trunk: WatchedTrunk, how: signal.Signals, caplog: pytest.LogCaptureFixture
@@ -70,6 +71,7 @@ def test_row_01_a_silo_that_is_killed_or_frozen_amid_its_upload(
         hook.remove()
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_row_02_a_silo_that_is_killed_or_frozen_between_forward_and_backward(
     trunk: WatchedTrunk, how: signal.Signals, caplog: pytest.LogCaptureFixture

@@ -173,6 +173,7 @@ def ranks(state: dict[str, Tensor]) -> dict[str, int]:
     return {name: int((t != 0).sum()) for name, t in state.items() if "lora_E" in name}
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_stock_loop_is_the_uncut_ones_to_the_bit(pieces: int) -> None:
@@ -191,6 +192,7 @@ def test_a_stock_loop_is_the_uncut_ones_to_the_bit(pieces: int) -> None:
     assert len(set(ranks(theirs).values())) > 1
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_microbatches_in_flight_change_nothing(depth: int) -> None:

@@ -59,7 +59,7 @@ def test_a_compiled_model_computes_the_same_with_a_cache_and_padding() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_compiled_model_trains_the_same() -> None:
     found = []
     for make in (compiled, lambda model: model):

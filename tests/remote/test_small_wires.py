@@ -42,6 +42,7 @@ def losses(codec: str) -> tuple[float, float]:
     return before, mean_loss()
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.slow
 @pytest.mark.medium
 @pytest.mark.parametrize(("codec", "tolerance"), [("int8", 0.01), ("nf4", 0.1)])

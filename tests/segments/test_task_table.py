@@ -20,7 +20,7 @@ def test_a_sample_is_as_written(model_type: str, task: str) -> None:
     assert proved == exact(TABLE.written()[model_type])[task], WRITE
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model_type", TYPES[3::24])
 def test_a_larger_sample_is_as_written(model_type: str) -> None:
     TABLE.check([model_type])

@@ -76,8 +76,7 @@ def engine() -> TrunkEngine:
     return made
 
 
-@pytest.mark.slow
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_each_silo_adds_adapter_moments_and_microbatches_whatever_their_number(
     engine: TrunkEngine,
 ) -> None:

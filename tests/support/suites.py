@@ -15,16 +15,12 @@ COSTLY = ("bench", "over_tls")
 """Fixtures of several files that start processes: they are started once."""
 LONGEST = (
     "deployment/test_endings",
-    "apps/test_killed_simulation",
-    "bench",
     "deployment/test_example",
     "deployment/test_namespaces",
     "over_tls",
     "apps/test_killed_runs",
     "deployment/test_resume",
-    "apps/test_e2e_nlg",
     "quickstart/test_demo",
-    "bench_throughput/test_many_silos",
 )
 """Groups of the slow suite in the order in which they are begun, so that none is left for last."""
 

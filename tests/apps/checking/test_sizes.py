@@ -109,8 +109,7 @@ def test_a_model_that_looks_into_its_tensors_is_estimated(monkeypatch: pytest.Mo
     assert estimated.trunk.activation_bytes > 0.5 * counted.trunk.activation_bytes
 
 
-@pytest.mark.slow
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_a_toy_run_takes_what_is_said(tmp_path: Path) -> None:
     model = tiny_model(
         layers=6,

@@ -108,6 +108,7 @@ def test_the_page_follows_a_run_and_comes_back(browser, run, log, loss):
         assert browser.get_log("browser") == []
 
 
+@pytest.mark.exhaustive
 def test_it_is_usable_on_a_phone(browser, run, log, loss):
     for number in range(12):
         loss(log, f"a silo with a long name, number {number}", 1, 2.0 + number / 10)

@@ -63,7 +63,7 @@ def status(folder):
     return done.returncode, json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_process_of_its_own_serves_a_run_and_ends_when_told(
     folder, service, tmp_path, monkeypatch
 ):

@@ -76,6 +76,7 @@ def test_a_batch_of_several_silos_is_bounded_too() -> None:
     assert scheduler.next(10.0, 1e9) == turns[2:]
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("attention", "rows", "tokens", "options"),

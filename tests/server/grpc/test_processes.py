@@ -86,6 +86,7 @@ def test_a_trunk_that_is_not_stopped_exits_all_the_same() -> None:
         transport.close()
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(("how", "seconds"), [(signal.SIGKILL, 5), (signal.SIGSTOP, 12)])
 def test_a_trunk_that_dies_or_freezes_is_noticed(how: signal.Signals, seconds: float) -> None:
     with running(TRUNK, "127.0.0.1:0") as trunk, nothing_left():
