@@ -115,6 +115,11 @@ class ServedRun:
         self.seen = self._clock()
 
     @property
+    def name(self) -> str:
+        """By which logs and metrics tell it from others; the secret does not follow from it."""
+        return self.secret.hex()[:8]
+
+    @property
     def room(self) -> int:
         """Bytes that its strategy may yet bring."""
         held = sum(map(size_of, list(self._starts.values())))

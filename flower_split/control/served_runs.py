@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -26,6 +26,7 @@ from flower_split.errors import (
     TrunkUnavailableError,
 )
 from flower_split.segments import Trunk
+from flower_split.server.compute.queue import Computed
 from flower_split.server.compute.turns import DeviceTurns
 from flower_split.server.grpc.delivery import PackSource
 from flower_split.server.hosting.hosted_run import HostedRun
@@ -50,6 +51,31 @@ class RunBounds:
     """What one session of any run may hold."""
     max_bytes: int = 16 << 30
     """See `RunQuota`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceFigures:
+    """What a service has and has done, to look at."""
+
+    runs: Sequence["RunFigures"]
+    computed: Computed
+    """Of all runs since the service began, those that are closed included."""
+    opened: int
+    """Runs that were opened since."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """What an open run has and has done."""
+
+    name: str
+    sessions: int
+    """That are open."""
+    waiting: int
+    """Passes that wait for their turn."""
+    room: int
+    """Bytes that it may yet have."""
+    computed: Computed
 
 
 class ServedRuns:
@@ -83,6 +109,8 @@ class ServedRuns:
         self._opening = threading.Lock()
         self._runs: dict[bytes, ServedRun] = {}
         self._pending = 0
+        self._opened = 0
+        self._computed = Computed()
         self._by_token: dict[bytes, ServedRun] = {}
         self._packs = ExitStack()
         self._pack: Pack | None = None
@@ -93,6 +121,25 @@ class ServedRuns:
         """The runs that are open."""
         with self._lock:
             return list(self._runs.values())
+
+    @property
+    def figures(self) -> ServiceFigures:
+        """How it stands."""
+        with self._lock:
+            open_now, done, opened = list(self._runs.values()), self._computed, self._opened
+        runs = [
+            RunFigures(
+                name=run.name,
+                sessions=len(run.open_tokens),
+                waiting=run.hosted.waiting,
+                room=run.room,
+                computed=run.hosted.engine.queue.computed,
+            )
+            for run in open_now
+        ]
+        return ServiceFigures(
+            runs=runs, computed=sum((one.computed for one in runs), done), opened=opened
+        )
 
     @property
     def hidden_size(self) -> int:
@@ -124,7 +171,7 @@ class ServedRuns:
         finally:
             with self._lock:
                 self._pending -= 1
-        logger.info("run %s… is open: %s", made.secret.hex()[:8], _told(config))
+        logger.info("run %s… is open: %s", made.name, _told(config))
         return made
 
     def find(self, secret: bytes, owner: str) -> ServedRun:
@@ -147,16 +194,18 @@ class ServedRuns:
         """End every session of the run and forget it. Can be called twice."""
         with self._lock:
             known = self._runs.pop(run.secret, None)
+            if known is not None:
+                self._computed += known.hosted.engine.queue.computed
         run.close()
         if known is not None:
-            logger.info("run %s… is closed", run.secret.hex()[:8])
+            logger.info("run %s… is closed", run.name)
 
     def expire(self) -> None:
         """Close the runs whose strategies are not heard of any more."""
         before = self._clock() - LEASE_SECONDS
         for run in self.all:
             if run.seen < before and not run.calls:
-                logger.warning("run %s… is left by its strategy", run.secret.hex()[:8])
+                logger.warning("run %s… is left by its strategy", run.name)
                 self.close(run)
 
     def drain(self) -> None:
@@ -212,6 +261,7 @@ class ServedRuns:
         with self._lock:
             self._check_draining()
             self._runs[run.secret] = run
+            self._opened += 1
         return run
 
     def _delivered(self, config: SplitConfig) -> PackSource | None:

@@ -14,7 +14,8 @@ import grpc.aio
 from flower_split.config.address import Address
 from flower_split.control.calls import RunCalls
 from flower_split.control.data_port import DataPort
-from flower_split.control.served_runs import ServedRuns
+from flower_split.control.served_model import ServedModel
+from flower_split.control.served_runs import ServedRuns, ServiceFigures
 from flower_split.control.service import ControlService
 from flower_split.control.service_tls import ServiceTls
 from flower_split.proto.control_pb2_grpc import add_ControlServicer_to_server
@@ -109,6 +110,31 @@ class TrunkServiceServer:
     def health_address(self) -> str:
         """Host and port of the health service."""
         return self._data.health_address
+
+    @property
+    def model(self) -> ServedModel:
+        """What is served."""
+        return self._runs.model
+
+    @property
+    def figures(self) -> ServiceFigures:
+        """How the service stands."""
+        return self._runs.figures
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes nothing new any more."""
+        return self._runs.is_draining
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions of silos that are open."""
+        return self._data.num_sessions
+
+    @property
+    def num_deliveries(self) -> int:
+        """Deliveries to silos that are under way."""
+        return self._data.num_deliveries
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:

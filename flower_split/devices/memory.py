@@ -16,9 +16,15 @@ def free_memory(device: torch.device, *, cgroup: Path = _CGROUP) -> int:
     On a processor that is the least of the machine's available memory and what is left of the
     control group's.
     """
+    share = _ACCELERATOR_SHARE if device.type == "cuda" else _SHARE
+    return int(share * unused_memory(device, cgroup=cgroup))
+
+
+def unused_memory(device: torch.device, *, cgroup: Path = _CGROUP) -> int:
+    """Bytes of `device` that nobody uses now."""
     if device.type == "cuda":
-        return int(_ACCELERATOR_SHARE * torch.cuda.mem_get_info(device)[0])
-    return int(_SHARE * available_memory(cgroup))
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory(cgroup)
 
 
 def available_memory(cgroup: Path = _CGROUP) -> int:

@@ -1,11 +1,12 @@
 """`flower-split trunk`: a trunk as a service, apart from the ServerApp, for several runs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flower_split.apps.commands.check import Debug
-from flower_split.apps.commands.console import errors_once
+from flower_split.apps.commands.console import errors_once, usage
 
 trunk_cli = typer.Typer(no_args_is_help=True, help="A trunk as a service for several runs.")
 
@@ -40,6 +41,20 @@ def serve_command(
     health_port: Annotated[
         int, typer.Option(min=0, max=65535, help="For health checks.", rich_help_panel=_LISTENS)
     ] = 9445,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="host:port of Prometheus' metrics; empty for none.", rich_help_panel=_LISTENS
+        ),
+    ] = "",
+    metrics_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token that their readers need, made if missing. Other addresses "
+            "than loopback need one always.",
+            rich_help_panel=_LISTENS,
+        ),
+    ] = None,
     advertise: Annotated[
         str, typer.Option(help="host:port that silos are told.", rich_help_panel=_LISTENS)
     ] = "",
@@ -101,6 +116,9 @@ def serve_command(
         from flower_split.errors import ConfigError
         from flower_split.transport.messages import SessionLimits
 
+        if metrics:
+            with usage():
+                Address.parse(metrics, what="--metrics")
         tls = None
         if certificate or private_key:
             tls = ServiceTls.from_files(
@@ -134,6 +152,8 @@ def serve_command(
                 control=str(Address(bare_host(control_host or host), control_port)),
                 health_port=health_port,
                 advertise=advertise,
+                metrics=metrics,
+                metrics_token_file=metrics_token_file,
             ),
             tls=tls,
             bounds=RunBounds(

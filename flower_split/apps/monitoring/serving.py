@@ -1,13 +1,12 @@
 """Serving the live page until Ctrl-C: the port, the token, and what is said where one is wrong."""
 
-import errno
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from flower_split.apps.monitoring.access import Access, read_token
+from flower_split.apps.monitoring.listening import listening
 from flower_split.config.address import Address
 from flower_split.errors import ConfigError, DataError
 
@@ -61,14 +60,14 @@ def serve(
     if token_file is not None or not place.is_loopback:
         token, file = read_token(token_file)
         say(f"readers need the token in {file}")
-    with _listening(place, name) as listening:
-        shown = Address(place.host, listening.getsockname()[1])
+    with listening(place, name) as bound:
+        shown = Address(place.host, bound.getsockname()[1])
         told = f"?token={quote(token)}" if token and lasts is None else ""
         say(f"http://{shown}/{told}")
         if not place.is_loopback:
             say("that is plain HTTP: where others share the network, use an SSH tunnel instead")
         monitor = MonitorServer(watched, Access(token))
-        serve_on(listening, monitor, lasts=lasts)
+        serve_on(bound, monitor, lasts=lasts)
 
 
 def _watched(run: Path | str, token_file: Path | None, say: Callable[[str], None]) -> "Watched":
@@ -93,19 +92,3 @@ def _watched(run: Path | str, token_file: Path | None, say: Callable[[str], None
             "SSH tunnel"
         )
     return WatchedMonitor(elsewhere, token)
-
-
-def _listening(place: Address, name: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((place.host, place.port))
-    except OSError as error:
-        listening.close()
-        why = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise ConfigError(
-            f"{name} {place} cannot be listened on: {why}. Name another port; port 0 takes a "
-            "free one"
-        ) from error
-    return listening

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
+
+import torch
 
 from flower_split.apps.process import set_up_process
 from flower_split.apps.services.systemd import tell_systemd
@@ -15,6 +18,7 @@ from flower_split.control.served_model import ServedModel
 from flower_split.control.served_runs import RunBounds, ServedRuns
 from flower_split.control.server import TrunkServiceServer
 from flower_split.control.service_tls import ServiceTls
+from flower_split.errors import ConfigError
 from flower_split.server.hosting.resolving import load_run_trunk
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,10 @@ class ServicePorts:
     """On the data port's host; 0 takes a free one."""
     advertise: str = ""
     """That silos are told; empty for `data`."""
+    metrics: str = ""
+    """`host:port` for Prometheus; empty for none."""
+    metrics_token_file: Path | None = None
+    """File with the token that its readers need; None as `metrics_port` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +62,14 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
-        ConfigError: a port or the certificate cannot be used, or there is no such device.
+        ConfigError: a port or the certificate cannot be used, there is no such device, or a
+            package is missing.
+        StateError: the metrics' token file cannot be used.
     """
     set_up_process()
     _log_to_stderr()
+    if settings.ports.metrics:
+        _check_metrics()
     ended, hurried = threading.Event(), threading.Event()
     with _signals(ended, hurried):
         config = SplitConfig(
@@ -68,14 +80,17 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
         model = replace(model, name=settings.name or model.name)
         runs = ServedRuns(trunk, model, settings.model.name, settings.bounds)
         ports = settings.ports
-        with TrunkServiceServer(
-            runs,
-            data=ports.data,
-            control=ports.control,
-            health_port=ports.health_port,
-            tls=settings.tls,
-            advertise=ports.advertise,
-        ) as server:
+        with (
+            TrunkServiceServer(
+                runs,
+                data=ports.data,
+                control=ports.control,
+                health_port=ports.health_port,
+                tls=settings.tls,
+                advertise=ports.advertise,
+            ) as server,
+            _metrics(ports, server, trunk.device),
+        ):
             logger.info("the trunk service has %s on %s", model, trunk.device)
             logger.info(
                 "silos connect to %s, strategies to %s, health checks to %s, %s",
@@ -100,6 +115,39 @@ def _log_to_stderr() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         ours.addHandler(handler)
+
+
+def _check_metrics() -> None:
+    """Before the model is loaded, which takes a while."""
+    try:
+        import flower_split.apps.services.metrics_port
+        import flower_split.apps.services.service_metrics  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--metrics needs prometheus-client, starlette and uvicorn: pip install "
+            "'flower-split[monitor]'"
+        ) from error
+
+
+@contextmanager
+def _metrics(
+    ports: ServicePorts, server: TrunkServiceServer, device: torch.device
+) -> Iterator[None]:
+    if not ports.metrics:
+        yield
+        return
+    from flower_split.apps.services.metrics_port import metrics_port
+    from flower_split.apps.services.service_metrics import ServiceMetrics
+
+    with metrics_port(
+        ports.metrics,
+        ServiceMetrics(server, device).text,
+        name="--metrics",
+        is_draining=lambda: server.is_draining,
+        token_file=ports.metrics_token_file,
+    ) as where:
+        logger.info("metrics are at %s", where)
+        yield
 
 
 @contextmanager

@@ -91,6 +91,25 @@ Done = Callable[[Job, Answer, Gradients], Reply]
 """Takes h2 or g1 of a job as computed, and all gradients after a backward pass."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What was computed so far."""
+
+    passes: int = 0
+    """Forward and backward passes of microbatches."""
+    tokens: int = 0
+    """Their positions, rows x tokens, padding included."""
+    seconds: float = 0.0
+    """That the compute thread spent on them. An accelerator may go on after it."""
+
+    def __add__(self, other: "Computed") -> "Computed":
+        return Computed(
+            passes=self.passes + other.passes,
+            tokens=self.tokens + other.tokens,
+            seconds=self.seconds + other.seconds,
+        )
+
+
 class TrunkQueue:
     """All requests that wait for one trunk, and the thread that computes them.
 
@@ -124,6 +143,8 @@ class TrunkQueue:
         # Its frequencies are chosen for a whole pass, by the longest text of any row.
         alone = alone or LONGROPE in rope_types(trunk.config)
         mixes = family is not None and family.mixes_rows
+        self.computed = Computed()
+        """To look at from any thread."""
         self._mixes = settings.batching and mixes and not alone
         self._drops = has_dropout(trunk, trunk.config)
         self._numbers = itertools.count()
@@ -283,11 +304,17 @@ class TrunkQueue:
         grads = [job.grad for job in jobs if job.grad is not None]
         answers: Sequence[Answer]
         gradients = [Gradients()] * len(jobs)
+        began = time.perf_counter()
         if grads:
             gradients = self._computer.backward(microbatches, grads)
             answers = [found.hidden for found in gradients]
         else:
             answers = self._computer.forward(microbatches)
+        self.computed += Computed(
+            passes=len(jobs),
+            tokens=sum(job.turn.cost for job in jobs),
+            seconds=time.perf_counter() - began,
+        )
         for job, answer, own in zip(jobs, answers, gradients, strict=True):
             job.future.set_result(job.done(job, answer, own))
 

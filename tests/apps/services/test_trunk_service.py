@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import httpx
 import numpy as np
 import pytest
 from federation import wait_for
@@ -33,13 +34,15 @@ class Service:
     """A process that can be killed and started again."""
 
     def __init__(self, folder, log):
-        self._ports = free_ports(3)
-        data, control, health = map(str, self._ports)
+        self._ports = free_ports(4)
+        data, control, health, metrics = map(str, self._ports)
         self._command = [
             *(*CLI, str(folder), "--device", "cpu", "--port", data),
             *("--control-port", control, "--health-port", health),
+            *("--metrics", f"127.0.0.1:{metrics}"),
         ]
         self.address, self._health, self.log = f"127.0.0.1:{control}", f"127.0.0.1:{health}", log
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.start()
 
     def start(self):
@@ -84,6 +87,7 @@ def test_a_run_goes_on_at_a_service_that_was_killed(tmp_path):
 
     try:
         ours, _ = run_split({**values, "trunk.service": service.address}, before=kill)
+        assert "flower_split_service_opened_runs_total 1.0" in httpx.get(service.metrics).text
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60.0) == 0
     finally:
