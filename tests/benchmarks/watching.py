@@ -1,12 +1,13 @@
-"""What a step costs more while a run is watched: its events, page, metrics and tracker.
+"""What a step costs more while a run is watched, or while its silos keep a ledger.
 
 ::
 
-    python tests/benchmarks/watching.py [--pairs 6] [--steps 40] [--out FILE]
+    python tests/benchmarks/watching.py [--what watched] [--pairs 6] [--steps 40] [--out FILE]
 
 The ready-made ServerApp and two silos in one process, one thread each, on a model of six layers of
-256. Runs that are watched, whose page stays open and whose metrics are scraped once a second, take
-turns with runs that leave nothing; a ratio is that of a pair's median steps.
+256. Runs with it take turns with runs that leave nothing; a ratio is that of a pair's median steps.
+Watched is a run with events, results, TensorBoard, and a live page that stays open and whose
+metrics are scraped once a second.
 """
 
 import argparse
@@ -109,7 +110,9 @@ def reader(address: str) -> Iterator[None]:
             one.join(20.0)
 
 
-def seconds_of_steps(values: dict[str, Any], output: Path | None) -> list[float]:
+def seconds_of_steps(
+    values: dict[str, Any], output: Path | None = None, *, ledger: Path | None = None
+) -> list[float]:
     """Of a run's steps; it is watched where it has an output folder."""
     from flower_split.apps.server_app import app as server_app
 
@@ -125,7 +128,9 @@ def seconds_of_steps(values: dict[str, Any], output: Path | None) -> list[float]
                 "tensorboard": True,
             }
             stack.enter_context(reader(address))
-        grid = InProcessGrid(client_app(seconds), SILOS, run_config=values)
+        node = {} if ledger is None else {"ledger-dir": str(ledger)}
+        app = client_app(seconds)
+        grid = InProcessGrid(app, SILOS, run_config=values, node_config=node)
         server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(values)))
     return seconds
 
@@ -153,6 +158,7 @@ def run_config(folder: Path, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--what", choices=("watched", "ledger"), default="watched")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path)
@@ -163,13 +169,17 @@ def main() -> None:
         values = run_config(folder, given.steps)
         for number in range(given.pairs):
             medians = dict[bool, float]()
-            for watched in (False, True) if number % 2 else (True, False):
-                output = folder / f"output{number}" if watched else None
-                medians[watched] = statistics.median(seconds_of_steps(values, output))
+            left = folder / f"left{number}"
+            for with_it in (False, True) if number % 2 else (True, False):
+                output = left if with_it and given.what == "watched" else None
+                ledger = left if with_it and given.what == "ledger" else None
+                seconds = seconds_of_steps(values, output, ledger=ledger)
+                medians[with_it] = statistics.median(seconds)
             ratios.append(medians[True] / medians[False])
             steps.append(medians[False])
             print(f"{ratios[-1]:.4f} of {1e3 * steps[-1]:.1f} ms", flush=True)
     found = {
+        "what": given.what,
         "pairs": given.pairs,
         "steps": given.steps,
         "step_ms": 1e3 * statistics.median(steps),
