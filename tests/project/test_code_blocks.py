@@ -228,12 +228,8 @@ def accept_pytest(arguments: list[str]) -> None:
     paths = [word for word in arguments if word.startswith("tests/")]
     assert paths
     assert all((ROOT / path).exists() for path in paths), arguments
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    markers = {
-        line.partition(":")[0] for line in project["tool"]["pytest"]["ini_options"]["markers"]
-    }
-    if "-m" in arguments:
-        assert arguments[arguments.index("-m") + 1] in {"", *markers}
+    # Otherwise it would run what the default suite takes of them, and not what a figure rests on.
+    assert arguments[:2] == ["-m", ""], arguments
 
 
 def accept_python(arguments: list[str]) -> None:
