@@ -184,5 +184,9 @@ class TrunkRestartedError(TrunkUnavailableError):
     """The trunk service is there, and knows nothing of the run any more."""
 
 
+class AttestationError(TrunkError):
+    """The trunk has not shown what the silo's verifier demands of it."""
+
+
 class CertificateError(TrunkError):
     """TLS between silo and trunk failed: whom they trust, names, dates, or no TLS at all."""

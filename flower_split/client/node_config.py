@@ -54,6 +54,9 @@ class NodeConfig:
     """PEM file with the silo's certificate, where the trunk demands one."""
     trunk_private_key: str = ""
     """PEM file with that certificate's unencrypted private key."""
+    trunk_verifier: str = ""
+    """Name of an installed plug-in that judges the trunk's evidence before anything is sent to it;
+    empty demands none; see [privacy.md](privacy.md#attestation)."""
     cache_dir: str = ""
     """Folder for what the server delivers of the model, an absolute path; empty for
     `$XDG_CACHE_HOME/flower-split`, or else `~/.cache/flower-split`; see

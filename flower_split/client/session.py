@@ -22,7 +22,7 @@ from flower_split.client.opening import open_session, read_message
 from flower_split.client.silo_data import SiloBatches, silo_batches, silo_tokenizer
 from flower_split.client.stages import stages_of
 from flower_split.client.statistics import SessionCost
-from flower_split.client.trust import client_tls
+from flower_split.client.trust import attested, client_tls
 from flower_split.config.sections import SplitConfig
 from flower_split.config.seeds import derive_seed
 from flower_split.config.tasks import CAUSAL_LM
@@ -121,7 +121,12 @@ class SplitSession:
         self.invitation = self._opening.invitation
         with ExitStack() as stack:
             stack.enter_context(discreet())
-            tls = client_tls(self.invitation, self.config.tls, self.node)
+            tls = attested(
+                client_tls(self.invitation, self.config.tls, self.node),
+                self.invitation,
+                self.node,
+                seconds=self.config.trunk.connect_timeout,
+            )
             self.device = resolve_device(self.node.device, key="the node config's device")
             stack.enter_context(random_numbers(self.device, self.seed))
             self._source = model_source(

@@ -6,11 +6,13 @@ A silo never falls back to plaintext by itself, and what its own node config dem
 import logging
 from dataclasses import replace
 
+from flower_split.attestation import verifier_of
 from flower_split.client.node_config import NodeConfig
 from flower_split.config.address import Address
 from flower_split.config.sections import TlsConfig
-from flower_split.errors import CertificateError
+from flower_split.errors import AttestationError, CertificateError
 from flower_split.tls import ClientTls
+from flower_split.transport.grpc.attested import demand_evidence
 from flower_split.transport.invitation import Invitation
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,41 @@ def client_tls(invitation: Invitation, config: TlsConfig, node: NodeConfig) -> C
     if own.ca or not invitation.ca:
         return own
     return replace(own, ca=invitation.ca.encode(), source="the server's message")
+
+
+def attested(
+    tls: ClientTls | None, invitation: Invitation, node: NodeConfig, *, seconds: float
+) -> ClientTls | None:
+    """`tls`, for the trunk whose evidence the node's verifier has taken, where it has one.
+
+    Args:
+        tls: Whom the silo believes without evidence.
+        invitation: Where the trunk is, and the session's ticket.
+        node: The silo's own config.
+        seconds: That connecting may take.
+
+    Raises:
+        AttestationError: the trunk shows none, or the verifier refuses it.
+        ConfigError: there is no such verifier.
+        TrunkError: the trunk cannot be asked.
+    """
+    verifier = verifier_of(node.trunk_verifier)
+    if verifier is None:
+        return tls
+    if tls is None:
+        raise AttestationError(
+            f"trunk at {invitation.address}: this silo's node config demands evidence by "
+            "trunk-verifier, and there is none of a channel without TLS: turn TLS on at the server "
+            "(tls.mode)"
+        )
+    return demand_evidence(
+        invitation.address,
+        tls,
+        verifier,
+        ticket=invitation.ticket,
+        purpose=invitation.purpose,
+        seconds=seconds,
+    )
 
 
 def _check_plaintext(address: str, config: TlsConfig, *, own_ca: bool) -> None:

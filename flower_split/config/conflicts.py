@@ -193,7 +193,7 @@ def of_service(trunk: TrunkConfig, tls: TlsConfig) -> list[str]:
     usual_trunk, usual_tls = TrunkConfig(), TlsConfig()
     own = [
         f"trunk.{name}"
-        for name in ("advertise", "device", "host", "port")
+        for name in ("advertise", "attester", "device", "host", "port")
         if getattr(trunk, name) != getattr(usual_trunk, name)
     ]
     own += [] if tls == usual_tls else ["the keys of tls"]

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "tls.private-key",
     "trackers",
     "trunk.advertise",
+    "trunk.attester",
     "trunk.batch-tokens",
     "trunk.batching",
     "trunk.connect-timeout",

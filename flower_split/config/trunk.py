@@ -33,7 +33,7 @@ class TrunkConfig:
     service: str = ""
     """`host:port` of the control port of a [trunk service](services.md#the-trunk-service), which
     hosts the trunk in place of the ServerApp's process; empty for none. `device`, `host`, `port`,
-    `advertise` and all of `tls` are then the service's own affair."""
+    `advertise`, `attester` and all of `tls` are then the service's own affair."""
     service_ca: str = ""
     """PEM file, of the server, with the CA of the service's certificate; empty for the machine's
     own roots."""
@@ -44,6 +44,9 @@ class TrunkConfig:
     """PEM file with the certificate's unencrypted private key."""
     service_timeout: float = 300.0
     """Seconds for which a run waits for its trunk service where that is gone."""
+    attester: str = ""
+    """Name of an installed plug-in that makes evidence of what runs the trunk, for silos whose
+    `trunk-verifier` demands it; empty for none; see [privacy.md](privacy.md#attestation)."""
     shares_adapter: bool = False
     """Whether a silo may read and write the trunk's part of its own adapter, so that any optimizer
     trains it (`SplitSession(trunk_parameters=True)`) and its saved adapters are whole."""

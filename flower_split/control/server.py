@@ -11,6 +11,7 @@ from typing import Self
 
 import grpc.aio
 
+from flower_split.attestation import Attester
 from flower_split.config.address import Address
 from flower_split.control.calls import RunCalls
 from flower_split.control.data_port import DataPort
@@ -52,6 +53,7 @@ class TrunkServiceServer:
         health_port: On the data port's host.
         tls: Certificates; None serves without encryption.
         advertise: `host:port` that silos are told; empty for the bound address.
+        attester: Makes evidence of what runs the trunk, for silos that demand it.
 
     Raises:
         ConfigError: an address is malformed or in use, others could listen in, or the certificate
@@ -67,6 +69,7 @@ class TrunkServiceServer:
         health_port: int = 0,
         tls: ServiceTls | None = None,
         advertise: str = "",
+        attester: Attester | None = None,
     ) -> None:
         self._runs = runs
         self._control = Address.parse(control, what="the control port")
@@ -89,6 +92,7 @@ class TrunkServiceServer:
             advertise=advertise,
             health_port=health_port,
             bounds=port.bounds,
+            attester=attester,
         )
         self._stack = ExitStack()
         self._loop: LoopThread | None = None

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from flower_split.attestation import attester_of
 from flower_split.config.sections import SplitConfig
 from flower_split.server.grpc.server import TrunkServer
 from flower_split.server.grpc.service import ServiceLimits
@@ -48,6 +49,7 @@ def in_process_trunk(config: SplitConfig) -> Iterator[HostedRun]:
                 tls=tls,
                 plaintext=config.tls.allow_plaintext,
                 advertise=advertised_address(config),
+                attester=attester_of(config.trunk.attester),
             )
         )
         run.serve_at(

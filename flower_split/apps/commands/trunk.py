@@ -97,6 +97,9 @@ def serve_command(
         float,
         typer.Option(min=0.001, help="GiB of adapters that a run has.", rich_help_panel=_BOUNDS),
     ] = 16.0,
+    attester: Annotated[
+        str, typer.Option(help="As trunk.attester: evidence for silos.", rich_help_panel=_TLS)
+    ] = "",
     grace_seconds: Annotated[
         float, typer.Option(min=0.0, help="For what is under way as it is told to end.")
     ] = 30.0,
@@ -166,6 +169,7 @@ def serve_command(
                 ),
                 max_bytes=int(run_gib * 2**30),
             ),
+            attester=attester,
             grace=grace_seconds,
         )
         serve_trunk(settings)

@@ -13,6 +13,7 @@ import torch
 
 from flower_split.apps.process import set_up_process
 from flower_split.apps.services.systemd import tell_systemd
+from flower_split.attestation import attester_of
 from flower_split.config.sections import CutConfig, ModelConfig, SplitConfig, TrunkConfig
 from flower_split.control.served_model import ServedModel
 from flower_split.control.served_runs import RunBounds, ServedRuns
@@ -53,6 +54,8 @@ class TrunkServiceSettings:
     ports: ServicePorts
     tls: ServiceTls | None = None
     bounds: RunBounds = field(default_factory=RunBounds)
+    attester: str = ""
+    """Name of the plug-in that makes evidence for silos; empty for none."""
     grace: float = 30.0
     """Seconds for which a service that is told to end waits for what is under way."""
 
@@ -70,6 +73,7 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
     _log_to_stderr()
     if settings.ports.metrics:
         _check_metrics()
+    attester = attester_of(settings.attester)
     ended, hurried = threading.Event(), threading.Event()
     with _signals(ended, hurried):
         config = SplitConfig(
@@ -88,6 +92,7 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
                 health_port=ports.health_port,
                 tls=settings.tls,
                 advertise=ports.advertise,
+                attester=attester,
             ) as server,
             _metrics(ports, server, trunk.device),
         ):

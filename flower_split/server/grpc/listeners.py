@@ -17,6 +17,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from flower_split.config.address import Address
 from flower_split.errors import ConfigError
 from flower_split.proto import trunk_pb2 as pb
+from flower_split.proto.attestation_pb2_grpc import (
+    AttestationServicer,
+    add_AttestationServicer_to_server,
+)
 from flower_split.proto.trunk_pb2_grpc import TrunkServicer, add_TrunkServicer_to_server
 from flower_split.transport.grpc.channel import UNCOMPRESSED, Options
 
@@ -44,13 +48,14 @@ _STRANGERS: Options = [
 
 async def listen_trunk(
     service: TrunkServicer,
+    attestation: AttestationServicer,
     address: str,
     credentials: grpc.ServerCredentials | None,
     options: Options,
     max_streams: int,
     max_connections: int,
 ) -> tuple[grpc.aio.Server, int]:
-    """A server for `service`, and the port that it listens on.
+    """A server for both services, and the port that it listens on.
 
     Raises:
         ConfigError: it cannot listen on `address`.
@@ -60,6 +65,7 @@ async def listen_trunk(
         maximum_concurrent_rpcs=max_streams,
     )
     add_TrunkServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    add_AttestationServicer_to_server(attestation, server)  # type: ignore[no-untyped-call]
     return server, await started(server, address, credentials)
 
 

@@ -11,10 +11,12 @@ from typing import Self
 
 import grpc.aio
 
+from flower_split.attestation import Attester
 from flower_split.config.address import Address, is_any, reachable_name
 from flower_split.errors import ConfigError
 from flower_split.segments import Trunk
 from flower_split.server.engine import TrunkEngine
+from flower_split.server.grpc.attesting import AttestationService
 from flower_split.server.grpc.delivery import DeliveryService, PackSource
 from flower_split.server.grpc.descriptors import connection_bounds
 from flower_split.server.grpc.listeners import (
@@ -71,6 +73,7 @@ class TrunkServer:
         health_port: Its port; 0 takes a free one.
         keepalive: How a dead silo is found.
         bounds: Bounds of the session that a ticket opens; None for those of `limits`.
+        attester: Makes evidence of what runs the trunk, for silos that demand it.
 
     Raises:
         ConfigError: an address is malformed, other machines could listen in, or the certificate
@@ -92,6 +95,7 @@ class TrunkServer:
         health_port: int = 0,
         keepalive: Keepalive | None = None,
         bounds: Callable[[Ticket | None], SessionBounds] | None = None,
+        attester: Attester | None = None,
     ) -> None:
         self._bind = Address.parse(address)
         self._advertise = Address.parse(advertise, port=0) if advertise else None
@@ -118,6 +122,7 @@ class TrunkServer:
         self._service = TrunkService(
             hosted, admit, self._limits, self._codecs, self._delivery, bounds
         )
+        self._attestation = AttestationService(attester, tls, admit)
         self._loop: LoopThread | None = None
         self._stopped = False
         self._servers: list[grpc.aio.Server] = []
@@ -174,6 +179,7 @@ class TrunkServer:
             loop.close()
         self._codecs.shutdown()
         self._delivery.close()
+        self._attestation.close()
 
     @property
     def port(self) -> int:
@@ -228,6 +234,7 @@ class TrunkServer:
         bounds = connection_bounds()
         server, self._port = await listen_trunk(
             self._service,
+            self._attestation,
             str(self._bind),
             credentials,
             self._options,

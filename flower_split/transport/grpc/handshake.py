@@ -9,6 +9,7 @@ from flower_split.config.wire import HOPS, NOISE, WireConfig
 from flower_split.errors import ConfigError, HandshakeError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.proto import trunk_pb2 as pb
+from flower_split.proto.attestation_pb2 import AttestRequest
 from flower_split.serialization.tables import (
     DTYPE_BY_NAME,
     DTYPE_FROM_WIRE,
@@ -108,8 +109,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
     check_version(hello.protocol_version)
     if len(hello.secret) not in (0, SECRET_BYTES):
         raise HandshakeError(f"secret: {len(hello.secret)} bytes, expected {SECRET_BYTES} or none")
-    if hello.purpose not in _PURPOSE_NAMES:
-        raise HandshakeError(f"purpose: unknown number {hello.purpose}")
+    purpose = read_purpose(hello.purpose)
     dtype = DTYPE_FROM_WIRE.get(hello.dtype)
     if dtype not in DTYPE_NAMES:
         raise HandshakeError(f"dtype: unknown number {hello.dtype}")
@@ -124,7 +124,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
     except ConfigError as exc:
         raise HandshakeError(f"optimizer: {exc}") from exc
     spec = SessionSpec(
-        purpose=_PURPOSE_NAMES[hello.purpose],
+        purpose=purpose,
         fingerprint=hello.fingerprint,
         num_layers=hello.num_layers,
         bottom_layers=hello.bottom_layers,
@@ -201,7 +201,19 @@ def ticket_message(ticket: Ticket) -> pb.Ticket:
     )
 
 
-def read_ticket(message: pb.Hello | pb.DeliverRequest) -> Ticket | None:
+def purpose_number(purpose: Purpose) -> pb.Purpose:
+    """`purpose` as it travels."""
+    return _PURPOSES[purpose]
+
+
+def read_purpose(number: int) -> Purpose:
+    """The purpose that came as a number; `HandshakeError` where it is unknown."""
+    if number not in _PURPOSE_NAMES:
+        raise HandshakeError(f"purpose: unknown number {number}")
+    return _PURPOSE_NAMES[number]
+
+
+def read_ticket(message: pb.Hello | pb.DeliverRequest | AttestRequest) -> Ticket | None:
     """The ticket that a first message brought; None where it brought none.
 
     What is beyond the longest token is not even looked at: no such token was issued.

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import grpc
 
 from flower_split.errors import (
+    AttestationError,
     CertificateError,
     DeadlineError,
     ForeignRunError,
@@ -37,6 +38,7 @@ CODES: dict[type[TrunkError], grpc.StatusCode] = {
     ReplayError: grpc.StatusCode.ABORTED,
     TrunkUnavailableError: grpc.StatusCode.UNAVAILABLE,
     CertificateError: grpc.StatusCode.UNAVAILABLE,
+    AttestationError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 if set(CODES) != set(TrunkError.__subclasses__()):

@@ -34,6 +34,7 @@ def test_the_codes_are_the_contract() -> None:
         "ReplayError": "ABORTED",
         "TrunkUnavailableError": "UNAVAILABLE",
         "CertificateError": "UNAVAILABLE",
+        "AttestationError": "FAILED_PRECONDITION",
     }
 
 
