@@ -43,6 +43,8 @@ class _Audit:
     architecture: str = "transformer"
     known: Embeddings | None = None
     plain: Recording | None = None
+    recording: Recording | None = None
+    """Of the run's own cut and wire."""
     fitted: dict[str, Fitted] = field(default_factory=dict)
 
     @property
@@ -59,6 +61,7 @@ class _Audit:
         steps: list[tuple[str, Callable[[], None]]] = [
             ("positive control", self.positive),
             ("attacks and controls at the run's own cut and wire", self.own_cut),
+            ("attacks of the trunk's operator without the silos' adapters", self.trunk_alone),
             ("U1", self.updates),
             ("M1", self.canaries),
         ]
@@ -107,12 +110,41 @@ class _Audit:
             finally:
                 self.fitted |= attacker.fitted
             self._deafened(model, attacker.recording)
+        self.recording = attacker.recording
         self.outcome.controls += [
             controls.shuffled(attacker.results, self.texts, seed=self.settings.seed),
-            controls.converged(self.fitted),
             controls.one_recording(attacker.results, attacker.recording),
         ]
+
+    def trunk_alone(self) -> None:
+        """The same attacks of T, who is not A: with the base weights in place of the adapter's."""
+        if self.subject.adapter is not None:  # else T has made them all
+            self._without_adapters()
+        self.outcome.controls.append(controls.converged(self.fitted))
         self.outcome.is_complete = True
+
+    def _without_adapters(self) -> None:
+        assert self.known is not None and self.recording is not None
+        self.say("the trunk's operator alone, without the silos' adapters")
+        seed, check = self.settings.seed, self.budget.check
+        with replace(self.subject, adapter=None).cut(*self.cuts) as base:
+            attacker = Attacker(
+                texts=self.texts,
+                settings=self.settings,
+                known=self.known,
+                model=base,
+                recording=self.recording,
+                public=base.record_h1(self.texts.public, self.wire, seed=seed + 1, check=check),
+                wire=self.wire,
+                adapted=False,
+                check=check,
+                say=self.say,
+            )
+            attacker.inverters((self.architecture,))
+            attacker.search()
+            attacker.labels()
+        self.outcome.attacks += attacker.results
+        self.fitted |= {f"{name}, by T alone": one for name, one in attacker.fitted.items()}
 
     def updates(self) -> None:
         """U1: the span check, on the gradient and on what AdamW makes of it."""

@@ -48,6 +48,9 @@ def test_an_audit_leaves_a_private_report(folder: Path, tmp_path: Path) -> None:
     assert controls["one recording"]["passed"] and len(controls) == 7
     made = [one["attack"] for one in result["attacks"]]
     assert {"F1", "F2", "F3", "B1", "B2", "B3", "B3+F2", "M1", "U1"} == {*made}
+    # The trunk's operator alone makes those again for which the adapter matters.
+    parties = {(one["attack"], one["party"]) for one in result["attacks"]}
+    assert {(key, who) for key in ("F2", "F3", "B2", "B3") for who in ("T", "A+T")} <= parties
     assert {one["recording"] for one in result["attacks"]} == {result["recordings"]["own"]}
     assert result["subject"]["adapter"] == "adapter" and "F4" in result["not-run"]
     best = max(a["recovery"]["tokens"]["value"] for a in result["attacks"] if a["recovery"])
