@@ -54,6 +54,20 @@ def user_folder(variable: str, otherwise: str, *, key: str) -> Path:
     return folder if _can_be_made(folder) else _temporary(f"{folder} cannot be written to", key)
 
 
+def give_flower_a_home() -> None:
+    """Name Flower a folder of its own where this user has no home, without which it cannot begin.
+
+    For this process and those that it starts, by `FLWR_HOME`, which counts where it is set.
+    """
+    if os.environ.get("FLWR_HOME"):
+        return
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = _temporary("this user has no home folder", "FLWR_HOME or HOME")
+        os.environ["FLWR_HOME"] = str(folder / "flwr")
+
+
 def _can_be_made(folder: Path) -> bool:
     for path in (folder, *folder.parents):
         if os.path.lexists(path):

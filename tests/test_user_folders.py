@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from other_user import OTHER, as_other_user, folder_of_other, needs_root
 
-from flower_split.user_folders import expanded, user_folder
+from flower_split.user_folders import expanded, give_flower_a_home, user_folder
 
 
 def test_the_environment_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,3 +96,26 @@ def test_a_user_without_a_name_and_a_home() -> None:
 def test_what_is_no_path_is_an_error_of_the_system(text: str) -> None:
     with pytest.raises(OSError, match=r"not known|null character"):
         expanded(text)
+
+
+def test_flower_has_a_home_where_the_user_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its own modules ask for one as they are imported."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("FLWR_HOME", "/named")
+    give_flower_a_home()
+    assert os.environ["FLWR_HOME"] == "/named"
+    monkeypatch.setenv("FLWR_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    give_flower_a_home()
+    assert not os.environ["FLWR_HOME"]
+    monkeypatch.setattr(Path, "home", homeless)
+    give_flower_a_home()
+    found = Path(os.environ["FLWR_HOME"])
+    assert found.parent.stat().st_uid == os.geteuid()
+    assert found.parent.stat().st_mode & 0o777 == 0o700

@@ -24,6 +24,7 @@ from flower_split.apps.commands.run import run_command
 from flower_split.apps.commands.serve import serve_command
 from flower_split.apps.commands.silo import silo_cli
 from flower_split.apps.commands.trunk import trunk_cli
+from flower_split.user_folders import give_flower_a_home
 
 cli = typer.Typer(
     name="flower-split",
@@ -37,6 +38,7 @@ cli = typer.Typer(
 @cli.callback()
 def main() -> None:
     """Split federated fine-tuning on Flower."""
+    give_flower_a_home()
 
 
 cli.command("new")(new_command)

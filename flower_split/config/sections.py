@@ -128,6 +128,7 @@ class SplitConfig:
             object.__setattr__(self, "peft", self.peft.with_heads())
         at_least("num-server-rounds", self.num_server_rounds, 1)
         at_least("seed", self.seed, 0)
+        in_range("seed", self.seed, 0, 2**63 - 1)
         one_of("best-is", self.best_is, DIRECTIONS)
         steps = self.train.local_steps * self.num_server_rounds
         object.__setattr__(self, "peft", self.peft.scheduled(steps))

@@ -17,7 +17,8 @@ from flower_split.proto import control_pb2 as pb
 from flower_split.serialization.tensors import CHUNK_BYTES
 
 MOST_TEXT = 64 << 20
-"""Bytes of a text: names of every module of the largest models, and of what belongs to silos."""
+"""Bytes of an answer's text: names of every module of the largest models, and of what belongs to
+silos."""
 MOST_TENSORS = 1 << 20
 _LONGEST_NAME = 1024
 _DIGITS = 8
@@ -31,6 +32,11 @@ class Content:
     """JSON values; None for no text."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """Float32 on the CPU, in an order that is kept."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing of it."""
+        return self.text is None and not self.tensors
 
     def packed(self) -> tuple[pb.Content | None, bytes]:
         """The message that announces it, and its bytes; None where there is nothing."""

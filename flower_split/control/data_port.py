@@ -46,13 +46,13 @@ class DataPort:
         run = self._runs.of(ticket)
         self._book(run).verify(ticket, purpose)
         if run is not None and purpose != "deliver":
-            run.check_session()
+            self._runs.check_session(run)
 
     def claim(self, ticket: Ticket | None, purpose: TicketPurpose) -> None:
         """See `Admission.claim`."""
         run = self._runs.of(ticket)
         if run is not None and purpose != "deliver":
-            run.check_session()
+            self._runs.check_session(run)
         self._book(run).claim(ticket, purpose)
         if run is not None and ticket is not None and purpose != "deliver":
             run.open_tokens.add(ticket.token)

@@ -6,13 +6,14 @@ from flower_split.adapters import method_problems
 from flower_split.config.resuming import settings
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import SplitConfig
+from flower_split.control.patterns import check_patterns
 from flower_split.errors import ConfigError, WireError
 
 _SECTIONS = ("model", "split", "lora", "peft", "train", "wire", "trunk")
 _WHOLE = ("data.label", "num-server-rounds", "seed")
 _OWN = ("trunk.advertise", "trunk.device", "trunk.host", "trunk.port")
 """Of the machine that hosts the trunk."""
-_MOST = 4096
+_MOST = 512
 """Settings of one run."""
 
 
@@ -20,8 +21,9 @@ def told_settings(config: SplitConfig) -> dict[str, Any]:
     """The settings by their run-config keys.
 
     Raises:
-        ConfigError: the service could not read one of them as it is.
+        ConfigError: the service could not read one of them as it is, or takes none such.
     """
+    check_patterns(config)
     told = {
         key: value
         for key, value in settings(config).items()

@@ -4,6 +4,7 @@ Every change may be asked for twice, because an answer can be lost on its way: t
 finds that it was made.
 """
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flower_split.errors import SequenceError, TrunkBusyError
+from flower_split.errors import SequenceError, TrunkBusyError, TrunkRestartedError
 from flower_split.server.hosting.hosted_run import HostedRun, HostedSession
 from flower_split.server.hosting.run_trunk import Invitee
 from flower_split.server.ticket_record import SessionOutcome, Stage, TrunkStart
 from flower_split.transport.messages import Ticket
 
-MOST_SESSIONS = 1 << 16
+MOST_SESSIONS = 1 << 12
 """Invitations of one exchange."""
 
 BYTES_AN_ELEMENT = 16
@@ -97,6 +98,10 @@ class ServedRun:
         """When its strategy was last heard of."""
         self.calls = 0
         """That are being answered."""
+        self.arriving = asyncio.Lock()
+        """Held, in the control port's loop, by the one call whose content arrives."""
+        self.answering = asyncio.Lock()
+        """Held there by the one call that has a thread."""
         self.changing = threading.Lock()
         """Held by the one call that is being done."""
         self.open_tokens: set[str] = set()
@@ -109,6 +114,7 @@ class ServedRun:
         held = frozenset(layout.trunk_names)
         elements = sum(_size(shape) for name, shape in layout.plan.shapes if name in held)
         self._session_bytes = BYTES_AN_ELEMENT * elements
+        self._is_closed = False
 
     def touch(self) -> None:
         """Its strategy is alive."""
@@ -172,13 +178,17 @@ class ServedRun:
             raise TrunkBusyError(f"{len(self.sessions)} sessions were invited: a run's limit")
         if known and number not in self._starts:
             raise SequenceError("a session shall start from tensors that were not brought")
-        tensors = self._starts.setdefault(number, start.tensors)
+        tensors = self._starts.get(number, start.tensors)
         hosted = self.hosted.invite(
             invitee,
             TrunkStart(tensors=tensors, instructions=start.instructions, allowance=start.allowance),
         )
+        self._starts[number] = tensors
         made = self.sessions[session] = ServedSession(hosted, number)
         self._on_tickets(self, _tickets(made), True)
+        if self._is_closed:  # meanwhile, without this session
+            self.discard(session)
+            raise TrunkRestartedError("the run was closed while a silo was invited")
         return made
 
     def session(self, name: bytes) -> ServedSession:
@@ -204,6 +214,7 @@ class ServedRun:
 
     def close(self) -> None:
         """End every session of it."""
+        self._is_closed = True
         for name in list(self.sessions):
             self.discard(name)
 

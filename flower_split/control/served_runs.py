@@ -7,17 +7,23 @@ weights, which nobody changes, and the device, on which they take turns.
 import hashlib
 import hmac
 import logging
+import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from flower_split.adapters import AdapterPlan
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.config.sections import SplitConfig
+from flower_split.control.making_bound import LEAST_BYTES, MakingBound
+from flower_split.control.patterns import check_patterns
 from flower_split.control.served_model import ServedModel, located
-from flower_split.control.served_run import RunQuota, ServedRun
+from flower_split.control.served_run import BYTES_AN_ELEMENT, RunQuota, ServedRun
+from flower_split.control.shares import has_place
 from flower_split.delivery.pack import Pack
 from flower_split.errors import (
     ConfigError,
@@ -26,11 +32,12 @@ from flower_split.errors import (
     TrunkUnavailableError,
 )
 from flower_split.segments import Trunk
+from flower_split.server.compute.memory import PassMemory
 from flower_split.server.compute.queue import Computed
 from flower_split.server.compute.turns import DeviceTurns
 from flower_split.server.grpc.delivery import PackSource
 from flower_split.server.hosting.hosted_run import HostedRun
-from flower_split.server.hosting.resolving import ResolvedRun, open_pack, resolve_run
+from flower_split.server.hosting.resolving import open_pack, resolve_run
 from flower_split.server.hosting.run_trunk import SiloChannel
 from flower_split.transport.messages import SessionLimits, Ticket
 
@@ -51,6 +58,11 @@ class RunBounds:
     """What one session of any run may hold."""
     max_bytes: int = 16 << 30
     """See `RunQuota`."""
+    max_memory: float = 0.0
+    """GB that `trunk.max-memory` of a run may be; 0 for what a run of its own would choose as the
+    service begins."""
+    opening: float = 20.0
+    """Seconds that a run's adapter may take to begin with; the other runs wait meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +98,8 @@ class ServedRuns:
         model: What it is.
         source: Where this machine finds the model.
         bounds: Of the runs.
+        strategies: Thumbprints of the certificates by which strategies are known; each has its
+            share of the bounds.
         clock: Seconds of a monotonic clock.
     """
 
@@ -96,6 +110,7 @@ class ServedRuns:
         source: str,
         bounds: RunBounds,
         *,
+        strategies: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         trunk.requires_grad_(False)
@@ -105,10 +120,12 @@ class ServedRuns:
         self._source = source
         self._clock = clock
         self._turns = DeviceTurns()
+        self._strategies = frozenset(strategies)
+        self._max_memory = bounds.max_memory or PassMemory(trunk, 0).max_bytes / 1e9
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._runs: dict[bytes, ServedRun] = {}
-        self._pending = 0
+        self._pending = Counter[str]()
         self._opened = 0
         self._computed = Computed()
         self._by_token: dict[bytes, ServedRun] = {}
@@ -160,17 +177,19 @@ class ServedRuns:
         self._check_bounds(config)
         with self._lock:
             self._check_draining()
-            if len(self._runs) + self._pending >= self.bounds.max_runs:
+            held = self._pending + Counter(run.owner for run in self._runs.values())
+            if not has_place(owner, held, self.bounds.max_runs, self._strategies):
                 raise TrunkBusyError(
-                    f"the service has {len(self._runs)} runs, its limit: try later, or raise its "
-                    "--max-runs"
+                    f"the service has {held.total()} runs, {held[owner]} of them this strategy's, "
+                    f"and of {self.bounds.max_runs} keeps a part for each strategy: try later, or "
+                    "raise its --max-runs"
                 )
-            self._pending += 1
+            self._pending[owner] += 1
         try:
             made = self._make(located(config, self._source), owner, channel)
         finally:
             with self._lock:
-                self._pending -= 1
+                self._pending[owner] -= 1
         logger.info("run %s… is open: %s", made.name, _told(config))
         return made
 
@@ -246,8 +265,12 @@ class ServedRuns:
         with self._opening:
             pack = self._delivered(config)
             with self._turns:  # PEFT draws numbers, and may compute with the weights
-                resolved = resolve_run(config, lambda _: self._trunk.with_same_weights())
-                _check_given_away(resolved)
+                resolved = resolve_run(
+                    config,
+                    lambda _: self._trunk.with_same_weights(),
+                    making=MakingBound(self.bounds.max_bytes, self.bounds.opening),
+                    check=self._check_plan,
+                )
                 hosted = HostedRun(config, resolved, pack=pack, turns=self._turns)
             hosted.serve_at(channel)
         run = ServedRun(
@@ -298,6 +321,12 @@ class ServedRuns:
             )
             if asked > bound
         ]
+        if trunk.max_memory > self._max_memory:
+            found.append(
+                f"trunk.max-memory is {trunk.max_memory:g}, and the trunk service lets a run have "
+                f"{self._max_memory:.3g}: lower it, leave it at 0, or raise the service's "
+                "--max-memory"
+            )
         named = config.peft.options.get("tokenizer_name_or_path", self.model.name)
         if named != self.model.name:
             found.append(
@@ -306,6 +335,33 @@ class ServedRuns:
             )
         if found:
             raise ConfigError("\n".join(found))
+        check_patterns(config)
+
+    def check_session(self, run: ServedRun) -> None:
+        """Raise `TrunkBusyError` where a silo of the run can open no further session now."""
+        run.check_session()
+        held = Counter[str]()
+        for other in self.all:
+            held[other.owner] += len(other.open_tokens)
+        if not has_place(run.owner, held, self.bounds.max_sessions, self._strategies):
+            raise TrunkBusyError(
+                f"{held.total()} sessions are open, {held[run.owner]} of them of this strategy's "
+                f"runs, and of {self.bounds.max_sessions} the service keeps a part for each "
+                "strategy. Try later, lower trunk.max-sessions, or raise the service's "
+                "--max-sessions"
+            )
+
+    def _check_plan(self, plan: AdapterPlan, held: tuple[str, ...]) -> None:
+        _check_given_away(plan, held)
+        names = frozenset(held)
+        elements = sum(math.prod(shape) for name, shape in plan.shapes if name in names)
+        needed, most = BYTES_AN_ELEMENT * elements, self.bounds.max_bytes
+        if needed > max(most, LEAST_BYTES):
+            raise TrunkBusyError(
+                f"a session of the run needs {needed / 2**30:.3g} GiB for the trunk's part of its "
+                f"adapter, and the run's share of the trunk service's memory is "
+                f"{most / 2**30:.3g}: lower lora.r, or raise the service's --run-gib"
+            )
 
     def _check_draining(self) -> None:
         if self._draining:
@@ -320,9 +376,8 @@ class ServedRuns:
                     self._by_token.pop(_digest(ticket), None)
 
 
-def _check_given_away(resolved: ResolvedRun) -> None:
+def _check_given_away(plan: AdapterPlan, held: tuple[str, ...]) -> None:
     """Raise `ConfigError` where the strategy would be given weights, as the start of an adapter."""
-    plan, held = resolved.whole_plan, resolved.layout.trunk_names
     copied = tuple(f"{PEFT_PREFIX}{name}." for name in plan.copies)
     found = "LN_TUNING" if plan.method == "LN_TUNING" and held else ""
     if plan.changes_weights and held:

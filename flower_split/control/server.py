@@ -34,9 +34,10 @@ from flower_split.transport.grpc.channel import (
 logger = logging.getLogger(__name__)
 
 STOPPING = "the trunk service is being stopped: its runs go on when it is started again"
-_MOST_CALLS = 64
+_MOST_CALLS = 512
 _MOST_CONNECTIONS = 256
-_WORKERS = 8
+_SPARE_WORKERS = 2
+_MOST_WORKERS = 64
 _EXPIRE_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
 
@@ -144,8 +145,11 @@ class TrunkServiceServer:
         with ExitStack() as stack:
             stack.callback(self._runs.end)
             stack.enter_context(self._data)
+            # a run has one call at a time in a thread, and a strategy opens one run at a time
+            strategies = 1 if self._tls is None else len(self._tls.strategies)
+            wanted = self._runs.bounds.max_runs + strategies + _SPARE_WORKERS
             workers = stack.enter_context(
-                ThreadPoolExecutor(_WORKERS, thread_name_prefix="trunk-control")
+                ThreadPoolExecutor(min(_MOST_WORKERS, wanted), thread_name_prefix="trunk-control")
             )
             self._loop = LoopThread("trunk-control")
             stack.callback(self._end)

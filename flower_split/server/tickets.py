@@ -121,7 +121,8 @@ class TicketBook:
             expires=now + seconds,
             number=number,
         )
-        self._forget(lambda other: _key(other) == _key(entry) or other.expires <= now)
+        key = _key(entry)
+        self._forget(lambda other: _key(other) == key or other.expires <= now)
         with self._lock:
             self._entries.append(entry)
         return Ticket(run_id=run_id, node_id=node_id, server_round=server_round, token=token)
@@ -155,7 +156,8 @@ class TicketBook:
 
     def revoke(self, ticket: Ticket) -> None:
         """Make the ticket worthless; its session, if one is open, ends within a second."""
-        self._forget(lambda entry: hmac.compare_digest(entry.digest, _digest(ticket.token)))
+        digest = _digest(ticket.token)
+        self._forget(lambda entry: hmac.compare_digest(entry.digest, digest))
 
     def end_round(self, server_round: int) -> None:
         """Revoke all tickets of this round and of earlier ones."""

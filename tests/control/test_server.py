@@ -1,5 +1,6 @@
 """A service's control port: whom it takes, what it refuses of them, and how it ends."""
 
+import threading
 import time
 from dataclasses import replace
 
@@ -13,10 +14,12 @@ import flower_split
 from flower_split.config.run_config import read_run_config
 from flower_split.control.caller import ControlCaller
 from flower_split.control.content import Content
+from flower_split.control.run_settings import told_settings
 from flower_split.control.served_runs import RunBounds
-from flower_split.control.service import PROTOCOL_VERSION
+from flower_split.control.service import MOST_CALLS, PROTOCOL_VERSION
 from flower_split.control.service_tls import ServiceTls
 from flower_split.errors import (
+    AdapterError,
     CertificateError,
     ConfigError,
     HandshakeError,
@@ -29,6 +32,7 @@ from flower_split.errors import (
 )
 from flower_split.proto import control_pb2 as pb
 from flower_split.proto.control_pb2_grpc import ControlStub
+from flower_split.server.hosting.run_trunk import Invitee
 from flower_split.server.ticket_record import TrunkStart
 from flower_split.strategies import TrunkHost
 from flower_split.strategies.hosting.invited_silo import RoundTerms
@@ -257,3 +261,85 @@ def test_a_run_has_its_share_of_memory_and_no_more(folder):
             _, trunk = host.parts.split(host.begin(None))
             terms = RoundTerms(purpose="train", server_round=1, num_rounds=1, seconds=60.0)
             host.invite(terms, 1, 5, TrunkStart(tensors=trunk))
+
+
+def test_no_strategy_can_take_all_runs_or_all_calls(folder, tls, keys):
+    """Others find a run and an answer, whatever it has open and half sent."""
+    bounds = RunBounds(max_runs=3)
+    values = run_config(folder)
+    with (
+        serving(values, tls=tls, bounds=bounds) as server,
+        caller_as(keys, server, "north-strategy") as north,
+        caller_as(keys, server, "south-strategy") as south,
+    ):
+        told = Content(text=told_settings(read_run_config(values)))
+        runs = [north.call(pb.Call(open=pb.Open()), told)[0].opened.run for _ in range(2)]
+        with pytest.raises(TrunkBusyError, match="2 of them this strategy's"):
+            north.call(pb.Call(open=pb.Open()), told)
+        begin = pb.Call(
+            protocol_version=PROTOCOL_VERSION,
+            version=flower_split.__version__,
+            run=runs[0],
+            begin=pb.Begin(),
+            content=pb.Content(tensor_bytes=100),
+        )
+        ended = threading.Event()
+
+        def half_sent():
+            yield pb.CallFrame(call=begin, piece=b"x")
+            ended.wait(30.0)
+
+        pair = [(keys / f"north-strategy.{end}").read_bytes() for end in ("key", "crt")]
+        credentials = grpc.ssl_channel_credentials((keys / "ca.crt").read_bytes(), *pair)
+        with grpc.secure_channel(server.control_address, credentials) as channel:
+            calls = [ControlStub(channel).Do(half_sent(), timeout=30.0) for _ in range(MOST_CALLS)]
+            while server.runs.find(runs[0], server.runs.all[0].owner).calls < MOST_CALLS:
+                time.sleep(0.01)
+            with pytest.raises(TrunkBusyError, match="calls of this strategy"):
+                north.call(pb.Call(hello=pb.Hello()))
+            south.call(pb.Call(hello=pb.Hello()), seconds=5.0)
+            south.call(pb.Call(open=pb.Open()), told)
+            ended.set()
+            for one in calls:
+                one.cancel()
+
+
+@pytest.mark.parametrize("kind", ["look", "begin", "read_states", "collect"])
+def test_a_text_without_a_use_is_not_taken(keys, service, kind, config):
+    with TrunkHost(config()), caller_as(keys, service, "north-strategy") as caller:
+        call = pb.Call(run=service.runs.all[0].secret)
+        getattr(call, kind).SetInParent()
+        with pytest.raises(WireError, match="at most 0"):
+            caller.call(call, Content(text=[{}] * 1000))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"peft.exclude-modules": "((a*)*)*!"}, ConfigError, "no regular expression"),
+        ({"lora.r": 100_000_000}, TrunkBusyError, "--run-gib"),
+        ({"peft.rank-pattern": '{"q_proj": 100000000}'}, TrunkBusyError, "--run-gib"),
+        ({"trunk.max-memory": 1e6}, ConfigError, "--max-memory"),
+        ({"seed": 10**40}, ConfigError, "seed"),
+    ],
+)
+def test_what_would_cost_the_others_is_refused(keys, service, folder, changes, kind, said):
+    told = {**told_settings(read_run_config(run_config(folder))), **changes}
+    with (
+        caller_as(keys, service, "north-strategy") as caller,
+        pytest.raises((kind, AdapterError), match=said),
+    ):
+        caller.call(pb.Call(open=pb.Open()), Content(text=told), seconds=60.0)
+
+
+def test_a_silo_that_is_invited_as_the_run_is_closed_gets_nothing(folder):
+    values = run_config(folder)
+    with serving(values) as server:
+        with TrunkHost(read_run_config(at(server, values))) as host:
+            _, trunk = host.parts.split(host.begin(None))
+            (run,) = server.runs.all
+        invitee = Invitee(run_id=1, node_id=5, server_round=1, purpose="train", seconds=60.0)
+        with pytest.raises(TrunkRestartedError, match="was closed"):
+            run.invite(bytes(16), invitee, 0, TrunkStart(tensors=trunk), known=False)
+        assert not run.sessions
+        assert run.room == run.quota.max_bytes

@@ -14,6 +14,7 @@ PARTS = {
     "fuzz_reports": ("events", "result", "ledger"),
     "fuzz_engine": ("engine",),
     "fuzz_service": ("silo-service",),
+    "fuzz_control": ("control",),
     "fuzz_session": ("session",),
 }
 """The harnesses of every module beside this one; each is imported when it is used."""

@@ -35,7 +35,14 @@ def serving(
     model = ServedModel.of_run(config)
     trunk = load_run_trunk(replace(config, trunk=replace(config.trunk, device="cpu")))
     with nullcontext() if amid_a_run else nothing_left():
-        runs = ServedRuns(trunk, model, config.model.name, bounds or RunBounds())
+        tls = options.get("tls")
+        runs = ServedRuns(
+            trunk,
+            model,
+            config.model.name,
+            bounds or RunBounds(),
+            strategies=() if tls is None else tls.strategies,
+        )
         with TrunkServiceServer(runs, **options) as server:
             server.runs = runs  # type: ignore[attr-defined]
             yield server

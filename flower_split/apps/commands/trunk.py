@@ -100,6 +100,14 @@ def serve_command(
     attester: Annotated[
         str, typer.Option(help="As trunk.attester: evidence for silos.", rich_help_panel=_TLS)
     ] = "",
+    max_memory: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="GB, as trunk.max-memory, at most; 0 goes by what is free.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = 0.0,
     grace_seconds: Annotated[
         float, typer.Option(min=0.0, help="For what is under way as it is told to end.")
     ] = 30.0,
@@ -168,6 +176,7 @@ def serve_command(
                     max_cached_tokens=max_cached_tokens,
                 ),
                 max_bytes=int(run_gib * 2**30),
+                max_memory=max_memory,
             ),
             attester=attester,
             grace=grace_seconds,

@@ -82,7 +82,14 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
         trunk = load_run_trunk(config)
         model = ServedModel.of_run(config)
         model = replace(model, name=settings.name or model.name)
-        runs = ServedRuns(trunk, model, settings.model.name, settings.bounds)
+        tls = settings.tls
+        runs = ServedRuns(
+            trunk,
+            model,
+            settings.model.name,
+            settings.bounds,
+            strategies=() if tls is None else tls.strategies,
+        )
         ports = settings.ports
         with (
             TrunkServiceServer(
@@ -90,7 +97,7 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
                 data=ports.data,
                 control=ports.control,
                 health_port=ports.health_port,
-                tls=settings.tls,
+                tls=tls,
                 advertise=ports.advertise,
                 attester=attester,
             ) as server,
@@ -102,7 +109,7 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
                 server.address,
                 server.control_address,
                 server.health_address,
-                "TLS" if settings.tls else "no TLS: whoever is on this machine may open runs",
+                "TLS" if tls else "no TLS: whoever is on this machine may open runs",
             )
             tell_systemd("READY=1")
             ended.wait()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import nn
@@ -66,13 +67,20 @@ def load_run_trunk(config: SplitConfig) -> Trunk:
 
 
 def resolve_run(
-    config: SplitConfig, make_trunk: Callable[[SplitConfig], Trunk] = load_run_trunk
+    config: SplitConfig,
+    make_trunk: Callable[[SplitConfig], Trunk] = load_run_trunk,
+    *,
+    making: AbstractContextManager[object] | None = None,
+    check: Callable[[AdapterPlan, tuple[str, ...]], None] | None = None,
 ) -> ResolvedRun:
     """Find out what the run's adapter is, and make its trunk.
 
     Args:
         config: The run's.
         make_trunk: Makes the trunk, once everything that needs none is found to be right.
+        making: A context, entered several times, in which PEFT makes adapters.
+        check: Raises what keeps the run from having this plan, with these tensors in the trunk's
+            adapters; called before they are made.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
@@ -90,7 +98,9 @@ def resolve_run(
             wanted,
             longest,
         )
-    plan = resolve_plan(skeleton, config.lora, config.peft)
+    making = nullcontext() if making is None else making
+    with making:
+        plan = resolve_plan(skeleton, config.lora, config.peft)
     cuts = Cuts(
         bottom_layers=config.split.bottom_layers,
         top_layers=config.split.top_layers,
@@ -99,14 +109,16 @@ def resolve_run(
     check_silo_part(skeleton, plan, cuts)
     trunk = make_trunk(config)
     trunk.autocast = autocast_dtype(config.trunk.autocast)
+    path, held = layers_path(skeleton), trunk.cuts.trunk_range
+    trunk_names = tuple(n for n in plan.names if layer_index(n, path) in held)
+    if check is not None:
+        check(plan, () if config.trunk.adapters == "frozen" else trunk_names)
     if model.task == MASKED_LM:  # other tasks train their heads, whatever is missing of them
         check_fresh(_client_model(config), plan.copies)
     _check_prefix(trunk, plan)
-    initial = initial_adapter(
-        skeleton, plan, config.lora, _segments(config, trunk, plan), seed=config.seed
-    )
-    path, held = layers_path(skeleton), trunk.cuts.trunk_range
-    trunk_names = tuple(n for n in plan.names if layer_index(n, path) in held)
+    parts = [*_segments(config, trunk, plan)]  # loaded before the context, which is no part of it
+    with making:
+        initial = initial_adapter(skeleton, plan, config.lora, parts, seed=config.seed)
     own = plan
     if config.trunk.adapters == "frozen":
         adapted = (*plan.modules, *plan.copies)

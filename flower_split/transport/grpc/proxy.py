@@ -30,6 +30,7 @@ class Proxy:
     variable: str
     host: str
     port: int
+    """0 where the variable names none that there could be: gRPC connects to nothing then."""
     credentials: str = ""
     """`user:password`; empty for none."""
 
@@ -39,16 +40,19 @@ class Proxy:
         variable = next((name for name in _NAMES if name in os.environ), "")
         if not variable or address.is_loopback or _is_excepted(address.host):
             return None
+        told = os.environ[variable]
         try:
-            parts = urlsplit(os.environ[variable])
+            parts = urlsplit(told)
             host, port = parts.hostname, parts.port
+            port = 80 if port is None else port
         except ValueError:
-            return None
+            host, port = told.rpartition("@")[2].rpartition("/")[2], 0
+            parts = urlsplit("http://" if told[:7].lower() == "http://" else "")
         if parts.scheme != "http" or not host:
             return None  # gRPC takes no other kind, and connects directly
         user = "" if parts.username is None else unquote(parts.username)
         password = "" if parts.password is None else f":{unquote(parts.password)}"
-        return cls(variable=variable, host=host, port=port or 80, credentials=user + password)
+        return cls(variable=variable, host=host, port=port, credentials=user + password)
 
     def connect(self, address: Address, seconds: float) -> socket.socket:
         """A connection to `address` through the proxy.
@@ -57,6 +61,8 @@ class Proxy:
             ProxyError: the proxy refuses.
             OSError: the proxy cannot be reached.
         """
+        if not self.port:
+            raise ProxyError("it is no http://host:port")
         connection = socket.create_connection((self.host, self.port), seconds)
         try:
             request = f"CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n"
@@ -78,7 +84,8 @@ class Proxy:
 
     def __str__(self) -> str:
         """The proxy and its variable, without what is secret."""
-        return f"the proxy {self.host}:{self.port} of ${self.variable}"
+        place = f"{self.host}:{self.port}" if self.port else repr(self.host[:80])
+        return f"the proxy {place} of ${self.variable}"
 
 
 def _head(connection: socket.socket) -> str:
@@ -96,12 +103,21 @@ def _is_excepted(host: str) -> bool:
     variable = next((name for name in _EXCEPTIONS if name in os.environ), "")
     for entry in os.environ.get(variable, "").split(","):
         entry = entry.strip()
-        if entry and (host.lower().endswith(entry.lower()) or _is_within(host, entry)):
+        if entry and (_is_below(host.lower(), entry.lower()) or _is_within(host, entry)):
             return True
     return False
 
 
+def _is_below(host: str, domain: str) -> bool:
+    """Whether a host is of a domain, at whose dots alone names part."""
+    return host == domain or host.endswith(domain if domain[0] == "." else f".{domain}")
+
+
 def _is_within(host: str, network: str) -> bool:
+    place, slash, bits = network.partition("/")
+    if slash and bits.isascii() and bits.isdigit():  # gRPC takes more bits than there are as all
+        most = 128 if ":" in place else 32
+        network = f"{place}/{min(int(bits[:6]), most)}"
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
     except ValueError:

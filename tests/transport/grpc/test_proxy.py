@@ -157,3 +157,36 @@ def test_grpc_goes_where_it_is_expected_to(name: str, monkeypatch: pytest.Monkey
         dead = expected is not None and expected.port == 9
         used = bool(proxy.requests) or ("127.0.0.1:9" in caught.value.details() and dead)
     assert used is (expected is not None)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:99999", "http://u:s3cret@127.0.0.1:abc", "http://[::1", "http://h:0"]
+)
+def test_a_proxy_that_cannot_be_one_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC goes by it all the same, and connects to nothing."""
+    monkeypatch.setenv("http_proxy", url)
+    error = str(failure(f"{HOST}:9443"))
+    assert "of $http_proxy does not connect to it: it is no http://host:port" in error
+    assert "s3cret" not in error
+
+
+@pytest.mark.parametrize(
+    ("host", "entry", "excepted"),
+    [
+        ("vm", "m", False),
+        ("a.vm", "vm", True),
+        ("a.vm", ".vm", True),
+        ("a.VM", "A.vm", True),
+        ("192.0.2.2", "2.0.2.2", False),
+        ("192.0.2.2", "0.2.2", True),
+        ("192.0.2.2", "192.0.2.0/24", True),
+        ("192.0.2.2", "192.0.2.2/33", True),
+        ("192.0.2.2", "192.0.2.3/33", False),
+    ],
+)
+def test_exceptions_are_made_for_what_grpc_makes_them_for(
+    host: str, entry: str, excepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", f"x, {entry} ,y")
+    assert (Proxy.of(Address(host, 9443)) is None) is excepted
