@@ -22,6 +22,7 @@ from flower_split.segments import (
     layer_index,
     layers_path,
 )
+from flower_split.text_tables import read_json
 
 _ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"}
 """Settings that are no part of what an adapter computes."""
@@ -139,7 +140,7 @@ def _wrapped(stock: PreTrainedModel, folder: Path, config: PeftConfig) -> PeftMo
 
 def _read(folder: Path) -> tuple[PeftConfig, str]:
     try:
-        values: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
+        values: dict[str, Any] = read_json((folder / CONFIG).read_bytes())
         common = {name: value for name, value in values.items() if name not in _ELSEWHERE}
         text = json.dumps(common, sort_keys=True).encode()
         digest = hashlib.sha256(text + (folder / TENSORS).read_bytes()).hexdigest()

@@ -1,6 +1,5 @@
 """Reading a standard PEFT folder back, with the scale of every module put into its tensors."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Factors, Scaling, pair_up
+from flower_split.text_tables import read_json
 
 _OF_PLAIN_LORA = frozenset(
     {
@@ -64,7 +64,7 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
         AdapterError: there is none, or none of LoRA factors in safetensors alone.
     """
     try:
-        values: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
+        values: dict[str, Any] = read_json((folder / CONFIG).read_bytes())
         if values.get("peft_type") != "LORA":
             raise AdapterError(
                 f"{folder} holds a {values.get('peft_type')}, expected a LORA: use it with PEFT, "

@@ -4,13 +4,13 @@ A run config has text, numbers and booleans only: a list is text with commas bet
 dict is JSON.
 """
 
-import json
 import re
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flower_split.errors import ConfigError
+from flower_split.text_tables import read_json
 
 _LISTS = (list, tuple, set)
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -80,7 +80,7 @@ def _dict(members: list[Any], value: Any) -> Iterator[Any]:
         for member in members:
             if (get_origin(member) or member) is dict:
                 try:
-                    yield json.loads(value)
+                    yield read_json(value)
                 except ValueError:
                     return
 

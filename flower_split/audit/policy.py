@@ -1,7 +1,6 @@
 """The policy: how much an audit may find, in a file that is fixed before it starts."""
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from flower_split.config.checks import in_range
 from flower_split.config.problems import nearest, raise_problems
 from flower_split.errors import ConfigError
+from flower_split.text_tables import read_toml
 
 LIMITS: Mapping[str, str] = {
     "tokens": "tokens of the texts",
@@ -66,8 +66,8 @@ def read_policy(path: Path | None) -> Policy:
         return Policy(sha256=_digest(text.encode()))
     content = _bytes(path)
     try:
-        table: dict[str, Any] = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table: dict[str, Any] = read_toml(content.decode())
+    except ValueError as error:
         raise ConfigError(f"the policy {path} is no TOML: {error}") from error
     problems = [
         f"the policy {path} has the unknown table or key {name!r}: expected [limits] alone"
@@ -99,8 +99,9 @@ def _bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"the policy {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error  # a path with a null character is no path
+        raise ConfigError(f"the policy {str(path)!r} cannot be read: {why}") from error
     if len(content) > _MOST_BYTES:
         raise ConfigError(f"the policy {path} is larger than {_MOST_BYTES} bytes")
     return content

@@ -28,6 +28,7 @@ from flower_split.private_files import (
     write_whole,
 )
 from flower_split.reporting.counters import MOST, NOISE_ACCOUNT, noisy_rows
+from flower_split.text_tables import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class NoiseAccount:
 
 def _read(path: Path) -> dict[str, int]:
     try:
-        told = json.loads(read_whole(path))
+        told = read_json(read_whole(path))
     except FileNotFoundError:
         return {_ID: secrets.randbelow(MOST), **dict.fromkeys(UPWARD_HOPS, 0)}
     except ValueError:

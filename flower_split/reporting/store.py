@@ -11,9 +11,11 @@ from flower_split.errors import DataError
 from flower_split.private_files import make_folder, write_whole
 from flower_split.reporting.result import RoundResult, RunResult
 from flower_split.reporting.result_kinds import RESULT_KINDS, ROUND_KINDS, check_fields
+from flower_split.text_tables import read_json
 
 FORMAT = 1
 """Value of the key `format`; a change that old readers would misread raises it."""
+_MOST_BYTES = 256 << 20
 
 
 def write_result(result: RunResult, path: Path) -> None:
@@ -39,8 +41,12 @@ def read_result(path: Path) -> RunResult:
         DataError: the file is missing, not a result, or of another format.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+        data = read_json(content)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable result: {error}") from error
     found = data.pop("format", None) if isinstance(data, dict) else None
     if found != FORMAT:

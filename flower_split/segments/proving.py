@@ -39,6 +39,7 @@ from flower_split.segments.fingerprint import fingerprint
 from flower_split.segments.refusals import refuse_config
 from flower_split.segments.shrinking import shrunk
 from flower_split.segments.stock_classes import task_of
+from flower_split.text_tables import read_json
 from flower_split.user_folders import user_folder
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def _locked(path: Path | None) -> Iterator[None]:
 
 def _read(path: Path) -> Verdict | None:
     try:
-        return verdict_from_fields(json.loads(read_whole(path)))
+        return verdict_from_fields(read_json(read_whole(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -275,7 +276,7 @@ def _prove(config: PreTrainedConfig) -> Verdict:
         verdict: Verdict | None = None
         if not failure:
             with suppress(OSError, ValueError):
-                verdict = verdict_from_fields(json.loads(answer.read_text(encoding="utf-8")))
+                verdict = verdict_from_fields(read_json(answer.read_text(encoding="utf-8")))
             failure = "" if verdict else "it left no verdict"
     if verdict is None:
         raise UnsupportedFamilyError(

@@ -241,12 +241,16 @@ def _tensors(start: Mapping[str, torch.Tensor], choices: Choices) -> dict[str, t
         if action == 0:
             held.pop(name, None)
         elif action == 1:
-            held[name] = torch.full((choices.below(5), choices.below(5)), choices.float())
+            held[name] = torch.full((choices.below(5), choices.below(5)), _float(choices))
         elif action == 2:
             held[choices.text()[:2000]] = torch.zeros(1)
         elif action == 3 and name in held:
-            held[name] = torch.full_like(held[name], choices.float())
+            held[name] = torch.full_like(held[name], _float(choices))
     return held
+
+
+def _float(choices: Choices) -> float:
+    return float(torch.tensor(choices.float(), dtype=torch.float64).float())
 
 
 def _damaged(call: pb.Call, content: Content, choices: Choices) -> list[bytes]:

@@ -17,6 +17,7 @@ from flower_split.reporting import RoundResult, RunResult, read_result, write_re
 from flower_split.reporting.events import EVENTS, KINDS, read_events
 from flower_split.reporting.events.kinds import header, line_of
 from flower_split.reporting.live import RunView, fragments
+from flower_split.reporting.live.metrics import RunMetrics
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="flower-split-fuzz-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
@@ -42,6 +43,7 @@ _EVENTS = [
     for number, (kind, fields) in enumerate(KINDS.items())
 ]
 _VALUES = (
+    "\ud800",
     *(None, True, -1, 0, 2**70, 10**400, 1.5, 1e308, float("nan"), float("inf")),
     *("", MARK, "9" * 400, [], {}, {"north": {}}, {"eval-loss": 1e308}, [1]),
 )
@@ -82,10 +84,12 @@ def events(data: bytes) -> None:
     if choices.below(4) == 1:
         lines.insert(choices.below(len(lines)), choices.rest())
     (_FOLDER / EVENTS).write_bytes(header() + b"\n".join(lines) + b"\n")
-    view = RunView()
-    view.take(read_events(_FOLDER / EVENTS))
+    view, metrics, found = RunView(), RunMetrics(), read_events(_FOLDER / EVENTS)
+    view.take(found)
+    metrics.take(found)
     shown = fragments(view, {}, now=1.8e9)
-    assert MARK not in "".join(shown.values())
+    assert MARK.encode() not in "".join(shown.values()).encode()
+    assert metrics.text(view)
 
 
 def result(data: bytes) -> None:

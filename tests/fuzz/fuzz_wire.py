@@ -334,7 +334,12 @@ def codecs(data: bytes) -> None:
         documented(error)
         return
     assert tensor.shape == shape and tensor.dtype == dtype and bool(tensor.isfinite().all())
-    again = codec.encode(tensor)
+    try:
+        again = codec.encode(tensor)
+    except TrunkError as error:  # fp16's largest is rounded to more than that in bf16
+        assert dtype == torch.bfloat16 and float(tensor.abs().max()) == 65536.0
+        documented(error)
+        return
     assert again.numel() == wanted
     assert bool(codec.decode(again, shape, dtype).isfinite().all())
 

@@ -9,12 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flower_split.errors import FlowerSplitError
+from flower_split.text_tables import read_toml
 
 MANAGED = ":local:"
 """In place of an address, a SuperLink that Flower starts on this machine for simulations."""
@@ -74,7 +74,7 @@ def _refuse_managed(environment: Mapping[str, str], arguments: Sequence[str]) ->
     home = environment.get("FLWR_HOME") or os.path.expanduser("~/.flwr")
     file = Path(home) / "config.toml"
     try:
-        named = tomllib.loads(file.read_text(encoding="utf-8")).get("superlink", {})
+        named = read_toml(file.read_text(encoding="utf-8")).get("superlink", {})
     except FileNotFoundError:
         named = {"default": "local", "local": {"address": MANAGED}}
     except (OSError, ValueError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from flower_split.apps.flower.flwr_command import FlwrError
 from flower_split.apps.folder.overrides import Settings
 from flower_split.private_files import make_folder, read_whole, write_whole
+from flower_split.text_tables import read_json
 from flower_split.user_folders import user_folder
 
 FOLDER = "submitted"
@@ -47,7 +48,7 @@ def recall(run_id: str, name: str) -> Submitted:
     """
     path = _folder() / _file(run_id)
     try:
-        content = json.loads(read_whole(path))
+        content = read_json(read_whole(path))
         overrides = content["overrides"]
         if not isinstance(overrides, dict):
             raise TypeError(f"overrides are {type(overrides).__name__}")

@@ -6,7 +6,6 @@ among it. What an app needs is code, its `pyproject.toml`, a README.md and a LIC
 is refused, unless the app names that very file.
 """
 
-import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from flower_split.config.problems import raise_problems
 from flower_split.errors import ConfigError
 from flower_split.reporting.figures import in_bytes
+from flower_split.text_tables import read_toml
 
 PROJECT = "pyproject.toml"
 NAMES = frozenset({PROJECT, "README.md", "LICENSE"})
@@ -73,7 +73,7 @@ def read_project(app: Path) -> dict[str, Any]:
     """
     file = app / PROJECT
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return read_toml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{app} holds no app: there is no {PROJECT} in it; `flower-split new DIR` makes one"

@@ -6,7 +6,6 @@ that name the same section, and answers an unknown key with `Invalid run configu
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias
 from flower_split.config.problems import nearest, raise_problems
 from flower_split.config.run_config import run_keys
 from flower_split.errors import ConfigError, UsageError
+from flower_split.text_tables import read_toml
 
 Value: TypeAlias = str | int | float | bool
 Settings: TypeAlias = dict[str, Value]
@@ -40,8 +40,8 @@ def parse_overrides(given: Sequence[str]) -> Settings:
             continue
         for key, value in _PAIR.findall(text):
             try:
-                found |= flat(tomllib.loads(f"{key} = {value}"), key)
-            except (tomllib.TOMLDecodeError, ConfigError):
+                found |= flat(read_toml(f"{key} = {value}"), key)
+            except ValueError:  # a ConfigError is one
                 problems.append(_misread(key, value))
         if left := _PAIR.sub("", text).strip():
             problems.append(
@@ -100,7 +100,7 @@ def flat(table: Mapping[str, Any], where: str = "") -> Settings:
 
 def _read_file(path: Path, problems: list[str]) -> Settings:
     try:
-        return flat(tomllib.loads(path.read_text(encoding="utf-8")))
+        return flat(read_toml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         problems.append(f"{WHERE} {path} cannot be read: {error}")
         return {}

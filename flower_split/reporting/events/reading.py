@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from flower_split.errors import DataError
 from flower_split.private_files import opened
 from flower_split.reporting.events.kinds import FORMAT, LONGEST, VERSION
+from flower_split.text_tables import check_characters
 
 Number = TypeVar("Number", int, float)
 
@@ -110,6 +111,7 @@ def read_event(line: bytes) -> Event | None:
         return None
     try:
         told = json.loads(line, parse_int=_int, parse_float=_float, parse_constant=_float)
+        check_characters(line, told)
     except (ValueError, RecursionError):
         return None
     if not isinstance(told, dict):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flower_split.errors import WeightsError
+from flower_split.text_tables import read_json
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own bound
@@ -37,7 +38,7 @@ def tensor_extents(path: Path) -> dict[str, Extent]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+            header = read_json(file.read(min(length, _MAX_HEADER_BYTES)))
         start = _LENGTH_BYTES + length
         return {
             name: Extent(

@@ -1,11 +1,11 @@
 """What a model's folder must be: a whole model, and no adapter in its place or beside it."""
 
-import json
 import re
 from pathlib import Path
 
 from flower_split.errors import WeightsError
 from flower_split.segments.loading.source import Source
+from flower_split.text_tables import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_CACHE = re.compile(r"models--(.+)")
@@ -49,7 +49,7 @@ def without_config(source: Source) -> str:
 
 def _base_of(path: Path) -> str:
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path.read_bytes())
     except (OSError, ValueError):
         return ""
     return str(values.get("base_model_name_or_path") or "") if isinstance(values, dict) else ""

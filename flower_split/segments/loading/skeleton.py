@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import json
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +21,7 @@ from flower_split.segments.loading.model_folder import refuse_adapter_beside, wi
 from flower_split.segments.loading.source import Source, resolve_source
 from flower_split.segments.loading.stock_loader import STOCK_LOCK
 from flower_split.segments.stock_classes import auto_class, stock_class, task_of
+from flower_split.text_tables import read_json
 
 _EXPERTS = ("eager", "grouped_mm", "batched_mm")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -89,7 +89,7 @@ def read_config(source: Source, task: Task = CAUSAL) -> PreTrainedConfig:
         raise WeightsError(without_config(source))
     refuse_adapter_beside(source)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise WeightsError(f"{path} cannot be read: {exc}") from exc
     family = content.get("model_type") if isinstance(content, dict) else None

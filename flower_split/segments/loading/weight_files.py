@@ -4,7 +4,6 @@ Which files they are is decided as transformers decides it, so that what is trai
 stock code loads from the same folder are the same weights.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from flower_split.errors import WeightsError
 from flower_split.segments.loading.extents import Extent, tensor_extents
 from flower_split.segments.loading.source import Source
+from flower_split.text_tables import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _tell(line: str, level: int = logging.WARNING) -> None:
 def _read_index(path: Path) -> dict[str, str]:
     """Names of the tensors, each with the shard that holds it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise WeightsError(f"the index {path} cannot be read: {exc}") from exc
     shards = content.get("weight_map") if isinstance(content, dict) else None

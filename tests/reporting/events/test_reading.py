@@ -45,6 +45,8 @@ def test_a_line_that_is_no_event_costs_itself_alone(tmp_path):
     strange = [b"[" * 10_000, b"7", b"{}", b'{"n":1}', b'{"n":true,"time":1,"kind":"x"}', b"\xff"]
     strange += [line(3).strip().replace(b"1.0", b"1" * 400), line(4).strip().replace(b"9", b"NaN")]
     strange += [line(5).strip().replace(b"9", b"1e999")]
+    halves = (rb"\ud800", b"\xed\xa0\x80")
+    strange += [line(6).strip().replace(b"rounds", half) for half in halves]
     content = header() + line(1) + b"\n".join(strange) + b"\n" + line(2)
     (tmp_path / EVENTS).write_bytes(content)
     assert read(EventTail(tmp_path / EVENTS)) == [1, 2]
