@@ -1,6 +1,7 @@
 """Harnesses of what a run and a silo leave for people: events, results and ledgers, changed."""
 
 import atexit
+import copy
 import json
 import shutil
 import tempfile
@@ -70,7 +71,7 @@ def _change(node: object, choices: Choices) -> None:
             del node[key]
             return
         else:
-            node[key] = choices.of(_VALUES)
+            node[key] = copy.deepcopy(choices.of(_VALUES))
             return
 
 

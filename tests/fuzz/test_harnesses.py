@@ -13,14 +13,15 @@ from fuzz_choices import Choices
 from fuzz_harnesses import NAMES, harness, seeds
 
 INPUTS = 150
-"""For every harness; the engine gets a part of it."""
+"""For every harness; the slow ones get a part of it."""
+SLOW = ("engine", "control")
 
 
 def inputs(name):
     """The seeds, then seeds with damage and bytes at random."""
     chance, good = random.Random(name), seeds(name)
     yield from good
-    for number in range(INPUTS if name != "engine" else INPUTS // 3):
+    for number in range(INPUTS if name not in SLOW else INPUTS // 3):
         noise = chance.randbytes(chance.randrange(1, 60))
         yield noise if number % 2 else chance.choice(good)[: chance.randrange(1, 80)] + noise
 

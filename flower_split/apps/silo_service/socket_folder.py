@@ -12,6 +12,7 @@ import shlex
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ SOCKET = "silo.sock"
 LONGEST_PATH = 107
 """Bytes of a socket's path, by unix(7)."""
 WAITING = 8
+_PAUSE = 0.02
 """Connections that may wait to be accepted."""
 REMEDY = "name another folder in the node config's service-dir and to flower-split silo serve"
 
@@ -99,6 +101,21 @@ def listening(folder: Path) -> Iterator[socket.socket]:
         os.close(handle)
 
 
+def _connect(made: socket.socket, path: Path, seconds: float) -> None:
+    """Connect, and wait for a place among those that wait to be accepted.
+
+    With a timeout, the system does not wait for one itself.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return made.connect(str(path))
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise TimeoutError from error
+            time.sleep(_PAUSE)
+
+
 def connected(folder: Path, seconds: float) -> socket.socket:
     """A connection to the service in `folder`, which is this user's.
 
@@ -122,7 +139,7 @@ def connected(folder: Path, seconds: float) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.settimeout(seconds)
-        made.connect(str(path))
+        _connect(made, path, seconds)
         check_peer(made)
     except (ConnectionRefusedError, FileNotFoundError) as error:
         made.close()

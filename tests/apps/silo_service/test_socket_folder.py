@@ -1,6 +1,8 @@
 import os
 import socket
 import stat
+import threading
+from contextlib import ExitStack
 
 import pytest
 from other_user import as_other_user, needs_root
@@ -8,6 +10,7 @@ from other_user import as_other_user, needs_root
 from flower_split.apps.silo_service import socket_folder
 from flower_split.apps.silo_service.socket_folder import (
     SOCKET,
+    WAITING,
     check_peer,
     connected,
     listening,
@@ -35,6 +38,19 @@ def test_both_ends_see_each_other(folder):
         taken, _ = listener.accept()
         with taken:
             assert check_peer(taken) == check_peer(caller) == (os.getpid(), os.geteuid())
+
+
+def test_more_than_can_wait_are_waited_with(folder):
+    """A service that is not there for a moment refuses nobody, and one that hangs is named."""
+    with listening(folder) as listener, ExitStack() as held:
+        for _ in range(WAITING + 1):
+            held.callback(connected(folder, 5.0).close)
+        with pytest.raises(ServiceError, match=r"took no connection in 0\.1 s"):
+            connected(folder, 0.1)
+        accepting = threading.Timer(0.1, lambda: listener.accept()[0].close())
+        accepting.start()
+        connected(folder, 5.0).close()
+        accepting.join()
 
 
 def test_two_services_cannot_have_one_folder(folder):
