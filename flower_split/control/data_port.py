@@ -1,5 +1,6 @@
 """`DataPort`: what silos reach of a trunk service, each the run that its ticket is for."""
 
+from collections.abc import Hashable
 from concurrent.futures import Future
 
 from flower_split.control.served_run import ServedRun
@@ -56,6 +57,10 @@ class DataPort:
         self._book(run).claim(ticket, purpose)
         if run is not None and ticket is not None and purpose != "deliver":
             run.open_tokens.add(ticket.token)
+
+    def holder(self, ticket: Ticket) -> Hashable:
+        """See `Admission.holder`."""
+        return self._book(self._runs.of(ticket)).holder(ticket)
 
     def check(self, ticket: Ticket | None) -> None:
         """See `Admission.check`."""

@@ -7,7 +7,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
@@ -37,6 +37,11 @@ class Admission(Protocol):
 
     def check(self, ticket: Ticket | None) -> None:
         """Raise `TokenError` when the ticket of an open session was revoked."""
+        ...
+
+    def holder(self, ticket: Ticket) -> Hashable:
+        """Who has a ticket that was admitted: equal for all of one silo in one run, and for no
+        others, also where two runs were given equal ids."""
         ...
 
     def spend(self, ticket: Ticket | None) -> None:
@@ -139,6 +144,10 @@ class TicketBook:
             entry.state = _State.OPEN
             if ticket is not None:
                 self._certificates.setdefault((entry.run_id, entry.node_id), ticket.certificate)
+
+    def holder(self, ticket: Ticket) -> Hashable:
+        """The silo of this book that has the ticket; see `Admission.holder`."""
+        return self, ticket.run_id, ticket.node_id
 
     def check(self, ticket: Ticket | None) -> None:
         """Raise `TokenError` unless the ticket's session is open and was not revoked."""

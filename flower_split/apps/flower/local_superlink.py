@@ -135,9 +135,18 @@ class LocalSuperLink:
             )
         deadline = time.monotonic() + START_SECONDS
         while not _answers(port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            status = self._process.poll()
+            if status is not None or time.monotonic() > deadline:
                 said = log.read_text(errors="replace").strip()
-                raise LocalSuperLinkError(f"the local SuperLink did not start:\n{said}")
+                how = (
+                    f"it did not answer within {START_SECONDS:g} s, as on a machine that is busy: "
+                    "try again"
+                    if status is None
+                    else f"it ended with status {status}"
+                )
+                raise LocalSuperLinkError(
+                    f"the local SuperLink did not start: {how}. It printed:\n{said or 'nothing'}"
+                )
             time.sleep(0.1)
 
 

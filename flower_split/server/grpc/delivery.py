@@ -7,7 +7,7 @@ piece at a time for all silos, so that downloads leave the event loop and the tr
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -112,7 +112,10 @@ class DeliveryService:
         if self._admit is not None:
             self._admit.verify(ticket, "deliver")
         # A silo that comes again has lost its stream, which this end may not have noticed yet.
-        silo = object() if ticket is None else (ticket.run_id, ticket.node_id)
+        if self._admit is None or ticket is None:
+            silo: Hashable = object()
+        else:
+            silo = self._admit.holder(ticket)
         older = self._streams.get(silo)
         if older is None and len(self._streams) >= self._max_streams:
             raise TrunkBusyError(

@@ -4,8 +4,9 @@ import hashlib
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -299,6 +300,33 @@ def test_a_silo_that_comes_again_takes_the_place_of_its_lost_stream(
     for stream in (first, second, other):
         stream.close()
     assert eventually(lambda: slow.num_deliveries == 0)
+
+
+class Books:
+    """The tickets of several runs, as a trunk service has them at one port."""
+
+    def __init__(self, of_tokens: dict[str, TicketBook]) -> None:
+        self._of_tokens = of_tokens
+
+    def __getattr__(self, call: str) -> Callable[..., Any]:
+        return lambda ticket, *given: getattr(self._of_tokens[ticket.token], call)(ticket, *given)
+
+
+@pytest.mark.medium
+def test_silos_of_two_runs_with_equal_ids_are_two(
+    pack: Pack, tls: ServerTls, book: TicketBook
+) -> None:
+    books = book, TicketBook()
+    tickets = [one.issue(1, 2, 3, "deliver") for one in books]
+    admit: Any = Books({ticket.token: one for ticket, one in zip(tickets, books, strict=True)})
+    limits = ServiceLimits(max_sessions=1, max_deliveries=2)
+    slow = SlowPack(pack, 0.2)
+    with hosting(AffineBackend(), pack=slow, admit=admit, tls=tls, limits=limits) as server:
+        streams = [trickle(server, tls, pack, ticket) for ticket in tickets]
+        assert server.num_deliveries == 2
+        for stream in streams:
+            stream.close()
+        assert eventually(lambda: server.num_deliveries == 0)
 
 
 @pytest.mark.medium
