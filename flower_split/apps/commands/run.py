@@ -66,7 +66,6 @@ def run_command(
             simulate,
             tell_result,
         )
-        from flower_split.strategies.output import CHECKPOINTS
 
         if output_dir is not None:
             check_output(output_dir)
@@ -112,6 +111,8 @@ def run_command(
                 error.add_note(f"the whole log is in {folder / LOG}")
             raise
         except KeyboardInterrupt:
+            from flower_split.strategies.output import CHECKPOINTS
+
             if folder is not None and (folder / CHECKPOINTS).is_dir():
                 print(
                     "the rounds that were complete are kept: the same command with "
