@@ -18,6 +18,7 @@ from flower_split.adapters.client_adapter import (
     tuner_parts,
     tuner_settings,
 )
+from flower_split.devices import CastWatch, current_autocast
 from flower_split.errors import ModelError
 from flower_split.remote.layer_watch import HOOKS, check_hooks, hooks
 from flower_split.segments import find_layers
@@ -46,6 +47,7 @@ class SiloLayers:
         self._model = weakref.ref(model)
         self._spec = spec
         self._trunk = range(spec.bottom_layers, spec.num_layers - spec.top_layers)
+        self._casts, self._version = CastWatch(), -1
         self._note(model)
 
     def _note(self, model: PreTrainedModel) -> None:
@@ -89,6 +91,7 @@ class SiloLayers:
                 f"the list of the client model's layers was replaced, and the trunk's was not. "
                 f"{_WHAT_WORKS}"
             )
+        self._check_casts(model)
         check_hooks(layers, self._spec)
         if not self._wrapped and tuner_layers(model):
             self._note(model)  # PEFT may have begun with what it took out of the weights
@@ -117,6 +120,20 @@ class SiloLayers:
                 f"{key} of the client model's config was changed, and the trunk's was not. "
                 f"{_WHAT_WORKS}"
             )
+
+    def _check_casts(self, model: PreTrainedModel) -> None:
+        """Raise `ModelError` where the silo's half computes with the weights before a step."""
+        if not current_autocast(model.device):
+            return
+        version = sum(p._version for p in model.parameters() if p.requires_grad)
+        if version != self._version and self._casts.is_kept(model.device):
+            raise ModelError(
+                "weights were stepped or loaded inside an autocast context that is still open: "
+                "torch goes on with what it has cast before, and the trunk does not. Open autocast "
+                "around the forward pass alone, or with cache_enabled=False"
+            )
+        self._version = version
+        self._casts.look(model.device)
 
 
 class _Part:
