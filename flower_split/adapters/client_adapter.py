@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from peft import LoraConfig, PeftConfig
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -24,6 +26,8 @@ from flower_split.segments import PassThrough
 
 BASE = "__base__"
 """PEFT's name of no adapter, in `adapter_names`."""
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Starts of a LoRA adapter that leave the base weights as they are."""
 USE_LOADED = (
     "to use a trained adapter, load it with flower_split.load_adapter, and into the trunk too"
 )
@@ -46,6 +50,22 @@ def tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer) and not isinstance(module, PassThrough)
     ]
+
+
+def base_modules_begun(model: nn.Module) -> set[int]:
+    """Ids of the stock modules whose weights PEFT may have changed, as PiSSA's start does."""
+    if all(map(_leaves_weights, getattr(model, "peft_config", {}).values())):
+        return set()
+    return {id(bare_module(cast("nn.Module", layer))) for _, layer in tuner_layers(model)}
+
+
+def _leaves_weights(config: PeftConfig) -> bool:
+    """Whether an adapter of these settings begins beside the base weights, as they are."""
+    return (
+        isinstance(config, LoraConfig)
+        and config.init_lora_weights in _PLAIN_STARTS
+        and config.kasa_config is None
+    )
 
 
 def bare_module(module: nn.Module) -> nn.Module:
@@ -73,6 +93,27 @@ def read_scalings(model: nn.Module, *adapters: str) -> dict[tuple[str, int], flo
         for place, adapter in enumerate(adapters or (ADAPTER,))
         if isinstance(layer, LoraLayer) and adapter in layer.scaling
     }
+
+
+def begun_scalings(model: nn.Module, *adapters: str) -> dict[tuple[str, int], float]:
+    """What `read_scalings` was when PEFT made the adapters: the trunk's are so.
+
+    Args:
+        model: A client model.
+        adapters: Their names.
+    """
+    layers = dict(tuner_layers(model))
+    begun: dict[tuple[str, int], float] = {}
+    for (name, place), now in read_scalings(model, *adapters).items():
+        layer: Any = layers[name]
+        rank, alpha = layer.r[adapters[place]], layer.lora_alpha[adapters[place]]
+        if isinstance(layer, AdaLoraLayer):
+            begun[name, place] = now
+        elif layer.use_rslora.get(adapters[place], False):
+            begun[name, place] = float(alpha / math.sqrt(rank))
+        else:
+            begun[name, place] = float(alpha / rank)
+    return begun
 
 
 def read_traces(model: nn.Module, begun: Mapping[tuple[str, int], float]) -> AdapterTraces:

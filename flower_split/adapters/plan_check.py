@@ -140,7 +140,8 @@ def _another(name: str, own: object, expected: object) -> AdapterError:
     return AdapterError(
         f"the client model's adapter has {name}={own!r}, and the trunk's has {expected!r}: wrap "
         "the client model with flower_split.wrap(client_model, plan), or with get_peft_model and "
-        "the settings of the session's plan"
+        "the settings of the session's plan; any settings work with a frozen trunk, which has no "
+        "adapter"
     )
 
 

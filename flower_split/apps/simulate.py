@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -195,10 +195,30 @@ def interruptible() -> Iterator[None]:
 def tell_result(folder: Path, *, since: float) -> None:
     """Print what the run left in `folder`, and where; nothing if that is from before `since`."""
     path = folder / RESULT
-    if path.is_file() and path.stat().st_mtime >= since:
+    if is_since(path, since):
         print_summary(read_result(path))
         left = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
         print(f"left in {folder}: {', '.join(left)}")
+
+
+def is_since(path: Path, since: float) -> bool:
+    """Whether there is a file `path` that was written since then, in seconds of the epoch."""
+    return path.is_file() and path.stat().st_mtime >= since
+
+
+def check_output(folder: Path) -> None:
+    """Raise `LocalSuperLinkError` where `folder` cannot be made or written to; none is left."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    made = _made(folder)
+    writable = os.access(made, os.W_OK | os.X_OK)
+    for path in missing:
+        with suppress(OSError):
+            path.rmdir()
+    if not writable:
+        raise LocalSuperLinkError(
+            f"the output folder {folder} is not writable by this user: choose another with "
+            "--output-dir"
+        )
 
 
 @contextmanager
@@ -216,7 +236,8 @@ def _made(folder: Path) -> Path:
         return make_folder(folder)
     except OSError as error:
         raise LocalSuperLinkError(
-            f"the output folder {folder} cannot be made: {error.strerror}"
+            f"the output folder {folder} cannot be made: {error.strerror}; choose another with "
+            "--output-dir"
         ) from error
 
 

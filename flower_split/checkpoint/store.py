@@ -62,21 +62,31 @@ class CheckpointStore:
         """Write `checkpoint` and delete what need not be kept any more.
 
         Returns:
-            Whether it was written. If not, a warning says why and all earlier ones are intact.
+            Whether it was written. If not, a warning says why; earlier ones are as they were.
         """
         path = self.folder / folder_name(*checkpoint.place)
         try:
             write_checkpoint(checkpoint, self.folder)
         except OSError as error:
             logger.warning(
-                "checkpoint %s could not be written: %s; the run goes on, and the checkpoints "
-                "before it are intact",
+                "checkpoint %s could not be written: %s; the run goes on%s",
                 path,
                 error.strerror or error,
+                self._what_is_there(besides=checkpoint.place),
             )
             return False
         self._prune(checkpoint)
         return True
+
+    def _what_is_there(self, *, besides: tuple[int, bool]) -> str:
+        """What a run could be resumed from after all; empty where that cannot be read."""
+        try:
+            held = set(_places(self.folder)) - {besides}
+        except StateError:
+            return ""
+        if held:
+            return ", and the checkpoints before it are intact"
+        return ", and there is no earlier one to resume it from"
 
     def load_last(self, *, fallback: bool = False) -> Checkpoint | None:
         """The last checkpoint, or None when there is none at all; see `find_checkpoint`."""

@@ -109,6 +109,11 @@ class LoraSettings:
         at_least("lora.max-r", self.max_r, 1)
         in_range("lora.alpha", self.alpha, 0.0, 1e6, open_low=True)
         in_range("lora.dropout", self.dropout, 0.0, 0.99)
+        if isinstance(self.target_modules, str):
+            raise ConfigError(
+                f"lora.target-modules is the text {self.target_modules!r} where names are "
+                f"expected, one by one: write ({self.target_modules!r},)"
+            )
         if not self.target_modules or not all(self.target_modules):
             raise ConfigError(
                 "lora.target-modules must name at least one module, or be 'all-linear'"

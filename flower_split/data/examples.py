@@ -172,22 +172,43 @@ def find_field(row: Row, field: str) -> str | None:
     return next((name for name in row if unicodedata.normalize("NFC", name) == wanted), None)
 
 
-def _advice(row: Row) -> str:
-    """What a row without the wanted field looks like."""
+def proposed_keys(row: Row) -> dict[str, str]:
+    """The keys by which a row with fields of common names is read as it is meant; none if unsure.
+
+    Args:
+        row: Of data without the field that `data.text` is by default.
+    """
     names = {str(name) for name in row}
     for name in ("messages", "conversations"):
         if isinstance(row.get(name), list):
-            return f". {name!r} looks like a chat: set data.messages to {name!r}"
+            return {"data.messages": name}
+    if names >= {"chosen", "rejected"}:
+        return {}
+    for prompt, answer in (("prompt", "completion"), ("question", "answer"), ("input", "output")):
+        if names >= {prompt, answer} and "instruction" not in names:
+            return {"data.prompt": prompt, "data.text": answer}
+    if names >= {"instruction", "output"}:
+        more = "{input}\n" if "input" in names else ""
+        template = f"### Instruction:\n{{instruction}}\n{more}### Response:\n"
+        return {"data.template": template, "data.text": "output"}
+    return {}
+
+
+def _advice(row: Row) -> str:
+    """What a row without the wanted field looks like."""
+    names = {str(name) for name in row}
+    keys = proposed_keys(row)
+    if name := keys.get("data.messages"):
+        return f". {name!r} looks like a chat: set data.messages to {name!r}"
     if names >= {"chosen", "rejected"}:
         return (
             ". The rows look like preference pairs, for which the ready-made ClientApp has no "
             "loss: train on them in a ClientApp of your own (docs/data.md), or set data.text to "
             "'chosen' to learn the better answers alone"
         )
-    for prompt, answer in (("prompt", "completion"), ("question", "answer"), ("input", "output")):
-        if names >= {prompt, answer} and "instruction" not in names:
-            return f". Set data.prompt to {prompt!r} and data.text to {answer!r}"
-    if names >= {"instruction", "output"}:
+    if prompt := keys.get("data.prompt"):
+        return f". Set data.prompt to {prompt!r} and data.text to {keys['data.text']!r}"
+    if "data.template" in keys:
         return (
             ". For instructions set data.template to the prompt, such as '{instruction}', and "
             "data.text to 'output'"

@@ -6,6 +6,7 @@ from flower_split.devices.allocator import (
     keep_freed_memory,
 )
 from flower_split.devices.autocast import (
+    CastWatch,
     as_inner,
     autocast_dtype,
     autocasting,
@@ -15,6 +16,7 @@ from flower_split.devices.choice import resolve_device
 from flower_split.devices.staging import beside_compute, mark_ready, to_device, to_host
 
 __all__ = [
+    "CastWatch",
     "as_inner",
     "autocast_dtype",
     "autocasting",

@@ -7,7 +7,7 @@ forward pass had, also where activations are computed anew.
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def autocast_dtype(name: str) -> torch.dtype | None:
@@ -33,6 +33,40 @@ def current_autocast(device: torch.device, *, but: str = "off") -> str:
         return ""
     name = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
     return "" if name == but else name
+
+
+class CastWatch:
+    """Notices an autocast whose context has stayed open since the last look.
+
+    Until its outermost context closes, autocast goes on with the casts that it has made of leaves,
+    whatever has become of their values since. Where any thread closes its own, all casts are gone.
+    """
+
+    def __init__(self) -> None:
+        self._leaf: nn.Parameter | None = None
+        self._looks = 0
+
+    def look(self, device: torch.device) -> None:
+        """Leave a mark in the casts of the autocast that is on; none where it keeps no casts."""
+        if not (_is_on(device) and torch.is_autocast_cache_enabled()):
+            return
+        if self._leaf is None or self._leaf.device != device:
+            self._leaf = nn.Parameter(torch.zeros(1, 1, device=device))
+        self._leaf @ self._leaf.detach()
+
+    def is_kept(self, device: torch.device) -> bool:
+        """Whether the casts at the last look are still those that are used.
+
+        Every call counts as another change of the values.
+        """
+        leaf = self._leaf
+        if leaf is None or leaf.device != device:
+            return False
+        if not (_is_on(device) and torch.is_autocast_cache_enabled()):
+            return False
+        self._looks = (self._looks + 1) % 256  # which every narrow dtype has
+        leaf.data.fill_(self._looks)
+        return bool((leaf @ torch.ones_like(leaf)).item() != self._looks)
 
 
 def as_inner(tensor: Tensor) -> Tensor:

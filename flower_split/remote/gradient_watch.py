@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class GradientWatch:
 
     def check_hooks(self) -> None:
         """Raise `AdapterError` where hooks may change the silo's gradients before they are seen."""
-        hooked = [p for p in self._parameters if p.requires_grad and _is_hooked(p)]
+        hooked = [p for p in self._parameters if p.requires_grad and self._is_hooked(p)]
         if hooked:
             raise AdapterError(
                 f"{len(hooked)} of the silo's tensors have hooks on their gradients, which the "
@@ -70,6 +71,16 @@ class GradientWatch:
                 "those of all model.parameters() alike, or attach_trunk(..., "
                 "trunk_parameters=True)"
             )
+
+    def _is_hooked(self, parameter: nn.Parameter) -> bool:
+        """Whether gradients pass someone's hook before they are noted here."""
+        after = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+        for hook in after.values():
+            if not _is_note(hook):
+                return True
+            if hook.args[0]() is self:
+                break
+        return bool(parameter._backward_hooks)
 
     def check(self, step: int, change: GradientChange, largest: float | None) -> None:
         """Raise `AdapterError` unless the gradients were changed as the trunk's will be.
@@ -145,13 +156,9 @@ def _measure(grad: Tensor) -> Tensor:
     )
 
 
-def _is_hooked(parameter: nn.Parameter) -> bool:
-    """Whether gradients pass a hook before that of a watch."""
-    after = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-    first = next(iter(after.values()), None)
-    return bool(parameter._backward_hooks) or not (
-        first is None or (isinstance(first, partial) and first.func is _note)
-    )
+def _is_note(hook: object) -> TypeGuard[partial[None]]:
+    """Whether a hook is a watch's, be it that of another optimizer."""
+    return isinstance(hook, partial) and hook.func is _note
 
 
 def _note(watch: "weakref.ref[GradientWatch]", parameter: nn.Parameter) -> None:

@@ -73,9 +73,19 @@ def check_frozen(model: PreTrainedModel, spec: SessionSpec) -> None:
 
 
 def hooks(module: nn.Module, kind: str) -> list[Any]:
-    """The module's hooks of one of `HOOKS` but those by which PEFT hands `adapter_names` over."""
-    return [
-        hook
-        for hook in getattr(module, kind).values()
-        if not (isinstance(hook, partial) and "adapter_names" in hook.keywords)
-    ]
+    """The module's hooks of one of `HOOKS` but PEFT's own.
+
+    Those are by which it hands the arguments of a pass over to adapters, and by which the starts of
+    an adapter (EVA, CorDA, LoRA-GA) look at what goes through the silo's modules.
+    """
+    return [hook for hook in getattr(module, kind).values() if not _is_pefts(hook)]
+
+
+_HANDED_OVER = ("adapter_names", "alora_offsets")
+_STARTS = tuple(f"peft.tuners.lora.{name}" for name in ("eva", "corda", "loraga"))
+
+
+def _is_pefts(hook: Any) -> bool:
+    if isinstance(hook, partial):
+        return any(name in hook.keywords for name in _HANDED_OVER) or _is_pefts(hook.func)
+    return str(getattr(hook, "__module__", "")).startswith(_STARTS)

@@ -13,20 +13,20 @@ from transformers import PreTrainedModel
 
 from flower_split.adapters.client_adapter import (
     bare_module,
+    base_modules_begun,
     tuner_layers,
     tuner_parts,
     tuner_settings,
 )
+from flower_split.devices import CastWatch, current_autocast
 from flower_split.errors import ModelError
 from flower_split.remote.layer_watch import HOOKS, check_hooks, hooks
 from flower_split.segments import find_layers
 from flower_split.segments.fingerprint import computing_fields
-from flower_split.segments.outside import outside_modules
-from flower_split.segments.refusals import LONGROPE, rope_types
+from flower_split.segments.watching import LayersAsCut, TensorSample
+from flower_split.segments.watching.as_cut import plain_settings, shared_buffers
 from flower_split.transport.messages import SessionSpec
 
-_SAMPLED = 64
-"""Elements of a frozen tensor that are looked at before each pass."""
 _WHAT_WORKS = (
     "Change the whole model before it is cut, at both ends, or single layers, embeddings and head"
 )
@@ -38,12 +38,16 @@ class SiloLayers:
     Args:
         model: The client model.
         spec: The session's.
+
+    Raises:
+        ModelError: the layers are others than they were then.
     """
 
     def __init__(self, model: PreTrainedModel, spec: SessionSpec) -> None:
         self._model = weakref.ref(model)
         self._spec = spec
         self._trunk = range(spec.bottom_layers, spec.num_layers - spec.top_layers)
+        self._casts, self._version = CastWatch(), -1
         self._note(model)
 
     def _note(self, model: PreTrainedModel) -> None:
@@ -52,23 +56,27 @@ class SiloLayers:
         owner, _, self._place = path.rpartition(".")
         self._owner = weakref.ref(model.get_submodule(owner))
         self._layers = weakref.ref(layers)
+        # Adapters that no layer of the trunk has are the silo's affair.
+        alone = self._spec.trunk_adapters == "frozen" and not self._spec.loaded_adapter
+        own = {i: [*_parts(one)] for i, one in enumerate(layers) if i not in self._trunk}
+        as_cut: LayersAsCut | None = getattr(layers[self._trunk.start], "as_cut", None)
+        if as_cut is not None:
+            as_cut.check(model, own, begun=base_modules_begun(model))
         kinds: defaultdict[str, list[_Part]] = defaultdict(list)
         for index, layer in enumerate(layers):
             if index in self._trunk:
                 continue
-            for name, module in _parts(layer):
+            for name, module in own[index]:
                 kinds[name].append(_Part(module, hooks=bool(name)))
             for name, tuner in tuner_layers(layer):
                 for inner, part in tuner_parts(tuner):
-                    kinds[f"the adapter of {name}{inner}"].append(_AdapterPart(part))
+                    if inner and alone:
+                        continue
+                    kinds[f"the adapter of {name}{inner}"].append(_AdapterPart(part, alone=alone))
         self._kinds = dict(kinds)
-        ends = {id(m) for _, _, end in outside_modules(model, layers) for m in end.modules()}
-        ends |= {id(module) for module in layers.modules()}
-        moves = LONGROPE in rope_types(model.config)  # frequencies of the longest text so far
         self._both = {
             name: _Buffers(module) if layers in module.modules() else _Part(module, buffers=True)
-            for name, module in model.named_modules()
-            if not moves and id(module) not in ends and any(True for _ in module.buffers(False))
+            for name, module in shared_buffers(model)
         }
         """What both parties have beside layers, such as rotary frequencies."""
         self._config = copy.deepcopy(computing_fields(model.config))
@@ -83,6 +91,7 @@ class SiloLayers:
                 f"the list of the client model's layers was replaced, and the trunk's was not. "
                 f"{_WHAT_WORKS}"
             )
+        self._check_casts(model)
         check_hooks(layers, self._spec)
         if not self._wrapped and tuner_layers(model):
             self._note(model)  # PEFT may have begun with what it took out of the weights
@@ -112,6 +121,20 @@ class SiloLayers:
                 f"{_WHAT_WORKS}"
             )
 
+    def _check_casts(self, model: PreTrainedModel) -> None:
+        """Raise `ModelError` where the silo's half computes with the weights before a step."""
+        if not current_autocast(model.device):
+            return
+        version = sum(p._version for p in model.parameters() if p.requires_grad)
+        if version != self._version and self._casts.is_kept(model.device):
+            raise ModelError(
+                "weights were stepped or loaded inside an autocast context that is still open: "
+                "torch goes on with what it has cast before, and the trunk does not. Open autocast "
+                "around the forward pass alone, or with cache_enabled=False"
+            )
+        self._version = version
+        self._casts.look(model.device)
+
 
 class _Part:
     """A module as it was.
@@ -128,14 +151,9 @@ class _Part:
         self._kind = type(module)
         self._forward = vars(module).get("forward")
         self._children = {n: weakref.ref(bare_module(m)) for n, m in module.named_children()}
-        self._factors = {
-            name: value
-            for name, value in vars(module).items()
-            # The trunk is told of dropout; what is no float stock code itself may set.
-            if isinstance(value, float) and "drop" not in name and name != "p"
-        }
+        self._factors = plain_settings(module)
         tensors = {**module._parameters, **(module._buffers if buffers else {})}
-        self.samples = {n: _Sample(t) for n, t in tensors.items() if t is not None}
+        self.samples = {n: TensorSample(t) for n, t in tensors.items() if t is not None}
 
     def tensor(self, name: str) -> Tensor | None:
         """The one that stands where it stood."""
@@ -195,12 +213,13 @@ class _AdapterPart(_Part):
 
     Args:
         module: A layer of PEFT's, or a part of one.
+        alone: Whether the trunk has no adapter, and what this one computes is no change.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, alone: bool) -> None:
         super().__init__(module)
         self.samples, self._children = {}, {}
-        self._settings = tuner_settings(module)
+        self._settings = {} if alone else tuner_settings(module)
 
     def change(self, *, values: bool) -> str:
         """What is other than it was; empty for nothing."""
@@ -210,37 +229,6 @@ class _AdapterPart(_Part):
             return found
         now = tuner_settings(module)
         return next((name for name, was in self._settings.items() if now.get(name) != was), "")
-
-
-class _Sample:
-    """Some elements of a tensor; none of one whose elements are not its values."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._place = -1
-        self._view: Tensor | None = None
-        view = self.view(tensor)
-        self.seen = None if view is None else view.clone()
-
-    def view(self, tensor: Tensor) -> Tensor | None:
-        """The same elements of the tensor that stands in its place."""
-        data = tensor.data
-        if type(data) is not Tensor or data.is_meta or not data.is_contiguous():
-            self._view = None
-        elif self._view is None or self._place != data.data_ptr():
-            self._place = data.data_ptr()
-            step = max(1, data.numel() // _SAMPLED) | 1  # else of one column of a matrix
-            self._view = data.reshape(-1)[::step]
-        return self._view
-
-    def is_other(self, tensor: Tensor) -> bool:
-        """Whether a tensor that is not trained has other values."""
-        if tensor.requires_grad or self.seen is None:
-            return False
-        view = self.view(tensor)
-        if view is None or view.shape != self.seen.shape:
-            return True
-        a, b = view, self.seen.to(view.device)
-        return not bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _change_of_all(kind: list[_Part], *, values: bool) -> str:

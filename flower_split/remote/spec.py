@@ -5,7 +5,9 @@ from torch import nn
 from flower_split.adapters import AdapterPlan
 from flower_split.adapters.prompts import prefix_tokens
 from flower_split.adapters.state import weights_dtype
+from flower_split.config.sections import DTYPES
 from flower_split.config.wire import WireConfig
+from flower_split.errors import ModelError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote.attach import find_slot
 from flower_split.transport.messages import Purpose, SessionSpec
@@ -40,16 +42,22 @@ def session_spec(
         session_states: Tags of what earlier sessions left, from which the silo can go on.
 
     Raises:
-        ModelError: the model has no place for a trunk.
+        ModelError: the model has no place for a trunk, or weights of a dtype that is not sent.
     """
     _, _, slot = find_slot(client_model)
+    dtype = str(weights_dtype(client_model)).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"the client model's weights are {dtype}, and a trunk computes in one of "
+            f"{', '.join(DTYPES)}: load the model so, or convert it before the session is opened"
+        )
     return SessionSpec(
         purpose=purpose,
         fingerprint=slot.fingerprint,
         num_layers=slot.cuts.num_layers,
         bottom_layers=slot.cuts.bottom_layers,
         top_layers=slot.cuts.top_layers,
-        dtype=str(weights_dtype(client_model)).removeprefix("torch."),
+        dtype=dtype,
         trunk_adapters=trunk_adapters,
         adapter="" if plan is None else plan.json,
         wire=wire or WireConfig(),

@@ -52,6 +52,7 @@ class RemoteTrunk(AdapterStandIn):
         self.cuts: Cuts = slot.cuts
         self.fingerprint: str = slot.fingerprint
         self.loaded_adapter: str = slot.loaded_adapter
+        self.as_cut: Any = slot.as_cut
         self.trunk_gradient = nn.Parameter(torch.zeros(3))
         """Its own gradient stands for that of the trunk's adapter; see `GradientMirror`."""
         self.own: TrunkParameters | None = None
@@ -97,8 +98,7 @@ class RemoteTrunk(AdapterStandIn):
         self._caches = CacheLedger(self.cuts.trunk_range)
         self._mirror.forget()
         self.trunk_gradient.grad = None
-        self.trunk_gradient.data = self.trunk_gradient.data.float()
-        self.trunk_gradient.data.zero_()
+        self.trunk_gradient.data = self.trunk_gradient.data.float().zero_()
         self.correct: Callable[[], None] | None = None  # what a strategy adds to gradients
         self.own_autocast = "off"  # dtype of one that is the silo's alone
         self._path, layers = find_layers(model)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from flower_split.adapters.client_adapter import (
     ValueWatch,
+    begun_scalings,
     check_held,
     is_copy,
     named,
@@ -146,7 +147,7 @@ class TrunkAdapter:
             return AdapterUse()
         if not self._begun:
             self._active = read_traces(self.model, {}).active
-            self._scalings = read_scalings(self.model, *self._active)
+            self._scalings = begun_scalings(self.model, *self._active)
             self._begun = True
         now = read_traces(self.model, {}).active
         if not now:
@@ -304,7 +305,7 @@ class TrunkAdapter:
                 f"the client model's active adapter is {', '.join(self._active) or 'none'}; a "
                 f"session begins with {ADAPTER!r}"
             )
-        self._scalings = read_scalings(model, *self._active)
+        self._scalings = begun_scalings(model, *self._active)
         self._values.note(named(model, ADAPTER))
         self._begun = True
 

@@ -95,6 +95,8 @@ class TrunkPlace(PassThrough):
         """SHA-256 of the trained adapter that the client model has loaded; empty for none."""
         self.fresh: tuple[str, ...] = ()
         """Names of the head's tensors that the checkpoint lacked, drawn at random."""
+        self.as_cut: Any = None
+        """`LayersAsCut` of the client model's layers; None where that is not known."""
 
 
 class TrunkSlot(TrunkPlace):
@@ -209,6 +211,9 @@ class _Watch:
         self._on_call = on_call
         self._reaches_layers = reaches_layers
 
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="a model whose trunk is elsewhere is no single graph: compile it without fullgraph"
+    )
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self._signature.bind(*args, **kwargs).arguments
         call = {**call.pop(self._rest, {}), **call}
@@ -235,6 +240,13 @@ def _check_call(call: Mapping[str, Any], family: Family) -> None:
         raise ModelError(
             "forward-mode derivatives do not pass a trunk that is elsewhere: call the model "
             "outside of dual_level and jvp, and use backward() or torch.autograd.grad"
+        )
+    tracing: bool = torch._C._get_tracing_state() is not None
+    if torch.compiler.is_exporting() or tracing or torch.onnx.is_in_onnx_export():
+        raise ModelError(
+            "a model whose trunk is elsewhere cannot be exported or traced (torch.export, "
+            "torch.jit, ONNX): a graph would hold the answers of one pass. Export the whole "
+            "model, into which flower-split export --merge writes the adapter"
         )
     positions = call.get("position_ids")
     if isinstance(positions, Tensor) and positions.is_floating_point():

@@ -19,6 +19,7 @@ from flower_split.segments.proving import family_of
 from flower_split.segments.refusals import refuse_config, refuse_model
 from flower_split.segments.stock_classes import stock_class, task_of_model
 from flower_split.segments.trunk import Trunk
+from flower_split.segments.watching.as_cut import LayersAsCut
 
 
 def split_model(
@@ -43,6 +44,7 @@ def split_model(
     cuts, family = _examine(model, bottom_layers, top_layers, family)
     client = share(model)
     punch_client(client, cuts, family)
+    note_cut(client, cuts)
     trunk = share(model)
     punch_trunk(trunk, cuts, family)
     return client, Trunk(trunk, cuts, fingerprint(model.config))
@@ -110,6 +112,13 @@ def punch_client(model: PreTrainedModel, cuts: Cuts, family: Family | None = Non
         )
     if not family.caches:
         _set_uncached(model)
+
+
+def note_cut(model: PreTrainedModel, cuts: Cuts) -> None:
+    """Remember at the trunk's place what the layers of a client model are, with their weights."""
+    _, layers = find_layers(model)
+    place: Any = layers[cuts.bottom_layers]
+    place.as_cut = LayersAsCut(model, cuts)
 
 
 def _refuse_saving(*args: Any, **kwargs: Any) -> None:

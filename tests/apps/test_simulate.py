@@ -16,7 +16,7 @@ import pytest
 from short_folder import processes_in, short_folder
 
 from flower_split.apps.flower.local_superlink import LocalSuperLinkError
-from flower_split.apps.simulate import main, simulate
+from flower_split.apps.simulate import check_output, main, simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -137,3 +137,12 @@ def test_a_terminated_run_stops_everything(app: Path, tmp_path: Path) -> None:
     _, said = runner.communicate(timeout=60)
     assert runner.returncode == 130
     assert "interrupted" in said and "Traceback" not in said
+
+
+def test_an_output_folder_is_tried_and_not_left(tmp_path):
+    check_output(tmp_path / "runs" / "first")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LocalSuperLinkError, match=r"cannot be made: .*--output-dir"):
+        check_output(tmp_path / "file" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flower_split.devices import as_inner, autocast_dtype, autocasting
+from flower_split.devices import CastWatch, as_inner, autocast_dtype, autocasting
 
 CPU = torch.device("cpu")
 A = torch.full((2, 2), 1 / 3)
@@ -49,3 +49,19 @@ def test_a_leaf_is_cast_at_every_use_as_what_a_layer_computed_is() -> None:
 
 def test_without_autocast_a_tensor_is_left_alone() -> None:
     assert as_inner(A) is A
+
+
+def test_a_context_that_has_stayed_open_is_noticed() -> None:
+    device, watch = torch.device("cpu"), CastWatch()
+    assert not watch.is_kept(device)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        watch.look(device)
+        assert watch.is_kept(device)
+        watch.look(device)
+        assert watch.is_kept(device)
+    assert not watch.is_kept(device)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not watch.is_kept(device)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        watch.look(device)
+        assert not watch.is_kept(device)

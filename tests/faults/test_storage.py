@@ -81,6 +81,17 @@ def test_row_27_a_disk_that_is_full_failing_or_read_only(
     assert failed or call == "open"  # Python's own open() asks the system without it
 
 
+def test_a_first_checkpoint_that_is_not_written_is_not_called_one_of_several(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "mkdir", full)
+    assert not store.save(checkpoint(1))
+    assert "there is no earlier one to resume it from" in caplog.text
+
+
 def hidden(names: set[str]) -> set[str]:
     """Of leftovers, what the next run sweeps."""
     return {name for name in names if name.startswith((".writing-", ".deleting-"))}

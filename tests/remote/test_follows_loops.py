@@ -198,6 +198,11 @@ def hooks_before_the_optimizers(model: Any, optimizer: Any) -> None:
     take_steps(model, SplitAdamW(model, lr=1e-2))
 
 
+def hooks_between_two_optimizers(model: Any, optimizer: Any) -> None:
+    hooks_before_the_optimizers(model, optimizer)
+    assert optimizer is not None  # and alive, with a hook of its own before those
+
+
 def zeroed_by_name(model: Any, optimizer: Any) -> None:
     for step in range(2):
         backward(model, step)
@@ -228,6 +233,7 @@ def two_rates(model: Any, optimizer: Any) -> None:
     [
         (hooks_of_tensors, "42 of the silo's tensors have hooks"),
         (hooks_before_the_optimizers, "42 of the silo's tensors have hooks"),
+        (hooks_between_two_optimizers, "42 of the silo's tensors have hooks"),
         (zeroed_by_name, "42 of the silo's tensors were zeroed"),
         (a_cleared_state, "was cleared, and the trunk's half"),
         (a_closure, "cannot evaluate a closure"),

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from flower_split.adapters import adapter_parameters, read_state
 from flower_split.config.sections import LoraSettings, TrainConfig, WireConfig
 from flower_split.devices import autocasting
-from flower_split.errors import WireError
+from flower_split.errors import ModelError, WireError
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.remote import SplitAdamW, SplitStages, attach_trunk
 from flower_split.remote.border import SiloBorder
+from flower_split.remote.trunk import find_remote
 from flower_split.segments import split_model
 from flower_split.server.border import TrunkBorder
 from flower_split.server.engine import TrunkEngine
@@ -331,3 +332,22 @@ def test_the_exact_path_copies_nothing_at_the_border() -> None:
     assert silo.incoming("h2", request.hidden, context) is request.hidden
     left = silo.outgoing("h1", request.hidden, context)
     assert left.data_ptr() == request.hidden.data_ptr()
+
+
+def test_steps_inside_an_autocast_that_stays_open_are_refused() -> None:
+    """There torch computes the silo's half with the weights before the step."""
+    pair = make_pair()
+    adapter = find_remote(pair.client).adapter
+    own = [tensor for tensor in pair.client.parameters() if tensor.requires_grad]
+
+    def passes(*, cached: bool) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cached):
+            adapter.use()
+            with torch.no_grad():
+                for tensor in own:
+                    tensor.add_(0.0)
+            adapter.use()
+
+    passes(cached=False)
+    with pytest.raises(ModelError, match="inside an autocast context that is still open"):
+        passes(cached=True)

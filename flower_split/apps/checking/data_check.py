@@ -1,5 +1,6 @@
 """The silos' data: read and tokenised as a run would, or a sample of it, before one starts."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ SAMPLE = 200
 """Examples of a silo that are tokenised; all of them are read."""
 MOST_SILOS = 8
 """Silos whose data is looked at."""
+_NUMBER = re.compile(r", (line|row|example) [0-9]+")
 MANY = 0.2
 """Share of cut-off examples that is worth a warning."""
 
@@ -74,13 +76,15 @@ def look_at_data(
     limit = min(config.data.max_examples or SAMPLE, SAMPLE)
     sampled = replace(config, data=replace(config.data, max_examples=limit))
     failed: dict[str, list[str]] = {}
+    told_first: dict[str, str] = {}  # parts of a file meet it in other lines
     sizes = dict[str, SiloBatches]()
     for number, node in enumerate(whose.nodes(config)):
         name = node.name(number) if node.partition or node.silo else OWN
         try:
             sizes[name] = silo_batches(sampled, node)
         except FlowerSplitError as error:
-            failed.setdefault(str(error), []).append(name)
+            text = told_first.setdefault(_NUMBER.sub("", str(error)), str(error))
+            failed.setdefault(text, []).append(name)
     told = {one.text for one in findings.problems}
     for text, names in failed.items():
         if text not in told:  # the model, of which the tokenizer is

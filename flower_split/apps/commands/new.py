@@ -1,5 +1,6 @@
 """`flower-split new`: an app with every key of a run, whose data stays where it is."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,12 @@ def new_command(
     """Write a new app into DIR, with every key of a run; data put beside it stays where it is."""
     with errors_once(debug=debug):
         quiet_libraries()
-        from flower_split.apps.folder.template import new_app
+        from flower_split.apps.folder.template import fields_of, new_app
 
-        files = new_app(folder, model=model, data=data, publisher=publisher, name=name)
+        fields = fields_of(data)
+        files = new_app(
+            folder, model=model, data=data, publisher=publisher, name=name, fields=fields
+        )
+    for key, value in fields.items():
+        print(f"{key} = {json.dumps(value)}, as its fields are named")
     print(f"{', '.join(files)} are in {folder}; next: flower-split check {folder}")

@@ -105,6 +105,7 @@ def _print(plan: "Plan", memory: int, bandwidth: str) -> None:
 def _table(title: str, columns: Sequence[str]) -> Table:
     """An empty table, narrow enough for a terminal of 80 columns."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -60,11 +60,15 @@ def run_command(
         from flower_split.apps.simulate import (
             LOG,
             OUTPUT_KEY,
+            check_output,
             interruptible,
+            is_since,
             simulate,
             tell_result,
         )
 
+        if output_dir is not None:
+            check_output(output_dir)
         show: Callable[[str, str], None] = show_line
         if check:
             quiet_libraries()
@@ -103,8 +107,18 @@ def run_command(
                     show=_on_error_output if as_json else show,
                 )
         except FlowerSplitError as error:
-            if folder is not None:
+            if folder is not None and is_since(folder / LOG, started):
                 error.add_note(f"the whole log is in {folder / LOG}")
+            raise
+        except KeyboardInterrupt:
+            from flower_split.strategies.output import CHECKPOINTS
+
+            if folder is not None and (folder / CHECKPOINTS).is_dir():
+                print(
+                    "the rounds that were complete are kept: the same command with "
+                    "-c resume=true goes on after the last one",
+                    file=sys.stderr,
+                )
             raise
         if as_json:
             print_json(_answer(folder))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flower_split.apps.commands.check import Debug, Overrides
-from flower_split.apps.commands.console import errors_once
+from flower_split.apps.commands.console import errors_once, quiet_libraries
 from flower_split.apps.commands.using import (
     Best,
     Device,
@@ -75,6 +75,7 @@ def serve_command(
                 f"--host {host} is reached from other machines: give --api-key-file, or leave "
                 "--host out to listen on loopback"
             )
+        quiet_libraries()
         from flower_split.apps.serving.server import listening, read_key, server
 
         key = read_key(api_key_file) if api_key_file is not None else ""

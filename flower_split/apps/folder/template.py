@@ -4,6 +4,7 @@ Its `fab-include` names the two files that leave the machine, so that data put b
 """
 
 import json
+import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING
@@ -14,7 +15,10 @@ from flower_split.apps.folder.archive import PROJECT
 from flower_split.apps.folder.overrides import Value
 from flower_split.apps.key_reference import field_docs, owner_of
 from flower_split.config.run_config import run_keys
-from flower_split.errors import ConfigError
+from flower_split.data.examples import proposed_keys
+from flower_split.data.reading.bad_rows import SKIP, BadRows
+from flower_split.data.sources import load_examples
+from flower_split.errors import ConfigError, FlowerSplitError
 
 TRIAL: Mapping[str, Value] = {
     "model.name": "flower_split.quickstart:base",
@@ -89,8 +93,33 @@ outputs/
 """
 
 
+def fields_of(data: str) -> dict[str, str]:
+    """The keys by which data on this machine is read as its fields' names say.
+
+    None for data with a field `text`, which is the default, for data elsewhere, which would have to
+    be fetched, and for what cannot be read or told: `check` says what is the matter with it.
+
+    Args:
+        data: As `data.path`.
+    """
+    if not data or not os.path.exists(data):
+        return {}
+    try:
+        examples, _ = load_examples(data, bad=BadRows(SKIP))
+        row = examples[0]
+    except FlowerSplitError:
+        return {}
+    return {} if "text" in row else proposed_keys(row)
+
+
 def new_app(
-    folder: Path, *, model: str = "", data: str = "", publisher: str = "me", name: str = ""
+    folder: Path,
+    *,
+    model: str = "",
+    data: str = "",
+    publisher: str = "me",
+    name: str = "",
+    fields: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write a new app into `folder`, made if missing; returns the names of its files.
 
@@ -100,6 +129,7 @@ def new_app(
         data: Value of `data.path`.
         publisher: Of the app, as Flower wants one.
         name: Of the app; empty for the folder's.
+        fields: Keys that say what the data's fields are; see `fields_of`.
 
     Raises:
         ConfigError: the folder has something in it, or cannot be written.
@@ -107,7 +137,7 @@ def new_app(
     name = name or app_name(folder)
     settings = dict(OWN if model or data else TRIAL)
     settings |= {"model.name": model or TRIAL["model.name"]}
-    settings |= {"data.path": data} if data else {}
+    settings |= {"data.path": data, **(fields or {})} if data else {}
     files = {
         PROJECT: render_project(name, publisher, settings),
         "README.md": _README.format(name=name),

@@ -27,7 +27,7 @@ from flower_split.segments.outside import head_of, outside_modules
 from flower_split.segments.pass_through import Stub
 from flower_split.segments.proving import family_of
 from flower_split.segments.refusals import quantization_of, refuse_config
-from flower_split.segments.splitting import punch_client, punch_trunk
+from flower_split.segments.splitting import note_cut, punch_client, punch_trunk
 from flower_split.segments.stock_classes import stock_class
 from flower_split.segments.trunk import Trunk
 
@@ -75,6 +75,7 @@ def load_client_model(
         source, revision, bottom_layers, top_layers, dtype, attention, device, quantization, task
     )
     model = plan.load(punch_client, plan.of_silo)
+    note_cut(model, plan.cuts)
     if (found := _generation_config(plan.source.folder)) is not None and task == CAUSAL:
         model.generation_config = found
     return model

@@ -83,6 +83,14 @@ def test_a_silos_own_file(app, tmp_path):
     assert "the sum of" in findings.examples[0]
 
 
+def test_what_all_parts_of_a_file_lack_is_said_once(app, tmp_path):
+    file = tmp_path / "qa.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n' * 40)
+    _, findings = check_app(app, [f'data.path="{file}" data.prompt=""'], silos=3)
+    (told,) = (text for topic, text in said(findings, "problem") if topic == "data")
+    assert told.startswith("silos 0, 1, 2: ") and "set data.prompt to 'question'" in told.lower()
+
+
 def test_an_app_of_ones_own_code_is_checked_as_far_as_it_is_known(tmp_path):
     example = Path(__file__).parents[3] / "examples/unsplit_lora"
     found, findings = check_app(example)

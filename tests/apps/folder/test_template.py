@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import shlex
 import tomllib
 import zipfile
@@ -12,7 +13,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 
 from flower_split.apps.folder.app import App, app_name
-from flower_split.apps.folder.template import new_app
+from flower_split.apps.folder.template import fields_of, new_app
 from flower_split.config.run_config import read_run_config, run_keys
 from flower_split.errors import ConfigError
 from flower_split.strategies import inner_problems
@@ -53,6 +54,39 @@ def test_a_model_and_data_of_ones_own(tmp_path: Path) -> None:
     assert settings["data.path"] == '/a "quoted" file.jsonl'
     assert settings["train.learning-rate"] == 2e-4  # not the toy's
     assert settings["train.local-steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "keys"),
+    [
+        ({"text": "a"}, {}),
+        ({"question": "a", "answer": "b"}, {"data.prompt": "question", "data.text": "answer"}),
+        ({"messages": [{"role": "user"}]}, {"data.messages": "messages"}),
+        (
+            {"instruction": "a", "input": "", "output": "b"},
+            {
+                "data.template": "### Instruction:\n{instruction}\n{input}\n### Response:\n",
+                "data.text": "output",
+            },
+        ),
+        ({"chosen": "a", "rejected": "b"}, {}),
+    ],
+)
+def test_data_with_fields_of_common_names_is_read_so(
+    tmp_path: Path, row: dict[str, object], keys: dict[str, str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert fields_of(str(path)) == keys
+    new_app(tmp_path / "app", data=str(path), fields=keys)
+    settings = App.read(tmp_path / "app").settings
+    assert {key: settings[key] for key in keys} == keys
+
+
+def test_data_that_cannot_be_read_is_left_to_the_check(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('a,b\n"open')
+    for data in ("", "missing.jsonl", "owner/name", "module:function", str(tmp_path / "rows.csv")):
+        assert fields_of(data) == {}
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
