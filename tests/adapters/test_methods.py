@@ -180,6 +180,7 @@ def test_rows_are_trained_beside_whole_modules():
     assert any("trainable_tokens_delta" in name for name in parts[0])
 
 
+@pytest.mark.medium
 def test_a_family_for_which_peft_names_no_targets_is_told_the_key():
     bert = BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8, is_decoder=True)
     model = AutoModelForCausalLM.from_config(bert)

@@ -110,6 +110,7 @@ def test_seeds_differ_by_round_and_silo(invite, context):
     assert len(seeds) == 3
 
 
+@pytest.mark.medium
 def test_an_own_error_leaves_the_silo_without_its_text(invite, context, caplog):
     message, _ = invite()
     with pytest.raises(SiloError) as caught, SplitSession(message, context()):

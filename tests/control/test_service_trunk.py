@@ -123,6 +123,7 @@ def test_what_the_service_does_not_have_is_refused(folder, service, changes, kin
     assert service.runs.all == []
 
 
+@pytest.mark.medium
 def test_a_run_beyond_the_bound_waits_for_another_one_to_end(folder):
     values = run_config(folder)
     with serving(values, bounds=RunBounds(max_runs=1)) as server:

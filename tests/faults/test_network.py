@@ -105,6 +105,7 @@ def test_row_07_a_line_that_is_cut_or_falls_silent_one_way(
         assert line.accepted  # the session did go that way
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["reset", "close"])
 def test_row_07_a_line_that_ends_between_two_steps(
     trunk: WatchedTrunk, kind: End, caplog: pytest.LogCaptureFixture

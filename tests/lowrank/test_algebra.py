@@ -60,6 +60,7 @@ def test_recompression_keeps_the_update_and_finds_its_rank(drawn):
     assert small.rank <= max(sum(u.rank for u in updates), 1)
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=50)
 @given(sums(), st.integers(1, 12))
 def test_leading_is_the_best_approximation_of_every_smaller_rank(drawn, rank):

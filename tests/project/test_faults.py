@@ -44,6 +44,7 @@ def test_the_table_has_every_row_once(table: dict[int, set[tuple[str, str]]]) ->
     assert list(table) == list(ROWS)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_has_tests_and_the_table_names_them(
     row: int,

@@ -219,6 +219,7 @@ def test_the_order_is_kept_and_reversed_for_what_arrives(plugin: Any, wire: Wire
     assert expected == plugin.SEEN
 
 
+@pytest.mark.medium
 @each_wire
 def test_one_that_fails_fails_the_session_and_tells_nothing_of_the_tensor(
     plugin: Any, wire: Wire

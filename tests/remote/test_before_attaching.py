@@ -131,6 +131,7 @@ def test_starts_and_variants_of_lora_beside_a_frozen_trunk(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.medium
 def test_nothing_is_exported_of_a_part() -> None:
     pair = make_pair()
     ids = make_batch()["input_ids"]

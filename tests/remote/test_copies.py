@@ -102,6 +102,7 @@ def test_a_joined_model_says_so_too() -> None:
             take(client)
 
 
+@pytest.mark.medium
 def test_before_it_is_attached_it_can_be_copied_and_saved() -> None:
     model = CASE_BY_NAME["llama"].model()
     client, trunk = split_model(model, 1, 1)
@@ -115,6 +116,7 @@ def test_before_it_is_attached_it_can_be_copied_and_saved() -> None:
             assert torch.equal(each(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.medium
 def test_its_tensors_can_be_saved_and_given_to_another_one() -> None:
     _, one = pair(shares_adapter=True)
     _, other = pair(shares_adapter=True)

@@ -113,6 +113,7 @@ def test_gradients_that_are_asked_for_are_exact_where_the_trunks_tensors_are_par
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpoint_around_the_whole_model_is_exact(reentrant: bool) -> None:
     pair = make_pair()

@@ -314,6 +314,7 @@ def test_a_trunk_trained_without_a_step_is_an_error() -> None:
         remote.finish()
 
 
+@pytest.mark.medium
 def test_an_optimizer_state_of_another_optimizer_is_refused() -> None:
     pair = make_pair()
     optimizer = SplitAdamW(pair.client, lr=1e-2)

@@ -34,6 +34,7 @@ HOW: dict[str, dict[str, Any]] = {
 CASES = [*((how, (1, 2)) for how in HOW), ("beams", (0, 0)), ("greedy", (0, 1)), ("beams", (2, 0))]
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=8)
 @pytest.mark.parametrize(("how", "cuts"), CASES)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])

@@ -104,6 +104,7 @@ def test_an_evaluation_changes_no_shared_adapter(action: str) -> None:
         call(other, action, name=TAG)
 
 
+@pytest.mark.medium
 def test_a_backward_pass_goes_by_the_adapter_of_its_forward_pass_or_not_at_all() -> None:
     transport, _ = session()
     hidden = torch.ones(1, 3, 32)

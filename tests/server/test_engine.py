@@ -482,6 +482,7 @@ def test_no_evaluation_drops_anything_out_in_whatever_order_sessions_come() -> N
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
+@pytest.mark.medium
 def test_a_pass_with_gradients_keeps_no_cache() -> None:
     engine = make_engine()
     session = opened(engine, engine.describe(), None)

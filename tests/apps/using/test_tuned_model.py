@@ -28,6 +28,7 @@ def test_greedily_it_says_what_stock_peft_says(finished, opened, text) -> None:
     assert (answer.prompt_tokens, answer.new_tokens) == (len(ids), len(said))
 
 
+@pytest.mark.medium
 def test_what_goes_on_begins_with_its_blank(finished, opened) -> None:
     ids = opened.form.plain_ids("the sum")
     answer = opened.answer(ids, Sampling(max_new_tokens=3), goes_on=True)

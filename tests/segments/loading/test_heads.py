@@ -126,6 +126,7 @@ def test_labels_that_do_not_exclude_each_other(folders, tmp_path):
         load(folder)
 
 
+@pytest.mark.medium
 def test_what_is_missing_and_would_not_be_trained_is_refused(folders, tmp_path):
     bare = BertForMaskedLM.from_pretrained(folders["bert"])
     assert bare.bert.pooler is None

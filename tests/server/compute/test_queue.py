@@ -96,6 +96,7 @@ def test_late_silos_have_their_rows_computed_anew(order: list[int]) -> None:
     assert budget.kept == 0
 
 
+@pytest.mark.medium
 def test_most_of_a_batch_goes_through_its_graph_and_the_rest_comes_later() -> None:
     sessions = silos(AT_ONCE, 4)
     forward_together(sessions)

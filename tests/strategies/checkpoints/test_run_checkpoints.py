@@ -265,6 +265,7 @@ def test_silos_may_drop_their_states_only_after_the_last_training_is_saved(toy, 
 LOSSES = [5.0, 3.0, 1.0, 2.0, 1.5, 0.9]
 
 
+@pytest.mark.medium
 def test_the_best_round_is_kept(toy, tmp_path):
     kept = config(
         tmp_path,
