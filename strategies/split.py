@@ -29,6 +29,7 @@ from flower_split.strategies.output import checkpoint_folder
 from flower_split.strategies.round_line import round_line
 from flower_split.strategies.run import EvaluateFn, Run, ShouldStop
 from flower_split.strategies.run_events import RunEvents
+from flower_split.strategies.silo_steps import spent
 from flower_split.strategies.union_metrics import of_union
 from flower_split.transport.messages import Purpose
 
@@ -253,6 +254,9 @@ class SplitStrategy(Strategy):
 
     def _is_spent(self, server_round: int) -> bool:
         private = self._private
+        if why := spent(self.config, self.result.history):
+            logger.info("stopping before round %d: %s", server_round, why)
+            return True
         if private is None or not private.is_spent:
             return False
         logger.info(

@@ -1,6 +1,7 @@
 """What a run may say of its privacy: nothing that does not follow from what was done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from flwr.serverapp.strategy import Strategy
 
@@ -9,16 +10,29 @@ from flower_split.config.sections import SplitConfig
 from flower_split.config.wire import UPWARD_HOPS, WireConfig
 from flower_split.errors import ConfigError
 from flower_split.privacy import Gaussians, Statement, accountant_name
+from flower_split.privacy.accountant import SAMPLED
 from flower_split.privacy.statement import figures
-from flower_split.reporting.counters import NOISE_ACCOUNT, noisy_rows
+from flower_split.reporting.counters import DP_EXAMPLES, DP_STEPS, NOISE_ACCOUNT, noisy_rows
 from flower_split.strategies import NodeRecord, SplitResult
 from flower_split.strategies.central_privacy import CentralPrivacy
 from flower_split.strategies.inner import central_privacy
+from flower_split.strategies.silo_steps import SiloSteps, UncountedStepsError, silo_steps
 
 _NOT_COVERED = (
     "Lengths and attention masks, gradient norms, adapters and metrics leave without noise and are "
     "not covered, so that against whoever sees them too this is an empirical mitigation, of which "
     "only an audit tells the effect."
+)
+
+_WHOSE_NOISE = (
+    "Each silo draws the noise on its own part, and whoever runs the trunk that on the trunk's "
+    "part, and is trusted to do so, to tell each example's norm there, and to weigh it as it is "
+    "told; the silo's own part keeps its bound and its noise whatever the trunk does. "
+)
+_NOT_BY_EXAMPLE = (
+    "Nothing is promised against whoever runs the trunk, who sees activations, their gradients and "
+    "each example's norm. Losses and other metrics, what is chosen by them (the best round, early "
+    "stopping), held-out data and the number of a silo's examples are not covered."
 )
 
 
@@ -34,6 +48,8 @@ def statements(
     """
     private = central_privacy(inner)
     found = [] if private is None else [central(private)]
+    if config.dp.noise:
+        found.append(by_example(config, results))
     return [*found, cut_noise(config, results)] if config.wire.hides else found
 
 
@@ -55,6 +71,59 @@ def central(private: CentralPrivacy) -> Statement:
         accountant=accountant_name(),
         releases={"rounds": times},
     )
+
+
+def by_example(config: SplitConfig, results: Sequence[SplitResult]) -> Statement:
+    """That of DP-SGD, for the silo of which most was released."""
+    dp = config.dp
+    counted: dict[int, SiloSteps] = {}
+    try:
+        for result in results:
+            for one in silo_steps(result.history, silo_names(result.history)):
+                before = counted.get(one.account)
+                if before is None or one.steps > before.steps:
+                    counted[one.account] = one
+        found = [(one.release(config).epsilon(dp.delta), one) for one in _of_silos(counted)]
+        if not found:
+            raise UncountedStepsError("no silo has told how many steps it took")
+    except (UncountedStepsError, ConfigError) as error:
+        return Statement(
+            kind="dp-sgd",
+            sentence=f"DP-SGD on the adapters: no formal guarantee, because {error}.",
+        )
+    epsilon, most = max(found, key=lambda one: one[0])
+    chance = most.release(config).chance
+    trunk = "" if config.trunk.adapters == "frozen" else _WHOSE_NOISE
+    return Statement(
+        kind="dp-sgd",
+        sentence=(
+            f"DP-SGD on the adapters: {figures(epsilon, dp.delta)} for any one example that a "
+            "silo trains on, present or absent, in the adapters that the silo released over the "
+            f"whole run; the most, of silo {most.silo}: {most.steps} steps, each of which drew "
+            f"every one of {most.examples} examples by itself with a chance of {chance:.3g} "
+            f"(Poisson sampling), with noise of {dp.noise:g} times the norm {dp.clip:g} to which "
+            f"examples were clipped. {trunk}{_NOT_BY_EXAMPLE}"
+        ),
+        epsilon=epsilon,
+        delta=dp.delta,
+        accountant=accountant_name(SAMPLED),
+        releases={DP_STEPS: most.steps, DP_EXAMPLES: most.examples},
+    )
+
+
+def _of_silos(counted: Mapping[int, SiloSteps]) -> list[SiloSteps]:
+    """Every silo's steps, over all of its accounts."""
+    silos: dict[str, SiloSteps] = {}
+    for one in counted.values():
+        held = silos.get(one.silo)
+        silos[one.silo] = (
+            one
+            if held is None
+            else replace(
+                one, steps=one.steps + held.steps, examples=min(one.examples, held.examples)
+            )
+        )
+    return list(silos.values())
 
 
 def cut_noise(config: SplitConfig, results: Sequence[SplitResult]) -> Statement:

@@ -55,6 +55,8 @@ def serve_run(grid: Grid, values: Mapping[str, Any]) -> SplitResult:
     config = read_run_config(values, check_strategy=inner_problems, check_method=method_problems)
     if config.wire.hides:
         check_accountant("noise at the cuts (wire.h1-noise, wire.g2-noise)")
+    if config.dp.noise:
+        check_accountant("DP-SGD (dp.noise)")
     folder, checkpoints = output_folder(config), checkpoint_folder(config)
     if folder is None:
         logger.warning("output-dir is empty: nothing of this run is kept, no adapter and no result")

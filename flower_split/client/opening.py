@@ -19,11 +19,14 @@ from flower_split.client.noise_account import NoiseAccount, noise_account
 from flower_split.client.state.folder import StateFolder
 from flower_split.client.state.resuming import Resuming
 from flower_split.client.statistics import SessionCost
+from flower_split.client.step_account import StepAccount, step_account
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import AdapterError, WireError
 from flower_split.lowrank import Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy import PrivacySettings
 from flower_split.remote import attach_trunk, session_spec
+from flower_split.remote.attach import unclipped
 from flower_split.tls.credentials import ClientTls
 from flower_split.transport.arrays import read_array
 from flower_split.transport.base import Connect, Transport
@@ -90,6 +93,8 @@ class OpenSession:
     """The account of what leaves; None where the silo keeps none."""
     noise: NoiseAccount | None
     """The account of the noise; None where nothing gets any."""
+    steps: StepAccount | None
+    """The account of the steps of DP-SGD; None without it."""
 
     def check_sent(self) -> None:
         """Raise `AdapterError` where something was trained that no reply carries."""
@@ -163,6 +168,7 @@ def open_session(
             optimizer=OptimizerSettings.of_training(
                 config.train, shared=config.trunk.adapters == "shared"
             ),
+            privacy=PrivacySettings.of_training(config.dp, config.train),
             seed=seed,
             silo=silo,
             session_states=resuming.offers,
@@ -194,11 +200,19 @@ def open_session(
             remote.own_autocast = config.train.autocast
             if resuming.resumes_moments:
                 remote.adapter.is_stepped_with(resuming)
+            states, origin = StateFolder.of_node(node), _origin(invitation)
             with (
+                unclipped(remote),
                 session_ledger(node, silo, invitation, spec, opening.adapter) as ledger,
-                noise_account(
-                    config.wire, StateFolder.of_node(node), _origin(invitation), silo
-                ) as noise,
+                noise_account(config.wire, states, origin, silo) as noise,
+                step_account(
+                    config.dp,
+                    states,
+                    origin,
+                    silo,
+                    expected=spec.privacy.expected_batch,
+                    trains=invitation.purpose == "train",
+                ) as steps,
             ):
                 if ledger is not None:
                     transport.account = ledger.note_tensors
@@ -213,6 +227,7 @@ def open_session(
                     begun=held.begun,
                     ledger=ledger,
                     noise=noise,
+                    steps=steps,
                 )
         finally:
             transport.close()

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flower_split.adapters.adalora.rank_allocation import check_last_allocation
 from flower_split.client.discretion import discreet
+from flower_split.client.drawn_steps import DrawnSteps
 from flower_split.client.model_source import OpenDelivery, model_source
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.opening import open_session, read_message
@@ -40,8 +41,8 @@ from flower_split.training import (
     TrainMetrics,
     evaluate,
     show_progress,
-    step_batches,
     steps_in_round,
+    steps_of,
     train_round,
 )
 from flower_split.training.batch import device_of, to_device
@@ -114,6 +115,7 @@ class SplitSession:
         self._gradients: Accumulator | None = None
         self._data: SiloBatches | None = None
         self._sample = ""
+        self._drawn = DrawnSteps()
 
     def __enter__(self) -> Self:
         self._cost = SessionCost(silo=self.silo)
@@ -215,6 +217,11 @@ class SplitSession:
                 correct=self._session.adapter.correct_gradients,
             )
             self._session.resuming.restore(self._optimizer)
+            if (account := self._session.steps) is not None:
+                steps = steps_in_round(self.config.train, len(self.data.train(self.server_round)))
+                left = self.invitation.num_rounds - self.server_round + 1
+                account.begin(examples=self.data.num_train, steps=steps, rounds_left=left)
+                self._optimizer.count_steps(account.taking)
         return self._optimizer
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -238,24 +245,32 @@ class SplitSession:
     def train_steps(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         """The same microbatches by optimizer step, `train.accumulation` to each.
 
-        A pass over the data ends with a step over fewer where that does not divide them.
+        A pass over the data ends with a step over fewer where that does not divide them. With
+        DP-SGD every step has those whose examples it draws, and may have none.
         """
         train, one_pass = self.config.train, self.data.train(self.server_round)
-        steps = step_batches(one_pass, train.accumulation, steps_in_round(train, len(one_pass)))
-        return ([to_device(batch, self.device) for batch in step] for step in steps)
+        steps = steps_of(one_pass, train.accumulation, steps_in_round(train, len(one_pass)))
+        there = ([to_device(batch, self.device) for batch in step] for step in steps)
+        return self._drawn.noting(there)
 
     def accumulate(self, microbatches: Sequence[Batch]) -> StepLoss:
         """Add the gradient of one optimizer step to the gradients of the model's parameters.
 
         That of the mean loss over the target tokens of all its microbatches, of which
         `train.in-flight` are on their way through the trunk at once: the gradient does not depend
-        on how many. To be called once for each step; the model is in training mode meanwhile.
+        on how many. To be called once for each step; the model is in training mode meanwhile, and
+        with DP-SGD, which adds every example's clipped gradient instead, in evaluation mode.
 
         Raises:
             DataError: no microbatch has a target token.
             DivergenceError: a microbatch's loss is not finite.
             TrunkError: the trunk is gone.
+            SequenceError: with DP-SGD, the microbatches are not those that the step has drawn.
         """
+        private = bool(self.config.dp.noise)
+        if private:
+            _ = self.optimizer  # which clips
+            self._drawn.use(microbatches, find_remote(self.model).steps)
         if self._gradients is None:
             train = self.config.train
             steps = steps_in_round(train, len(self.data.train(self.server_round)))
@@ -266,8 +281,9 @@ class SplitSession:
                 seed=self.seed,
                 first_step=steps * (self.server_round - 1),
                 task=self.config.model.task,
+                clipped=private,
             )
-        with mode(self.model, training=True):
+        with mode(self.model, training=not private):
             return self._gradients.add(microbatches)
 
     def eval_batches(self) -> Iterator[Batch]:
@@ -363,6 +379,7 @@ class SplitSession:
                 **self._source.statistics,
                 **self._cost.report(session.transport, summary, resumed=session.resuming.resumed),
                 **({} if session.noise is None else session.noise.close()),
+                **({} if session.steps is None else session.steps.close()),
                 **({"sample": self._sample} if self._sample else {}),
             }
         )

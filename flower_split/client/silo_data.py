@@ -16,6 +16,7 @@ from flower_split.config.sections import DataConfig, SplitConfig
 from flower_split.config.tasks import Task
 from flower_split.data import (
     DataSummary,
+    PoissonBatches,
     Preference,
     SiloData,
     eval_batches,
@@ -67,14 +68,19 @@ class SiloBatches:
         return self.silo.summary
 
     def train(self, server_round: int) -> Batches:
-        """The microbatches of a round: every iteration a pass, in an order of its own.
+        """The microbatches of a round: every iteration a pass, in an order of its own; with DP-SGD
+        every step draws them.
 
         Raises:
-            DataError: there is nothing to train on.
+            DataError: there is nothing to train on, or not what DP-SGD can draw from.
         """
+        train = self.config.train
+        if self.config.dp.noise:
+            expected = train.batch_size * train.accumulation
+            return PoissonBatches(self.silo.train, train.batch_size, expected)
         return train_batches(
             self.silo.train,
-            self.config.train.batch_size,
+            train.batch_size,
             seed=self.config.seed,
             silo=self.order,
             round_number=server_round,

@@ -23,6 +23,7 @@ from flower_split.config.model import (
     ModelConfig,
 )
 from flower_split.config.peft import PeftSettings
+from flower_split.config.privacy import DpConfig
 from flower_split.config.rounds import (
     DIRECTIONS,
     FILTERS,
@@ -53,6 +54,7 @@ __all__ = [
     "CheckpointConfig",
     "CutConfig",
     "DataConfig",
+    "DpConfig",
     "EarlyStopConfig",
     "LoraSettings",
     "ModelConfig",
@@ -78,6 +80,7 @@ class SplitConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     peft: PeftSettings = field(default_factory=PeftSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
+    dp: DpConfig = field(default_factory=DpConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -139,6 +142,14 @@ class SplitConfig:
             *conflicts.of_quantization(self.model, self.trunk),
             *conflicts.of_task(self.model, self.data, self.sample_prompt),
             *conflicts.of_packing(self.data, self.peft),
+            *self.dp.conflicts(
+                model=self.model,
+                lora=self.lora,
+                peft=self.peft,
+                train=self.train,
+                trunk=self.trunk,
+                data=self.data,
+            ),
             *conflicts.of_address(self.trunk),
             *conflicts.of_tls(self.tls, self.trunk),
             *conflicts.of_service(self.trunk, self.tls),

@@ -4,6 +4,7 @@ from flower_split.data.batching import batches, eval_batches, train_batches
 from flower_split.data.examples import Examples
 from flower_split.data.held_out import hold_out
 from flower_split.data.partitioning import partition
+from flower_split.data.poisson import PoissonBatches
 from flower_split.data.sequences import TokenizedDataset
 from flower_split.data.shapes.preferences import Preference, preferences
 from flower_split.data.silo import SiloData, load_silo, silo_examples
@@ -16,6 +17,7 @@ __all__ = [
     "PROMPT_SEPARATOR",
     "DataSummary",
     "Examples",
+    "PoissonBatches",
     "Preference",
     "SiloData",
     "TokenizedDataset",

@@ -22,7 +22,7 @@ _MASK = (1 << _BITS) - 1
 
 
 class SecureNoise:
-    """A stream of standard normal numbers that nobody can compute again.
+    """A stream of random numbers that nobody can compute again.
 
     Its key is in this object alone: it is in no log, file or checkpoint, and a process that begins
     again has another one. Its methods may be called from several threads.
@@ -45,12 +45,21 @@ class SecureNoise:
         ]
         return torch.cat(parts).reshape(shape) if parts else torch.empty(shape, dtype=torch.float64)
 
+    def uniform(self, count: int) -> Tensor:
+        """Independent multiples of 2^-53 from 0 to below 1: (count,) float64, on the CPU."""
+        return self._bits(count).mul_(2.0**-_BITS)
+
+    def _bits(self, count: int) -> Tensor:
+        """Independent whole numbers of 53 random bits, (count,) float64."""
+        if not count:
+            return torch.empty(0, dtype=torch.float64)
+        with self._guard:
+            data = bytearray(self._stream.update(bytes(8 * count)))
+        return (torch.frombuffer(data, dtype=torch.int64) & _MASK).double()
+
     def _some(self, count: int) -> Tensor:
         pairs = (count + 1) // 2
-        with self._guard:
-            data = bytearray(self._stream.update(bytes(16 * pairs)))
-        bits = torch.frombuffer(data, dtype=torch.int64) & _MASK
-        uniform = bits.double().reshape(2, pairs)
+        uniform = self._bits(2 * pairs).reshape(2, pairs)
         # Above 0 in the first half, whose logarithm is taken.
         radius = uniform[0].add_(1).mul_(2.0**-_BITS).log_().mul_(-2).sqrt_()
         angle = uniform[1].mul_(2 * math.pi * 2.0**-_BITS)

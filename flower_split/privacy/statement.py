@@ -12,7 +12,7 @@ class Statement:
     """One guarantee, or why there is none."""
 
     kind: str
-    """`cut-noise` or `central`."""
+    """`cut-noise`, `central` or `dp-sgd`."""
     sentence: str
     """What may be said, and nothing beyond it."""
     epsilon: float | None = None

@@ -60,6 +60,7 @@ class AdapterGrad(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_GRAD_MEASURE: _ClassVar[AdapterGrad]
     ADAPTER_GRAD_DROP: _ClassVar[AdapterGrad]
     ADAPTER_GRAD_RETURN: _ClassVar[AdapterGrad]
+    ADAPTER_GRAD_HOLD: _ClassVar[AdapterGrad]
 
 class AdapterAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -114,6 +115,7 @@ ADAPTER_GRAD_ADD: AdapterGrad
 ADAPTER_GRAD_MEASURE: AdapterGrad
 ADAPTER_GRAD_DROP: AdapterGrad
 ADAPTER_GRAD_RETURN: AdapterGrad
+ADAPTER_GRAD_HOLD: AdapterGrad
 ADAPTER_ACTION_UNSPECIFIED: AdapterAction
 ADAPTER_ACTION_LIST: AdapterAction
 ADAPTER_ACTION_READ: AdapterAction
@@ -156,7 +158,7 @@ class Chunk(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ClientFrame(_message.Message):
-    __slots__ = ("hello", "forward", "backward", "release", "drop_cache", "step", "finish", "discard", "adapter", "resume", "leave", "chunks", "received")
+    __slots__ = ("hello", "forward", "backward", "release", "drop_cache", "step", "finish", "discard", "adapter", "resume", "leave", "weigh", "chunks", "received")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +170,7 @@ class ClientFrame(_message.Message):
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    WEIGH_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
@@ -181,9 +184,10 @@ class ClientFrame(_message.Message):
     adapter: AdapterCall
     resume: Resume
     leave: Leave
+    weigh: Weigh
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
     received: int
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., drop_cache: _Optional[_Union[DropCache, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., adapter: _Optional[_Union[AdapterCall, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., received: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., drop_cache: _Optional[_Union[DropCache, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., discard: _Optional[_Union[Discard, _Mapping]] = ..., adapter: _Optional[_Union[AdapterCall, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., weigh: _Optional[_Union[Weigh, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., received: _Optional[int] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
     __slots__ = ("welcome", "forward", "backward", "step", "summary", "adapter", "resumed", "chunks")
@@ -233,8 +237,18 @@ class Optimizer(_message.Message):
     max_learning_rate: float
     def __init__(self, beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_learning_rate: _Optional[float] = ...) -> None: ...
 
+class Privacy(_message.Message):
+    __slots__ = ("noise", "clip", "expected_batch")
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_BATCH_FIELD_NUMBER: _ClassVar[int]
+    noise: float
+    clip: float
+    expected_batch: int
+    def __init__(self, noise: _Optional[float] = ..., clip: _Optional[float] = ..., expected_batch: _Optional[int] = ...) -> None: ...
+
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter", "prefix_tokens", "secret", "attempt", "clips", "noises")
+    __slots__ = ("protocol_version", "ticket", "purpose", "fingerprint", "num_layers", "bottom_layers", "top_layers", "dtype", "trunk_adapters", "adapter", "h1", "h2", "g2", "g1", "optimizer", "seed", "silo", "session_states", "pack", "transforms", "loaded_adapter", "prefix_tokens", "secret", "attempt", "clips", "noises", "privacy")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +275,7 @@ class Hello(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CLIPS_FIELD_NUMBER: _ClassVar[int]
     NOISES_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     ticket: Ticket
     purpose: Purpose
@@ -287,7 +302,8 @@ class Hello(_message.Message):
     attempt: int
     clips: _containers.RepeatedScalarFieldContainer[float]
     noises: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ..., prefix_tokens: _Optional[int] = ..., secret: _Optional[bytes] = ..., attempt: _Optional[int] = ..., clips: _Optional[_Iterable[float]] = ..., noises: _Optional[_Iterable[float]] = ...) -> None: ...
+    privacy: Privacy
+    def __init__(self, protocol_version: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., fingerprint: _Optional[str] = ..., num_layers: _Optional[int] = ..., bottom_layers: _Optional[int] = ..., top_layers: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., trunk_adapters: _Optional[str] = ..., adapter: _Optional[str] = ..., h1: _Optional[_Union[Codec, str]] = ..., h2: _Optional[_Union[Codec, str]] = ..., g2: _Optional[_Union[Codec, str]] = ..., g1: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., seed: _Optional[int] = ..., silo: _Optional[str] = ..., session_states: _Optional[_Iterable[str]] = ..., pack: _Optional[str] = ..., transforms: _Optional[_Iterable[str]] = ..., loaded_adapter: _Optional[str] = ..., prefix_tokens: _Optional[int] = ..., secret: _Optional[bytes] = ..., attempt: _Optional[int] = ..., clips: _Optional[_Iterable[float]] = ..., noises: _Optional[_Iterable[float]] = ..., privacy: _Optional[_Union[Privacy, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("max_in_flight", "max_message_tokens", "max_cached_tokens", "resumed", "max_adapter_elements", "reconnect_seconds")
@@ -406,16 +422,18 @@ class Backward(_message.Message):
     def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., wants_input_grad: bool = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., adapter_grad: _Optional[_Union[AdapterGrad, str]] = ..., orthogonality_grad: _Optional[float] = ...) -> None: ...
 
 class BackwardReply(_message.Message):
-    __slots__ = ("microbatch", "tensors", "norm", "largest")
+    __slots__ = ("microbatch", "tensors", "norm", "largest", "squared_norms")
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
     LARGEST_FIELD_NUMBER: _ClassVar[int]
+    SQUARED_NORMS_FIELD_NUMBER: _ClassVar[int]
     microbatch: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     norm: float
     largest: float
-    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., norm: _Optional[float] = ..., largest: _Optional[float] = ...) -> None: ...
+    squared_norms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., norm: _Optional[float] = ..., largest: _Optional[float] = ..., squared_norms: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("microbatch",)
@@ -428,6 +446,14 @@ class DropCache(_message.Message):
     CACHE_ID_FIELD_NUMBER: _ClassVar[int]
     cache_id: int
     def __init__(self, cache_id: _Optional[int] = ...) -> None: ...
+
+class Weigh(_message.Message):
+    __slots__ = ("microbatch", "factors")
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    FACTORS_FIELD_NUMBER: _ClassVar[int]
+    microbatch: int
+    factors: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, microbatch: _Optional[int] = ..., factors: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("step", "learning_rate", "norms_before", "norms_after", "constants", "scale", "clip", "keeps_gradient")

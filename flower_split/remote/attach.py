@@ -1,14 +1,15 @@
 """Attaching a client model to a trunk."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from flower_split.adapters.stand_in import tell_of_part
-from flower_split.errors import HandshakeError, ModelError
+from flower_split.errors import AdapterError, HandshakeError, ModelError
 from flower_split.remote.late_wrapping import LateWrapping
 from flower_split.remote.trunk import RemoteTrunk
 from flower_split.segments import TrunkSlot, watch_calls
@@ -60,6 +61,12 @@ def attach_trunk(
     remote = slot if isinstance(slot, RemoteTrunk) else RemoteTrunk(slot)
     if remote is not slot:
         remote.late = LateWrapping(stock)
+    if trunk_parameters and spec.privacy.is_on:
+        raise AdapterError(
+            "trunk_parameters=True brings the trunk's gradients to the silo as sums, and DP-SGD "
+            "(dp.noise) clips them by example: train with SplitAdamW"
+        )
+    unclip(remote)
     remote.connect(
         transport,
         stock,
@@ -74,6 +81,22 @@ def attach_trunk(
     setattr(owner, name, remote)
     watch_calls(client_model, slot.family, remote.called_with)
     return remote
+
+
+def unclip(remote: RemoteTrunk) -> None:
+    """Clip no examples any more: nothing of DP-SGD is left at the silo's layers."""
+    if remote.clipping is not None:
+        remote.clipping.close()
+    remote.clipping = None
+
+
+@contextmanager
+def unclipped(remote: RemoteTrunk) -> Iterator[None]:
+    """For as long as a session lasts, after which nothing of DP-SGD is left."""
+    try:
+        yield
+    finally:
+        unclip(remote)
 
 
 def _trained_elsewhere(remote: RemoteTrunk) -> int:

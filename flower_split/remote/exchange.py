@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flower_split.errors import ModelError
+from flower_split.errors import AdapterError, ModelError
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.ranks import SessionRanks, opened
 from flower_split.remote.trunk_adapter import TrunkAdapter
@@ -73,6 +73,12 @@ class Exchange(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """h2, (B, T, H); with AdaLoRA, and the trunk's part of its term, a scalar."""
         transport = remote.transport
+        if transport.spec.privacy.is_on:
+            raise AdapterError(
+                "in a session with DP-SGD (dp.noise) gradients are clipped by example, which "
+                "loss.backward() cannot do: take session.accumulate(), or "
+                "flower_split.training.Accumulator with SplitStages and clipped=True"
+            )
         answer = transport.forward(request)
         with transport.waits.waiting():
             reply = answer.result()

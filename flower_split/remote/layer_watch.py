@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from flower_split.adapters.client_adapter import tuner_layers
 from flower_split.adapters.state import adapter_parameters
 from flower_split.errors import AdapterError, ModelError
+from flower_split.privacy.row_gradients import RowHook
 from flower_split.segments import find_layers, layer_index
 from flower_split.transport.messages import SessionSpec
 
@@ -73,12 +74,17 @@ def check_frozen(model: PreTrainedModel, spec: SessionSpec) -> None:
 
 
 def hooks(module: nn.Module, kind: str) -> list[Any]:
-    """The module's hooks of one of `HOOKS` but PEFT's own.
+    """The module's hooks of one of `HOOKS` but PEFT's own, and those of DP-SGD, which the trunk's
+    layers have too.
 
-    Those are by which it hands the arguments of a pass over to adapters, and by which the starts of
+    PEFT's are by which it hands the arguments of a pass over to adapters, and by which the starts of
     an adapter (EVA, CorDA, LoRA-GA) look at what goes through the silo's modules.
     """
-    return [hook for hook in getattr(module, kind).values() if not _is_pefts(hook)]
+    return [
+        hook
+        for hook in getattr(module, kind).values()
+        if not (_is_pefts(hook) or isinstance(hook, RowHook))
+    ]
 
 
 _HANDED_OVER = ("adapter_names", "alora_offsets")

@@ -16,10 +16,13 @@ from flower_split.optimization.clipping import (
     gradient_norms,
 )
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy import SiloClipping
+from flower_split.remote.attach import unclip
 from flower_split.remote.gradient_watch import GradientWatch
 from flower_split.remote.layer_watch import check_frozen
 from flower_split.remote.moment_watch import MomentWatch, moments_digest
 from flower_split.remote.trunk import RemoteTrunk, find_remote
+from flower_split.segments.refusals import check_rows_apart
 from flower_split.transport.messages import StepRequest
 
 
@@ -70,6 +73,7 @@ class SplitAdamW(torch.optim.AdamW):
             )
         self._remote.late.follow()
         self._before, self._after = _around(model, self._remote)
+        self._clipping = _clipping(model, self._remote, [*self._before, *self._after])
         self.grad_norm = 0.0
         self._mirror = self._remote.trunk_gradient
         self._has_state = False
@@ -108,6 +112,8 @@ class SplitAdamW(torch.optim.AdamW):
         constants = self._constants()
         self._remote.take_loaded()
         self._check_halves()
+        if self._clipping is not None:
+            return self._noisy_step(self._clipping, rates.pop(), constants)
         number = self._remote.gradient_number
         change = self._remote.gradient_change()
         zeroed = number != self._remote.gradient_number
@@ -147,9 +153,45 @@ class SplitAdamW(torch.optim.AdamW):
         self._remote.stepped()
         return result
 
+    def count_steps(self, before: Callable[[], None]) -> None:
+        """Have `before` called before every step of DP-SGD; where it raises, none is taken."""
+        if self._clipping is not None:
+            self._clipping.before_step = before
+
+    def _noisy_step(self, clipping: SiloClipping, rate: float, constants: OptimizerSettings) -> Any:
+        """One step of DP-SGD on both sides, each with noise on its own part of the gradient.
+
+        What is asked for of the gradients, such as FedProx's pull, is added to the noisy ones. The
+        gradients are gone afterwards: noise is drawn for one step alone.
+        """
+        transport = self._remote.transport
+        clipping.begin_step()
+        answer = transport.step(
+            StepRequest(
+                step=self._remote.steps,
+                learning_rate=rate,
+                constants=None if constants == transport.spec.optimizer else constants,
+            )
+        )
+        with transport.waits.waiting():
+            answer.result()
+        clipping.place()
+        correct = self._correct or self._remote.correct
+        if correct is not None:
+            correct()
+        result = _plain(torch.optim.AdamW.step)(self)
+        clipping.end_step()
+        self._note_moments()
+        self._watch.forget()
+        self._remote.stepped()
+        self._remote.forget_gradient(zeros=False)
+        return result
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients on both sides."""
         super().zero_grad(set_to_none)
+        if self._clipping is not None:
+            self._clipping.forget()
         self._watch.forget()
         self._remote.forget_gradient(zeros=not set_to_none)
 
@@ -284,6 +326,23 @@ TRUNK = "trunk"
 """Under which an optimizer state has the tag of the trunk's half."""
 SILO = "silo"
 """Under which it has the digest of the silo's moments."""
+
+
+def _clipping(
+    model: nn.Module, remote: RemoteTrunk, parameters: list[nn.Parameter]
+) -> SiloClipping | None:
+    """What clips the examples of the session, in place of an earlier optimizer's.
+
+    Raises:
+        AdapterError: gradients cannot be told by example.
+    """
+    spec = remote.transport.spec
+    unclip(remote)
+    if not (spec.privacy.is_on and spec.purpose == "train"):
+        return None
+    check_rows_apart(remote.adapter.stock.config)
+    remote.clipping = SiloClipping(model, parameters, spec.privacy)
+    return remote.clipping
 
 
 def _measured_step(remote: "weakref.ref[RemoteTrunk]") -> int | None:

@@ -9,6 +9,7 @@ from flower_split.config.sections import DTYPES
 from flower_split.config.wire import WireConfig
 from flower_split.errors import ModelError
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy import PrivacySettings
 from flower_split.remote.attach import find_slot
 from flower_split.transport.messages import Purpose, SessionSpec
 
@@ -21,6 +22,7 @@ def session_spec(
     purpose: Purpose = "train",
     wire: WireConfig | None = None,
     optimizer: OptimizerSettings | None = None,
+    privacy: PrivacySettings | None = None,
     seed: int = 0,
     pack: str = "",
     silo: str = "",
@@ -36,6 +38,7 @@ def session_spec(
         purpose: `train` or `evaluate`.
         wire: Codecs and transforms; float32 and none where not given.
         optimizer: Constants of AdamW and of clipping.
+        privacy: Of DP-SGD; without noise where not given.
         seed: Seed of the trunk's dropout.
         pack: Digest of the pack by which the model was delivered; empty for a silo's own.
         silo: The silo's name.
@@ -62,6 +65,7 @@ def session_spec(
         adapter="" if plan is None else plan.json,
         wire=wire or WireConfig(),
         optimizer=optimizer or OptimizerSettings(),
+        privacy=privacy or PrivacySettings(),
         seed=seed,
         pack=pack,
         silo=silo,

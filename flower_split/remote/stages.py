@@ -19,6 +19,7 @@ from flower_split.adapters.adalora.orthogonality import OrthogonalTerm, adds_ter
 from flower_split.adapters.prompts import encoder_parameters, stock_call
 from flower_split.devices import autocasting
 from flower_split.errors import AdapterError
+from flower_split.privacy.silo_clipping import Clipped, watching
 from flower_split.remote.ranks import opened, own_term
 from flower_split.remote.trunk import RemoteTrunk, find_remote
 from flower_split.segments import Halves, Pause
@@ -73,8 +74,14 @@ class SplitStages:
         self._remote.transport.waits.add(seconds)
 
     def start(self, inputs: Mapping[str, Tensor], seed: int | None = None) -> "SplitPassage":
-        """Compute h1 and send it; does not wait."""
-        with autocasting(inputs["input_ids"].device, self._autocast):
+        """Compute h1 and send it; does not wait.
+
+        Raises:
+            AdapterError: the session's examples are clipped, and nobody here does it.
+        """
+        ids = inputs["input_ids"]
+        clipped = _clipped(self._remote, ids)
+        with autocasting(ids.device, self._autocast), watching(clipped):
             pause = self._halves.first(inputs, seed)
         return SplitPassage(
             self._remote,
@@ -83,6 +90,7 @@ class SplitStages:
             self._autocast,
             measures=self._measures,
             term=self._term,
+            clipped=clipped,
         )
 
 
@@ -98,6 +106,7 @@ class SplitPassage:
         autocast: As for `SplitStages`.
         measures: As for `SplitStages`.
         term: AdaLoRA's, where the model's adapter is of that method.
+        clipped: Where the examples' gradients are told, in a session that clips them.
 
     Raises:
         ModelError: gradients are asked for in an evaluation session.
@@ -112,8 +121,10 @@ class SplitPassage:
         *,
         measures: bool = False,
         term: OrthogonalTerm | None = None,
+        clipped: Clipped | None = None,
     ) -> None:
         self._autocast = autocast
+        self._clipped = clipped
         self._term = None if term is None else _StagedTerm(term)
         self._remote, self._measures = remote, measures
         self._transport, self._border = remote.transport, remote.border
@@ -150,7 +161,7 @@ class SplitPassage:
         if self._keeps:
             hidden = self._leaf = hidden.detach().requires_grad_()
         self._waiting = None
-        with autocasting(hidden.device, self._autocast):
+        with autocasting(hidden.device, self._autocast), watching(self._clipped):
             outputs = self._halves.second(pause, hidden, **arguments)
             if self._term is not None:
                 ranks = self._remote.ranks
@@ -159,19 +170,26 @@ class SplitPassage:
             return outputs
 
     def backward(self, loss: Tensor) -> None:
-        """From the loss to h2, and send g2; does not wait."""
-        if loss.requires_grad:
+        """From the loss to h2, and send g2; does not wait.
+
+        Where examples are clipped, the loss is the sum of theirs.
+        """
+        if self._clipped is not None and self._leaf is not None:
+            self._clipped.differentiate(loss, self._leaf)
+        elif loss.requires_grad:
             loss.backward()
         leaf, self._leaf = self._leaf, None
         if leaf is None or leaf.grad is None or self._pause is None:
             return
         self._release.detach()
         trains = self._remote.adapter.trains()
-        if trains and self._measures:
+        if trains and self._measures and self._clipped is None:
             self._remote.follow_gradient()
         elif trains:
             self._remote.added_gradient()
         kept: AdapterGrad = ("measure" if self._measures else "add") if trains else "drop"
+        if trains and self._clipped is not None:
+            kept = "hold"
         self._waiting = self._transport.backward(
             BackwardRequest(
                 step=self._context.step,
@@ -188,6 +206,9 @@ class SplitPassage:
         """Wait for g1, then go back through the bottom."""
         if self._waiting is not None and self._pause is not None:
             grad, pause = self._waiting.result(), self._pause
+            norms = None
+            if self._clipped is not None and isinstance(grad, BackwardReply):
+                norms, grad = grad.squared_norms, grad.grad
             sources, grads = list[Tensor](), list[Tensor]()
             if pause.prefix is not None and self._prefix is not None:
                 sources, grads = pause.prefix.reached()
@@ -204,7 +225,11 @@ class SplitPassage:
                 for end, at_end in () if self._term is None else self._term.at_silo():
                     sources.append(end)
                     grads.append(at_end)
-            if sources:
+            if self._clipped is not None:
+                factors = self._clipped.finish(sources, grads, norms)
+                if norms is not None:
+                    self._transport.weigh(self._context.microbatch, factors)
+            elif sources:
                 torch.autograd.backward(sources, grads)
         self._pause = self._waiting = None
 
@@ -217,6 +242,23 @@ class SplitPassage:
         if self._pause is None or self._waiting is None:
             raise RuntimeError("a passage is taken stage by stage: output, backward, finish")
         return self._pause, self._waiting
+
+
+def _clipped(remote: RemoteTrunk, ids: Tensor) -> Clipped | None:
+    """Where a microbatch's gradients are told by example; None where they are not clipped."""
+    if not (remote.transport.spec.privacy.is_on and torch.is_grad_enabled()):
+        return None
+    if remote.clipping is None:
+        raise AdapterError(
+            "this session's examples are clipped (dp.noise), which its optimizer does: make "
+            "SplitAdamW(model, ...) before the first microbatch (session.optimizer in a ClientApp)"
+        )
+    if remote.training:
+        raise AdapterError(
+            "DP-SGD (dp.noise) trains without dropout, whose masks are drawn for whole batches: "
+            "call model.eval() before, as session.train() and session.accumulate() do"
+        )
+    return remote.clipping.begin(len(ids), ids.device)
 
 
 class _StagedTerm:

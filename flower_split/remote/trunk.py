@@ -13,6 +13,7 @@ from flower_split.adapters.stand_in import AdapterStandIn, refuse_merging
 from flower_split.adapters.state import weights_dtype, with_adapter
 from flower_split.devices import current_autocast, mark_ready
 from flower_split.errors import AdapterError, ModelError
+from flower_split.privacy import SiloClipping
 from flower_split.remote.border import SiloBorder
 from flower_split.remote.caching import CacheLedger
 from flower_split.remote.dropout_watch import DropoutWatch
@@ -64,6 +65,7 @@ class RemoteTrunk(AdapterStandIn):
         self._mask: Tensor | None = None
         self._positions: Tensor | None = None
         self.ranks: SessionRanks | None = None  # AdaLoRA's, where the session has it
+        self.clipping: SiloClipping | None = None  # DP-SGD's, which an optimizer puts here
 
     def connect(
         self,
@@ -255,6 +257,8 @@ class RemoteTrunk(AdapterStandIn):
         if self.own is not None:
             self.own.push()
         self.adapter.check_unchanged()
+        if self.clipping is not None:
+            self.clipping.check_unchanged()
         return self.transport.finish()
 
     def check_stepped(self) -> None:
@@ -277,10 +281,6 @@ class RemoteTrunk(AdapterStandIn):
                 "gradients were scaled or clipped, and then added to by another backward pass: "
                 "the trunk follows only what is done after the last one of a step"
             )
-
-    def follow_zeroing(self) -> None:
-        """Have the trunk forget its gradient, where the silo's was zeroed."""
-        self._mirror.follow_zeroing()
 
     def gradient_change(self) -> GradientChange:
         """What was done to the gradients of the step, for the trunk to do alike."""

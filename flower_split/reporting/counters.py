@@ -39,6 +39,10 @@ NOISE_ACCOUNT = "noise-account"
 """The counter that tells one account of a silo's noise from another."""
 
 
+DP_ACCOUNT, DP_STEPS, DP_EXAMPLES = "dp-account", "dp-steps", "dp-examples"
+"""Counters of a silo's account of DP-SGD: its number, steps, and examples that they drew from."""
+
+
 def noisy_rows(hop: str) -> str:
     """The counter of rows of `hop` that have left a silo with noise on what leaves."""
     return f"{hop}-rows"
@@ -89,6 +93,20 @@ COUNTERS: Mapping[str, Counter] = {
     },
     NOISE_ACCOUNT: Counter(
         meaning="a number of the account that counts these rows, drawn when it was begun",
+        unit="",
+        whole=True,
+    ),
+    DP_STEPS: Counter(
+        meaning="steps of DP-SGD that the silo has taken in the whole run, failed sessions "
+        "included; where `dp.noise` is set",
+        unit="",
+        whole=True,
+    ),
+    DP_EXAMPLES: Counter(
+        meaning="examples that these steps drew from, the fewest of any", unit="", whole=True
+    ),
+    DP_ACCOUNT: Counter(
+        meaning="a number of the account that counts these steps, drawn when it was begun",
         unit="",
         whole=True,
     ),

@@ -7,7 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flower_split.config.tasks import CAUSAL_LM
-from flower_split.errors import ModelError, UnsupportedFamilyError
+from flower_split.errors import AdapterError, ModelError, UnsupportedFamilyError
+from flower_split.segments.families import known_family
 from flower_split.segments.outside import head_of
 from flower_split.segments.pass_through import PassThrough, Stub
 from flower_split.segments.stock_classes import task_of_model
@@ -89,6 +90,35 @@ def refuse_config(config: PreTrainedConfig) -> None:
             "trunk that several silos share cannot know; use 'default', 'linear', 'yarn', "
             "'llama3' or 'longrope'"
         )
+
+
+def check_rows_apart(config: PreTrainedConfig) -> None:
+    """Raise `AdapterError` unless every row of a batch is known to be computed for itself.
+
+    DP-SGD bounds what one row changes, and could not where another row's values depend on it: as
+    experts that divide tokens among themselves, batch norms, frequencies of the longest text, and
+    LLM.int8's choice of columns.
+    """
+    kind, family = config.model_type, known_family(config.model_type)
+    problem = ""
+    if family is None or not family.mixes_rows:
+        problem = f"it is not known that {kind} computes every row of a batch for itself"
+    elif LONGROPE in rope_types(config):
+        problem = f"this {kind} chooses its frequencies by the longest row of a batch"
+    elif _chooses_columns(config):
+        problem = "LLM.int8 chooses columns by the values of all rows of a batch"
+    if problem:
+        raise AdapterError(
+            f"{problem}, which DP-SGD (dp.noise) rests on: take a model of a family such as gpt2, "
+            "llama, mistral, qwen2, qwen3, gemma2, phi3 or smollm3, without int8 weights and "
+            "longrope"
+        )
+
+
+def _chooses_columns(config: PreTrainedConfig) -> bool:
+    held: Any = getattr(config, "quantization_config", None)
+    fields = held if isinstance(held, Mapping) or held is None else held.to_dict()
+    return bool(fields and fields.get("load_in_8bit"))
 
 
 def quantization_of(config: PreTrainedConfig) -> str:

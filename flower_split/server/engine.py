@@ -13,14 +13,16 @@ from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.config.checks import one_of
 from flower_split.config.peft import ADALORA
 from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
-from flower_split.errors import ConfigError, SequenceError
+from flower_split.errors import ConfigError, HandshakeError, SequenceError
 from flower_split.lowrank import Allowance, Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy import PrivacySettings
 from flower_split.segments import Trunk
 from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.queue import BatchSettings, TrunkQueue
 from flower_split.server.handshake import check_prefix, check_spec, check_wire
+from flower_split.server.held_rows import HeldRows
 from flower_split.server.session import TrunkSession
 from flower_split.server.session_states import SiloState
 from flower_split.server.silo_names import SiloNames
@@ -44,6 +46,7 @@ class TrunkEngine:
             initialisation.
         wire: Codecs and transforms that a session must use; None leaves the choice to the silo.
         optimizer: Constants that a session must use; None leaves the choice to the silo.
+        privacy: Of DP-SGD, which a session must use; None leaves the choice to the silo.
         limits: What one session may hold.
         keep_optimizer: Whether a silo's session resumes from the optimizer state of its last one
             that counted, on both sides; needs silos with names and tickets.
@@ -73,6 +76,7 @@ class TrunkEngine:
         initial: Mapping[str, Tensor] | None = None,
         wire: WireConfig | None = None,
         optimizer: OptimizerSettings | None = None,
+        privacy: PrivacySettings | None = None,
         limits: SessionLimits | None = None,
         keep_optimizer: bool = False,
         batching: BatchSettings | None = None,
@@ -102,6 +106,7 @@ class TrunkEngine:
         self._prefix_tokens = prefix_tokens
         self._wire = wire
         self._optimizer = optimizer
+        self._privacy = privacy
         self._numbers = itertools.count()
         self._records: dict[str, TicketRecord] = {}
         self.names = SiloNames()
@@ -145,6 +150,7 @@ class TrunkEngine:
             adapter="" if self.plan is None else self.plan.json,
             wire=self._wire or WireConfig(),
             optimizer=self._optimizer or OptimizerSettings(),
+            privacy=self._privacy or PrivacySettings(),
             pack=self._pack,
             loaded_adapter=self.trunk.loaded_adapter,
             prefix_tokens=self._prefix_tokens or 0,
@@ -300,7 +306,23 @@ class TrunkEngine:
                 personal=None if resumed is None else resumed.state.personal,
                 trains=spec.purpose == "train",
             )
-        return self._optimizers.slot(name, spec, resumed, scaling=scaling, begun=begun)
+        slot = self._optimizers.slot(name, spec, resumed, scaling=scaling, begun=begun)
+        if spec.privacy.is_on and spec.purpose == "train":
+            slot.rows = self._held_rows(slot, spec)
+        return slot
+
+    def _held_rows(self, slot: AdapterSlot, spec: SessionSpec) -> HeldRows:
+        try:
+            return HeldRows(
+                self.trunk.model,
+                self.trunk.config,
+                slot.trainable(),
+                spec.privacy,
+                self.limits,
+            )
+        except HandshakeError:
+            slot.free()
+            raise
 
     def _check(self, spec: SessionSpec, allowance: Allowance | None) -> Scaling | None:
         """The scaling that the silo tells, or `HandshakeError` when the two parties do not fit."""
@@ -309,6 +331,8 @@ class TrunkEngine:
             free.add("wire")
         if self._optimizer is None:
             free.add("optimizer")
+        if self._privacy is None:
+            free.add("privacy")
         if not self._dtype:
             free.add("dtype")
         if self._prefix_tokens is None:

@@ -15,7 +15,7 @@ from flower_split.transport.messages import SessionLimits, SessionSpec
 
 ALWAYS_FREE = frozenset({"purpose", "seed", "silo", "session_states"})
 """Fields that are the silo's own affair."""
-_SETTINGS = frozenset({"wire", "optimizer"})
+_SETTINGS = frozenset({"wire", "optimizer", "privacy"})
 
 
 def check_wire(wire: WireConfig) -> None:

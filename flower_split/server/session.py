@@ -48,6 +48,8 @@ from flower_split.transport.messages import (
     SessionSummary,
     StepReply,
     StepRequest,
+    Unanswered,
+    Weigh,
 )
 
 
@@ -151,9 +153,7 @@ class TrunkSession:
             queue=self._waited,
         )
 
-    def _answer(
-        self, request: StepRequest | AdapterCall | Finish | Release | DropCache | Discard
-    ) -> Reply:
+    def _answer(self, request: StepRequest | AdapterCall | Finish | Unanswered) -> Reply:
         match request:
             case StepRequest():
                 return self._step(request)
@@ -168,6 +168,11 @@ class TrunkSession:
             case Discard():
                 if self._slot is not None:
                     self._slot.discard(zeros=request.zeros)
+            case Weigh():
+                self._check_open()
+                if self._slot is None or self._slot.rows is None:
+                    raise SequenceError("this session's gradients are not held by row")
+                self._slot.rows.weigh(request)
             case Finish():
                 return self._finish()
             case Release():
@@ -236,6 +241,11 @@ class TrunkSession:
             if self._calls is None:
                 raise SequenceError("this session's trunk is frozen: its adapter has no gradient")
             self._calls.check_shared()
+        rows = None if self._slot is None else self._slot.rows
+        if rows is not None:
+            rows.check(request.adapter_grad)
+        elif request.adapter_grad == "hold":
+            raise SequenceError("this session's gradients are not held by row")
         request = replace(request, grad=self._border.incoming("g2", request.grad, begun))
 
         def done(job: Job, g1: Answer, found: Gradients) -> Reply:
@@ -246,6 +256,9 @@ class TrunkSession:
             self._backwards += 1
             self._count(job)
             left = None if g1 is None else self._border.outgoing("g1", g1, begun)
+            if rows is not None and found.rows is not None and request.adapter_grad == "hold":
+                norms = rows.hold(request.microbatch, found.rows)
+                return BackwardReply(grad=left, squared_norms=norms)
             if found.prefix is None:
                 return self._backward_reply(request, left, gradients)
             side = self._border.outgoing(PREFIX_GRAD, found.prefix, begun)
@@ -323,6 +336,13 @@ class TrunkSession:
             raise SequenceError(
                 f"a step with {request.constants}, and this run's are {settings}: set "
                 "train.weight-decay in the run config"
+            )
+        if self._spec.privacy.is_on and (
+            request.keeps_gradient or (request.scale, request.clip) != (1.0, math.inf)
+        ):
+            raise SequenceError(
+                "a step that scales, clips or keeps a gradient with noise (dp.noise): the noise "
+                "is drawn for one step as it is"
             )
         if self._slot is not None:
             self._slot.rescale(request.scale, request.clip)

@@ -20,6 +20,7 @@ from flower_split.errors import SequenceError, WireError
 from flower_split.optimization.magnitude import check_magnitudes, largest_of
 from flower_split.optimization.moments import load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.server.held_rows import HeldRows
 from flower_split.transport.messages import AdapterUse
 
 MOST_COPIES = 2
@@ -137,6 +138,8 @@ class AdapterSlot:
         self._copies: dict[str, str] = {}
         self._copied = 0
         self._allocator = adapters.rank_allocator(name)
+        self.rows: HeldRows | None = None
+        """Gradients by row, in a session whose examples are clipped."""
 
     @property
     def ranks(self) -> TrunkAllocator:
@@ -167,9 +170,11 @@ class AdapterSlot:
     def can_mix(self) -> bool:
         """Whether rows of other sessions may be computed in one pass with this one's.
 
-        Not where a second adapter lies beneath: a row has one adapter.
+        Not where a second adapter lies beneath: a row has one adapter. Nor where gradients are told
+        row by row.
         """
-        return self._adapters.mixer.possible and not self._adapters.has_folded(self.name)
+        mixes = self._adapters.mixer.possible and self.rows is None
+        return mixes and not self._adapters.has_folded(self.name)
 
     @contextmanager
     def computing(self, use: AdapterUse) -> Iterator[None]:
@@ -207,6 +212,8 @@ class AdapterSlot:
 
     def free(self) -> None:
         """Delete the adapter and its copies."""
+        if self.rows is not None:
+            self.rows.close()
         for name in (*self._copies.values(), self.name):
             self._adapters.remove(name)
         self._copies.clear()
@@ -237,6 +244,8 @@ class AdapterSlot:
 
     def discard(self, *, zeros: bool) -> None:
         """Forget the gradients of the step so far; as zeros, or as if there had been none."""
+        if self.rows is not None:
+            self.rows.forget()
         if not zeros:
             self._gradients = [None] * len(self._trained)
         for gradient in self._gradients:
@@ -266,7 +275,13 @@ class AdapterSlot:
         return tuple((torch.zeros_like(p) if g is None else g).float() for p, g in held)
 
     def gather(self) -> list[nn.Parameter]:
-        """The trained tensors with the step's corrected gradients as their `grad`."""
+        """The trained tensors with the step's corrected gradients as their `grad`.
+
+        Raises:
+            SequenceError: gradients by row were not weighed.
+        """
+        if self.rows is not None:
+            self._gradients = [*self.rows.gradients()]
         for parameter, gradient in zip(self._trained, self._gradients, strict=True):
             parameter.grad = gradient
         if self._begun is not None:

@@ -9,7 +9,6 @@ import inspect
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,22 +17,11 @@ from flower_split.adapters.prompts import tokens_before
 from flower_split.config.seeds import derive_seed
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import DataError, DivergenceError
-from flower_split.training.batch import Batch, count_targets, device_of, to_device
+from flower_split.training.batch import Batch, StepLoss, count_targets, device_of, to_device
+from flower_split.training.clipped import accumulate_clipped
 from flower_split.training.depth import Depth
 from flower_split.training.pipeline import run_pipeline
 from flower_split.training.stages import Passage, Stages, WholeModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepLoss:
-    """What the microbatches of an optimizer step came to."""
-
-    loss: float
-    """Mean cross-entropy in nats over the target tokens."""
-    tokens: int
-    """Target tokens of all microbatches: those with loss."""
-    waited: float
-    """Seconds in which there was nothing to do but to wait for the trunk."""
 
 
 class Accumulator:
@@ -50,6 +38,8 @@ class Accumulator:
         seed: Of the random numbers.
         first_step: Optimizer steps of the run before the first one here.
         task: What the model is for, one of `flower_split.config` `TASKS`.
+        clipped: Whether the stages clip every example's gradient, as DP-SGD has it; the model is in
+            evaluation mode then.
     """
 
     def __init__(
@@ -61,8 +51,10 @@ class Accumulator:
         seed: int = 0,
         first_step: int = 0,
         task: str = CAUSAL_LM,
+        clipped: bool = False,
     ) -> None:
         self._task = task
+        self._clipped = clipped
         self._model = model
         self._stages = stages or WholeModel(model)
         self._in_flight = in_flight
@@ -75,9 +67,19 @@ class Accumulator:
         """Add the gradient of the next optimizer step to the model's `.grad`s; see `accumulate`."""
         if self._depth is None:
             self._full_step = len(microbatches)
-            limit = min(self._stages.max_in_flight, self._full_step)
+            most = self._stages.max_in_flight
+            limit = most if self._clipped else min(most, self._full_step)
             self._depth = Depth(self._in_flight, limit)
         began = time.perf_counter()
+        if self._clipped:
+            self._step += 1
+            return accumulate_clipped(
+                self._model,
+                microbatches,
+                stages=self._stages,
+                depth=self._depth.value,
+                task=self._task,
+            )
         step = accumulate(
             self._model,
             microbatches,

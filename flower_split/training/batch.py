@@ -1,7 +1,8 @@
 """Batches of token sequences, as the training loop takes them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,27 @@ class Batches(Protocol):
         """Number of batches in a pass."""
 
     def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLoss:
+    """What the microbatches of an optimizer step came to."""
+
+    loss: float
+    """Mean cross-entropy in nats over the target tokens."""
+    tokens: int
+    """Target tokens of all microbatches: those with loss."""
+    waited: float
+    """Seconds in which there was nothing to do but to wait for the trunk."""
+
+
+@runtime_checkable
+class SampledBatches(Batches, Protocol):
+    """Data of which every step draws its examples, for DP-SGD."""
+
+    def drawn(self, steps: int) -> Iterator[list[dict[str, Tensor]]]:
+        """The microbatches of so many steps; a step may have none."""
+        ...
 
 
 def count_targets(batch: Batch, task: str = CAUSAL_LM, *, before: int = 0) -> int:

@@ -17,7 +17,7 @@ from flower_split.config.tasks import CAUSAL_LM
 from flower_split.errors import DataError, DivergenceError
 from flower_split.optimization.schedule import check_schedule, learning_rate_factor
 from flower_split.training.accumulation import Accumulator
-from flower_split.training.batch import Batch, Batches
+from flower_split.training.batch import Batch, Batches, SampledBatches
 from flower_split.training.metrics import TrainMetrics
 from flower_split.training.stages import Stages, mode
 
@@ -76,7 +76,9 @@ def train_round(
     Args:
         model: A stock causal language model, cut or whole.
         optimizer: One over the model's trainable parameters.
-        batches: Microbatches of a pass, anew at every iteration.
+        batches: Microbatches of a pass, anew at every iteration; or data of which every step draws
+            its examples, which `optimizer` and `stages` clip. The model is in evaluation mode then:
+            dropout draws its masks for whole batches.
         config: The run's `train` section.
         stages: How `model` is called; None calls it in one piece, one microbatch after the other.
         seed: Of the random numbers.
@@ -98,6 +100,7 @@ def train_round(
     check_schedule(config.schedule, warmup_steps=config.warmup_steps, total_steps=total)
     start = time.perf_counter()
     loss_sum, tokens, examples, rate, waited = 0.0, 0, 0, 0.0, 0.0
+    sampled = isinstance(batches, SampledBatches)
     gradients = Accumulator(
         model,
         stages=stages,
@@ -105,10 +108,11 @@ def train_round(
         seed=seed,
         first_step=first_step,
         task=task,
+        clipped=sampled,
     )
     norms = list[float]()
-    with mode(model, training=True):
-        for number, microbatches in enumerate(step_batches(batches, config.accumulation, steps)):
+    with mode(model, training=not sampled):
+        for number, microbatches in enumerate(steps_of(batches, config.accumulation, steps)):
             rate = config.learning_rate * learning_rate_factor(
                 first_step + number,
                 schedule=config.schedule,
@@ -137,7 +141,7 @@ def train_round(
                     StepReport(step=number + 1, steps=steps, loss=step.loss, learning_rate=rate)
                 )
     return TrainMetrics(
-        loss=loss_sum / tokens,
+        loss=loss_sum / max(tokens, 1),
         steps=steps,
         examples=examples,
         tokens=tokens,
@@ -146,6 +150,17 @@ def train_round(
         learning_rate=rate,
         grad_norm=sum(norms) / len(norms) if norms else None,
     )
+
+
+def steps_of(batches: Batches, accumulation: int, steps: int) -> Iterator[list[Batch]]:
+    """The microbatches of every optimizer step, drawn where the data is sampled.
+
+    Raises:
+        DataError: see `step_batches`.
+    """
+    if isinstance(batches, SampledBatches):
+        return (list[Batch](step) for step in batches.drawn(steps))
+    return step_batches(batches, accumulation, steps)
 
 
 def step_batches(batches: Batches, accumulation: int, steps: int) -> Iterator[list[Batch]]:

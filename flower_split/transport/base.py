@@ -53,7 +53,7 @@ class BackendSession(Protocol):
         - `StepRequest`: `StepReply`, of one optimizer step, applied exactly once a step number.
         - `AdapterCall`: `AdapterReply`.
         - `Finish`: `SessionSummary`; only now do the session's adapters count.
-        - `Release`, `DropCache`, `Discard`: None.
+        - `Release`, `DropCache`, `Discard`, `Weigh`: None.
         """
         ...
 
@@ -112,6 +112,15 @@ class Transport(ABC):
 
         Args:
             zeros: As zeros, with which a step would be taken; else as if there had been none.
+        """
+
+    @abstractmethod
+    def weigh(self, microbatch: int, factors: tuple[float, ...]) -> None:
+        """Add the rows' gradients that are held of a microbatch to that of the step. Never waits.
+
+        Args:
+            microbatch: Its backward pass was answered.
+            factors: Of every row, 0 to 1.
         """
 
     @abstractmethod

@@ -34,6 +34,7 @@ from flower_split.transport.messages import (
     StepReply,
     StepRequest,
     Ticket,
+    Weigh,
     WireBytes,
 )
 from flower_split.transport.meters import ByteMeter
@@ -127,6 +128,11 @@ class InProcessTransport(Transport):
     def discard(self, *, zeros: bool) -> None:
         """Forget the adapter's gradient of the step so far."""
         self._session.submit(Discard(zeros=zeros)).result()
+
+    def weigh(self, microbatch: int, factors: tuple[float, ...]) -> None:
+        """Add the rows' gradients that are held of a microbatch to that of the step."""
+        request = Weigh(microbatch=microbatch, factors=factors)
+        self._answer(lambda: self._session.submit(request).result())
 
     def adapter(self, call: AdapterCall) -> Future[AdapterReply]:
         """Do something with the trunk's part of the session's adapter."""

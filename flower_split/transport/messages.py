@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flower_split.config.wire import HOPS, UPWARD_HOPS, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy.settings import PrivacySettings
 
 PROTOCOL_VERSION = 2
 
@@ -20,9 +21,10 @@ Purpose = Literal["train", "evaluate"]
 TicketPurpose = Purpose | Literal["deliver"]
 """What a ticket opens: a session, or a stream of the model's delivery."""
 EditKind = Literal["reorder", "crop", "repeat", "select", "reset"]
-AdapterGrad = Literal["add", "measure", "drop", "return"]
+AdapterGrad = Literal["add", "measure", "drop", "return", "hold"]
 """What becomes of the adapter's gradient of a microbatch: it is added to that of the step (and
-that one is measured), is dropped, or is returned to the silo instead."""
+that one is measured), is dropped, is returned to the silo instead, or is held row by row until a
+`Weigh`."""
 AdapterAction = Literal[
     "list",
     "read",
@@ -71,6 +73,7 @@ class SessionSpec:
     """Canonical JSON of the adapter configuration; may be empty for `frozen`."""
     wire: WireConfig = field(default_factory=WireConfig)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     seed: int = 0
     """Seed of the trunk's dropout in this session."""
     silo: str = ""
@@ -176,7 +179,7 @@ class BackwardRequest:
     @property
     def wants_more(self) -> bool:
         """Whether the answer has more than g1."""
-        return self.adapter_grad in ("measure", "return") or bool(self.prefix_shape)
+        return self.adapter_grad in ("measure", "return", "hold") or bool(self.prefix_shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,6 +196,8 @@ class BackwardReply:
     """Magnitude of its largest element."""
     adapter_grads: tuple[Tensor, ...] = ()
     """The adapter's gradients, float32 in the order of `AdapterReply.held`, where asked for."""
+    squared_norms: tuple[float, ...] = ()
+    """Of the adapter's gradient of every row, where it is held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +245,15 @@ class Discard:
 
     zeros: bool = False
     """As zeros, with which a step would be taken; else as if there had been no gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weigh:
+    """Add the rows' gradients that are held of a microbatch to that of the step."""
+
+    microbatch: int
+    factors: tuple[float, ...]
+    """Of every row, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -369,7 +383,7 @@ class SessionLimits:
 
 Answerable = ForwardRequest | BackwardRequest | StepRequest | AdapterCall | Finish
 """Requests that get a reply over the wire."""
-Unanswered = Release | DropCache | Discard
+Unanswered = Release | DropCache | Discard | Weigh
 """Requests that get none."""
 Request = Answerable | Unanswered
 """What a silo asks of the trunk in an open session."""

@@ -66,6 +66,9 @@ class LateTransport(Transport):
     def discard(self, *, zeros: bool) -> None:
         self.inner.discard(zeros=zeros)
 
+    def weigh(self, microbatch: int, factors: tuple[float, ...]) -> None:
+        self.inner.weigh(microbatch, factors)
+
     def adapter(self, call: AdapterCall) -> Future[AdapterReply]:
         return self._later(self.inner.adapter(call))
 

@@ -21,6 +21,7 @@ from flower_split.adapters import (
 )
 from flower_split.config.sections import LoraSettings, WireConfig
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy import PrivacySettings
 from flower_split.remote import SplitAdamW, attach_trunk, session_spec
 from flower_split.segments import layers_path, split_model
 from flower_split.server.engine import TrunkEngine
@@ -151,6 +152,7 @@ def make_pair(
     seed: int = 0,
     limits: SessionLimits | None = None,
     trunk_of: PreTrainedModel | None = None,
+    privacy: PrivacySettings | None = None,
 ) -> Pair:
     """A pair whose client model is attached to a trunk in this process.
 
@@ -180,6 +182,7 @@ def make_pair(
         plan=plan,
         trunk_adapters=mode,
         optimizer=optimizer,
+        privacy=privacy,
         wire=wire,
         seed=seed,
         silo="silo",

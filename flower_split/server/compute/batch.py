@@ -9,13 +9,14 @@ rows do, and no row's backward pass costs more than three passes.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flower_split.devices import autocast_dtype, autocasting
+from flower_split.privacy.row_gradients import RowRecord
 from flower_split.segments import Trunk
 from flower_split.server.caches import TrunkCache
 from flower_split.server.compute.rows import cut, join, join_tensors
@@ -72,6 +73,8 @@ class Leaves:
     """(2 L R, V, W); of one that is computed alone."""
     term: Tensor | None = None
     """AdaLoRA's, a second end of the same graph; of one that is computed alone."""
+    rows: RowRecord | None = None
+    """Where gradients are told row by row; of one that is computed alone."""
 
     @property
     def tokens(self) -> int:
@@ -176,6 +179,8 @@ class Gradients:
     """At the prefix, where there was one."""
     adapter: Sequence[Tensor | None] = ()
     """Of the adapter's tensors."""
+    rows: RowRecord | None = None
+    """Of its tensors, row by row, where they are told so."""
 
 
 class TrunkComputer:
@@ -256,8 +261,11 @@ class TrunkComputer:
         wanted = [leaves.hidden] if wants_input else []
         if leaves.prefix is not None:
             wanted.append(leaves.prefix)
+        held, rows = next(iter(given)).session.slot, leaves.rows
+        if rows is not None:
+            parameters = {member: [] for member in given}
         wanted += [parameter for own in parameters.values() for parameter in own]
-        if not wanted:
+        if not wanted and rows is None:
             return [Gradients() for _ in given]
         grad = grads[0] if len(grads) == 1 else join_tensors(grads, output.shape[1])
         ends, at_ends = [output], [grad]
@@ -266,10 +274,13 @@ class TrunkComputer:
         if term is not None and at_term and term.requires_grad:
             ends.append(term)
             at_ends.append(term.new_tensor(at_term))
-        found = list(torch.autograd.grad(ends, wanted, at_ends, allow_unused=True))
+        if rows is not None and held is not None and held.rows is not None:
+            found = held.rows.watch.differentiate(ends, at_ends, wanted, rows)
+        else:
+            found = list(torch.autograd.grad(ends, wanted, at_ends, allow_unused=True))
         inputs: dict[Microbatch, Tensor | None] = {}
-        if wants_input:
-            whole = found.pop(0)
+        whole = found.pop(0) if wants_input else None
+        if whole is not None:
             parts = cut(whole, [member.shape for member in members])
             inputs = dict(zip(members, parts, strict=True))
         prefix = None
@@ -282,7 +293,7 @@ class TrunkComputer:
             found = found[len(own) :]
             wants = given[member].wants_input_grad
             hidden = inputs.get(member) if wants else None
-            answers.append(Gradients(hidden=hidden, prefix=prefix, adapter=mine))
+            answers.append(Gradients(hidden=hidden, prefix=prefix, adapter=mine, rows=rows))
         return answers
 
     def _run(self, microbatches: Sequence[Microbatch], *, grad: bool) -> tuple[Leaves, Tensor]:
@@ -296,7 +307,11 @@ class TrunkComputer:
         )
         mask = rows.attention_mask
         cache: TrunkCache | None = None
-        with torch.set_grad_enabled(grad), self._prepared(microbatches):
+        slot = first.session.slot
+        watch = None if slot is None or slot.rows is None or not grad else slot.rows.watch
+        record = None if watch is None else watch.record(len(rows.hidden), rows.hidden.device)
+        recording = nullcontext() if watch is None else watch.recording(record)
+        with torch.set_grad_enabled(grad), self._prepared(microbatches), recording:
             if len(microbatches) == 1:
                 cache = first.session.open_cache(first.request, leaves.prefix)
             output: Tensor = self._trunk(
@@ -309,7 +324,7 @@ class TrunkComputer:
             term = self._orthogonality(first)
         if cache is not None:
             cache.advance(leaves.hidden.shape[1])
-        return replace(leaves, term=term), output
+        return replace(leaves, term=term, rows=record), output
 
     def _orthogonality(self, microbatch: Microbatch) -> Tensor | None:
         """AdaLoRA's term of a session's adapter, computed as the silo computes its own part."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flower_split.config.sections import SplitConfig
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy import PrivacySettings
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.delivery import PackSource
@@ -112,6 +113,7 @@ class HostedRun:
             initial={name: layout.initial[name] for name in layout.trunk_names},
             wire=config.wire,
             optimizer=OptimizerSettings.of_training(config.train, shared=layout.mode == "shared"),
+            privacy=PrivacySettings.of_training(config.dp, config.train),
             limits=self.limits,
             keep_optimizer=config.train.keep_optimizer,
             batching=BatchSettings.of_trunk(config.trunk),

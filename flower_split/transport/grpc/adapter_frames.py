@@ -1,4 +1,4 @@
-"""What requests and replies say of the session's adapter, as messages; checked at both ends."""
+"""What requests and replies say of the session's adapter and its steps; checked at both ends."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import cast, get_args
 from torch import Tensor
 
 from flower_split.errors import ConfigError, WireError
+from flower_split.optimization.clipping import checked_norms
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, TensorRule, check_header
@@ -19,6 +20,7 @@ from flower_split.transport.messages import (
     AdapterReply,
     AdapterUse,
     SessionLimits,
+    StepRequest,
 )
 from flower_split.transport.rules import ADAPTER_DOWN, ADAPTER_UP
 
@@ -105,6 +107,32 @@ def read_constants(step: pb.Step, agreed: OptimizerSettings) -> OptimizerSetting
         )
     except ConfigError as exc:
         raise WireError(f"a step's constants: {exc}") from exc
+
+
+def check_step(step: pb.Step, agreed: OptimizerSettings) -> None:
+    """Raise `WireError` where a number of a step is out of bounds."""
+    agreed.check_learning_rate(step.learning_rate)
+    checked_norms(step.norms_before)
+    checked_norms(step.norms_after)
+    read_constants(step, agreed)
+    for name in ("scale", "clip"):
+        value = getattr(step, name)
+        if step.HasField(name) and not (math.isfinite(value) and value >= 0):
+            raise WireError(f"{name}: {value}, expected a finite number of at least 0")
+
+
+def read_step(step: pb.Step, agreed: OptimizerSettings) -> StepRequest:
+    """The request of a step that was checked."""
+    return StepRequest(
+        step=step.step,
+        learning_rate=step.learning_rate,
+        norms_before=tuple(step.norms_before),
+        norms_after=tuple(step.norms_after),
+        constants=read_constants(step, agreed),
+        scale=step.scale if step.HasField("scale") else 1.0,
+        clip=step.clip if step.HasField("clip") else math.inf,
+        keeps_gradient=step.keeps_gradient,
+    )
 
 
 def adapter_call(call: AdapterCall, headers: Sequence[pb.TensorHeader]) -> pb.AdapterCall:

@@ -8,6 +8,7 @@ from flower_split.compression.table import CODEC_TABLE
 from flower_split.config.wire import HOPS, NOISE, WireConfig
 from flower_split.errors import ConfigError, HandshakeError, WireError
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy.settings import PrivacySettings
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.proto.attestation_pb2 import AttestRequest
 from flower_split.serialization.tables import (
@@ -88,6 +89,9 @@ def hello_frame(
             hello.noises.extend(spec.wire.noise_of(hop) for hop in HOPS)
         for name, constant in asdict(spec.optimizer).items():
             setattr(hello.optimizer, name, constant)
+        if spec.privacy.is_on:
+            for name, setting in asdict(spec.privacy).items():
+                setattr(hello.privacy, name, setting)
         hello.seed = spec.seed
         hello.silo = spec.silo
         hello.session_states.extend(spec.session_states)
@@ -123,6 +127,14 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         )
     except ConfigError as exc:
         raise HandshakeError(f"optimizer: {exc}") from exc
+    try:
+        privacy = PrivacySettings(
+            noise=hello.privacy.noise,
+            clip=hello.privacy.clip,
+            expected_batch=hello.privacy.expected_batch,
+        )
+    except ConfigError as exc:
+        raise HandshakeError(f"privacy: {exc}") from exc
     spec = SessionSpec(
         purpose=purpose,
         fingerprint=hello.fingerprint,
@@ -134,6 +146,7 @@ def read_hello(hello: pb.Hello) -> tuple[SessionSpec, Ticket | None]:
         adapter=hello.adapter,
         wire=_read_wire(hello),
         optimizer=optimizer,
+        privacy=privacy,
         seed=hello.seed,
         silo=hello.silo,
         session_states=tuple(hello.session_states),

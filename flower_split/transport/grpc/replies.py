@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flower_split.errors import SequenceError, WireError
 from flower_split.optimization.clipping import checked_norms
+from flower_split.privacy.clipping import checked_squared_norms
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, TensorRule, check_header
 from flower_split.serialization.tensors import Outgoing, TensorAssembler, encode_tensor, frames
@@ -90,6 +91,7 @@ def encode_reply(request: Answerable, reply: Reply, rules: HopRules) -> EncodedR
                 tensors=[grad.header for grad in grads],
                 norm=reply.norm,
                 largest=reply.largest,
+                squared_norms=reply.squared_norms,
             )
             return EncodedReply(head=pb.ServerFrame(backward=backward), tensors=grads)
         case AdapterCall(), AdapterReply():
@@ -171,6 +173,7 @@ class ReplyReader:
                     norm=head.backward.norm,
                     largest=head.backward.largest,
                     adapter_grads=tuple(tensors),
+                    squared_norms=tuple(head.backward.squared_norms),
                 )
             case ForwardRequest() if head.forward.HasField("orthogonality"):
                 told = head.forward.orthogonality
@@ -213,6 +216,8 @@ class ReplyReader:
                 if request.adapter_grad == "return":
                     headers, more = headers[: len(rules)], headers[len(rules) :]
                 checked_norms((frame.backward.norm, frame.backward.largest))
+                rows = request.grad.shape[0] if request.adapter_grad == "hold" else 0
+                checked_squared_norms(frame.backward.squared_norms, rows)
                 return [
                     *_check_tensors(headers, rules),
                     *check_grads(more, self._limits),

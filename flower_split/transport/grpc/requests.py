@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flower_split.errors import SequenceError, WireError
-from flower_split.optimization.clipping import checked_norms
 from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy.clipping import checked_factors
 from flower_split.proto import trunk_pb2 as pb
 from flower_split.serialization.headers import Announced, check_header
 from flower_split.serialization.tables import (
@@ -37,8 +37,9 @@ from flower_split.transport.grpc.adapter_frames import (
     as_matrix,
     check_call,
     check_number,
+    check_step,
     read_adapter_use,
-    read_constants,
+    read_step,
     to_constants,
 )
 from flower_split.transport.messages import (
@@ -57,6 +58,7 @@ from flower_split.transport.messages import (
     SessionLimits,
     SessionSpec,
     StepRequest,
+    Weigh,
 )
 from flower_split.transport.rules import ADAPTER_UP, ATTENTION_MASK, POSITION_IDS, HopRules
 
@@ -134,6 +136,9 @@ def _encode(request: Request, rules: HopRules) -> EncodedRequest:
             return EncodedRequest(head=pb.ClientFrame(drop_cache=drop))
         case Discard():
             return EncodedRequest(head=pb.ClientFrame(discard=pb.Discard(zeros=request.zeros)))
+        case Weigh():
+            weigh = pb.Weigh(microbatch=request.microbatch, factors=request.factors)
+            return EncodedRequest(head=pb.ClientFrame(weigh=weigh))
         case AdapterCall():
             tensors = tuple(encode_tensor(as_matrix(t), ADAPTER_UP) for t in request.tensors)
             call = adapter_call(request, [tensor.header for tensor in tensors])
@@ -212,17 +217,7 @@ class PendingRequest:
                     orthogonality_grad=backward.orthogonality_grad,
                 )
             case "step":
-                step = self.head.step
-                return StepRequest(
-                    step=step.step,
-                    learning_rate=step.learning_rate,
-                    norms_before=tuple(step.norms_before),
-                    norms_after=tuple(step.norms_after),
-                    constants=read_constants(step, self.optimizer),
-                    scale=step.scale if step.HasField("scale") else 1.0,
-                    clip=step.clip if step.HasField("clip") else math.inf,
-                    keeps_gradient=step.keeps_gradient,
-                )
+                return read_step(self.head.step, self.optimizer)
             case "discard":
                 return Discard(zeros=self.head.discard.zeros)
             case "adapter":
@@ -233,6 +228,9 @@ class PendingRequest:
                 )
             case "release":
                 return Release(microbatch=self.head.release.microbatch)
+            case "weigh":
+                weigh = self.head.weigh
+                return Weigh(microbatch=weigh.microbatch, factors=tuple(weigh.factors))
             case "drop_cache":
                 return DropCache(cache_id=self.head.drop_cache.cache_id)
             case _:
@@ -298,10 +296,13 @@ class RequestReader:
                 check_number("orthogonality_grad", frame.backward.orthogonality_grad)
                 return [self._check_size(check_header(headers[0], self._rules["g2"]))]
             case "step":
-                self._check_step(frame.step)
+                check_step(frame.step, self._optimizer)
                 return ()
             case "adapter":
                 return check_call(frame.adapter, self._limits)
+            case "weigh":
+                checked_factors(frame.weigh.factors, len(frame.weigh.factors))
+                return ()
             case "release" | "drop_cache" | "finish" | "discard":
                 return ()
             case "hello" | "resume":
@@ -346,16 +347,6 @@ class RequestReader:
     def _check_size(self, tensor: Announced) -> Announced:
         check_hidden(tensor.rule.name, tensor.shape, self._limits, self._hidden_size)
         return tensor
-
-    def _check_step(self, step: pb.Step) -> None:
-        self._optimizer.check_learning_rate(step.learning_rate)
-        checked_norms(step.norms_before)
-        checked_norms(step.norms_after)
-        read_constants(step, self._optimizer)
-        for name in ("scale", "clip"):
-            value = getattr(step, name)
-            if step.HasField(name) and not (math.isfinite(value) and value >= 0):
-                raise WireError(f"{name}: {value}, expected a finite number of at least 0")
 
 
 def _read_cache(forward: pb.Forward) -> CacheUse | None:

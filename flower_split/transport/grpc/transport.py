@@ -50,6 +50,7 @@ from flower_split.transport.messages import (
     StepReply,
     StepRequest,
     Ticket,
+    Weigh,
     WireBytes,
 )
 from flower_split.transport.rules import HopRules
@@ -154,6 +155,10 @@ class GrpcTransport(Transport):
     def discard(self, *, zeros: bool) -> None:
         """Forget the adapter's gradient of the step so far."""
         self._stream.tell(Discard(zeros=zeros))
+
+    def weigh(self, microbatch: int, factors: tuple[float, ...]) -> None:
+        """Add the rows' gradients that are held of a microbatch to that of the step."""
+        self._stream.tell(Weigh(microbatch=microbatch, factors=factors))
 
     def adapter(self, call: AdapterCall) -> Future[AdapterReply]:
         """Do something with the trunk's part of the session's adapter."""
