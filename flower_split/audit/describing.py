@@ -48,8 +48,18 @@ def described(
             **{name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             "flower-split": metadata.version("flower-split"),
         },
-        "noise": _noise(config, texts.victims.ids.shape[1]),
+        "noise": _noise(config, texts.victims.ids.shape[1]) + _adapters(config),
     }
+
+
+def _adapters(config: SplitConfig) -> str:
+    """What the attacks on adapters do not see."""
+    if not config.dp.noise:
+        return ""
+    return (
+        "; DP-SGD (dp.noise) is not tried: attacks on updates see gradients without its noise, and "
+        "canaries are trained without it"
+    )
 
 
 def _noise(config: SplitConfig, tokens: int) -> str:

@@ -9,7 +9,7 @@ from flower_split.config.sections import SplitConfig
 from flower_split.control.patterns import check_patterns
 from flower_split.errors import ConfigError, WireError
 
-_SECTIONS = ("model", "split", "lora", "peft", "train", "wire", "trunk")
+_SECTIONS = ("model", "split", "lora", "peft", "train", "dp", "wire", "trunk")
 _WHOLE = ("data.label", "num-server-rounds", "seed")
 _OWN = ("trunk.advertise", "trunk.device", "trunk.host", "trunk.port")
 """Of the machine that hosts the trunk."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 from in_process_grid import RUN_ID, InProcessGrid
 from tiny_checkpoint import save_tiny_run, tiny_run_config
 
+from flower_split import SplitSession
 from flower_split.apps.client_app import app as client_app
 from flower_split.apps.privacy import by_example
 from flower_split.apps.server_app import app as server_app
@@ -34,10 +36,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**tiny_run_config(folder), "strategy.min-nodes": SILOS, **DP}
 
 
-def run(values: dict[str, Any], folder: Path, **changes: Any) -> dict[str, Any]:
+def run(
+    values: dict[str, Any], folder: Path, app: ClientApp = client_app, **changes: Any
+) -> dict[str, Any]:
     nodes = [{"silo": f"clinic-{n}", "state-dir": str(folder / f"state-{n}")} for n in range(SILOS)]
     values = {**values, "output-dir": str(folder / "output"), **changes}
-    grid = InProcessGrid(client_app, SILOS, run_config=values, node_config=nodes)
+    grid = InProcessGrid(app, SILOS, run_config=values, node_config=nodes)
     server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(values)))
     result: dict[str, Any] = json.loads((folder / "output" / "result.json").read_text())
     return result
@@ -92,6 +96,34 @@ def test_a_bound_that_not_one_round_keeps_is_refused_with_the_noise_that_would(
 def test_fewer_examples_than_a_batch_are_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(FlowerSplitError, match="a step expects 512 of them"):
         run(tiny, tmp_path, **{"train.batch-size": 8, "train.accumulation": 64})
+
+
+own_loop = ClientApp()
+
+
+@own_loop.train()
+def train(message: Any, context: Any) -> Any:
+    with SplitSession(message, context) as session:
+        losses = []
+        for microbatches in session.train_steps():
+            losses.append(session.accumulate(microbatches).loss)
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+        return session.reply({"train-loss": sum(losses) / len(losses)})
+
+
+@own_loop.evaluate()
+def evaluate(message: Any, context: Any) -> Any:
+    with SplitSession(message, context) as session:
+        return session.reply({"eval-loss": session.evaluate().loss})
+
+
+@pytest.mark.medium
+def test_a_loop_of_one_s_own_draws_clips_and_counts(tiny: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"num-server-rounds": 1, "train.accumulation": 2, "train.autocast": "bfloat16"}
+    (expected,) = run(tiny, tmp_path / "ready-made", **changes)["privacy"]
+    (told,) = run(tiny, tmp_path / "own", app=own_loop, **changes)["privacy"]
+    assert told == expected
 
 
 @pytest.mark.parametrize("mode", ["shared", "frozen"])

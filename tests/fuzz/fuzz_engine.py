@@ -33,6 +33,7 @@ from flower_split.transport.messages import (
     Release,
     SessionLimits,
     StepRequest,
+    Weigh,
 )
 from flower_split.transport.rules import HopRules
 
@@ -101,6 +102,7 @@ SCRIPTS = (
     (
         _forward(0),
         Release(microbatch=0),
+        Weigh(microbatch=0, factors=(1.0,)),
         _forward(1, keep_graph=False, autocast="bfloat16"),
         Finish(),
     ),
@@ -171,7 +173,7 @@ def engine(data: bytes) -> None:
                 continue
             request = pending.build()
             reply = asking.ask(request)
-            if isinstance(request, Release | DropCache | Discard):
+            if isinstance(request, Release | DropCache | Discard | Weigh):
                 continue
             _read_by_the_silo(request, reply, rules)
             if isinstance(request, Finish):

@@ -47,6 +47,7 @@ from flower_split.transport.messages import (
     StepReply,
     StepRequest,
     Ticket,
+    Weigh,
 )
 from flower_split.transport.rules import (
     ADAPTER_DOWN,
@@ -114,11 +115,13 @@ def requests_of(session: SessionSpec) -> list[Request]:
         _as(backward(1), kind),
         _as(backward(1, adapter_grad="return"), kind),
         _as(backward(1, wants_input_grad=False, adapter_grad="measure"), kind),
+        _as(backward(1, adapter_grad="hold"), kind),
         StepRequest(step=0, learning_rate=1e-3, norms_before=(0.5, 0.25), norms_after=(1.0,)),
         StepRequest(step=1, learning_rate=1e-3, constants=session.optimizer, scale=0.5, clip=1.0),
         Release(microbatch=1),
         DropCache(cache_id=1),
         Discard(zeros=True),
+        Weigh(microbatch=1, factors=(1.0, 0.5)),
         AdapterCall(action="list"),
         AdapterCall(action="read"),
         AdapterCall(action="write", tensors=(torch.ones(2, 3), torch.ones(4))),
