@@ -48,11 +48,10 @@ class RowRecord:
 
     def squared_norms(self) -> Tensor:
         """|g_i|² over all parameters, (B,) float64 on the CPU."""
-        total = torch.zeros(self.rows, dtype=torch.float64)
-        for gradients in self._found.values():
-            norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
-            total += norms.to("cpu", torch.float64).square()
-        return total
+        norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in self._found.values()]
+        if not norms:
+            return torch.zeros(self.rows, dtype=torch.float64)
+        return torch.stack(norms).to("cpu", torch.float64).square().sum(0)
 
     def weighted(self, factors: Tensor) -> Mapping[Tensor, Tensor]:
         """Σ_i f_i g_i of every parameter that has a gradient, in its shape, float32.

@@ -41,6 +41,8 @@ class HeldRows:
             self.watch = RowGradients(model, parameters)
         except AdapterError as error:
             raise HandshakeError(f"privacy: {error}") from error
+        self.bytes_by_row = 4 * sum(parameter.numel() for parameter in parameters)
+        """Of one row's gradient."""
         self._sum = ClippedSum(parameters, settings)
         self._most = limits.max_in_flight
         self._held: dict[int, RowRecord] = {}

@@ -201,7 +201,9 @@ class TrunkSession:
             self._check_keeping(request)
         if request.adapter.copy and self._slot is None:
             raise SequenceError("this session's trunk is frozen: it has no adapter to copy")
-        memory = self._queue.memory.admit(request, past)
+        rows = None if self._slot is None else self._slot.rows
+        by_row = 0 if rows is None else rows.bytes_by_row
+        memory = self._queue.memory.admit(request, past, by_row=by_row)
         request = self._border.enter(request)
         if not self._follows_autocast:
             request = replace(request, autocast="")

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from flower_split.adapters import adapter_parameters
 from flower_split.config.sections import LoraSettings, WireConfig
-from flower_split.errors import AdapterError, HandshakeError, SequenceError, WireError
+from flower_split.errors import (
+    AdapterError,
+    HandshakeError,
+    SequenceError,
+    TrunkBusyError,
+    WireError,
+)
 from flower_split.privacy import PrivacySettings
 from flower_split.remote import SplitAdamW, SplitStages, attach_trunk, find_remote
 from flower_split.training import Accumulator
@@ -297,6 +303,18 @@ def test_so_many_microbatches_are_held_as_may_be_in_flight() -> None:
         held(pair.transport, number)
     with pytest.raises(Exception, match="wait to be weighed"):
         held(pair.transport, 99)
+
+
+def test_rows_whose_gradients_would_fill_the_memory_are_refused_before_they_are_computed() -> None:
+    pair = make_pair(privacy=private())
+    pair.engine.queue.memory.max_bytes = 1 << 20
+    many = HIDDEN[:1, :1].expand(2048, 1, 32)
+    request = ForwardRequest(step=0, microbatch=0, hidden=many, keep_graph=True)
+    with pytest.raises(TrunkBusyError, match="GB of memory"):
+        pair.transport.forward(request).result()
+    plain = make_pair()
+    plain.engine.queue.memory.max_bytes = 1 << 26
+    plain.transport.forward(request).result()
 
 
 def test_coarse_codecs_and_noise_at_the_cuts_go_along() -> None:

@@ -1,5 +1,6 @@
 """The silos' data: read and tokenised as a run would, or a sample of it, before one starts."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,10 @@ from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.config.sections import SplitConfig
 from flower_split.data.callables import is_reference
 from flower_split.errors import FlowerSplitError
+from flower_split.privacy import SampledGaussians
+from flower_split.privacy.statement import figures
 
-TOPIC = "data"
+TOPIC, DP = "data", "dp"
 OWN = "this"
 """In place of the name of a silo that is not one of several."""
 SAMPLE = 200
@@ -92,6 +95,9 @@ def look_at_data(
     cut_off = dict[str, float]()
     for name, found in sizes.items():
         cut_off[name] = _tell(name, found, config, findings)
+        if config.dp.noise:
+            with findings.looking(DP):
+                _look_at_draws(name, found, config, findings)
     most = [name for name, share in cut_off.items() if share > MANY]
     if most and parameters >= REAL:
         findings.warn(
@@ -123,6 +129,36 @@ def _tell(name: str, found: SiloBatches, config: SplitConfig, findings: Findings
         f" {sum(lengths) / train:.0f} tokens on average, {share:.0%} cut off at {most}",
     )
     return share
+
+
+def _look_at_draws(name: str, found: SiloBatches, config: SplitConfig, findings: Findings) -> None:
+    """Note whether DP-SGD can draw from a silo's data, and what the whole run comes to there."""
+    summary, train = found.summary, config.train
+    whole = summary.own <= summary.kept
+    if whole:
+        found.train(1)
+    examples = found.num_train if whole else int(found.num_train * summary.own / summary.kept)
+    expected = train.batch_size * train.accumulation
+    steps = train.local_steps or train.local_epochs * math.ceil(examples / expected)
+    released = SampledGaussians(
+        noise=config.dp.noise,
+        chance=min(1.0, expected / max(1, examples)),
+        times=steps * config.num_server_rounds,
+    )
+    epsilon, most = released.epsilon(config.dp.delta), config.dp.max_epsilon
+    text = (
+        f"{_silos([name])}: {figures(epsilon, config.dp.delta)} after {released.times} steps on "
+        f"{'' if whole else 'about '}{examples} examples"
+    )
+    if most and epsilon > most:
+        wanted = released.least_noise(config.dp.delta, most)
+        findings.warn(
+            DP,
+            f"{text}, and dp.max-epsilon {most:g} ends the run before: all of its steps stay "
+            f"within it with dp.noise {wanted:g}",
+        )
+    else:
+        findings.ok(DP, text)
 
 
 def _silos(names: list[str]) -> str:

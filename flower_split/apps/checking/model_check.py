@@ -11,6 +11,7 @@ from flower_split.apps.checking.findings import Findings
 from flower_split.apps.checking.sizes import CutSize, cut_size
 from flower_split.config.sections import SplitConfig
 from flower_split.segments import load_skeleton, tables_of
+from flower_split.segments.refusals import check_rows_apart
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +39,9 @@ def look_at_model(config: SplitConfig, findings: Findings) -> FoundModel | None:
         skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
         with findings.looking("model"):
             config = _as_long_as_known(config, skeleton, findings)
+        if config.dp.noise:
+            with findings.looking("dp"):
+                check_rows_apart(skeleton.config)
         found = None
         with findings.looking("cut"):
             plan = resolve_plan(skeleton, config.lora, config.peft)

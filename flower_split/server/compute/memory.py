@@ -111,13 +111,20 @@ class PassMemory:
         self.max_bytes = max_bytes or free_memory(trunk.device)
         """The bound."""
 
-    def admit(self, request: ForwardRequest, past: int) -> int:
+    def admit(self, request: ForwardRequest, past: int, *, by_row: int = 0) -> int:
         """Bytes that the passes of `request` need, after `past` tokens in each row.
+
+        Args:
+            request: The request.
+            past: Tokens before its own in each row.
+            by_row: Further bytes for every row, as of gradients that are told by row.
 
         Raises:
             TrunkBusyError: more than the bound.
         """
         needed = self._cost.bytes_of(request, past)
+        if request.keep_graph:
+            needed += by_row * request.hidden.shape[0]
         if needed > self.max_bytes:
             rows, tokens = request.hidden.shape[:2]
             raise TrunkBusyError(

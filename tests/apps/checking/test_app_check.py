@@ -73,6 +73,23 @@ def test_a_single_problem(app, given, topic, text):
     assert {one[0] for one in said(findings, "problem") if text in one[1]} == {topic}
 
 
+DP = "dp.noise=1.0 dp.clip=0.1 train.max-grad-norm=0.0 train.batch-size=2"
+
+
+def test_dp_sgd_is_told_by_its_epsilon_before_a_run(app):
+    pytest.importorskip("dp_accounting")
+    _, findings = check_app(app, [DP], silos=3)
+    assert findings.problems == []
+    told = [text for topic, text in said(findings, "ok") if topic == "dp"]
+    assert len(told) == 3 and all("(ε = " in text and "steps on" in text for text in told)
+    _, findings = check_app(app, [f"{DP} dp.max-epsilon=0.2"], silos=3)
+    warned = [text for topic, text in said(findings, "warning") if topic == "dp"]
+    assert all("ends the run before" in text and "dp.noise" in text for text in warned) and warned
+    _, findings = check_app(app, [f"{DP} train.accumulation=100"], silos=3)
+    problems = dict(said(findings, "problem"))
+    assert "a step expects 200 of them" in problems["dp"]
+
+
 def test_a_silos_own_file(app, tmp_path):
     file = tmp_path / "north.jsonl"
     file.write_text("".join(json.dumps({"text": f"the sum of {n}"}) + "\n" for n in range(20)))
