@@ -24,6 +24,10 @@ _NOT_COVERED = (
     "only an audit tells the effect."
 )
 
+_LARGE_DELTA = (
+    "δ is not below 1 over the number of examples, with which giving whole examples away would be "
+    "allowed: this is no meaningful guarantee, and dp.delta has to be lower. "
+)
 _WHOSE_NOISE = (
     "Each silo draws the noise on its own part, and whoever runs the trunk that on the trunk's "
     "part, and is trusted to do so, to tell each example's norm there, and to weigh it as it is "
@@ -94,6 +98,7 @@ def by_example(config: SplitConfig, results: Sequence[SplitResult]) -> Statement
     epsilon, most = max(found, key=lambda one: one[0])
     chance = most.release(config).chance
     trunk = "" if config.trunk.adapters == "frozen" else _WHOSE_NOISE
+    large = _LARGE_DELTA if dp.delta * most.examples >= 1 else ""
     return Statement(
         kind="dp-sgd",
         sentence=(
@@ -102,7 +107,7 @@ def by_example(config: SplitConfig, results: Sequence[SplitResult]) -> Statement
             f"whole run; the most, of silo {most.silo}: {most.steps} steps, each of which drew "
             f"every one of {most.examples} examples by itself with a chance of {chance:.3g} "
             f"(Poisson sampling), with noise of {dp.noise:g} times the norm {dp.clip:g} to which "
-            f"examples were clipped. {trunk}{_NOT_BY_EXAMPLE}"
+            f"examples were clipped. {large}{trunk}{_NOT_BY_EXAMPLE}"
         ),
         epsilon=epsilon,
         delta=dp.delta,

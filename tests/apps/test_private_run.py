@@ -126,6 +126,17 @@ def test_a_loop_of_one_s_own_draws_clips_and_counts(tiny: dict[str, Any], tmp_pa
     assert told == expected
 
 
+@pytest.mark.parametrize("strategy", ["fedprox", "scaffoldlora", "ffalora", "flora"])
+@pytest.mark.medium
+@pytest.mark.sampled(keep=1)
+def test_strategies_that_add_to_gradients_or_freeze_factors(
+    tiny: dict[str, Any], tmp_path: Path, strategy: str
+) -> None:
+    result = run(tiny, tmp_path, **{"strategy.name": strategy, "num-server-rounds": 2})
+    (told,) = result["privacy"]
+    assert told["epsilon"] > 0 and not result["failure"]
+
+
 @pytest.mark.parametrize("mode", ["shared", "frozen"])
 @pytest.mark.medium
 @pytest.mark.sampled(keep=1)
@@ -195,4 +206,10 @@ def test_the_silo_of_which_most_was_released_counts(tiny: dict[str, Any]) -> Non
     history = [record(1), record(2, failure="gone"), record(3), record(4, node=6, account=1)]
     told = by_example(config, [SplitResult(history=history), SplitResult(history=alone)])
     assert told.releases == {"dp-steps": 50, "dp-examples": 100}  # clinic-6: 40 and, alone, 10
-    assert "of silo clinic-6" in told.sentence
+    assert "of silo clinic-6" in told.sentence and "δ is not below" not in told.sentence
+
+
+def test_a_delta_that_allows_anything_is_called_so(tiny: dict[str, Any]) -> None:
+    config = read_run_config({**tiny, "dp.delta": 0.05})
+    told = by_example(config, [SplitResult(history=[record(1)])])
+    assert "δ is not below 1 over the number of examples" in told.sentence
