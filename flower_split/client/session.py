@@ -245,8 +245,7 @@ class SplitSession:
     def train_steps(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         """The same microbatches by optimizer step, `train.accumulation` to each.
 
-        A pass over the data ends with a step over fewer where that does not divide them. With
-        DP-SGD every step has those whose examples it draws, and may have none.
+        A pass over the data ends with a step over fewer. DP-SGD draws every step's, maybe none.
         """
         train, one_pass = self.config.train, self.data.train(self.server_round)
         steps = steps_of(one_pass, train.accumulation, steps_in_round(train, len(one_pass)))
@@ -258,8 +257,8 @@ class SplitSession:
 
         That of the mean loss over the target tokens of all its microbatches, of which
         `train.in-flight` are on their way through the trunk at once: the gradient does not depend
-        on how many. To be called once for each step; the model is in training mode meanwhile, and
-        with DP-SGD, which adds every example's clipped gradient instead, in evaluation mode.
+        on how many. To be called once for each step; the model is in training mode meanwhile. With
+        DP-SGD it adds every example's clipped gradient, in evaluation mode.
 
         Raises:
             DataError: no microbatch has a target token.
@@ -267,10 +266,8 @@ class SplitSession:
             TrunkError: the trunk is gone.
             SequenceError: with DP-SGD, the microbatches are not those that the step has drawn.
         """
-        private = bool(self.config.dp.noise)
-        if private:
-            _ = self.optimizer  # which clips
-            self._drawn.use(microbatches, find_remote(self.model).steps)
+        if private := bool(self.config.dp.noise):
+            self._drawn.use(microbatches, self.optimizer.steps)
         if self._gradients is None:
             train = self.config.train
             steps = steps_in_round(train, len(self.data.train(self.server_round)))

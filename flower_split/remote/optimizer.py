@@ -153,6 +153,11 @@ class SplitAdamW(torch.optim.AdamW):
         self._remote.stepped()
         return result
 
+    @property
+    def steps(self) -> int:
+        """Steps of both sides in this session."""
+        return self._remote.steps
+
     def count_steps(self, before: Callable[[], None]) -> None:
         """Have `before` called before every step of DP-SGD; where it raises, none is taken."""
         if self._clipping is not None:
