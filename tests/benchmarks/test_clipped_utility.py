@@ -1,0 +1,28 @@
+"""The benchmark runs, at toy size; what is stored is what the documentation says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmark_scripts import load_benchmark
+
+STORED = Path(__file__).parent / "results" / "clipped_utility.json"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+@pytest.mark.slow
+def test_a_loss_and_an_epsilon_for_every_noise() -> None:
+    pytest.importorskip("dp_accounting")
+    benchmark = load_benchmark("clipped_utility")
+    flat = benchmark.settings(None, steps=1, batch=4)
+    plain, clipped, noisy = benchmark.lines(flat, [4.0])
+    assert (plain.noise, clipped.noise, noisy.noise) == (None, 0.0, 4.0)
+    assert plain.epsilon is None and clipped.epsilon is None and noisy.epsilon > 0
+    assert all(line.loss > 0 for line in (plain, clipped, noisy))
+
+
+def test_the_page_says_what_is_stored() -> None:
+    page, stored = PAGE.read_text(encoding="utf-8"), json.loads(STORED.read_text())["lines"]
+    losses = ", ".join(f"{line['loss']:.3f}" for line in stored if line["epsilon"] is not None)
+    epsilons = ", ".join(f"{line['epsilon']:.3g}" for line in stored if line["epsilon"] is not None)
+    assert losses in page and epsilons in page
