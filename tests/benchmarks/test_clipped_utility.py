@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from benchmark_scripts import load_benchmark
 
-STORED = Path(__file__).parent / "results" / "clipped_utility.json"
+RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
@@ -21,8 +21,10 @@ def test_a_loss_and_an_epsilon_for_every_noise() -> None:
     assert all(line.loss > 0 for line in (plain, clipped, noisy))
 
 
-def test_the_page_says_what_is_stored() -> None:
-    page, stored = PAGE.read_text(encoding="utf-8"), json.loads(STORED.read_text())["lines"]
+@pytest.mark.parametrize("name", ["clipped_utility", "clipped_utility_real"])
+def test_the_page_says_what_is_stored(name: str) -> None:
+    stored = json.loads((RESULTS / f"{name}.json").read_text())["lines"]
+    page = PAGE.read_text(encoding="utf-8")
     losses = ", ".join(f"{line['loss']:.3f}" for line in stored if line["epsilon"] is not None)
     epsilons = ", ".join(f"{line['epsilon']:.3g}" for line in stored if line["epsilon"] is not None)
     assert losses in page and epsilons in page
