@@ -72,6 +72,12 @@ class DpConfig:
                 f"{named}: {dp} has every example's own gradient of linear modules alone; set "
                 "peft.type to 'LORA', without DoRA, biases and token indices"
             )
+        start = str(peft.options.get("init_lora_weights", "")).lower()
+        if start.startswith(STARTS_OF_DATA):
+            found.append(
+                f"peft.init-lora-weights {start!r} begins with what the silo's examples are like, "
+                f"past the noise of {dp}: leave it out"
+            )
         if lora.dropout:
             found.append(
                 f"lora.dropout {lora.dropout:g} would not be used: {dp} trains without dropout, "
@@ -105,5 +111,7 @@ class DpConfig:
         return found
 
 
+STARTS_OF_DATA = ("eva", "corda", "lora_ga")
+"""PEFT's names of starts of an adapter that are computed of data."""
 _UNTOLD = {"use_dora", "bias", "lora_bias", "trainable_token_indices", "target_parameters"}
 """Fields of LoRA's config that train what is no linear module, or its bias beside the layer's."""

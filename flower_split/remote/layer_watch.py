@@ -77,8 +77,8 @@ def hooks(module: nn.Module, kind: str) -> list[Any]:
     """The module's hooks of one of `HOOKS` but PEFT's own, and those of DP-SGD, which the trunk's
     layers have too.
 
-    PEFT's are by which it hands the arguments of a pass over to adapters, and by which the starts of
-    an adapter (EVA, CorDA, LoRA-GA) look at what goes through the silo's modules.
+    PEFT's are by which it hands the arguments of a pass over to adapters, and by which the starts
+    of an adapter (EVA, CorDA, LoRA-GA) look at what goes through the silo's modules.
     """
     return [
         hook

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flower_split.config.privacy import STARTS_OF_DATA
 from flower_split.errors import AdapterError
 from flower_split.optimization.clipping import (
     checked_norms,
@@ -346,6 +347,13 @@ def _clipping(
     if not (spec.privacy.is_on and spec.purpose == "train"):
         return None
     check_rows_apart(remote.adapter.stock.config)
+    for config in getattr(remote.adapter.stock, "peft_config", {}).values():
+        start = str(getattr(config, "init_lora_weights", "")).lower()
+        if start.startswith(STARTS_OF_DATA):
+            raise AdapterError(
+                f"an adapter that begins with init_lora_weights={start!r} tells of the silo's "
+                "examples past the noise of DP-SGD (dp.noise): leave it out"
+            )
     remote.clipping = SiloClipping(model, parameters, spec.privacy)
     return remote.clipping
 

@@ -159,6 +159,7 @@ def test_other_modes_of_the_trunk(tiny: dict[str, Any], tmp_path: Path, mode: st
         ({"lora.dropout": 0.1}, "lora.dropout 0.1 would not be used"),
         ({"peft.type": "ia3"}, "peft.type 'IA3'"),
         ({"peft.use-dora": "true"}, "peft.use-dora"),
+        ({"peft.init-lora-weights": "eva"}, "peft.init-lora-weights 'eva' begins with"),
         ({"model.quantization": "int8"}, "model.quantization 'int8'"),
         ({"model.task": "masked-lm"}, "model.task 'masked-lm'"),
         ({"data.packing": True}, "data.packing puts several examples"),
