@@ -64,10 +64,12 @@ def simulated(monkeypatch):
         calls.append({"app": app, "output_dir": output_dir, **named})
         show("INFO", "round 1 of 1: train-loss 4.077; silos 0; 1.0 s")
         show("WARNING", "silo 2: no reply that counts")
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / "run.log").touch()
         if failing := [one for one in named["run_config"] if "fail" in one]:
             raise FlwrError(f"the run ended as finished:failed: {failing[0]}")
         if output_dir is not None:
-            output_dir.mkdir(parents=True, exist_ok=True)
             one = RoundResult(server_round=0, evaluate={"0": {"eval-loss": 3.0}})
             write_result(RunResult(rounds=(one,)), output_dir / "result.json")
 
@@ -94,7 +96,7 @@ def test_run_leaves_something_and_says_where(app, simulated) -> None:
 def test_run_answers_a_program_with_json_alone(app, simulated) -> None:
     status, out, err = flower_split("run", app, "--no-check", "--json", "--output-dir", "there")
     answer = json.loads(out)
-    assert status == 0 and answer["ok"] and answer["left"] == ["result.json"]
+    assert status == 0 and answer["ok"] and answer["left"] == ["result.json", "run.log"]
     assert answer["silos"] == {"0": {"0": 3.0}}
     assert "round 1 of 1" in err
 
