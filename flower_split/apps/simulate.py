@@ -202,7 +202,7 @@ def tell_result(folder: Path, *, since: float) -> None:
 
 
 _TICK = 0.02
-"""Seconds by which a file's time is at most before the clock's: the kernel tells it by its ticks."""
+"""Seconds by which a file's time is at most before the clock's, which it follows by ticks."""
 
 
 def is_since(path: Path, since: float) -> bool:
