@@ -78,6 +78,7 @@ def spec_of(client: Any) -> Any:
     return session_spec(client, plan=None, trunk_adapters="frozen", purpose="evaluate")
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.medium
 @pytest.mark.parametrize("method", METHODS)
 def test_its_text_is_the_whole_models(tmp_path: Path, method: str) -> None:

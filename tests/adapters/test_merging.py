@@ -68,6 +68,7 @@ TIED = [
 ]
 
 
+@pytest.mark.sampled(keep=5)
 @pytest.mark.parametrize(("case", "targets"), TIED)
 def test_merged_into_tied_weights_it_computes_what_base_and_adapter_do(
     case: str, targets: list[str], tmp_path: Path

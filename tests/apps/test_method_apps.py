@@ -110,6 +110,7 @@ def test_a_run_of_another_method_is_not_resumed(values, tmp_path):
         run(values("pissa", tmp_path, resume=True))
 
 
+@pytest.mark.exhaustive
 def test_a_shared_trunk_learns_by_another_method(values, tiny, tmp_path):
     run(values("vera", tmp_path, **{"trunk.adapters": "shared"}))
     before = AutoModelForCausalLM.from_pretrained(tiny / "model")(IDS).logits

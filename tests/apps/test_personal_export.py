@@ -51,7 +51,7 @@ def ran(folder, state_home, tmp_path):
     return run
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_it_computes_what_the_silos_model_did_in_its_last_evaluation(folder, ran, tmp_path, name):
     adapter, seen = ran(name)

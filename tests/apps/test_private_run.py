@@ -71,7 +71,7 @@ def test_steps_are_counted_over_resumed_runs_and_epsilon_is_told(
     assert f"## Privacy\n\n- {told['sentence']}\n" in card
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_ends_before_the_round_that_would_go_beyond_the_bound(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -126,9 +126,8 @@ def test_a_loop_of_one_s_own_draws_clips_and_counts(tiny: dict[str, Any], tmp_pa
     assert told == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("strategy", ["fedprox", "scaffoldlora", "ffalora", "flora"])
-@pytest.mark.medium
-@pytest.mark.sampled(keep=1)
 def test_strategies_that_add_to_gradients_or_freeze_factors(
     tiny: dict[str, Any], tmp_path: Path, strategy: str
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_run_leaves_adapter_result_and_plot(results, tiny):
     assert not torch.equal(adapted(ids).logits, before)
 
 
+@pytest.mark.exhaustive
 def test_tensorboard_is_written_as_the_run_goes(run_config, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run({**run_config, "output-dir": str(tmp_path), "tensorboard": True})
@@ -162,6 +163,7 @@ def test_a_silo_without_data_ends_the_run_with_the_reason(run_config):
     assert "/nowhere/data.jsonl" in str(caught.value)
 
 
+@pytest.mark.exhaustive
 def test_a_failed_run_saves_what_it_had_learned(run_config, tmp_path):
     def fail_in_round_two(reply):
         split = reply.content.config_records["split"] if reply.has_content() else None

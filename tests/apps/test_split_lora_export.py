@@ -33,7 +33,7 @@ def ran(folder, state_home, tmp_path):
     return run
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", ["federated", "frozen"])
 @pytest.mark.parametrize("name", ["flora", "fedexlora", "flexlora"])
 def test_what_is_folded_is_part_of_the_adapter(folder, ran, tmp_path, name, mode):
@@ -59,6 +59,7 @@ PERSONAL = {"strategy.personal": "layers.1, layers.3"}
 """A layer of the trunk's and one of the silo's."""
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     "changes",
     [

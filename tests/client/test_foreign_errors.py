@@ -60,7 +60,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.slow
 @needs_root
-@pytest.mark.medium
 def test_what_the_user_may_not_read_or_write_is_named() -> None:
     """Read as another user, whom modes concern as they do not concern root."""
     with folder_of_other() as folder:

@@ -11,7 +11,6 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 @pytest.mark.slow
 @needs_root
-@pytest.mark.medium
 def test_a_delivered_model_is_trained_and_its_optimizer_resumed() -> None:
     with folder_of_other() as folder:
         kept = folder / "tmp" / f"flower-split-{OTHER}"

@@ -45,6 +45,7 @@ def allowed(codec: BlockCodec, tensor: Tensor) -> Tensor:
     return torch.cat(bounds, -1) + rounding + torch.finfo(tensor.dtype).smallest_normal
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.medium
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())

@@ -41,7 +41,7 @@ def raw(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.sampled(keep=16)
+@pytest.mark.sampled(keep=6)
 @pytest.mark.parametrize("cuts", [(1, 1), (0, 0)], ids=str)
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.name)
 def test_the_delivered_client_and_the_trunk_are_the_uncut_model(

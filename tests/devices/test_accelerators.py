@@ -97,6 +97,7 @@ def test_a_loop_of_ones_own(sides: Sides, device: torch.device, dtype: torch.dty
     assert_close(sides, (totals[0], totals[1]), dtype)
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.medium
 def test_microbatches_in_flight(sides: Sides, dtype: torch.dtype) -> None:
     client, whole = sides

@@ -76,6 +76,7 @@ def make_blocks(how: str, size: int = BLOCK, **environment: str) -> Made:
     return Made(kept == "1", int(peak), tuple(map(float, faults)))
 
 
+@pytest.mark.exhaustive
 @glibc
 def test_the_next_block_costs_no_page_faults() -> None:
     assert min(make_blocks("leave").faults) > PAGES / 1024  # where all pages are huge, fewer

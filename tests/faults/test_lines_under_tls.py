@@ -29,7 +29,7 @@ def sent(mutual: Mutual) -> Sent:
 
 
 @pytest.mark.medium
-@pytest.mark.sampled(keep=6)
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize(("at", "way", "kind"), CUTS)
 def test_row_07_a_line_under_tls_that_is_cut_costs_nothing(
     mutual: Mutual, sent: Sent, at: float, way: str, kind: End, caplog: pytest.LogCaptureFixture

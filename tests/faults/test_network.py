@@ -83,7 +83,7 @@ CUTS, SILENCES = every("reset", "close"), every("silence")
 
 
 @pytest.mark.medium
-@pytest.mark.sampled(keep=14)
+@pytest.mark.sampled(keep=5)
 @pytest.mark.parametrize(
     ("way", "kind", "at"), [*CUTS[:12], *SILENCES[:2], *CUTS[12:], *SILENCES[2:]]
 )

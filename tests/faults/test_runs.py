@@ -70,7 +70,7 @@ PLACES = [(2, 1, 1), (1, 0, 0)] + [
 """Round, silo and step."""
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("place", PLACES)
 def test_row_04_a_server_that_is_killed_at_any_step(
     model: Path, whole: Any, tmp_path: Path, place: tuple[int, int, int]

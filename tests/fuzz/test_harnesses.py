@@ -26,7 +26,7 @@ def inputs(name):
         yield noise if number % 2 else chance.choice(good)[: chance.randrange(1, 80)] + noise
 
 
-@pytest.mark.sampled(keep=len(NAMES))
+@pytest.mark.sampled(keep=6)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_harness_finds_nothing(name):
     for data in inputs(name):

@@ -44,6 +44,7 @@ OLMO = Case(
 )
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize("target", ["OLMO", "made"])
 def test_a_family_of_another_package_is_exact_and_trains(

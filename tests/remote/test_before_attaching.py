@@ -89,6 +89,7 @@ def lora_ga(model: Any, config: LoraConfig) -> Any:
     return get_peft_model(model, config)
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("start", "settings"),

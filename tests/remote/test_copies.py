@@ -72,6 +72,7 @@ def test_a_compiled_model_trains_the_same() -> None:
         assert torch.allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.medium
 @pytest.mark.parametrize(
     "take",
@@ -278,6 +279,7 @@ def _halved(cache: Any) -> Any:
     return cache
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize(
     ("remake", "words"),
     [

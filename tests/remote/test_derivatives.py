@@ -75,6 +75,7 @@ def _of_the_trunk(model: Any) -> None:
     torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
 
 
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize(
     ("derive", "words"),
     [

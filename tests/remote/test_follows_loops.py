@@ -108,6 +108,7 @@ def _assert_alike(act: Act, pair: Pair) -> None:
     assert float((cut - whole).abs().max()) <= 1e-6
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.medium
 @pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)
 @pytest.mark.parametrize("mode", ["federated", "shared"])

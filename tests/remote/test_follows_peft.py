@@ -113,6 +113,7 @@ def all_frozen(model: Any, optimizer: Any) -> list[float]:
     return losses + train(model, optimizer)
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.medium
 @pytest.mark.parametrize(
     "act",
@@ -192,6 +193,7 @@ def narrowed(model: Any, optimizer: Any) -> None:
     model.to(torch.bfloat16)
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.parametrize(
     ("act", "words"),
     [

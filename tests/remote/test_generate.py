@@ -35,7 +35,7 @@ CASES = [*((how, (1, 2)) for how in HOW), ("beams", (0, 0)), ("greedy", (0, 1)),
 
 
 @pytest.mark.medium
-@pytest.mark.sampled(keep=8)
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize(("how", "cuts"), CASES)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
 def test_tokens_equal_the_uncut_models(kind: str, how: str, cuts: tuple[int, int]) -> None:

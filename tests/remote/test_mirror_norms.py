@@ -41,6 +41,7 @@ def test_norms_that_the_trunk_tells_are_the_whole_models(
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.parametrize("foreach", [None, False, True])
 @pytest.mark.parametrize("order", [1.0, 3.0, 0.0, -math.inf])
 def test_other_norms_are_refused(order: float, foreach: bool | None) -> None:

@@ -123,7 +123,7 @@ def test_autocast_on_both_sides_equals_the_uncut_model_to_the_bit(weights: torch
 FAMILIES = {case.model_type: case for case in CASES}
 
 
-@pytest.mark.sampled(keep=8)
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize("case", FAMILIES.values(), ids=FAMILIES)
 def test_every_family_under_autocast_equals_the_uncut_model_to_the_bit(case: Case) -> None:
     attention_only = LoraSettings(r=4, target_modules=("q_proj", "v_proj"))
@@ -143,6 +143,7 @@ def test_every_family_under_autocast_equals_the_uncut_model_to_the_bit(case: Cas
         assert torch.equal(parameter.grad, whole[name]), name
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("silo", "trunk", "silo_casts", "trunk_casts"),

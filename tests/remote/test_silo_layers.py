@@ -103,6 +103,7 @@ def _other_config(model: Any) -> None:
     model.config.sliding_window = 3
 
 
+@pytest.mark.sampled(keep=6)
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("change", "words"),

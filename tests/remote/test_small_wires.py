@@ -44,7 +44,6 @@ def losses(codec: str) -> tuple[float, float]:
 
 @pytest.mark.sampled(keep=1)
 @pytest.mark.slow
-@pytest.mark.medium
 @pytest.mark.parametrize(("codec", "tolerance"), [("int8", 0.01), ("nf4", 0.1)])
 def test_the_final_loss_is_that_of_fp32(codec: str, tolerance: float) -> None:
     before, exact = losses("fp32")

@@ -153,7 +153,7 @@ def test_dropout_is_there_and_follows_the_seed() -> None:
     assert len(losses) == 3
 
 
-@pytest.mark.sampled(keep=10)
+@pytest.mark.sampled(keep=4)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_family_has_the_uncut_models_gradients(case: Case) -> None:
     # PEFT has no LoRA for the experts of a mixture, which are no linear layers.

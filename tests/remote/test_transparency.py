@@ -51,6 +51,7 @@ def _train_split(model: Any, steps: int) -> list[float]:
     return losses
 
 
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize("cuts", [(1, 2), (0, 0), (0, 1), (2, 0)])
 @pytest.mark.parametrize("settings", [OptimizerSettings(), CLIPPED], ids=["free", "clipped"])
 def test_training_equals_the_uncut_model_to_the_bit(

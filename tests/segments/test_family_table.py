@@ -10,7 +10,7 @@ SHARDS = 12
 SAMPLE = ("bart", "bert", "helium", "lfm2", "zamba2")
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize("model_type", SAMPLE)
 def test_a_sample_is_as_written(model_type: str) -> None:

@@ -18,6 +18,7 @@ RUNS = [(case, (0, 1)) for case in CASES]
 RUNS += [(case, cuts) for case in CASES if case.name in SEVERAL_CUTS for cuts in ((1, 1), (2, 0))]
 
 
+@pytest.mark.sampled(keep=17)
 @pytest.mark.parametrize(
     ("case", "cuts"), RUNS, ids=[f"{case.name}-{k}-{m}" for case, (k, m) in RUNS]
 )

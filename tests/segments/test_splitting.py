@@ -27,6 +27,7 @@ IDS = torch.tensor([[3, 4, 5, 6, 7, 8, 9], [0, 0, 0, 1, 2, 3, 4]])
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
+@pytest.mark.sampled(keep=12)
 @each_case
 def test_every_tensor_is_held_once(case: Case) -> None:
     model = case.model()

@@ -630,6 +630,7 @@ def told(engine: TrunkEngine, **changes: object) -> SessionSpec:
     return replace(spec, adapter=json.dumps({**json.loads(spec.adapter), **changes}))
 
 
+@pytest.mark.sampled(keep=4)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -100,7 +100,7 @@ def test_each_silo_adds_adapter_moments_and_microbatches_whatever_their_number(
     assert last == pytest.approx(pipelined, rel=0.02)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_session_that_is_closed_leaves_nothing(engine: TrunkEngine) -> None:
     def come_and_go() -> None:
         for silo in range(2, 5):

@@ -63,6 +63,7 @@ def test_every_adapter_tensor_equals_that_of_the_uncut_run(folders, family, name
     assert largest_difference(ours, theirs) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_the_transport_in_process_gives_the_same_adapters_as_grpc(folders, monkeypatch):
     over_grpc = split(folders["llama"], "fedavg").arrays
     engines = []
@@ -82,6 +83,7 @@ def test_the_transport_in_process_gives_the_same_adapters_as_grpc(folders, monke
         assert (array.numpy() == in_process[name].numpy()).all(), name
 
 
+@pytest.mark.slow
 def test_silos_at_once_give_the_same_adapters_as_one_by_one(folders):
     one_by_one = split(folders["llama"], "fedavg").arrays
     at_once = split(folders["llama"], "fedavg", threads=SILOS).arrays

@@ -106,6 +106,7 @@ def test_a_silo_that_lost_its_file_and_its_trunk_start_afresh_together(folder, s
     assert largest_difference(ours, uncut(folder, forgetting={(1, 3)})) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_costs_the_moments_and_no_round(folder, monkeypatch, caplog):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -95,6 +95,7 @@ CORE = {
 """Of every kind of method one, for the default suite; the slow one takes the others."""
 
 
+@pytest.mark.sampled(keep=5)
 @pytest.mark.parametrize(
     "name",
     [n if n in CORE else pytest.param(n, marks=pytest.mark.exhaustive) for n in CASES],
@@ -122,7 +123,7 @@ def test_a_split_run_equals_the_uncut_one(folders, tmp_path, name):
     assert not torch.equal(logits(loaded), logits(base_model(case.folder)))
 
 
-@pytest.mark.sampled(keep=4)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     "name",
     [

@@ -30,6 +30,7 @@ def is_personal(name):
     return ".layers.1." in name
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("name", ["flora", "fedexlora", "rolora", "fedsalora", "krum", "fedadam"])
 def test_personal_modules_never_leave_and_go_on_from_the_silos_own(folder, tmp_path, name):
     seen = {}

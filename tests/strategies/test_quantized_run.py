@@ -23,6 +23,7 @@ def fedavg():
     return FedAvg(fraction_evaluate=0.0, min_train_nodes=SILOS)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("kind", ["nf4", "int8", "torchao-int8"])
 def test_every_adapter_tensor_equals_that_of_the_uncut_run(kind, tmp_path):

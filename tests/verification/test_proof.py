@@ -59,7 +59,7 @@ def test_a_small_difference_of_a_gradient_is_found_out(monkeypatch: pytest.Monke
         prove(causal_config("helium"))
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_registered_families_are_left_as_they_were() -> None:
     before = dict(FAMILIES)
     assert prove(causal_config("gptj")).returns_tuple

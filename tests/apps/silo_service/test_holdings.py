@@ -73,7 +73,6 @@ def test_a_config_that_is_not_valid_is_not_taken(tiny, holdings):
 
 
 @pytest.mark.slow
-@pytest.mark.medium
 def test_a_run_with_services_equals_the_run_without(tiny, holdings, serving, folder, tmp_path):
     values = tiny_run_config(tiny, **{"strategy.min-nodes": 2, "sample-prompt": "the sum of"})
     keep_models(None)

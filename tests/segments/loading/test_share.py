@@ -25,7 +25,7 @@ def extents_of(folder: Path, bottom: int, top: int) -> dict[str, Extent]:
     return {extent.name: extent for group in share.layers.values() for extent in group}
 
 
-@pytest.mark.sampled(keep=14)
+@pytest.mark.sampled(keep=5)
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_it_is_what_the_client_model_is_loaded_from(

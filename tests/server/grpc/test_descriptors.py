@@ -63,6 +63,7 @@ def open_files(process: "subprocess.Popen[str]") -> int:
     return int(process.stdout.readline())
 
 
+@pytest.mark.slow
 def test_a_flood_of_one_port_starves_neither_the_other_nor_files(
     limited: "subprocess.Popen[str]",
 ) -> None:

@@ -74,6 +74,7 @@ def folders(output):
     return sorted(p.name for p in (output / "checkpoints").iterdir() if p.name != ".lock")
 
 
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("purpose", ["train", "evaluate"])
 @pytest.mark.parametrize("server_round", [1, 3, 4])
 def test_a_resumed_run_equals_the_uninterrupted_one(toy, tmp_path, server_round, purpose, caplog):

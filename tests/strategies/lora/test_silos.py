@@ -70,7 +70,7 @@ def test_silos_of_different_ranks_at_once_do_not_disturb_each_other(run):
         assert (array.numpy() == at_once.arrays[name].numpy()).all(), name
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("name", "changes", "is_own"),
@@ -226,6 +226,7 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not_interrupted(run, tmp_pat
     assert losses[0] == losses[1]
 
 
+@pytest.mark.exhaustive
 def test_every_silo_alone_keeps_its_own_rank(run):
     result, grid = run("fedavg", loras=MIXED, inner=Alone(min_nodes=3, lora=LORA))
     assert not any(record.failure for record in result.history)

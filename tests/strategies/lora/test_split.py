@@ -44,7 +44,7 @@ def uncut_loras(values, loras):
     return [{**run, **lora} for lora in loras or [{}] * 3]
 
 
-@pytest.mark.sampled(keep=3)
+@pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize(("name", "loras", "changes"), CASES)
 def test_a_split_run_equals_the_unsplit_one(folder, tmp_path, state_home, name, loras, changes):
     if name == "fedprox":

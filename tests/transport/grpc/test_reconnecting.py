@@ -70,6 +70,7 @@ def assert_done(cut: CutOnce, seen: list[int]) -> None:
     assert cut.done or (cut.message.direction, cut.message.number) == ("up", seen[-1])
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 @pytest.mark.medium
 @pytest.mark.usefixtures("_persistent")
@@ -88,7 +89,7 @@ def test_connections_that_last_for_a_few_messages(rig: Rig, codec: str) -> None:
         assert relay.connections > 5 and found.reconnects > 4
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("place", PLACES[1:])  # before one is after another, but for the handshake
 @pytest.mark.medium
@@ -104,7 +105,7 @@ def test_a_cut_at_every_message_of_a_training(rig: Rig, direction: Direction, pl
         assert_done(cut, numbers)
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.medium
 @pytest.mark.usefixtures("_persistent")
