@@ -177,10 +177,14 @@ def _find(source: Path, *, best: bool, server_round: int | None) -> Checkpoint:
                 f"{source} is one checkpoint: --best and --round choose in a run's output folder"
             )
         return read_checkpoint(source)
-    if not os.path.exists(source):
+    try:
+        source.stat()
+    except FileNotFoundError:
         raise StateError(
             f"there is no {source}: give a run's output folder, a checkpoint, or a PEFT folder"
-        )
+        ) from None
+    except OSError:
+        pass  # whoever looks for checkpoints there says why it cannot be read
     inside = source / CHECKPOINTS
     folder = inside if os.path.isdir(inside) else source
     found = find_checkpoint(folder, server_round=server_round, best=best)

@@ -34,6 +34,7 @@ def test_the_bound_is_the_longest_of_what_can_overlap() -> None:
     assert pause == pytest.approx(2 * 0.05 + 0.5)
 
 
+@pytest.mark.exhaustive
 def test_depth_hides_the_delay_and_is_found_by_measurement() -> None:
     """One at a time, a step of four microbatches takes nine round trips; at once, three."""
     link = Link(round_trip_ms=400)  # far more than a busy machine computes

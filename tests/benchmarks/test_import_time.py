@@ -12,6 +12,7 @@ HEAVY = {"datasets", "pandas", "matplotlib", "ray"}
 """Packages of which a client that trains needs none; `datasets` only where its data is one."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_flower_split_adds_little_to_torch_transformers_and_peft():
     """0.3 s, or a tenth of the time of the three where the machine is slow or busy."""

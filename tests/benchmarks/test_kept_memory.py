@@ -8,6 +8,7 @@ from flower_split.devices import allocator
 kept_memory = load_benchmark("kept_memory")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif(not allocator.is_glibc(), reason="the allocator is not glibc's")
 def test_it_counts_the_faults_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from flower_split.reporting import read_result
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
+@pytest.mark.exhaustive
 def test_silos_fetch_their_part_once_and_leave_it_as_it_was(over_tls, tiny, tmp_path):
     app = write_app(tmp_path / "app", {**tiny.config, "model.delivery": "server"})
     caches = [Path(str(node.config["cache-dir"])) for node in over_tls.nodes]

@@ -146,6 +146,7 @@ def test_a_trunk_that_is_cut_off(shared, training, tmp_path):
     shared.assert_idle(own)
 
 
+@pytest.mark.exhaustive
 def test_a_frozen_client_is_left_out(shared, training, tmp_path):
     # The first to come, at once: the other's SuperNode may still be busy with a run before.
     run_id, own, clients = training(shared, silos=1, train__local_steps=300)

@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 ROUNDS = 2
 
 
+@pytest.mark.exhaustive
 def test_a_killed_server_app_is_resumed_with_what_the_silos_kept(tiny, tmp_path):
     """Other node ids, another run id, the same silos: to the bit, moments of the optimizer too."""
     config = {
