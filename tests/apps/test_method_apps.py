@@ -104,6 +104,7 @@ def test_a_run_is_resumed_exported_and_merged(values, tiny, tmp_path, name):
     assert said.exit_code == 1
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_another_method_is_not_resumed(values, tmp_path):
     run(values("dora", tmp_path, **{"num-server-rounds": 1}))
     with pytest.raises(Exception, match=r"peft\.init-lora-weights was None and is 'pissa' now"):

@@ -118,7 +118,7 @@ def evaluate(message: Any, context: Any) -> Any:
         return session.reply({"eval-loss": session.evaluate().loss})
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_a_loop_of_one_s_own_draws_clips_and_counts(tiny: dict[str, Any], tmp_path: Path) -> None:
     changes = {"num-server-rounds": 1, "train.accumulation": 2, "train.autocast": "bfloat16"}
     (expected,) = run(tiny, tmp_path / "ready-made", **changes)["privacy"]

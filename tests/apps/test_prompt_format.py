@@ -81,6 +81,7 @@ def test_a_run_leaves_its_format_and_the_cards_code_works(run_config, tmp_path, 
     assert len(namespace["written"][0]) > namespace["prompt"]["input_ids"].shape[1]  # type: ignore[index]
 
 
+@pytest.mark.exhaustive
 def test_examples_are_shown_where_a_silo_says_so_and_nowhere_else(run_config, tmp_path, capfd):
     values = {**run_config, "output-dir": str(tmp_path), "num-server-rounds": 2}
     nodes = [{"show-examples": 2}, {}, {}]

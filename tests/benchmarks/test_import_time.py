@@ -13,7 +13,6 @@ HEAVY = {"datasets", "pandas", "matplotlib", "ray"}
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_flower_split_adds_little_to_torch_transformers_and_peft():
     """0.3 s, or a tenth of the time of the three where the machine is slow or busy."""
     found = measure(3)

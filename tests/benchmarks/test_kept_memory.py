@@ -9,7 +9,6 @@ kept_memory = load_benchmark("kept_memory")
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 @pytest.mark.skipif(not allocator.is_glibc(), reason="the allocator is not glibc's")
 def test_it_counts_the_faults_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):

@@ -194,7 +194,7 @@ def test_row_07_a_line_that_delays_or_slices_changes_nothing(
         assert fault.attempt(trunk.invite(VICTIM), line.address) is not None
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_row_08_a_silo_that_reads_slowly(caplog: pytest.LogCaptureFixture) -> None:
     """Replies wait at the trunk up to a bound, and the session does not stay for ever."""
     asked = 200

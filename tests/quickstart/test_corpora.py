@@ -18,7 +18,7 @@ def texts(partition_id: int, num_partitions: int) -> list[str]:
     return [example["text"] for example in silo_docstrings(partition_id, num_partitions)]
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_every_silo_has_much_text_of_its_own() -> None:
     silos = [texts(silo, 3) for silo in range(3)]
     for text in silos:

@@ -75,7 +75,7 @@ def test_a_recipe_is_settings_of_the_app(recipe: Path) -> None:
     assert config.train.local_steps == config.data.max_examples == 0
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_can_be_planned(recipe: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_tokens_equal_the_uncut_models(kind: str, how: str, cuts: tuple[int, int
     assert torch.equal(made[0], made[1])
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_a_cache_that_is_gone_is_freed_at_the_trunk() -> None:
     """There is room for one only: 2 rows of 5 tokens and of 3 that are fed back."""
     pair = make_pair(limits=SessionLimits(max_cached_tokens=16))

@@ -10,6 +10,7 @@ SHARDS = 12
 WRITE = "run: python tests/support/task_table.py --write"
 
 
+@pytest.mark.sampled(keep=1)
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("model_type", "task"),

@@ -94,7 +94,7 @@ def run(folder, tmp_path, monkeypatch):
     return start
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_it_learns_what_a_run_with_local_models_learns(run, folder, tmp_path, caplog):
     open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     local = run("local", name=str(folder / "model"))
@@ -152,7 +152,7 @@ def test_another_process_finds_the_model_on_its_disk(run, tmp_path):
     assert hashlib.sha256(largest.read_bytes()).hexdigest() == largest.name
 
 
-@pytest.mark.medium
+@pytest.mark.exhaustive
 def test_silos_at_once_share_one_cache(run):
     ran = run(grid={"threads": 3}, **{"num-server-rounds": 1})
     assert not any(record.failure for record in ran.result.history)

@@ -200,6 +200,7 @@ def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypa
     assert_equal(resumed.adapter, uninterrupted)
 
 
+@pytest.mark.exhaustive
 def test_states_of_another_mode_are_refused(folder):
     with TrunkHost(read_run_config(config_of(folder))) as host:
         ran(folder, INNER["fedavg"](), host=host)

@@ -109,7 +109,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     }
 
 
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["single", "sharded"])
 def test_client_takes_its_own_share(layout: str, measured: dict[tuple[str, str], Measured]) -> None:
     whole, share, peak = measured[f"client {layout}", "float32"]

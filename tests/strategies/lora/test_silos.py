@@ -45,7 +45,7 @@ def failures(result):
     return {r.node_id - FIRST_NODE: r.failure for r in result.of("train", 1) if r.failure}
 
 
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", MODES)
 def test_mixed_ranks_and_folded_factors_in_every_mode(run, mode):
     result, _ = run("flora", mode=mode, loras=MIXED)
@@ -107,7 +107,7 @@ def test_what_a_silo_keeps_of_its_layers_is_in_no_message_to_the_server(
     assert len(files) >= 3
 
 
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", MODES)
 def test_a_rank_that_the_strategy_cannot_take_costs_its_silo_and_no_other(run, mode):
     result, _ = run("fedexlora", mode=mode, loras=[{}, {"r": 2}, {}])
@@ -117,6 +117,7 @@ def test_a_rank_that_the_strategy_cannot_take_costs_its_silo_and_no_other(run, m
     assert "'flora' aggregates updates of any ranks exactly" in reason
 
 
+@pytest.mark.exhaustive
 def test_a_rank_above_the_bound_costs_its_silo(run):
     result, _ = run("flora", changes={"lora.max-r": 5}, loras=MIXED)
     assert "silos of this run may have 5 at most" in failures(result)[2]

@@ -137,9 +137,8 @@ def affine(relay: CuttingRelay) -> list[Any]:
         return [*results, transport.finish(), transport.wire_bytes]
 
 
-@pytest.mark.sampled(keep=1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("direction", ["up", "down"])
-@pytest.mark.medium
 def test_a_cut_within_requests_and_replies_of_several_frames(direction: Direction) -> None:
     backend = AffineBackend()
     with hosting(backend) as server:
