@@ -122,6 +122,7 @@ def test_another_adapter_or_scale_is_refused(tmp_path: Path) -> None:
             client(**make_batch())
 
 
+@pytest.mark.medium
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     client, trunk = split_model(tiny_model(), 1, 2)
     with pytest.raises(AdapterError, match="is no PEFT folder"):

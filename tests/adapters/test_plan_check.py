@@ -48,6 +48,7 @@ def test_every_setting_of_another_method_is_compared(
             attached(replace(plan.peft_config(), **{name: value}))
 
 
+@pytest.mark.medium
 def test_another_method_is_told_by_name() -> None:
     model = tiny_model()
     loha = PeftSettings(type="LOHA", options={"r": 2, **TWO})

@@ -41,6 +41,7 @@ def test_an_ending_from_outside_is_saved_once(record, tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.medium
 def test_the_result_so_far_is_there_after_a_round_and_the_end_is_told(tmp_path):
     strategy = SimpleNamespace(result=SplitResult(seconds={1: 2.0}), inner=FedAvg())
     result = tmp_path / "result.json"

@@ -118,6 +118,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.medium
 @settings(deadline=None)
 @given(VALUES)
 def test_any_plain_value_comes_back_to_the_bit(value):

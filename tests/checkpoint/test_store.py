@@ -93,6 +93,7 @@ def two(tmp_path_factory):
     return folder, files
 
 
+@pytest.mark.medium
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_any_damage_is_noticed_and_the_one_before_may_be_used(two, caplog, data):

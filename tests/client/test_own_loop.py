@@ -46,6 +46,7 @@ class NotingTransport(GrpcTransport):
         return super().backward(request)
 
 
+@pytest.mark.medium
 def test_steps_are_made_of_the_same_batches(invite, context):
     message, _ = invite()
     with SplitSession(message, context()) as session:

@@ -32,6 +32,7 @@ def trunks(monkeypatch):
     return served
 
 
+@pytest.mark.medium
 def test_a_round_trains_evaluates_and_generates(trunks, host, invite, context):
     (trunk,) = trunks
     assert (trunk.dtype, trunk.autocast) == (torch.bfloat16, torch.bfloat16)

@@ -101,6 +101,7 @@ def test_the_torch_random_state_is_the_callers_again(invite, context):
     assert torch.equal(torch.rand(3), wanted)
 
 
+@pytest.mark.medium
 def test_seeds_differ_by_round_and_silo(invite, context):
     seeds = set()
     for server_round, partition in ((1, 0), (2, 0), (1, 1)):
@@ -128,6 +129,7 @@ def test_flower_splits_own_errors_pass(invite, context):
         raise DataError("mine")
 
 
+@pytest.mark.medium
 def test_a_failed_session_does_not_count(host, invite, context):
     message, invited = invite()
     with pytest.raises(SiloError), SplitSession(message, context()) as session:
@@ -136,6 +138,7 @@ def test_a_failed_session_does_not_count(host, invite, context):
     assert invited.collect() is None
 
 
+@pytest.mark.medium
 def test_a_token_opens_one_session_only(invite, context):
     message, _ = invite()
     with SplitSession(message, context()) as session:
@@ -151,6 +154,7 @@ def test_a_late_silo_is_turned_away(host, invite, context):
         pass
 
 
+@pytest.mark.medium
 def test_a_session_ends_when_its_round_is_over(host, invite, context):
     message, invited = invite()
     with SplitSession(message, context()) as session:

@@ -177,6 +177,7 @@ def test_raw_refuses_another_dtype() -> None:
         RAW_INT64.decode(torch.zeros(8, dtype=torch.uint8), (1,), torch.float32)
 
 
+@pytest.mark.medium
 @settings(max_examples=200, deadline=None)
 @given(array=npst.arrays(np.float32, SHAPES, elements=st.floats(width=32)))
 @pytest.mark.parametrize("dtype", DTYPES)

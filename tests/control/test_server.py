@@ -263,6 +263,7 @@ def test_a_run_has_its_share_of_memory_and_no_more(folder):
             host.invite(terms, 1, 5, TrunkStart(tensors=trunk))
 
 
+@pytest.mark.medium
 def test_no_strategy_can_take_all_runs_or_all_calls(folder, tls, keys):
     """Others find a run and an answer, whatever it has open and half sent."""
     bounds = RunBounds(max_runs=3)

@@ -73,6 +73,7 @@ def test_every_text_format_reads_to_the_same_table(tmp_path: Path, name: str, ta
     assert [row for _, rows in examples.batches() for row in rows] == table
 
 
+@pytest.mark.medium
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

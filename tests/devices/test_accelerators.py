@@ -78,6 +78,7 @@ def assert_close(sides: Sides, losses: tuple[float, float], dtype: torch.dtype) 
         assert float((tensor - theirs[name]).norm()) <= 0.2 * float(theirs[name].norm()), name
 
 
+@pytest.mark.medium
 def test_a_loop_of_ones_own(sides: Sides, device: torch.device, dtype: torch.dtype) -> None:
     client, whole = sides
     stock = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], weight_decay=0.0)

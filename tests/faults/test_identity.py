@@ -152,6 +152,7 @@ def forgeries(ticket: Ticket, known: Ticket) -> dict[type[TrunkError], list[Tick
     }
 
 
+@pytest.mark.medium
 def test_row_16_a_client_of_another_run_or_with_a_forged_id(
     trunk: WatchedTrunk, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,7 @@ def test_row_07_a_line_under_tls_that_is_cut_costs_nothing(
         assert line.accepted >= 2
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["reset", "close"])
 def test_row_07_a_line_under_tls_that_ends_between_two_steps(
     mutual: Mutual, kind: End, caplog: pytest.LogCaptureFixture

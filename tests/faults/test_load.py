@@ -119,6 +119,7 @@ def test_row_26_memory_that_runs_out_for_a_legal_batch(
         hook.remove()
 
 
+@pytest.mark.medium
 def test_row_26_a_batch_beyond_the_bound_is_refused_before_it_is_computed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -151,6 +151,7 @@ def whole_steps(shared: WatchedTrunk) -> list[dict[str, Tensor]]:
     return states
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize(("way", "kind", "at"), every("reset"))
 def test_row_07_a_cut_line_leaves_whole_steps_in_a_shared_adapter(

@@ -105,6 +105,7 @@ ORDERS: dict[str, tuple[Request, ...]] = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=4)
 @pytest.mark.parametrize("order", ORDERS)
 def test_row_12_steps_out_of_order(attack: Attack, order: str) -> None:

@@ -127,6 +127,7 @@ def test_a_codec_of_another_package_compresses_as_by_hand(plugin: Any) -> None:
     assert pair.transport.wire_bytes["h1"] == pair.transport.wire_bytes["g1"] == 2 * hidden
 
 
+@pytest.mark.medium
 def test_it_does_so_over_grpc(plugin: Any) -> None:
     pair = make_pair(wire=WireConfig.uniform("fixed"))
     with (

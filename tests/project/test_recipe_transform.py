@@ -161,6 +161,7 @@ def gradients_of(pair: Pair) -> dict[str, Tensor]:
     return {name: one.grad for name, one in named if one.grad is not None}
 
 
+@pytest.mark.medium
 @each_wire
 @pytest.mark.parametrize("train", [taught, staged])
 def test_what_one_end_doubles_and_the_other_halves_is_what_it_was(
@@ -175,6 +176,7 @@ def test_what_one_end_doubles_and_the_other_halves_is_what_it_was(
         assert torch.equal(gradients[name], expected[name]), name
 
 
+@pytest.mark.medium
 @each_wire
 def test_generation_passes_it_too(plugin: Any, wire: Wire) -> None:
     prompt = {"input_ids": make_batch()["input_ids"], "max_new_tokens": 5, "do_sample": False}

@@ -250,6 +250,7 @@ def test_without_a_task_no_loss_has_the_term_as_in_peft(mode: str) -> None:
     assert all(torch.equal(tensor, left[name]) for name, tensor in read_state(both.client).items())
 
 
+@pytest.mark.medium
 def test_losses_without_gradients_and_without_the_adapter_have_the_term_too() -> None:
     both = sides(orth_reg_weight=2.0)
     both.opened()
@@ -439,6 +440,7 @@ class Lying(LocalTransport):
         return answer
 
 
+@pytest.mark.medium
 def test_a_trunk_that_tells_other_scores_than_the_plan_has_is_refused() -> None:
     both = sides()
     transport = Lying(both.engine, both.spec())

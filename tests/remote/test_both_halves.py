@@ -121,6 +121,7 @@ def test_a_bound_on_elements_is_followed_also_where_one_side_alone_reaches_it(bo
     optimizer.step()
 
 
+@pytest.mark.medium
 def test_an_optimizer_of_the_session_before_is_refused_and_its_state_loaded() -> None:
     pair = make_pair()
     optimizer = SplitAdamW(pair.client, lr=1e-2)
@@ -253,6 +254,7 @@ def test_microbatches_in_flight_do_not_leave_the_trunks_parameters_untrained() -
         gradients.add([make_batch(seed=0)])
 
 
+@pytest.mark.medium
 def test_a_factor_that_a_round_freezes_is_frozen_in_the_trunks_parameters_too() -> None:
     pair = make_pair()
     parts = frozenset(n for n in pair.client_state if "lora_B" in n)

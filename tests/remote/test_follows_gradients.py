@@ -184,6 +184,7 @@ def over_grpc(pair: Pair, **engine: Any) -> Iterator[Pair]:
             transport.close()
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize("act", FOLLOWED, ids=lambda act: act.__name__)
 def test_the_trunk_follows_over_grpc(act: Act) -> None:
@@ -193,6 +194,7 @@ def test_the_trunk_follows_over_grpc(act: Act) -> None:
         assert_alike(pair)
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize("bound", [1e-3, 0.05, 1.0, 100.0])
 @pytest.mark.parametrize("foreach", [True, False])
@@ -227,6 +229,7 @@ def test_gradients_are_clipped_by_their_values(bound: float) -> None:
     assert_alike(pair)
 
 
+@pytest.mark.medium
 def test_a_gradient_scaler_is_followed_also_where_it_skips_a_step() -> None:
     pair = make_pair()
     for model, optimizer in (

@@ -252,6 +252,7 @@ def test_merging_is_refused_in_a_client_that_was_wrapped_after_it_was_attached()
         wrap(client, pair.plan).merge_and_unload()
 
 
+@pytest.mark.medium
 def test_a_client_of_another_plan_is_refused_when_it_is_attached() -> None:
     pair = make_pair()
     spec = session_spec(pair.client, plan=pair.plan, trunk_adapters="federated")

@@ -76,6 +76,7 @@ def test_weights_that_are_free_in_all_of_the_silos_layers_are_refused(part: str)
         take_steps(pair.client, SplitAdamW(pair.client, lr=1e-2), 1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("part", ["lm_head", "layers.0.", "embed_tokens", "model.norm"])
 def test_other_weights_may_be_free(part: str) -> None:
     def free(model: Any) -> None:

@@ -154,6 +154,7 @@ def _in_one(model: Any) -> None:
     prune.l1_unstructured(first.up_proj.base_layer, "weight", 0.3)
 
 
+@pytest.mark.medium
 def test_single_layers_may_be_changed() -> None:
     cut, whole = take_steps_of_both(make_pair(), _in_one, 3)
     assert cut == pytest.approx(whole, abs=1e-6)

@@ -51,6 +51,7 @@ def _train_split(model: Any, steps: int) -> list[float]:
     return losses
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize("cuts", [(1, 2), (0, 0), (0, 1), (2, 0)])
 @pytest.mark.parametrize("settings", [OptimizerSettings(), CLIPPED], ids=["free", "clipped"])
@@ -122,6 +123,7 @@ def test_restarting_position_ids_mean_what_they_mean_to_the_uncut_model(use_cach
     assert torch.equal(*losses)
 
 
+@pytest.mark.medium
 def test_a_graph_that_is_dropped_frees_the_trunk() -> None:
     pair = make_pair()
     for _ in range(20):

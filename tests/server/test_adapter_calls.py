@@ -56,6 +56,7 @@ def test_a_frozen_trunk_has_none(action: str) -> None:
         call(transport, action, name="" if action == "list" else TAG)
 
 
+@pytest.mark.medium
 def test_copies_are_few_and_must_be_there() -> None:
     transport, _ = session()
     for name in ("one", "two", "one"):
@@ -128,6 +129,7 @@ def test_moments_are_not_an_adapter() -> None:
         call(transport, "restore_moments", name=TAG)
 
 
+@pytest.mark.medium
 def test_tensors_that_do_not_fit_change_nothing() -> None:
     pair = make_pair()
     spec = pair.transport.spec
@@ -151,6 +153,7 @@ def test_tensors_that_do_not_fit_change_nothing() -> None:
     assert all(torch.equal(a, 2 * b) for a, b in zip(written, good, strict=True))
 
 
+@pytest.mark.medium
 def test_names_of_copies_that_look_alike_leave_nothing_behind() -> None:
     transport, pair = session()
     before = {name for name, _ in pair.engine.trunk.named_parameters()}

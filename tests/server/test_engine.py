@@ -134,6 +134,7 @@ def test_interleaved_sessions_equal_separate_ones_to_the_bit() -> None:
     assert not torch.equal(*(next(iter(state.values())) for state in alone))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["federated", "shared"])
 def test_sessions_that_come_and_go_change_nothing_for_an_open_one(mode: str) -> None:
     states = []

@@ -49,6 +49,7 @@ def test_a_gradient_that_would_overflow_changes_nothing(mode: str, size: float) 
         assert all(torch.equal(state[name], pair.trunk_state[name]) for name in state)
 
 
+@pytest.mark.medium
 def test_a_neighbour_computes_what_it_would_have(*, size: float = 1e37) -> None:
     def neighbour(disturbed: bool) -> Tensor:
         pair = make_pair(mode="shared")

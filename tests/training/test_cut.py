@@ -14,6 +14,7 @@ from flower_split.remote import SplitAdamW, SplitStages
 from flower_split.training import evaluate, train_round
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 def test_a_round_and_an_evaluation_equal_the_uncut_models(make_config, max_grad_norm) -> None:
     config = make_config(

@@ -70,6 +70,7 @@ def test_what_is_kept_is_what_autograd_keeps_of_the_model_itself(kind: str) -> N
     assert next(skeleton.parameters()).is_meta
 
 
+@pytest.mark.medium
 def test_parties_hold_the_whole_model_between_them() -> None:
     model = tiny_model(layers=5)
     skeleton = load_skeleton(model.config)

@@ -111,6 +111,7 @@ def test_after_a_fresh_start_nothing_older_is_offered(folder):
     assert offered(folder) == [3]
 
 
+@pytest.mark.medium
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_found_and_the_state_before_it_is_offered(folder, caplog, data):

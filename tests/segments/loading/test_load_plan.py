@@ -176,6 +176,7 @@ def test_layers_beyond_the_model_are_not_read(llama: Path) -> None:
     assert found.keys() == expected.keys()
 
 
+@pytest.mark.medium
 def test_threads_may_load_at_once(llama: Path) -> None:
     expected = load_trunk(llama, **CUTS, dtype="bfloat16"), load_client_model(llama, **CUTS)
     with ThreadPoolExecutor(4) as pool:

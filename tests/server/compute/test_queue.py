@@ -226,6 +226,7 @@ def test_silos_are_expected_until_the_last_of_their_rows(monkeypatch: pytest.Mon
     assert list(expected.values()) == [frozenset()]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("batching", [False, True])
 def test_recomputing_keeps_nothing_and_changes_nothing(batching: bool) -> None:
     settings = replace(TOGETHER, batching=batching)
@@ -281,6 +282,7 @@ def test_a_silo_waits_for_room_until_another_has_freed_it() -> None:
     assert sessions[0].engine.queue.budget.kept == 6
 
 
+@pytest.mark.medium
 def test_more_in_flight_than_there_is_room_for_ends_well() -> None:
     """Eight silos fill a room for two with three microbatches each before any backward pass."""
     sessions = silos(replace(AT_ONCE, max_activation_tokens=18), 8)
@@ -364,6 +366,7 @@ def test_a_transport_that_is_forgotten_ends_its_session() -> None:
     assert eventually(lambda: len(compute_threads()) == before)
 
 
+@pytest.mark.medium
 def test_the_number_of_threads_is_that_of_whoever_asks() -> None:
     (silo,) = silos(None, 1)
     used = []

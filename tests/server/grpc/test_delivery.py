@@ -105,6 +105,7 @@ def asks_for_what_is_not_in_the_pack(model: Path) -> dict[str, bytes]:
     return asked
 
 
+@pytest.mark.medium
 def test_what_is_not_in_the_pack_cannot_be_had(
     server: TrunkServer, tls: ServerTls, model: Path, ticket: Issuer
 ) -> None:

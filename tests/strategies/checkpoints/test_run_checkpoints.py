@@ -74,6 +74,7 @@ def folders(output):
     return sorted(p.name for p in (output / "checkpoints").iterdir() if p.name != ".lock")
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=2)
 @pytest.mark.parametrize("purpose", ["train", "evaluate"])
 @pytest.mark.parametrize("server_round", [1, 3, 4])
@@ -118,6 +119,7 @@ def test_without_resume_an_earlier_runs_checkpoints_are_set_aside(toy, tmp_path,
     assert "checkpoints of an earlier run" in caplog.text
 
 
+@pytest.mark.medium
 def test_row_28_a_damaged_checkpoint_costs_a_round_and_no_exactness(toy, tmp_path, caplog):
     wanted = toy(FedAdam(), config=config(tmp_path / "whole")).result
     with pytest.raises(Killed):
@@ -250,6 +252,7 @@ def test_no_checkpoints_are_written_where_none_are_wanted(toy, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.medium
 def test_silos_may_drop_their_states_only_after_the_last_training_is_saved(toy, tmp_path):
     def told(ran):
         return [

@@ -102,6 +102,7 @@ def test_who_sees_which_tensors(config, mode):
         assert tuple(exported) == host.plan.names
 
 
+@pytest.mark.medium
 def test_the_adapter_to_start_from_follows_the_seed(config):
     def initial(seed):
         with TrunkHost(config(seed=seed)) as host:

@@ -68,6 +68,7 @@ def test_damaged_replies(damage: list[tuple[int, int]]) -> None:
         pass
 
 
+@pytest.mark.medium
 @settings(max_examples=300, deadline=None)
 @given(damage=DAMAGE)
 def test_damaged_hellos(damage: list[tuple[int, int]]) -> None:
