@@ -96,7 +96,7 @@ class _Audit:
     def own_cut(self) -> None:
         """All attacks on what the run's own settings send, and the controls that need them."""
         with self.subject.cut(*self.cuts) as model:
-            attacker = self._attacker(model, self.wire, "own")
+            attacker = self._attacker(model, self.wire, self._recorded(model, self.wire, "own"))
             self.outcome.attacks = attacker.results
             try:
                 attacker.nearest()
@@ -124,22 +124,10 @@ class _Audit:
         self.outcome.is_complete = True
 
     def _without_adapters(self) -> None:
-        assert self.known is not None and self.recording is not None
+        assert self.recording is not None
         self.say("the trunk's operator alone, without the silos' adapters")
-        seed, check = self.settings.seed, self.budget.check
         with replace(self.subject, adapter=None).cut(*self.cuts) as base:
-            attacker = Attacker(
-                texts=self.texts,
-                settings=self.settings,
-                known=self.known,
-                model=base,
-                recording=self.recording,
-                public=base.record_h1(self.texts.public, self.wire, seed=seed + 1, check=check),
-                wire=self.wire,
-                adapted=False,
-                check=check,
-                say=self.say,
-            )
+            attacker = self._attacker(base, self.wire, self.recording, adapted=False)
             attacker.inverters((self.architecture,))
             attacker.search()
             attacker.labels()
@@ -226,7 +214,8 @@ class _Audit:
     def _swept(
         self, model: CutModel, wire: WireConfig, kind: str, setting: str, cuts: tuple[int, int]
     ) -> None:
-        attacker = self._attacker(model, wire, f"{kind} {setting}", quiet=True)
+        recording = self._recorded(model, wire, f"{kind} {setting}")
+        attacker = self._attacker(model, wire, recording, quiet=True)
         attacker.nearest()
         attacker.inverters((self.architecture,))
         attacker.labels(refine=False)
@@ -245,7 +234,8 @@ class _Audit:
         """The controls under noise of a hundred times the signal."""
         assert self.known is not None and self.plain is not None
         wire = controls.deafening(self.wire, recording)
-        attacker = self._attacker(model, wire, "noise control", quiet=True)
+        deaf = self._recorded(model, wire, "noise control")
+        attacker = self._attacker(model, wire, deaf, quiet=True)
         self.say("noise control: a hundred times the signal")
         attacker.nearest()
         attacker.inverters(tuple(dict.fromkeys(("linear", self.architecture))))
@@ -278,23 +268,33 @@ class _Audit:
             )
         )
 
-    def _attacker(
-        self, model: CutModel, wire: WireConfig, name: str, *, quiet: bool = False
-    ) -> Attacker:
-        assert self.known is not None
+    def _recorded(self, model: CutModel, wire: WireConfig, name: str) -> Recording:
         seed, check = self.settings.seed, self.budget.check
         recording = model.record(self.texts.victims, wire, seed=seed, check=check)
-        public = model.record_h1(self.texts.public, wire, seed=seed + 1, check=check)
         self.outcome.recordings[name] = recording.digest
+        return recording
+
+    def _attacker(
+        self,
+        model: CutModel,
+        wire: WireConfig,
+        recording: Recording,
+        *,
+        adapted: bool | None = None,
+        quiet: bool = False,
+    ) -> Attacker:
+        """Who attacks a recording by what `model` does to public texts."""
+        assert self.known is not None
+        seed, check = self.settings.seed + 1, self.budget.check
         return Attacker(
             texts=self.texts,
             settings=self.settings,
             known=self.known,
             model=model,
             recording=recording,
-            public=public,
+            public=model.record_h1(self.texts.public, wire, seed=seed, check=check),
             wire=wire,
-            adapted=self.subject.adapter is not None,
+            adapted=self.subject.adapter is not None if adapted is None else adapted,
             check=check,
             say=_silent if quiet else self.say,
         )

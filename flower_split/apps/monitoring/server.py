@@ -183,8 +183,6 @@ def serve_on(
     config = uvicorn.Config(
         monitor.app,
         log_level="warning",
-        access_log=False,
-        server_header=False,
         timeout_graceful_shutdown=5,
         lifespan="off",
         **bounded(connections=MOST_CONNECTIONS),

@@ -59,8 +59,6 @@ def metrics_port(
         config = uvicorn.Config(
             _app(text, is_draining, Access(token)),
             log_level="warning",
-            access_log=False,
-            server_header=False,
             timeout_graceful_shutdown=int(ENDS),
             lifespan="off",
             **bounded(connections=MOST_CONNECTIONS),

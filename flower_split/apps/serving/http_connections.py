@@ -81,7 +81,7 @@ class BoundedConnection(H11Protocol):
 
 
 def bounded(*, connections: int) -> dict[str, Any]:
-    """What a `uvicorn.Config` needs for bounded connections.
+    """What a `uvicorn.Config` needs for bounded connections, whose requests nobody logs.
 
     Args:
         connections: Beyond which requests are answered by status 503.
@@ -91,4 +91,6 @@ def bounded(*, connections: int) -> dict[str, Any]:
         "ws": "none",
         "h11_max_incomplete_event_size": LONGEST_HEAD,
         "limit_concurrency": connections,
+        "access_log": False,
+        "server_header": False,
     }

@@ -76,9 +76,7 @@ def server(endpoint: Endpoint) -> uvicorn.Server:
         uvicorn.Config(
             endpoint.app,
             log_level="error",
-            access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
-            server_header=False,
             lifespan="on",
             **bounded(connections=MOST_CONNECTIONS),
         )
