@@ -57,11 +57,13 @@ class Verifier(Protocol):
         ...
 
 
+_ATTESTER, _VERIFIER = "trunk.attester", "the node config's trunk-verifier"
+
 ATTESTERS: PluginTable[Attester] = PluginTable(
-    "flower_split.attesters", {}, key="trunk.attester", noun="attester"
+    "flower_split.attesters", {}, key=_ATTESTER, noun="attester"
 )
 VERIFIERS: PluginTable[Verifier] = PluginTable(
-    "flower_split.verifiers", {}, key="the node config's trunk-verifier", noun="verifier"
+    "flower_split.verifiers", {}, key=_VERIFIER, noun="verifier"
 )
 
 
@@ -71,7 +73,7 @@ def attester_of(name: str) -> Attester | None:
     Raises:
         ConfigError: no installed package has it, or it cannot be imported or called.
     """
-    return _of(ATTESTERS, name, "trunk.attester")
+    return _of(ATTESTERS, name, _ATTESTER)
 
 
 def verifier_of(name: str) -> Verifier | None:
@@ -80,7 +82,7 @@ def verifier_of(name: str) -> Verifier | None:
     Raises:
         ConfigError: as `attester_of`.
     """
-    return _of(VERIFIERS, name, "the node config's trunk-verifier")
+    return _of(VERIFIERS, name, _VERIFIER)
 
 
 def _of(table: PluginTable[Found], name: str, key: str) -> Found | None:
