@@ -87,7 +87,8 @@ def export(
             keep_private(made)
             _put(made, out, Path(scratch, "replaced"))
     except (OSError, SafetensorError) as error:
-        raise StateError(f"{out} cannot be written: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise StateError(f"{out} cannot be written: {reason}") from error
     return what
 
 

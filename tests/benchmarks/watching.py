@@ -7,7 +7,8 @@
 The ready-made ServerApp and two silos in one process, one thread each, on a model of six layers of
 256. Runs with it take turns with runs that leave nothing; a ratio is that of a pair's median steps.
 Watched is a run with events, results, TensorBoard, and a live page that stays open and whose
-metrics are scraped once a second.
+metrics are scraped once a second. What a ledger costs is less than two runs differ by, so the time
+in which its entries are made is told beside, as a share of the steps.
 """
 
 import argparse
@@ -18,10 +19,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -35,6 +37,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from flower_split.apps.in_process import RUN_ID, InProcessGrid
 from flower_split.client import SplitSession
+from flower_split.client.ledger import SessionLedger
+from flower_split.transport.grpc import stream
 
 SILOS = 2
 TOKENS, BATCH = 128, 4
@@ -110,6 +114,27 @@ def reader(address: str) -> Iterator[None]:
             one.join(20.0)
 
 
+@contextmanager
+def timing_ledgers(spent: list[float]) -> Iterator[None]:
+    """Note the seconds in which tensors are digested and entries are written, call by call."""
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - began)
+
+        return timing
+
+    with (
+        patch.object(stream, "leaving", timed(stream.leaving)),
+        patch.object(SessionLedger, "note_tensors", timed(SessionLedger.note_tensors)),
+    ):
+        yield
+
+
 def seconds_of_steps(
     values: dict[str, Any], output: Path | None = None, *, ledger: Path | None = None
 ) -> list[float]:
@@ -163,7 +188,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    ratios, steps = list[float](), list[float]()
+    ratios, steps, shares = list[float](), list[float](), list[float]()
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         values = run_config(folder, given.steps)
@@ -173,8 +198,13 @@ def main() -> None:
             for with_it in (False, True) if number % 2 else (True, False):
                 output = left if with_it and given.what == "watched" else None
                 ledger = left if with_it and given.what == "ledger" else None
-                seconds = seconds_of_steps(values, output, ledger=ledger)
+                spent = list[float]()
+                with timing_ledgers(spent):
+                    seconds = seconds_of_steps(values, output, ledger=ledger)
                 medians[with_it] = statistics.median(seconds)
+                if ledger is not None:
+                    steps_made = SILOS * (given.steps + WARMING)
+                    shares.append(sum(spent) / steps_made / medians[with_it])
             ratios.append(medians[True] / medians[False])
             steps.append(medians[False])
             print(f"{ratios[-1]:.4f} of {1e3 * steps[-1]:.1f} ms", flush=True)
@@ -185,6 +215,7 @@ def main() -> None:
         "step_ms": 1e3 * statistics.median(steps),
         "ratio": statistics.median(ratios),
         "ratios": sorted(ratios),
+        **({"share": statistics.median(shares)} if shares else {}),
     }
     print(json.dumps(found))
     if given.out:

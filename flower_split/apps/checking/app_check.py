@@ -52,11 +52,13 @@ def check_app(
             f"{in_bytes(sum(files.values()))} leave this machine, for every party: "
             f"{', '.join(files)}",
         )
-    app = None
+    app, unknown = None, list[str]()
     with findings.looking("settings"):
-        app = App.read(folder, given)
+        app = App.read(folder, given, unknown=unknown)
     if app is None:
         return None, findings
+    for problem in unknown:
+        findings.refuse("settings", problem)
     if not app.is_ready_made:
         findings.ok("settings", f"are read by the app's own ServerApp, {app.server}: not checked")
         return app, findings
@@ -65,7 +67,9 @@ def check_app(
         config = read_run_config(
             app.settings, check_strategy=inner_problems, check_method=method_problems
         )
-    if config is not None:
+    if config is None:
+        findings.warn("settings", "model, data and address are looked at when these are mended")
+    else:
         _look_at_rounds(config, silos, findings)
         if not here:
             _look_from_afar(config, findings)

@@ -121,8 +121,9 @@ def _tell(name: str, found: SiloBatches, config: SplitConfig, findings: Findings
     lengths = [len(ids) for ids in found.silo.train.sequences]
     most, train = config.train.max_length, found.num_train
     share = sum(length >= most for length in lengths) / train
-    chosen = config.data.max_examples
-    sampled = f" of a sample of {SAMPLE}" if not 0 < chosen <= SAMPLE else ""
+    own, chosen = found.summary.own, config.data.max_examples
+    drawn = found.summary.kept < own and not 0 < chosen <= SAMPLE
+    sampled = f" of a sample of {SAMPLE} of its {own:,} rows" if drawn else ""
     findings.ok(
         TOPIC,
         f"{_silos([name])}: {train} examples to learn from{sampled}, {found.num_held_out} held out;"

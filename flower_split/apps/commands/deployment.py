@@ -192,8 +192,13 @@ def logs_command(
         one = deployment.run(run)
         if follow:
             deployment.follow(one, show_line)
-        else:
-            show_log(deployment.log(one), show_line)
+            return
+        shown = list[tuple[str, str]]()
+        show_log(deployment.log(one), lambda level, text: shown.append((level, text)))
+        for level, text in shown:
+            show_line(level, text)
+        if not shown:
+            print(f"{one.name} has nothing to tell yet, its status is {one.status}")
 
 
 def stop_command(

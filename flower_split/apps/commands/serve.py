@@ -24,6 +24,7 @@ from flower_split.apps.commands.using import (
     Trunk,
     TrunkCa,
     opened_model,
+    trunk_at,
 )
 from flower_split.config.address import Address, is_loopback
 from flower_split.errors import ConfigError, UsageError
@@ -75,6 +76,7 @@ def serve_command(
                 f"--host {host} is reached from other machines: give --api-key-file, or leave "
                 "--host out to listen on loopback"
             )
+        trunk_at(trunk, ca=trunk_ca, plaintext=plaintext)  # before anything listens
         quiet_libraries()
         from flower_split.apps.serving.server import listening, read_key, server
 

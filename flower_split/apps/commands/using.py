@@ -52,6 +52,23 @@ Temperature = Annotated[
 ]
 
 
+def trunk_at(trunk: str, *, ca: str, plaintext: bool) -> Address | None:
+    """Where `--trunk` says that a trunk is; None where it says nothing.
+
+    Raises:
+        UsageError: it is no address, or the options for its connection contradict it.
+    """
+    with usage():
+        address = Address.parse(trunk, what="--trunk") if trunk else None
+    if address is None and (ca or plaintext):
+        raise UsageError("--trunk-ca and --trunk-plaintext are of a trunk that --trunk names")
+    if plaintext and ca:
+        raise UsageError("--trunk-ca is of TLS, which --trunk-plaintext does without")
+    if plaintext and address is not None and not address.is_loopback:
+        raise UsageError(f"--trunk-plaintext is for loopback only, and {address} is not")
+    return address
+
+
 @contextmanager
 def opened_model(
     run: Path,
@@ -69,14 +86,7 @@ def opened_model(
     plaintext: bool,
 ) -> "Iterator[tuple[str, TunedModel]]":
     """The model that the options name, and what it is called, as long as the block lasts."""
-    with usage():
-        address = Address.parse(trunk, what="--trunk") if trunk else None
-    if address is None and (trunk_ca or plaintext):
-        raise UsageError("--trunk-ca and --trunk-plaintext are of a trunk that --trunk names")
-    if plaintext and trunk_ca:
-        raise UsageError("--trunk-ca is of TLS, which --trunk-plaintext does without")
-    if plaintext and address is not None and not address.is_loopback:
-        raise UsageError(f"--trunk-plaintext is for loopback only, and {address} is not")
+    address = trunk_at(trunk, ca=trunk_ca, plaintext=plaintext)
     quiet_libraries()
     from flower_split.apps.folder.overrides import parse_overrides
     from flower_split.apps.using.tuned_model import TrunkHost, open_tuned

@@ -6,6 +6,7 @@ A run is called by its app and its number among that app's runs at the SuperLink
 
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +18,16 @@ from flower_split.apps.flower.log_digest import last_round
 from flower_split.apps.folder.app import App
 from flower_split.apps.simulate import Shown, as_option, check_completed, final_status, show_log
 from flower_split.config.problems import nearest
+from flower_split.reporting.figures import in_seconds
 
-GOING = ("pending", "starting", "running")
+UNTOLD = "N/A"
+"""What Flower says of a run of which there is nothing to say."""
+WAITING = "pending"
+GOING = (WAITING, "starting", "running")
 STOP_SECONDS = 90.0
 """Within which a run that was told to stop has ended."""
+LOG_SECONDS = 30.0
+"""For which the log of a run that goes on is waited for: Flower answers when there is a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +97,15 @@ class Deployment:
         for run in sorted(listed, key=lambda one: (str(one["pending-at"]), str(one["run-id"]))):
             app = str(run["fab-name"])
             numbers[app] += 1
+            details = str(run.get("status-details") or "")
             found.append(
                 DeployedRun(
                     name=f"{app}-{numbers[app]}",
                     run_id=str(run["run-id"]),
                     status=str(run["status"]),
-                    details=str(run.get("status-details") or ""),
+                    details=details if details != UNTOLD else "",
                     submitted=str(run["pending-at"]),
-                    elapsed=str(run["elapsed"]),
+                    elapsed=_duration(str(run["elapsed"])),
                 )
             )
         return found
@@ -129,13 +137,25 @@ class Deployment:
         Raises:
             FlwrError: the log cannot be read.
         """
+        if run.status == WAITING and not follow:
+            return
         how = "--stream" if follow else "--show"
         process = flwr_lines(self._environment, "log", run.run_id, *self._connection, how)
+        given_up = threading.Event()
+
+        def give_up() -> None:
+            given_up.set()
+            process.terminate()
+
+        timer = threading.Timer(LOG_SECONDS, give_up)
+        if run.is_going and not follow:
+            timer.start()
         try:
             yield from process.stdout or ()
-            if process.wait():
+            if process.wait() and not given_up.is_set():
                 raise FlwrError(f"the log of {run.name} cannot be read: is the SuperLink there?")
         finally:
+            timer.cancel()
             process.terminate()
             process.wait()
 
@@ -169,3 +189,11 @@ class Deployment:
                 )
             sleep(1.0)
         return now
+
+
+def _duration(elapsed: str) -> str:
+    """What Flower tells in seconds, as a person reads it; anything else as it is."""
+    try:
+        return in_seconds(float(elapsed))
+    except ValueError:
+        return elapsed

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Self
 
 from flower_split.apps.folder.archive import PROJECT, read_project
-from flower_split.apps.folder.overrides import Settings, flat, merged, parse_overrides
+from flower_split.apps.folder.overrides import (
+    WHERE,
+    Settings,
+    flat,
+    override_problems,
+    parse_overrides,
+)
+from flower_split.config.problems import raise_problems
 from flower_split.errors import ConfigError
 
 SERVER_APP = "flower_split.apps.server_app:app"
@@ -30,8 +37,16 @@ class App:
     """What a run sets otherwise than the app."""
 
     @classmethod
-    def read(cls, folder: Path, given: Sequence[str] = ()) -> Self:
+    def read(
+        cls, folder: Path, given: Sequence[str] = (), *, unknown: list[str] | None = None
+    ) -> Self:
         """The app in `folder`, with the overrides that `-c` options give.
+
+        Args:
+            folder: With its `pyproject.toml`.
+            given: The `-c` options.
+            unknown: Is told of overrides that the app has no key for, which are then left out of
+                its settings; without it they are errors.
 
         Raises:
             ConfigError: with everything that Flower does not accept of it, or that is no setting.
@@ -47,12 +62,17 @@ class App:
         table = project["tool"]["flwr"]["app"]
         components = table["components"]
         settings, overrides = flat(table.get("config", {})), parse_overrides(given)
+        problems = override_problems(settings, overrides)
+        if unknown is None:
+            raise_problems(problems, WHERE)
+        else:
+            unknown += problems
         return cls(
             folder=folder,
             name=str(project["project"]["name"]),
             server=str(components.get("serverapp", "")),
             client=str(components.get("clientapp", "")),
-            settings=merged(settings, overrides),
+            settings={key: overrides.get(key, value) for key, value in settings.items()},
             overrides=overrides,
         )
 

@@ -21,6 +21,8 @@ NAMES = frozenset({PROJECT, "README.md", "LICENSE"})
 CODE = ".py"
 LARGEST = 1_000_000
 """Bytes of a file that can be code or text about it."""
+WRITTEN = frozenset({"uv.lock"})
+"""Files that Flower itself writes beside an unpacked app, where it looks for its dependencies."""
 BY_NAME = frozenset({".json", ".yaml", ".yml", ".toml", ".md"})
 """Endings of files that go along where `fab-include` names the very file."""
 
@@ -56,13 +58,20 @@ def archived(app: Path) -> dict[str, int]:
 
 
 def installed(folder: Path) -> dict[str, int]:
-    """Every file of an app that was unpacked in `folder`, with its bytes; without compiled code."""
+    """Every file of an app that was unpacked in `folder`, with its bytes.
+
+    Without what came of it there: compiled code, and what Flower has written.
+    """
     found = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    return {path: size for path, size in found.items() if "__pycache__" not in path.split("/")}
+    return {
+        path: size
+        for path, size in found.items()
+        if path not in WRITTEN and "__pycache__" not in path.split("/")
+    }
 
 
 def read_project(app: Path) -> dict[str, Any]:

@@ -52,12 +52,8 @@ def parse_overrides(given: Sequence[str]) -> Settings:
     return found
 
 
-def merged(settings: Mapping[str, Value], overrides: Mapping[str, Value]) -> Settings:
-    """`settings` of an app with `overrides` in their places.
-
-    Raises:
-        ConfigError: with every override that the app has no key for. Flower takes no others.
-    """
+def override_problems(settings: Mapping[str, Value], overrides: Mapping[str, Value]) -> list[str]:
+    """Every override that an app with `settings` has no key for. Flower takes no others."""
     problems = []
     for key in overrides.keys() - settings.keys():
         if key in run_keys():
@@ -69,8 +65,7 @@ def merged(settings: Mapping[str, Value], overrides: Mapping[str, Value]) -> Set
             )
         else:
             problems.append(f"{WHERE} {key}: the app has no such key{nearest(key, settings)}")
-    raise_problems(sorted(problems), WHERE)
-    return {**settings, **overrides}
+    return sorted(problems)
 
 
 def rendered(overrides: Mapping[str, Value]) -> str:

@@ -76,6 +76,14 @@ def test_a_single_problem(app, given, topic, text):
 DP = "dp.noise=1.0 dp.clip=0.1 train.max-grad-norm=0.0 train.batch-size=2"
 
 
+def test_an_unknown_key_hides_no_other_problem(app):
+    found, findings = check_app(app, ['lora.rr=1 wire.h1="int9" lora.r="8"'])
+    told = " ".join(one.text for one in findings.problems)
+    assert all(key in told for key in ("-c lora.rr", "wire.h1", "lora.r must be"))
+    assert [one.topic for one in findings.warnings] == ["settings"]
+    assert found is not None and "lora.rr" not in found.settings
+
+
 def test_dp_sgd_is_told_by_its_epsilon_before_a_run(app):
     pytest.importorskip("dp_accounting")
     _, findings = check_app(app, [DP], silos=3)

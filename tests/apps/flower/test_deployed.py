@@ -1,6 +1,8 @@
 """Runs of a deployment by their names, over Flower's commands: never an id, never a false 0."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,12 @@ def test_status_of_a_run_shows_its_last_round_and_fails_where_it_failed(flower) 
     assert status == 1 and json.loads(out)["run"]["status"] == "finished:failed"
 
 
+def test_what_flower_tells_in_its_own_way_is_told_as_people_read_it(flower) -> None:
+    flower.runs[1] |= {"elapsed": "62.382145", "status-details": "N/A"}
+    _, out, _ = flower_split("status", "notes-2")
+    assert "1 min 2 s" in out and "N/A" not in out
+
+
 def test_the_connection_is_passed_on(flower) -> None:
     flower_split("status", "--superlink", "hospital")
     assert all("hospital" in one for one in flower.asked)
@@ -140,6 +148,30 @@ def test_logs(flower) -> None:
     flower.log_status = 1
     status, _, err = flower_split("logs", "notes-1")
     assert status == 1 and "the log of notes-1 cannot be read" in err
+
+
+@pytest.mark.parametrize("command", ["logs", "status"])
+def test_a_run_that_waits_has_no_log_yet(command, flower, monkeypatch) -> None:
+    flower.runs[1]["status"] = "pending"
+    status, out, _ = flower_split(command, "notes-2")
+    told = {
+        "logs": "notes-2 has nothing to tell yet, its status is pending",
+        "status": "no round has ended",
+    }
+    assert status == 0 and told[command] in out
+    assert not any(one[0] == "log" for one in flower.asked)
+
+
+def test_a_log_without_a_line_is_not_waited_for(flower, monkeypatch) -> None:
+    silent = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(deployed, "LOG_SECONDS", 0.1)
+    monkeypatch.setattr(
+        deployed,
+        "flwr_lines",
+        lambda *_: subprocess.Popen(silent, stdout=subprocess.PIPE, text=True),
+    )
+    status, out, _ = flower_split("logs", "notes-2")
+    assert status == 0 and "notes-2 has nothing to tell yet, its status is running" in out
 
 
 def test_followed_logs_fail_with_their_run(flower) -> None:

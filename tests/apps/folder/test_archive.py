@@ -139,6 +139,15 @@ def test_an_unpacked_app_is_judged_alike_without_compiled_code(tmp_path: Path) -
         check_installed(app)
 
 
+def test_what_flower_writes_beside_an_unpacked_app_is_none_of_it(tmp_path: Path) -> None:
+    app = make_app(tmp_path / "app")
+    (app / "uv.lock").write_text("version = 1\n")
+    check_installed(app)
+    (app / "counting/uv.lock").write_text("version = 1\n")
+    with pytest.raises(ConfigError, match=r"counting/uv.lock \(12 B, no code\)"):
+        check_installed(app)
+
+
 @pytest.mark.parametrize("text", ["", "this is no TOML"])
 def test_a_folder_without_an_app_is_an_error_of_its_own(tmp_path: Path, text: str) -> None:
     if text:
