@@ -81,7 +81,7 @@ class Trunk(Segment):
                 layers[index] = PassThrough(layers[index], returns_tuple=returns_tuple)
         made = Trunk(model, cuts, self.fingerprint)
         made.autocast, made.loaded_adapter = self.autocast, self.loaded_adapter
-        made.train(self.training)
+        made.training = self.training  # of the layers it is copied already
         return made
 
     def forward(
