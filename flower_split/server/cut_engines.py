@@ -18,7 +18,7 @@ from torch import Tensor
 from flower_split.errors import HandshakeError, StateError
 from flower_split.segments import Cuts, Trunk
 from flower_split.server.compute.batch import ActivationBudget
-from flower_split.server.compute.queue import Computed
+from flower_split.server.compute.queue import Computed, mapped
 from flower_split.server.compute.turns import DeviceTurns
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.engine_common import EngineCommon
@@ -146,9 +146,10 @@ class CutEngines:
             StateError: a state is not one of the adapters of its cut; nothing is changed then.
         """
         states = list(states)
-        for state in states:
-            self._check(state)
+        engines = [self._engine(self._cuts_of_state(state)) for state in states]
         with self._turns:
+            for engine, state in zip(engines, states, strict=True):
+                engine.check_session_state(state)
             self._common.states.replace(states)
             for record in [*self._common.records.values()]:
                 record.withdraw()
@@ -160,16 +161,15 @@ class CutEngines:
     def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing is loaded, see `shared_state`."""
 
-    def _check(self, state: SiloState) -> None:
+    def _cuts_of_state(self, state: SiloState) -> Cuts:
         try:
             bottom, top = state.cuts or (-1, -1)
-            cuts = self._within(bottom, top)
+            return self._within(bottom, top)
         except (HandshakeError, TypeError, ValueError) as error:
             raise StateError(
                 f"what was kept for silo {state.silo!r} is of the cuts {state.cuts}, which silos "
                 "of this run may not have"
             ) from error
-        self._engine(cuts).check_session_state(state)
 
     def _cuts_of(self, spec: SessionSpec) -> Cuts:
         return self._within(spec.bottom_layers, spec.top_layers)
@@ -204,7 +204,7 @@ class CutEngines:
         try:
             self._engine(cuts).open(spec, ticket).add_done_callback(tell)
         except Exception as error:
-            opened.set_exception(error)
+            opened.set_exception(mapped(error))
 
     def _engine(self, cuts: Cuts) -> TrunkEngine:
         """The engine of this cut, made where there is none."""

@@ -65,7 +65,8 @@ class AdapterParts:
         optional = instructions.personal if instructions is not None else ()
         values = decode(arrays, self._fitting(arrays, optional) if tailored else self.shapes)
         trunk = {n: torch.from_numpy(v) for n, v in values.items() if self._is_of_trunk(n)}
-        silo = {name: Array(value) for name, value in values.items() if self._is_of_silo(name)}
+        both = {name for name in trunk if self._is_of_either(name)}
+        silo = {n: Array(value) for n, value in values.items() if n not in trunk or n in both}
         return ArrayRecord(silo), trunk
 
     def join(
@@ -155,11 +156,8 @@ class AdapterParts:
     def _is_of_trunk(self, name: str) -> bool:
         return name in self.trunk_shapes or _owner(name) in self.trunk_shapes
 
-    def _is_of_silo(self, name: str) -> bool:
-        return not self._is_of_trunk(name) or self._is_of_either(name)
-
     def _is_of_either(self, name: str) -> bool:
-        return name in self._either or (bool(self._either) and _owner(name) in self._either)
+        return bool(self._either) and (name in self._either or _owner(name) in self._either)
 
     def _is_brought_by(self, trunk: Mapping[str, Tensor], name: str) -> bool:
         return self._is_of_trunk(name) and (name in trunk or not self._is_of_either(name))
