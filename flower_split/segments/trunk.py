@@ -15,6 +15,7 @@ from flower_split.devices import autocasting
 from flower_split.errors import CutError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.layers import find_layers
+from flower_split.segments.loading.quantization import beside_weights
 from flower_split.segments.pass_through import PassThrough
 from flower_split.segments.proving import family_of
 from flower_split.segments.segment import Segment, without_unknown
@@ -52,8 +53,8 @@ class Trunk(Segment):
         that were made of it. Buffers are its own: stock code may write to them. To be asked of a
         trunk that is frozen, and wrapped with nothing.
         """
-        shared = {id(parameter): parameter for parameter in self.parameters()}
-        return copy.deepcopy(self, dict(shared))
+        shared = [*self.parameters(), *beside_weights(self)]
+        return copy.deepcopy(self, {id(one): one for one in shared})
 
     def narrowed(self, cuts: Cuts) -> "Trunk":
         """A trunk of fewer of these layers, with the same weights; see `with_same_weights`.

@@ -113,6 +113,7 @@ class TrunkEngine:
         self._privacy = privacy
         self._numbers = itertools.count()
         self._common = common
+        self._path = "" if common is None else layers_path(trunk.model)
         shared = common or EngineCommon(budget=None)
         self._records = shared.records
         self.names = shared.names
@@ -339,8 +340,8 @@ class TrunkEngine:
         """Those of a start that are of this trunk's layers, where there are others."""
         if self._common is None:
             return tensors
-        path, cuts = layers_path(self.trunk.model), self.trunk.cuts
-        return {n: tensor for n, tensor in tensors.items() if held_by_trunk(n, path, cuts)}
+        cuts = self.trunk.cuts
+        return {n: tensor for n, tensor in tensors.items() if held_by_trunk(n, self._path, cuts)}
 
     def _held_rows(self, slot: AdapterSlot, spec: SessionSpec) -> HeldRows:
         try:

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from flower_split.adapters import TrunkAdapters, resolve_lora
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import CutError
-from flower_split.segments import Cuts, split_model
+from flower_split.segments import Cuts, load_trunk, split_model
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,25 @@ def test_a_narrower_trunk_computes_in_the_wider_ones_dtype():
     narrow = trunk.narrowed(Cuts(bottom_layers=1, top_layers=1, num_layers=5))
     assert narrow.autocast is torch.bfloat16
     assert not narrow.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nf4", "int8", "torchao-int8"])
+def test_copies_of_a_quantized_trunk_compute_as_it_does(kind, tmp_path):
+    """Also with the scales that bitsandbytes keeps beside a weight, of which there is one copy."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("torchao")
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    named = {"bottom_layers": 1, "top_layers": 1, "quantization": kind}
+    alone = load_trunk(tmp_path, **named)
+    trunk = load_trunk(tmp_path, **named).requires_grad_(False)
+    hidden = torch.randn(2, 5, 64)
+    with torch.no_grad():
+        wanted = alone(hidden)
+        copies = [trunk.with_same_weights() for _ in range(3)]
+        copies.append(copies[0].with_same_weights())
+        assert all(torch.equal(copy(hidden), wanted) for copy in copies)
+        assert torch.equal(trunk(hidden), wanted)
+        cuts = Cuts(bottom_layers=2, top_layers=1, num_layers=5)
+        narrow = load_trunk(tmp_path, **{**named, "bottom_layers": 2})(hidden)
+        assert all(torch.equal(one.narrowed(cuts)(hidden), narrow) for one in (trunk, copies[3]))
