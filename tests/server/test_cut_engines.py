@@ -52,6 +52,7 @@ class Federation:
             )
 
         self.engines = CutEngines(trunk, MOST, make, turns=turns)
+        self.described = self.single(MOST).describe()
 
     def of(self, cuts):
         """The trunk's part of the start at a cut."""
@@ -63,8 +64,8 @@ class Federation:
         return TrunkEngine(trunk, plan=self.plan, initial=self.of(cuts), **options)
 
     def spec(self, bottom, top, silo="a", **changes):
-        cuts = Cuts(bottom_layers=bottom, top_layers=top, num_layers=LAYERS)
-        return replace(self.single(cuts).describe(), silo=silo, **changes)
+        cut = {"bottom_layers": bottom, "top_layers": top}
+        return replace(self.described, silo=silo, **cut, **changes)
 
     def open(self, bottom, top, silo="a", *, ticket=None, **changes):
         return opened(self.engines, self.spec(bottom, top, silo, **changes), ticket)
@@ -90,6 +91,7 @@ def trained(session, steps=2):
     return answers
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("cut", [(0, 1), (3, 2), (2, 1)])
 def test_a_session_is_that_of_a_trunk_of_its_cut_to_the_bit(cut):
     federation = Federation(keep_optimizer=True)
@@ -141,7 +143,7 @@ def test_sessions_of_all_cuts_at_once_do_not_mix():
 
 
 @pytest.mark.medium
-def test_engines_of_cuts_that_nobody_comes_with_are_dropped():
+def test_every_cut_has_one_engine_made_when_somebody_comes_with_it():
     federation = Federation()
     wide = Federation.__new__(Federation)
     assert federation.made == [MOST, FEWEST]
@@ -230,6 +232,7 @@ def test_a_name_is_one_nodes_whatever_its_cut():
     session.close()
 
 
+@pytest.mark.medium
 def test_a_start_that_lacks_layers_of_the_span_is_refused_and_leaves_nothing():
     federation = Federation()
     own = ticket("t")

@@ -75,7 +75,16 @@ CASES = [
 
 
 @pytest.mark.medium
-@pytest.mark.sampled(keep=2)
+def test_a_round_of_different_cuts_is_that_of_one_cut_to_the_bit(folder, state_home):
+    short = {"num-server-rounds": 1, "strategy.fraction-evaluate": 0.0}
+    theirs, _ = run_split(run_config(folder, **short), fedavg())
+    ours, _ = run_split(cut_config(folder, **short), fedavg(), node_config=NODES)
+    assert failed_rounds(ours) == set()
+    equal(ours.arrays, theirs.arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize(("name", "loras", "changes"), CASES)
 def test_a_run_of_different_cuts_equals_the_unsplit_one(
     folder, tmp_path, state_home, name, loras, changes
@@ -106,7 +115,7 @@ def test_a_run_of_different_cuts_equals_the_unsplit_one(
         )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("inner", [fedavg, fedadam])
 def test_with_a_plain_strategy_it_equals_plain_flower(folder, inner):
@@ -120,7 +129,7 @@ def test_with_a_plain_strategy_it_equals_plain_flower(folder, inner):
     assert largest_difference(mine, plain) <= TOLERANCE
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     "changes",
@@ -143,7 +152,7 @@ def test_it_is_the_run_of_one_cut_to_the_bit(folder, state_home, changes):
     assert list(ours.adapter) == list(theirs.adapter)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_silos_at_once_and_without_sockets_give_the_same(folder, state_home, monkeypatch):
     values = cut_config(folder, **KEEPING, **{"trunk.max-activation-tokens": 40})
     values |= {"train.batch-size": 3, "train.max-length": 9}
@@ -166,19 +175,6 @@ def test_silos_at_once_and_without_sockets_give_the_same(folder, state_home, mon
     assert failed_rounds(one_by_one) == failed_rounds(at_once) == failed_rounds(in_process) == set()
 
 
-@pytest.mark.medium
-def test_silos_of_one_cut_share_batches_beside_those_of_another(folder, state_home):
-    values = cut_config(folder, **KEEPING, **{"trunk.batching": True, "trunk.gather-ms": 300.0})
-    alike = [NODES[1], NODES[1], NODES[2]]
-    theirs, _ = run_split(run_config(folder, **KEEPING), fedavg())
-    ours, _ = run_split(values, fedavg(), node_config=alike, threads=SILOS)
-    mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
-    assert largest_difference(mine, plain) <= 1e-4
-    shared = {r.silo: r.statistics["batch-occupancy"] for r in ours.of("train", 1)}
-    assert shared["2"] == 1
-    assert shared["0"] + shared["1"] > 2
-
-
 def moving(table):
     """For `run_split`: silos come with other cuts in single rounds, by (partition, round)."""
 
@@ -191,7 +187,7 @@ def moving(table):
     return before
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_moments_start_afresh_where_a_silo_moves_its_cut(folder, state_home, caplog):
     """Wider, and narrower again; the silo whose cut stays keeps them."""
     values = cut_config(folder, **{**KEEPING, "num-server-rounds": 4})
@@ -215,7 +211,7 @@ def test_personal_tensors_of_moved_layers_cost_the_silo_one_round(folder, state_
     assert any("personal tensors of this silo" in record.failure for record in ours.history)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_moments_of_every_cut(folder, state_home, tmp_path):
     values = cut_config(folder, **KEEPING, **{"output-dir": str(tmp_path / "out")})
     whole, _ = run_split(
@@ -230,7 +226,7 @@ def test_a_resumed_run_goes_on_with_the_moments_of_every_cut(folder, state_home,
         run_split({**resumed, "split.max-top-layers": 2}, fedavg())
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_trunk_service_serves_such_a_run(folder, state_home):
     values = cut_config(folder, **KEEPING)
     theirs, _ = run_split(values, fedavg(), node_config=NODES)
@@ -247,7 +243,7 @@ def texts(tmp_path_factory):
     return save_texts(tmp_path_factory.mktemp("texts") / "texts.jsonl")
 
 
-def ready_run(folder, texts, **changes):
+def ready_run(folder, texts, *, threads=1, **changes):
     """A run of the ready-made apps' ClientApp."""
     values = {
         **run_config(folder, **KEEPING, **{"strategy.name": "fedavg", "data.path": str(texts)}),
@@ -255,14 +251,14 @@ def ready_run(folder, texts, **changes):
         **changes,
     }
     config = read_run_config(values)
-    grid = InProcessGrid(ready_made, SILOS, run_config=values)
+    grid = InProcessGrid(ready_made, SILOS, run_config=values, threads=threads)
     return SplitStrategy(config, build_inner(config.strategy, config.lora)).start(grid)
 
 
 IN_TURN = {**BOUNDS, "split.bottoms": "1, 2", "split.tops": "3, 1"}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("delivery", ["local", "server"])
 def test_simulated_silos_have_their_cuts_in_turn(
@@ -274,6 +270,23 @@ def test_simulated_silos_have_their_cuts_in_turn(
     equal(ours.arrays, theirs.arrays)
     shares = {r.silo: r.statistics["parameter-share"] for r in ours.of("train", 1)}
     assert shares["0"] == shares["2"] > shares["1"]
+
+
+@pytest.mark.exhaustive
+def test_silos_of_one_cut_share_batches_beside_those_of_another(folder, texts, state_home):
+    steps = {"train.local-steps": 12, "train.batch-size": 2}
+    cuts = {**BOUNDS, "split.bottoms": "2, 2, 1"}
+    together = {"trunk.batching": True, "trunk.gather-ms": 100.0}
+    theirs = ready_run(folder, texts, **steps)
+    ours = ready_run(folder, texts, threads=SILOS, **steps, **cuts, **together)
+    mine, plain = ours.arrays.to_torch_state_dict(), theirs.arrays.to_torch_state_dict()
+    assert largest_difference(mine, plain) <= 1e-3
+    trained = [record for record in ours.history if record.purpose == "train"]
+    shared = {silo: set() for silo in ("0", "1", "2")}
+    for record in trained:
+        shared[record.silo].add(record.statistics["batch-occupancy"])
+    assert shared["2"] == {1}
+    assert max(shared["0"] | shared["1"]) > 1
 
 
 CUTS = st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(lambda cut: sum(cut) < LAYERS)
@@ -334,7 +347,8 @@ def alone(folder):
     return run_split(cut_config(folder, **WITHOUT_IT), node_config=NODES, before=failing)[0]
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.medium
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     ("cut", "said"),
     [
@@ -357,6 +371,7 @@ def test_a_session_of_another_cut_costs_its_silo_alone(folder, state_home, cut, 
     assert said in run_hostile(folder, state_home, node_config=NODES, connect=connect)
 
 
+@pytest.mark.medium
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     ("node", "said"),
@@ -412,7 +427,8 @@ def reshaped(arrays):
     return {**arrays, name: Array(np.zeros((1, 1), np.float32))}
 
 
-@pytest.mark.sampled(keep=2)
+@pytest.mark.medium
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -470,6 +486,7 @@ def test_a_trunk_that_is_shared_is_refused(folder):
         read_run_config(cut_config(folder, **{"trunk.adapters": "shared"}))
 
 
+@pytest.mark.medium
 def test_without_bounds_no_silo_gets_what_the_trunk_holds(folder, state_home):
     """And a silo that asks for more layers all the same is told that there is no choice."""
     values = run_config(folder, **WITHOUT_IT)
