@@ -66,7 +66,8 @@ class CutEngines:
         self._most = most
         self._make = make
         self._turns = turns
-        self._common = EngineCommon(budget=ActivationBudget(max_activation_tokens))
+        budget = ActivationBudget(max_activation_tokens, self._note_room)
+        self._common = EngineCommon(budget=budget)
         self._lock = threading.Lock()  # of the engines; never held for long
         self._making = threading.Lock()
         self._engines: OrderedDict[Cuts, TrunkEngine] = OrderedDict()
@@ -234,6 +235,11 @@ class CutEngines:
         idle = [c for c, e in self._engines.items() if c not in stay and e.queue.is_idle]
         for cuts in idle[: -MOST_IDLE or None]:
             self._past += self._engines.pop(cuts).queue.computed
+
+    def _note_room(self) -> None:
+        """What one engine freed, another one's pass may wait for."""
+        for engine in self._held():
+            engine.queue.look_again()
 
     def _held(self) -> list[TrunkEngine]:
         with self._lock:

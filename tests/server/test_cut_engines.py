@@ -35,7 +35,7 @@ MOST = Cuts(bottom_layers=3, top_layers=2, num_layers=LAYERS)
 class Federation:
     """A trunk for several cuts, and what an engine of a single cut would do."""
 
-    def __init__(self, **options):
+    def __init__(self, max_activation_tokens=0, **options):
         self.model = tiny_model(layers=LAYERS, hidden_size=16)
         self.plan = resolve_lora(self.model, LORA)
         self.path = layers_path(self.model)
@@ -51,7 +51,9 @@ class Federation:
                 narrow, plan=self.plan, initial=initial, turns=turns, common=common, **options
             )
 
-        self.engines = CutEngines(trunk, MOST, make, turns=turns)
+        self.engines = CutEngines(
+            trunk, MOST, make, turns=turns, max_activation_tokens=max_activation_tokens
+        )
         self.described = self.single(MOST).describe()
 
     def of(self, cuts):
@@ -140,6 +142,22 @@ def test_sessions_of_all_cuts_at_once_do_not_mix():
         assert all(torch.equal(a, b) for a, b in zip(answers, found[cut], strict=True)), cut
     assert federation.engines.waiting == 0
     assert federation.engines.computed.passes == 2 * 2 * 2 * len(cuts)
+
+
+def test_room_that_one_cut_frees_is_the_next_ones_at_once():
+    """Not after the two seconds for which a pass waits for it at most."""
+    federation = Federation(max_activation_tokens=12)
+    with closing(federation.open(3, 2, "a")) as first, closing(federation.open(0, 1, "b")) as other:
+        keeping = ForwardRequest(step=0, microbatch=0, hidden=hidden(0), keep_graph=True)
+        first.forward(keeping)
+        began = time.monotonic()
+        waiting = other.submit(keeping)
+        time.sleep(0.2)
+        assert not waiting.done()
+        assert federation.engines.waiting == 1
+        first.backward(BackwardRequest(step=0, microbatch=0, grad=hidden(1)))
+        waiting.result(SECONDS)
+        assert time.monotonic() - began < 1.9
 
 
 @pytest.mark.medium

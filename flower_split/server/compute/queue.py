@@ -177,6 +177,11 @@ class TrunkQueue:
         with self._changed:
             return len(self._sessions) <= 1
 
+    def look_again(self) -> None:
+        """Something outside of it has changed that a pass may wait for, such as room."""
+        with self._changed:
+            self._note_change()
+
     @property
     def is_idle(self) -> bool:
         """Whether no session is open, and nothing is to be done."""
