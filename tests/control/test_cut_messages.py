@@ -83,7 +83,7 @@ def test_bounds_are_told_to_a_service_which_delivers_no_layers_of_its_trunk() ->
     with pytest.raises(HandshakeError, match=r"model\.delivery: the service gives silos"):
         ServedModel.of_run(given).check(given)
     dora = read_run_config({**values, "peft.use-dora": True})
-    with pytest.raises(HandshakeError, match=r"with plain LoRA alone, and the run has peft\.type LORA"):
+    with pytest.raises(HandshakeError, match="with plain LoRA alone, and the run has"):
         ServedModel.of_run(dora).check(dora)
     narrow = read_run_config({"model.name": "m", "model.delivery": "server"})
     ServedModel.of_run(narrow).check(narrow)
