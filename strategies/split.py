@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flower_split.config import conflicts
+from flower_split.config.model import layers_text
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import RoundError, StateError, TrunkRestartedError
@@ -88,10 +89,10 @@ class SplitStrategy(Strategy):
         """Log what is cut where, and the inner strategy's own summary."""
         split, trunk = self.config.split, self.config.trunk
         logger.info(
-            "split of %s: silos hold %d bottom and %d top layers, trunk adapters %s, inner %s",
+            "split of %s: silos hold %s bottom and %s top layers, trunk adapters %s, inner %s",
             self.config.model.name,
-            split.bottom_layers,
-            split.top_layers,
+            layers_text(split.bottom_layers, split.most_bottom),
+            layers_text(split.top_layers, split.most_top),
             trunk.adapters,
             type(self.inner).__name__,
         )

@@ -225,6 +225,13 @@ def method_problems(config: SplitConfig) -> list[str]:
             f"{', '.join(sorted(ON_QUANTIZED[kind]))}, and the run has {config.peft}: leave it at "
             "'none'"
         ]
+    begins = getattr(made, "init_lora_weights", None)
+    if config.split.leaves_choice and begins in RESIDUAL_INITS:
+        return [
+            f"peft.init-lora-weights {begins!r} changes the layers' weights, and with a choice of "
+            "cuts (split.max-bottom-layers, split.max-top-layers) each cut would need a copy of "
+            "the trunk's: choose another start, or set both bounds to 0"
+        ]
     bias = getattr(made, "bias", "none")
     if bias != "none" and config.trunk.adapters != "frozen":
         return [

@@ -33,6 +33,7 @@ from flower_split.config.tasks import (
 )
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Scaling
+from flower_split.segments import Cuts, held_by_trunk
 from flower_split.segments.stock_classes import task_of
 
 ADAPTER = "default"
@@ -196,6 +197,19 @@ class AdapterPlan:
         values = dict(self.options)
         values |= self._of_part(values, (*own, *copies))
         return replace(part, options=tuple(sorted(values.items())))
+
+    def without_trunk(self, path: str, cuts: Cuts) -> "AdapterPlan":
+        """The plan of a model whose trunk has no adapter.
+
+        Args:
+            path: Of the model's layers, see `layers_path`.
+            cuts: Which of them are the trunk's.
+        """
+        adapted = (*self.modules, *self.copies)
+        return self.restricted(
+            tuple(n for n in adapted if not held_by_trunk(f"{n}.", path, cuts)),
+            tuple(n for n in self.names if not held_by_trunk(n, path, cuts)),
+        )
 
     def _of_part(self, values: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
         """The fields of PEFT's config that choose modules, for `targets` and no others."""

@@ -10,6 +10,7 @@ from flower_split.apps.prompt_format import prompt_format
 from flower_split.apps.results import round_result
 from flower_split.config.tasks import CAUSAL_LM
 from flower_split.lowrank import combined_ranks
+from flower_split.reporting.cut_text import layers_at_silos
 from flower_split.reporting.model_card import ModelCard, public_name
 from flower_split.reporting.report import by_silo, to_markdown
 from flower_split.reporting.result import RunResult
@@ -41,11 +42,12 @@ def model_card(
         **(result.train_metrics_clientapp.get(server_round) or {}),
         **(result.evaluate_metrics_clientapp.get(server_round) or {}),
     }
+    bottom, top = layers_at_silos(settings)
     return ModelCard(
         base_model=public_name(str(settings["model.name"])),
         revision=str(settings["model.revision"]),
-        bottom_layers=int(settings["split.bottom-layers"]),
-        top_layers=int(settings["split.top-layers"]),
+        bottom_layers=bottom,
+        top_layers=top,
         trunk_adapters=str(settings["trunk.adapters"]),
         strategy=str(settings["strategy.name"]),
         personal=str(settings.get("strategy.personal") or ""),

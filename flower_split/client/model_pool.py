@@ -17,18 +17,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from flower_split.adapters import AdapterPlan, resolve_plan, wrap
 from flower_split.client.model_source import ModelSource
 from flower_split.client.model_traces import ModelTraces
 from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
-from flower_split.segments import load_client_model, load_skeleton
+from flower_split.segments import Cuts, find_layers, load_client_model, load_skeleton
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
-Key = tuple[tuple[ModelConfig, Any, Any], CutConfig, LoraSettings, tuple[Any, ...], torch.device]
+Key = tuple[
+    tuple[ModelConfig, Any, Any],
+    CutConfig,
+    CutConfig | None,
+    LoraSettings,
+    tuple[Any, ...],
+    torch.device,
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +111,7 @@ def borrowed_model(
     source: ModelSource | None = None,
     device: torch.device = CPU,
     lora: LoraSettings | None = None,
+    cut: CutConfig | None = None,
 ) -> Iterator[ClientModel]:
     """A client model for `config` that nobody else uses meanwhile.
 
@@ -113,6 +122,7 @@ def borrowed_model(
         source: Where the model comes from; None takes the checkpoint that `config` names.
         device: Where it computes.
         lora: The silo's adapter, where it is plain LoRA; None takes the one of `config`.
+        cut: Where the silo cuts it; None takes the one of `config`.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
@@ -120,11 +130,16 @@ def borrowed_model(
     """
     source = source or ModelSource(config.model)
     lora = lora or config.lora
-    key = (source.key, config.split, lora, config.peft.key, device)
+    cut = cut or config.split
+    # A frozen trunk has no adapters, whoever computes its layers.
+    bare = (
+        config.split if config.trunk.adapters == "frozen" and config.split.leaves_choice else None
+    )
+    key = (source.key, cut, bare, lora, config.peft.key, device)
     with _lock:
         models = _idle.setdefault(key, [])
         model = models.pop() if models else None
-    model = model or _load(config, source, device, lora)
+    model = model or _load(config, source, device, lora, cut)
     yield model
     if not ModelTraces.of(model.model).is_as(model.begun):
         return
@@ -160,7 +175,11 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _load(
-    config: SplitConfig, source: ModelSource, device: torch.device, lora: LoraSettings
+    config: SplitConfig,
+    source: ModelSource,
+    device: torch.device,
+    lora: LoraSettings,
+    cut: CutConfig,
 ) -> ClientModel:
     settings = config.model
     task = settings.as_task()
@@ -168,8 +187,8 @@ def _load(
     plan = resolve_plan(skeleton, lora, config.peft)
     client = load_client_model(
         source.name,
-        bottom_layers=config.split.bottom_layers,
-        top_layers=config.split.top_layers,
+        bottom_layers=cut.bottom_layers,
+        top_layers=cut.top_layers,
         revision=source.revision,
         dtype=settings.dtype,
         attention=settings.attention,
@@ -178,8 +197,24 @@ def _load(
         task=task,
     )
     held, whole = (sum(map(_elements, m.parameters())) for m in (client, skeleton))
-    model = wrap(client, plan)
+    model = wrap(client, _own_plan(plan, config, skeleton))
     return ClientModel(model=model, plan=plan, share=held / whole, begun=ModelTraces.of(model))
+
+
+def _own_plan(plan: AdapterPlan, config: SplitConfig, skeleton: PreTrainedModel) -> AdapterPlan:
+    """The plan of what silos train, whatever their cuts.
+
+    With a frozen trunk that is what the silo with the fewest layers has: the layers that are the
+    trunk's for some silos have no adapter for any.
+    """
+    split = config.split
+    if config.trunk.adapters != "frozen" or not split.leaves_choice:
+        return plan
+    path, layers = find_layers(skeleton)
+    fewest = Cuts(
+        bottom_layers=split.bottom_layers, top_layers=split.top_layers, num_layers=len(layers)
+    )
+    return plan.without_trunk(path, fewest)
 
 
 def _elements(parameter: nn.Parameter) -> int:

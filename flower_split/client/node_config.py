@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from flower_split.config.checks import device_name
 from flower_split.config.keys import OWN_PREFIX
 from flower_split.config.problems import nearest, raise_problems
-from flower_split.config.sections import DataConfig, LoraSettings, PeftSettings
+from flower_split.config.sections import CutConfig, DataConfig, LoraSettings, PeftSettings
 from flower_split.data.callables import is_reference
 from flower_split.errors import ConfigError
 from flower_split.lowrank.scaling import MOST_ALPHA
@@ -67,6 +67,12 @@ class NodeConfig:
     """Rank of the silo's adapter, where the strategy takes mixed ranks; empty for the run's."""
     lora_alpha: float = 0.0
     """Alpha of the silo's adapter, where the strategy takes mixed alphas; empty for the run's."""
+    bottom_layers: int | None = None
+    """Layers the silo holds after the embeddings, where the run leaves it a choice; empty for
+    `split.bottom-layers`, the fewest; see [cuts.md](cuts.md)."""
+    top_layers: int | None = None
+    """Layers the silo holds before the head, where the run leaves it a choice; empty for
+    `split.top-layers`, the fewest."""
     ledger_dir: str = ""
     """Folder in which the silo accounts for what leaves it, an absolute path; empty for no account;
     see [ledger.md](ledger.md)."""
@@ -119,6 +125,12 @@ class NodeConfig:
             problems.append(
                 f"the node config has show-examples {self.show_examples}: expected 0 or more"
             )
+        for field in ("bottom_layers", "top_layers"):
+            layers = getattr(self, field)
+            if layers is not None and layers < 0:
+                problems.append(
+                    f"the node config has {_key(field)} {layers}: expected 0 or more layers"
+                )
         if self.lora_r < 0:
             problems.append(f"the node config has lora-r {self.lora_r}: expected 1 or more")
         if not 0 <= self.lora_alpha <= MOST_ALPHA:
@@ -202,6 +214,22 @@ class NodeConfig:
         if self.partition_id is not None and lora.alphas and not self.lora_alpha:
             alpha = lora.alphas[self.partition_id % len(lora.alphas)]
         return replace(lora, r=r, alpha=alpha, ranks=(), alphas=())
+
+    def own_cut(self, split: CutConfig) -> CutConfig:
+        """Where the silo cuts the model: as it has chosen, else as it is its turn, else as the run.
+
+        Raises:
+            ConfigError: it has chosen more or fewer layers than the run leaves it.
+        """
+        bottom, top = self.bottom_layers, self.top_layers
+        if self.partition_id is not None and split.bottoms and bottom is None:
+            bottom = split.bottoms[self.partition_id % len(split.bottoms)]
+        if self.partition_id is not None and split.tops and top is None:
+            top = split.tops[self.partition_id % len(split.tops)]
+        return split.fixed(
+            split.bottom_layers if bottom is None else bottom,
+            split.top_layers if top is None else top,
+        )
 
     def own_data(self, config: DataConfig) -> DataConfig:
         """`config` with the silo's own paths in place of those that the run's sender chose."""

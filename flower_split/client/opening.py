@@ -1,7 +1,7 @@
 """`open_session`: from a message of `SplitStrategy` to a model that computes through the trunk."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,8 @@ from flower_split.lowrank import Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.privacy import PrivacySettings
 from flower_split.remote import attach_trunk, session_spec
-from flower_split.remote.attach import unclipped
+from flower_split.remote.attach import find_slot, unclipped
+from flower_split.segments import Cuts, held_by_trunk
 from flower_split.tls.credentials import ClientTls
 from flower_split.transport.arrays import read_array
 from flower_split.transport.base import Connect, Transport
@@ -144,7 +145,8 @@ def open_session(
             "trunk_parameters=True would leave out: train with session.optimizer"
         )
     lora = node.own_lora(config.lora, config.peft)
-    with borrowed_model(config, source, device, lora) as held:
+    cut = node.own_cut(config.split)
+    with borrowed_model(config, source, device, lora, cut) as held:
         model = held.model
         # A silo whose layers have no adapter (both cuts 0) still agrees with the trunk on one.
         scaling = held.plan.scaling
@@ -192,7 +194,8 @@ def open_session(
                 scale=None if scaling is None else scaling.factor,
                 trains=invitation.purpose == "train",
             )
-            fold(model, adapter.load(opening.adapter, resuming.personal))
+            received = own_part(opening.adapter, model, config)
+            fold(model, adapter.load(received, resuming.personal))
             train_parts(model, instructions.trains)
             trained = {name for name, part in adapter_parameters(model) if part.requires_grad}
             remote = attach_trunk(model, transport, trained=trained, trunk_parameters=own)
@@ -203,7 +206,7 @@ def open_session(
             states, origin = StateFolder.of_node(node), _origin(invitation)
             with (
                 unclipped(remote),
-                session_ledger(node, silo, invitation, spec, opening.adapter) as ledger,
+                session_ledger(node, silo, invitation, spec, received) as ledger,
                 noise_account(config.wire, states, origin, silo) as noise,
                 step_account(
                     config.dp,
@@ -231,6 +234,34 @@ def open_session(
                 )
         finally:
             transport.close()
+
+
+def own_part(
+    received: Mapping[str, Tensor], model: nn.Module, config: SplitConfig
+) -> Mapping[str, Tensor]:
+    """What of a message's adapter is of the silo's layers, where it has chosen how many it holds.
+
+    The server learns that only as the session is opened, and sends all that the silo may hold.
+
+    Args:
+        received: With folded factors and control variates among it.
+        model: The client model.
+        config: The run's.
+    """
+    if not config.split.leaves_choice:
+        return received
+    layers, _, slot = find_slot(model)
+    path = next(name for name, module in model.named_modules() if module is layers)
+    most = Cuts(
+        bottom_layers=config.split.most_bottom,
+        top_layers=config.split.most_top,
+        num_layers=slot.cuts.num_layers,
+    )
+    return {
+        name: tensor
+        for name, tensor in received.items()
+        if not held_by_trunk(name, path, slot.cuts) or held_by_trunk(name, path, most)
+    }
 
 
 def _origin(invitation: Invitation) -> str:

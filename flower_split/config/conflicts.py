@@ -2,7 +2,7 @@
 
 from flower_split.config.address import Address, is_any, is_loopback
 from flower_split.config.data import DataConfig
-from flower_split.config.model import ModelConfig
+from flower_split.config.model import CutConfig, ModelConfig
 from flower_split.config.peft import PeftSettings
 from flower_split.config.rounds import CheckpointConfig, StrategyConfig
 from flower_split.config.tasks import CAUSAL_LM, CLASSIFYING, MASKED_LM, SEQUENCE_CLASSIFICATION
@@ -52,6 +52,17 @@ def of_bounds(train: TrainConfig, trunk: TrunkConfig, *, before: int = 0) -> lis
             f"trunk.max-activation-tokens {trunk.max_activation_tokens} lets the trunk keep"
         )
     return found
+
+
+def of_cuts(split: CutConfig, trunk: TrunkConfig) -> list[str]:
+    """Silos with cuts of their own, and a trunk that they share an adapter of."""
+    if trunk.adapters != "shared" or not split.leaves_choice:
+        return []
+    return [
+        "split.max-bottom-layers and split.max-top-layers leave silos a choice, and "
+        "trunk.adapters 'shared' has one adapter of the trunk's layers for all silos, which would "
+        "be of other layers for each: set it to 'federated' or 'frozen', or set both bounds to 0"
+    ]
 
 
 def of_quantization(model: ModelConfig, trunk: TrunkConfig) -> list[str]:

@@ -65,10 +65,82 @@ class CutConfig:
     """Layers the silo holds after the embeddings; 0 keeps the embeddings only."""
     top_layers: int = 1
     """Layers the silo holds before the head; 0 keeps final norm and head only."""
+    max_bottom_layers: int = 0
+    """Most layers after the embeddings that a silo may choose to hold, by `bottom-layers` of its
+    node config, `split.bottom-layers` being the fewest; 0 leaves no choice; see
+    [cuts.md](cuts.md)."""
+    max_top_layers: int = 0
+    """Most layers before the head that a silo may choose to hold, by `top-layers` of its node
+    config, `split.top-layers` being the fewest; 0 leaves no choice."""
+    bottoms: tuple[int, ...] = ()
+    """Bottom layers of the silos in turn, by their `partition-id`: for simulations, whose silos
+    have no `bottom-layers` of their own; empty for `bottom_layers`."""
+    tops: tuple[int, ...] = ()
+    """Top layers of the silos in turn, as `bottoms`; empty for `top_layers`."""
 
     def __post_init__(self) -> None:
         at_least("split.bottom-layers", self.bottom_layers, 0)
         at_least("split.top-layers", self.top_layers, 0)
+        for end, fewest, most, turns in (
+            ("bottom", self.bottom_layers, self.max_bottom_layers, self.bottoms),
+            ("top", self.top_layers, self.max_top_layers, self.tops),
+        ):
+            at_least(f"split.max-{end}-layers", most, 0)
+            if 0 < most < fewest:
+                raise ConfigError(
+                    f"split.max-{end}-layers {most} is less than split.{end}-layers {fewest}, the "
+                    "fewest that a silo holds: raise it, or set it to 0, which leaves no choice"
+                )
+            for chosen in turns:
+                at_least(f"split.{end}s", chosen, 0)
+                if not fewest <= chosen <= max(fewest, most):
+                    raise ConfigError(
+                        f"split.{end}s has {chosen}, and silos may hold {_between(fewest, most)}: "
+                        f"change it, or set split.{end}-layers to the fewest and "
+                        f"split.max-{end}-layers to the most"
+                    )
+
+    @property
+    def most_bottom(self) -> int:
+        """Bottom layers of the silo that holds most."""
+        return max(self.bottom_layers, self.max_bottom_layers)
+
+    @property
+    def most_top(self) -> int:
+        """Top layers of the silo that holds most."""
+        return max(self.top_layers, self.max_top_layers)
+
+    @property
+    def leaves_choice(self) -> bool:
+        """Whether a silo may hold other layers than another."""
+        return (self.most_bottom, self.most_top) != (self.bottom_layers, self.top_layers)
+
+    def fixed(self, bottom: int, top: int) -> "CutConfig":
+        """The cut of a silo that has chosen, which leaves no choice.
+
+        Raises:
+            ConfigError: it may not choose so.
+        """
+        for end, chosen, fewest, most in (
+            ("bottom", bottom, self.bottom_layers, self.max_bottom_layers),
+            ("top", top, self.top_layers, self.max_top_layers),
+        ):
+            if not fewest <= chosen <= max(fewest, most):
+                raise ConfigError(
+                    f"the node config has {end}-layers {chosen}, and silos of this run may hold "
+                    f"{_between(fewest, most)} (split.{end}-layers to split.max-{end}-layers): "
+                    "change it, or leave it out for the fewest"
+                )
+        return CutConfig(bottom_layers=bottom, top_layers=top)
+
+
+def layers_text(fewest: int, most: int) -> str:
+    """How many layers silos hold, in words."""
+    return str(fewest) if most <= fewest else f"{fewest} to {most}"
+
+
+def _between(fewest: int, most: int) -> str:
+    return f"{fewest} only" if most <= fewest else f"{fewest} to {most}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,6 +140,7 @@ class SplitConfig:
         found = [
             *conflicts.of_bounds(self.train, self.trunk),
             *conflicts.of_quantization(self.model, self.trunk),
+            *conflicts.of_cuts(self.split, self.trunk),
             *conflicts.of_task(self.model, self.data, self.sample_prompt),
             *conflicts.of_packing(self.data, self.peft),
             *self.dp.conflicts(

@@ -35,6 +35,7 @@ def layout_content(layout: RunLayout) -> Content:
         "parameters": layout.parameters,
         "plan": plan_to_fields(layout.plan),
         "trunk": list(layout.trunk_names),
+        **({"either": list(layout.either_names)} if layout.either_names else {}),
     }
     return Content(text=text, tensors=layout.initial)
 
@@ -49,14 +50,16 @@ def read_layout(content: Content) -> RunLayout:
     def read(fields: Mapping[str, Any]) -> RunLayout:
         plan = plan_from_fields(fields["plan"])
         names = tuple(map(str, fields["trunk"]))
+        either = tuple(map(str, fields.get("either", ())))
         one_of("mode", fields["mode"], TRUNK_ADAPTERS)
         shapes = {name: tuple(tensor.shape) for name, tensor in content.tensors.items()}
-        if shapes != dict(plan.shapes) or not set(names) <= shapes.keys():
+        if shapes != dict(plan.shapes) or not set(either) <= set(names) <= shapes.keys():
             raise ValueError
         return RunLayout(
             mode=str(fields["mode"]),
             plan=plan,
             trunk_names=names,
+            either_names=either,
             initial=content.tensors,
             parameters=int(fields["parameters"]),
         )
@@ -106,6 +109,7 @@ def states_content(states: Iterable[SiloState]) -> Content:
                 "tag": one.tag,
                 "scale": one.state.personal.scale,
                 "scaling": None if scaling is None else asdict(scaling),
+                **({} if one.cuts is None else {"cuts": list(one.cuts)}),
             }
         )
         for kind, held in (
@@ -137,6 +141,10 @@ def _state(fields: Mapping[str, Any], held: Mapping[str, Mapping[str, Tensor]]) 
     silo, scale = str(fields["silo"]), float(fields["scale"])
     if len(silo) > LONGEST_SILO_NAME or not math.isfinite(scale):
         raise ValueError
+    cuts = None
+    if "cuts" in fields:
+        bottom, top = map(int, fields["cuts"])
+        cuts = (bottom, top)
     return SiloState(
         silo=silo,
         server_round=int(fields["round"]),
@@ -146,6 +154,7 @@ def _state(fields: Mapping[str, Any], held: Mapping[str, Mapping[str, Tensor]]) 
             personal=PersonalTensors(tensors=held[_PERSONAL], scale=scale),
             scaling=_scaling(fields["scaling"]),
         ),
+        cuts=cuts,
     )
 
 

@@ -55,6 +55,18 @@ class ServedModel:
                     f"{key}: the service has {ours!r}, and the run asks for {theirs!r}. Set the "
                     "run's to the service's, or start a service for it"
                 )
+        if config.split.leaves_choice and not config.peft.is_plain:
+            raise HandshakeError(
+                "split.max-bottom-layers and split.max-top-layers: the service lets silos choose "
+                f"their cuts with plain LoRA alone, and the run has {config.peft}: leave silos no "
+                "choice, or leave trunk.service empty"
+            )
+        if config.split.leaves_choice and config.model.delivery == "server":
+            raise HandshakeError(
+                "model.delivery: the service gives silos the layers outside of its own cuts alone, "
+                "and the run lets them hold more (split.max-bottom-layers, split.max-top-layers): "
+                "set it to 'local', or leave silos no choice"
+            )
 
     def __str__(self) -> str:
         return (

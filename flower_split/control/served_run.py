@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flower_split.errors import SequenceError, TrunkBusyError, TrunkRestartedError
+from flower_split.server.cut_engines import MOST_IDLE
 from flower_split.server.hosting.hosted_run import HostedRun, HostedSession
 from flower_split.server.hosting.run_trunk import Invitee
 from flower_split.server.ticket_record import SessionOutcome, Stage, TrunkStart
@@ -23,6 +24,8 @@ MOST_SESSIONS = 1 << 12
 
 BYTES_AN_ELEMENT = 16
 """Of a session's adapter: value, gradient and AdamW's two moments, float32."""
+VALUE_BYTES = 4
+"""Of the adapter that an engine begins with."""
 
 
 class ServedSession:
@@ -114,6 +117,10 @@ class ServedRun:
         held = frozenset(layout.trunk_names)
         elements = sum(_size(shape) for name, shape in layout.plan.shapes if name in held)
         self._session_bytes = BYTES_AN_ELEMENT * elements
+        self._engine_bytes = 0
+        if layout.either_names:  # every session may have an engine of its own
+            self._session_bytes += VALUE_BYTES * elements
+            self._engine_bytes = (MOST_IDLE + 2) * VALUE_BYTES * elements
         self._is_closed = False
 
     def touch(self) -> None:
@@ -130,7 +137,7 @@ class ServedRun:
         """Bytes that its strategy may yet bring."""
         held = sum(map(size_of, list(self._starts.values())))
         held += sum(one.num_bytes for one in list(self.sessions.values()))
-        held += len(self.open_tokens) * self._session_bytes
+        held += len(self.open_tokens) * self._session_bytes + self._engine_bytes
         return max(0, self.quota.max_bytes - held)
 
     @property

@@ -150,7 +150,7 @@ class ServedRuns:
                 sessions=len(run.open_tokens),
                 waiting=run.hosted.waiting,
                 room=run.room,
-                computed=run.hosted.engine.queue.computed,
+                computed=run.hosted.computed,
             )
             for run in open_now
         ]
@@ -214,7 +214,7 @@ class ServedRuns:
         with self._lock:
             known = self._runs.pop(run.secret, None)
             if known is not None:
-                self._computed += known.hosted.engine.queue.computed
+                self._computed += known.hosted.computed
         run.close()
         if known is not None:
             logger.info("run %s… is closed", run.name)

@@ -28,8 +28,9 @@ class ModelCard:
 
     base_model: str
     revision: str = ""
-    bottom_layers: int
-    top_layers: int
+    bottom_layers: int | str
+    """Of a silo; a text such as `1 to 3` where silos choose."""
+    top_layers: int | str
     trunk_adapters: str
     strategy: str
     personal: str = ""

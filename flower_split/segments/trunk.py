@@ -12,7 +12,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from flower_split.devices import autocasting
+from flower_split.errors import CutError
 from flower_split.segments.cuts import Cuts
+from flower_split.segments.layers import find_layers
+from flower_split.segments.loading.quantization import beside_weights
+from flower_split.segments.pass_through import PassThrough
+from flower_split.segments.proving import family_of
 from flower_split.segments.segment import Segment, without_unknown
 
 
@@ -48,8 +53,37 @@ class Trunk(Segment):
         that were made of it. Buffers are its own: stock code may write to them. To be asked of a
         trunk that is frozen, and wrapped with nothing.
         """
-        shared = {id(parameter): parameter for parameter in self.parameters()}
-        return copy.deepcopy(self, dict(shared))
+        shared = [*self.parameters(), *beside_weights(self)]
+        return copy.deepcopy(self, {id(one): one for one in shared})
+
+    def narrowed(self, cuts: Cuts) -> "Trunk":
+        """A trunk of fewer of these layers, with the same weights; see `with_same_weights`.
+
+        Args:
+            cuts: Of the same model; the silo holds as many layers as here, or more.
+
+        Raises:
+            CutError: layers are missing here, or the cuts are another model's.
+        """
+        held, wanted = self.cuts.trunk_range, cuts.trunk_range
+        if cuts.num_layers != self.cuts.num_layers or not (
+            held.start <= wanted.start and wanted.stop <= held.stop
+        ):
+            raise CutError(
+                f"this trunk holds the layers {held.start} … {held.stop - 1} of "
+                f"{self.cuts.num_layers}, and {wanted.start} … {wanted.stop - 1} of "
+                f"{cuts.num_layers} are asked for"
+            )
+        model = self.with_same_weights().model  # whose hooks obey no other segment than the copy
+        returns_tuple = family_of(model.config).returns_tuple
+        _, layers = find_layers(model)
+        for index in held:
+            if index not in wanted:
+                layers[index] = PassThrough(layers[index], returns_tuple=returns_tuple)
+        made = Trunk(model, cuts, self.fingerprint)
+        made.autocast, made.loaded_adapter = self.autocast, self.loaded_adapter
+        made.training = self.training  # of the layers it is copied already
+        return made
 
     def forward(
         self,

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,21 +17,22 @@ from flower_split.errors import ConfigError, HandshakeError, SequenceError
 from flower_split.lowrank import Allowance, Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.privacy import PrivacySettings
-from flower_split.segments import Trunk
+from flower_split.segments import Trunk, held_by_trunk, layers_path
 from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
-from flower_split.server.compute.queue import BatchSettings, TrunkQueue
+from flower_split.server.compute.queue import BatchSettings, Computed, TrunkQueue
+from flower_split.server.engine_common import EngineCommon
+from flower_split.server.engine_work import EngineWork
 from flower_split.server.handshake import check_prefix, check_spec, check_wire
 from flower_split.server.held_rows import HeldRows
 from flower_split.server.session import TrunkSession
 from flower_split.server.session_states import SiloState
-from flower_split.server.silo_names import SiloNames
 from flower_split.server.snapshots import SnapshotStore
 from flower_split.server.stepping import AdapterSlot
-from flower_split.server.ticket_record import SessionOutcome, TicketRecord, TrunkStart
+from flower_split.server.ticket_record import TicketRecord, TrunkStart
 from flower_split.server.trunk_optimizers import TrunkOptimizers
 from flower_split.transport.base import BackendSession
-from flower_split.transport.messages import SessionLimits, SessionSpec, SessionSummary, Ticket
+from flower_split.transport.messages import SessionLimits, SessionSpec, Ticket
 
 
 class TrunkEngine:
@@ -60,6 +61,8 @@ class TrunkEngine:
         prefix_tokens: Tokens of the prefix that a session must have been opened with; None leaves
             it to the silo, 0 allows none. Only a frozen trunk takes one.
         turns: A context in which alone the trunk's device computes; see `TrunkQueue`.
+        common: What it has in common with engines of other cuts on the same weights; then a start
+            that was prepared may hold tensors of further layers, which are theirs.
 
     Raises:
         ConfigError: mode and plan contradict each other, or a codec or transform of `wire` is of no
@@ -87,6 +90,7 @@ class TrunkEngine:
         snapshots: SnapshotStore | None = None,
         prefix_tokens: int | None = None,
         turns: AbstractContextManager[object] | None = None,
+        common: EngineCommon | None = None,
     ) -> None:
         self.mode = mode or ("frozen" if plan is None else "federated")
         one_of("trunk.adapters", self.mode, TRUNK_ADAPTERS)
@@ -108,14 +112,17 @@ class TrunkEngine:
         self._optimizer = optimizer
         self._privacy = privacy
         self._numbers = itertools.count()
-        self._records: dict[str, TicketRecord] = {}
-        self.names = SiloNames()
+        self._common = common
+        self._path = "" if common is None else layers_path(trunk.model)
+        shared = common or EngineCommon(budget=None)
+        self._records = shared.records
+        self.names = shared.names
         trunk.requires_grad_(False)
         self._adapters = None if self.plan is None else TrunkAdapters(trunk, self.plan)
-        self.queue = TrunkQueue(trunk, batching or BatchSettings(), turns)
+        self.queue = TrunkQueue(trunk, batching or BatchSettings(), turns, shared.budget)
         self._lock = self.queue.exclusive()
         self._follows_autocast = follows_autocast
-        self._snapshots = snapshots or SnapshotStore()
+        self._snapshots = snapshots or shared.snapshots
         if self.mode == "shared" and self.plan is not None and self.plan.method == ADALORA:
             raise ConfigError(
                 "AdaLoRA masks by the importances of one silo, and a shared trunk has one adapter "
@@ -131,10 +138,24 @@ class TrunkEngine:
             elements = sum(parameter.numel() for parameter in held)
             self.limits = replace(self.limits, max_adapter_elements=elements)
         self._optimizers = TrunkOptimizers(
-            self._adapters, shared=self.mode == "shared", keep=keep_optimizer
+            self._adapters,
+            shared=self.mode == "shared",
+            keep=keep_optimizer,
+            states=shared.states,
+            cuts=None if common is None else trunk.cuts,
         )
         if self._adapters is not None and initial is not None:
             self._adapters.load(MASTER, initial)
+
+    @property
+    def waiting(self) -> int:
+        """Passes that wait now; to look at, and nobody waits for the look."""
+        return self.queue.waiting
+
+    @property
+    def computed(self) -> Computed:
+        """What was computed so far."""
+        return self.queue.computed
 
     def describe(self, purpose: str = "train") -> SessionSpec:
         """The specification that a session of this engine must bring."""
@@ -180,7 +201,7 @@ class TrunkEngine:
             self._optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
         resumed = self._optimizers.resumed(spec, ticket, instructions)
         slot = self._make_slot(spec, start, scaling, resumed)
-        work = _Work(
+        work = EngineWork(
             ticket=ticket,
             spec=spec,
             scaling=scaling,
@@ -266,6 +287,10 @@ class TrunkEngine:
             for record in self._records.values():
                 record.withdraw()
 
+    def check_session_state(self, state: SiloState) -> None:
+        """Raise `StateError` unless `state` is one of this trunk's adapters."""
+        self._optimizers.check(state)
+
     def shared_state(self) -> dict[str, Tensor]:
         """The master adapter: what a `shared` trunk has learned so far."""
         with self._lock:
@@ -297,7 +322,7 @@ class TrunkEngine:
             self._adapters.add(name)
             self._adapters.freeze_parts(name, instructions.trains)
         else:
-            received = self._adapters.state(MASTER) if start is None else start.tensors
+            received = self._adapters.state(MASTER) if start is None else self._own(start.tensors)
             begun = self._adapters.begin_round(
                 name,
                 instructions,
@@ -310,6 +335,13 @@ class TrunkEngine:
         if spec.privacy.is_on and spec.purpose == "train":
             slot.rows = self._held_rows(slot, spec)
         return slot
+
+    def _own(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Those of a start that are of this trunk's layers, where there are others."""
+        if self._common is None:
+            return tensors
+        cuts = self.trunk.cuts
+        return {n: tensor for n, tensor in tensors.items() if held_by_trunk(n, self._path, cuts)}
 
     def _held_rows(self, slot: AdapterSlot, spec: SessionSpec) -> HeldRows:
         try:
@@ -338,43 +370,3 @@ class TrunkEngine:
         if self._prefix_tokens is None:
             free.add("prefix_tokens")
         return check_spec(self.describe(spec.purpose), spec, free=free, allowance=allowance)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Work:
-    """The `SessionWork` of one session: its adapter, and who makes what of it."""
-
-    ticket: Ticket | None
-    spec: SessionSpec
-    scaling: Scaling | None
-    instructions: Instructions
-    slot: AdapterSlot | None
-    optimizers: TrunkOptimizers
-
-    def outcome(self, summary: SessionSummary) -> SessionOutcome:
-        """See `SessionWork`."""
-        trained = self.slot is not None and self.spec.purpose == "train"
-        return SessionOutcome(
-            tensors=self.slot.sent() if self.slot is not None and trained else {},
-            summary=summary,
-            scaling=self.scaling,
-            silo=self.spec.silo,
-        )
-
-    def proposal(self, summary: SessionSummary) -> SiloState | None:
-        """See `SessionWork`."""
-        if self.ticket is None:
-            return None
-        return self.optimizers.proposal(
-            self.ticket,
-            self.spec,
-            self.slot,
-            scaling=self.scaling,
-            instructions=self.instructions,
-            steps=summary.steps,
-        )
-
-    def free(self) -> None:
-        """See `SessionWork`."""
-        if self.slot is not None:
-            self.slot.free()

@@ -23,6 +23,8 @@ class SiloState:
     state: SessionState = field(default_factory=SessionState)
     """Of the trunk's layers. No moments where they are in the common state or the trunk is frozen,
     and no personal tensors unless the strategy leaves some to single silos."""
+    cuts: tuple[int, int] | None = None
+    """Bottom and top layers of the silo then; None where all silos of the run have the same."""
 
 
 class SessionStates:

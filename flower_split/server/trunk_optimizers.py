@@ -11,6 +11,7 @@ from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import StateError
 from flower_split.lowrank import Instructions, Scaling, adapter_name, at_rank
 from flower_split.optimization.moments import check_moments
+from flower_split.segments import Cuts
 from flower_split.server.session_states import SessionStates, SiloState
 from flower_split.server.stepping import AdapterSlot, Stepper
 from flower_split.transport.messages import SessionSpec, Ticket
@@ -30,13 +31,25 @@ class TrunkOptimizers:
         adapters: The trunk's; None where it is frozen.
         shared: Whether all sessions step the master.
         keep: Whether a silo's next session resumes from the state of its last.
+        states: Where they are kept; others of the same run may keep theirs there.
+        cuts: Those of its sessions, where the run has others too. A silo that comes with other cuts
+            than its last session's starts afresh.
     """
 
-    def __init__(self, adapters: TrunkAdapters | None, *, shared: bool, keep: bool) -> None:
+    def __init__(
+        self,
+        adapters: TrunkAdapters | None,
+        *,
+        shared: bool,
+        keep: bool,
+        states: SessionStates | None = None,
+        cuts: Cuts | None = None,
+    ) -> None:
         self._adapters = adapters
         self._shared = shared
         self._keep = keep
-        self._states = SessionStates()
+        self._states = SessionStates() if states is None else states
+        self._cuts = None if cuts is None else (cuts.bottom_layers, cuts.top_layers)
         self._master: Stepper | None = None
         self._master_start: Mapping[str, Tensor] = {}
 
@@ -55,6 +68,13 @@ class TrunkOptimizers:
                 "afresh",
                 spec.silo,
             )
+        if state is not None and self._adapters is not None and state.cuts != self._cuts:
+            logger.warning(
+                "silo %r has moved its cuts from %s to %s (bottom, top) since its last session: "
+                "both sides start afresh",
+                *(spec.silo, state.cuts, self._cuts),
+            )
+            return None
         return state
 
     def slot(
@@ -106,7 +126,11 @@ class TrunkOptimizers:
             moments = slot.moments() if self._keep else {}
             left = SessionState(moments=moments, personal=slot.personal(), scaling=scaling)
         return SiloState(
-            silo=spec.silo, server_round=ticket.server_round, tag=state_tag(ticket), state=left
+            silo=spec.silo,
+            server_round=ticket.server_round,
+            tag=state_tag(ticket),
+            state=left,
+            cuts=self._cuts,
         )
 
     def put(self, state: SiloState) -> None:
@@ -131,7 +155,7 @@ class TrunkOptimizers:
         """
         states = list(states)
         for state in states:
-            self._check(state)
+            self.check(state)
         self._master = None
         self._master_start = {}
         for state in states:
@@ -139,7 +163,8 @@ class TrunkOptimizers:
                 self._master_start = dict(state.state.moments)
         self._states.replace(state for state in states if state.silo)
 
-    def _check(self, silo: SiloState) -> None:
+    def check(self, silo: SiloState) -> None:
+        """Raise `StateError` unless the state is one of these adapters."""
         state = silo.state
         holds = self._adapters is not None and self._shared == (not silo.silo)
         if not holds:

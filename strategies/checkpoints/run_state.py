@@ -7,8 +7,8 @@ inner strategy), `left_states/…` (the session states, as their first version c
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,22 +73,38 @@ class WrittenSessionState:
     kept: PersonalTensors
     scaling: Scaling | None
 
-    @classmethod
-    def of(cls, one: SiloState) -> Self:
+    @staticmethod
+    def of(one: SiloState) -> "WrittenSessionState":
         """`one` as a checkpoint has it."""
-        return cls(
-            silo=one.silo,
-            server_round=one.server_round,
-            tag=one.tag,
-            tensors=one.state.moments,
-            kept=one.state.personal,
-            scaling=one.state.scaling,
+        told: dict[str, Any] = {
+            "silo": one.silo,
+            "server_round": one.server_round,
+            "tag": one.tag,
+            "tensors": one.state.moments,
+            "kept": one.state.personal,
+            "scaling": one.state.scaling,
+        }
+        return (
+            WrittenSessionState(**told)
+            if one.cuts is None
+            else WrittenCutState(**told, cuts=one.cuts)
         )
 
     def read(self) -> SiloState:
         """The session state as the trunk resumes from it."""
         state = SessionState(moments=self.tensors, personal=self.kept, scaling=self.scaling)
         return SiloState(silo=self.silo, server_round=self.server_round, tag=self.tag, state=state)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WrittenCutState(WrittenSessionState):
+    """The same in a run whose silos choose their cuts."""
+
+    cuts: tuple[int, int]
+
+    def read(self) -> SiloState:
+        """The session state, with the cut that it is of."""
+        return replace(super().read(), cuts=self.cuts)
 
 
 def pack(

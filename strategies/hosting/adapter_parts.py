@@ -1,9 +1,11 @@
 """The two parts of an adapter in Flower's records: the silo's, which travels, and the trunk's.
 
 Silos get and return their own part only; the inner strategy sees both together, in the order of
-the uncut model's parameters, as if the model had never been cut. A strategy that knows of LoRA
-sends each silo tensors of its own rank, perhaps not all of them, and with folded factors and
-control variates among them: those belong to whoever holds the adapter tensor they are named after.
+the uncut model's parameters, as if the model had never been cut. Where silos choose how many layers
+they hold, tensors of the layers that either party may hold are given to both: who has them is known
+when the silo has opened its session, and the other leaves them. A strategy that knows of LoRA sends
+each silo tensors of its own rank, perhaps not all of them, and with folded factors and control
+variates among them: those belong to whoever holds the adapter tensor they are named after.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,21 +30,28 @@ class AdapterParts:
 
     Args:
         shapes: Name and shape of those tensors at the run's rank, in the uncut model's order.
-        trunk_names: The ones that the trunk holds.
+        trunk_names: The ones that the trunk holds for some silo.
+        either_names: Those of them that another silo holds itself.
     """
 
-    def __init__(self, shapes: Shapes, trunk_names: Iterable[str]) -> None:
+    def __init__(
+        self, shapes: Shapes, trunk_names: Iterable[str], either_names: Iterable[str] = ()
+    ) -> None:
         self.shapes = dict(shapes)
         trunk = frozenset(trunk_names)
+        self._either = frozenset(either_names)
         self.trunk_shapes = {n: shape for n, shape in self.shapes.items() if n in trunk}
-        self.silo_shapes = {n: shape for n, shape in self.shapes.items() if n not in trunk}
+        self.silo_shapes = {
+            n: shape for n, shape in self.shapes.items() if n not in trunk or n in self._either
+        }
 
     def split(
         self, arrays: ArrayRecord, instructions: Instructions | None = None
     ) -> tuple[ArrayRecord, dict[str, Tensor]]:
         """The silo's part as float32 arrays and the trunk's as float32 tensors.
 
-        A float64 array, which some strategies make, is rounded; `arrays` stays as it is.
+        What either may hold is in both. A float64 array, which some strategies make, is rounded;
+        `arrays` stays as it is.
 
         Args:
             arrays: Of a message of the inner strategy.
@@ -56,7 +65,8 @@ class AdapterParts:
         optional = instructions.personal if instructions is not None else ()
         values = decode(arrays, self._fitting(arrays, optional) if tailored else self.shapes)
         trunk = {n: torch.from_numpy(v) for n, v in values.items() if self._is_of_trunk(n)}
-        silo = {name: Array(value) for name, value in values.items() if name not in trunk}
+        both = {name for name in trunk if self._is_of_either(name)}
+        silo = {n: Array(value) for n, value in values.items() if n not in trunk or n in both}
         return ArrayRecord(silo), trunk
 
     def join(
@@ -66,7 +76,7 @@ class AdapterParts:
 
         Args:
             silo: The silo's part.
-            trunk: The trunk's.
+            trunk: The trunk's. Of what either may hold, the silo must bring what is missing here.
             expected: Name and shape of both together, in order; None for the whole adapter at the
                 run's rank.
 
@@ -75,7 +85,7 @@ class AdapterParts:
                 beyond `LARGEST`.
         """
         expected = self.shapes if expected is None else expected
-        of_trunk = {name: s for name, s in expected.items() if self._is_of_trunk(name)}
+        of_trunk = {name: s for name, s in expected.items() if self._is_brought_by(trunk, name)}
         of_silo = {name: s for name, s in expected.items() if name not in of_trunk}
         made = to_arrays({name: trunk[name] for name in of_trunk})
         for values in (decode(silo, of_silo, dtype="float32"), decode(made, of_trunk)):
@@ -145,6 +155,12 @@ class AdapterParts:
 
     def _is_of_trunk(self, name: str) -> bool:
         return name in self.trunk_shapes or _owner(name) in self.trunk_shapes
+
+    def _is_of_either(self, name: str) -> bool:
+        return bool(self._either) and (name in self._either or _owner(name) in self._either)
+
+    def _is_brought_by(self, trunk: Mapping[str, Tensor], name: str) -> bool:
+        return self._is_of_trunk(name) and (name in trunk or not self._is_of_either(name))
 
 
 def _owner(name: str) -> str:

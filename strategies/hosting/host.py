@@ -59,7 +59,7 @@ class TrunkHost:
             self._trunk: RunTrunk = trunk
             layout = self._trunk.layout
             self._parts = (
-                AdapterParts(dict(layout.plan.shapes), layout.trunk_names)
+                AdapterParts(dict(layout.plan.shapes), layout.trunk_names, layout.either_names)
                 if layout.mode == "federated"
                 else AdapterParts(layout.silo_shapes, ())
             )

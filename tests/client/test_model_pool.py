@@ -12,6 +12,7 @@ from flower_split.client.model_pool import (
     held_models,
     keep_models,
 )
+from flower_split.config.model import CutConfig
 from flower_split.config.run_config import read_run_config
 
 
@@ -174,3 +175,17 @@ def test_a_model_whose_files_were_changed_is_loaded_anew(run_config, tiny, tmp_p
     os.utime(weights, ns=(1, 1))
     with borrowed_model(config) as third:
         assert third is not first
+
+
+def test_a_cut_of_the_silos_own_is_a_model_of_its_own(config):
+    """Which the service tells apart by their layers; the run's own is another one."""
+    wider = CutConfig(bottom_layers=2, top_layers=1)
+    keep_models(1 << 30)
+    with borrowed_model(config) as first, borrowed_model(config, cut=wider) as second:
+        assert second.share > first.share
+    with borrowed_model(config, cut=wider) as again:
+        assert again is second
+    layers = {(held.bottom_layers, held.top_layers) for held in held_models()}
+    assert layers == {(1, 1), (2, 1)}
+    drop_models()
+    keep_models(None)

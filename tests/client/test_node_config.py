@@ -1,7 +1,7 @@
 import pytest
 
 from flower_split.client.node_config import NodeConfig
-from flower_split.config.model import LoraSettings
+from flower_split.config.model import CutConfig, LoraSettings
 from flower_split.errors import ConfigError
 
 
@@ -81,3 +81,38 @@ def test_rank_and_alpha_are_the_silos_own_or_its_turn_or_the_runs():
     own = NodeConfig(partition_id=0, num_partitions=3, lora_r=5, lora_alpha=3.0)
     assert own.own_lora(run) == LoraSettings(r=5, alpha=3.0)
     assert NodeConfig().own_lora(run) == LoraSettings(r=8, alpha=16.0)
+
+
+def test_the_cut_is_the_silos_own_or_its_turn_or_the_runs():
+    run = CutConfig(
+        bottom_layers=1, top_layers=0, max_bottom_layers=3, max_top_layers=2, bottoms=(3, 2)
+    )
+
+    def cut(**chosen):
+        own = NodeConfig(**chosen).own_cut(run)
+        return own.bottom_layers, own.top_layers
+
+    assert [cut(partition_id=n, num_partitions=3) for n in range(3)] == [(3, 0), (2, 0), (3, 0)]
+    assert cut(partition_id=0, num_partitions=3, bottom_layers=1, top_layers=2) == (1, 2)
+    assert cut(top_layers=0) == (1, 0)
+    assert cut() == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("node_config", "said"),
+    [
+        ({"bottom-layers": 4}, "bottom-layers 4, and silos of this run may hold 1 to 3"),
+        ({"bottom-layers": 0}, "bottom-layers 0, and silos of this run may hold 1 to 3"),
+        ({"top-layers": 2}, "top-layers 2, and silos of this run may hold 1 only"),
+        ({"bottom-layers": 2**70}, "may hold 1 to 3"),
+    ],
+)
+def test_a_cut_that_the_run_does_not_leave_is_refused_with_its_bounds(node_config, said):
+    with pytest.raises(ConfigError, match=said):
+        NodeConfig.read(node_config).own_cut(CutConfig(max_bottom_layers=3))
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, "2", True, None])
+def test_layers_that_are_none_are_refused(value):
+    with pytest.raises(ConfigError, match="bottom-layers"):
+        NodeConfig.read({"bottom-layers": value})

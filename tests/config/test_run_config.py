@@ -201,6 +201,41 @@ def test_numbers_of_silos_are_read_from_text():
     assert (lora.ranks, lora.alphas) == ((4, 8), (8.0, 0.5))
 
 
+def test_a_choice_of_cuts_is_read():
+    split = read_run_config(
+        {"model.name": "m", "split.max-bottom-layers": 3, "split.bottoms": "3, 1", "split.tops": ""}
+    ).split
+    assert (split.bottom_layers, split.most_bottom, split.bottoms) == (1, 3, (3, 1))
+    assert (split.top_layers, split.most_top, split.tops) == (1, 1, ())
+    assert split.leaves_choice
+    assert not read_run_config({"model.name": "m", "split.max-top-layers": 1}).split.leaves_choice
+    fixed = split.fixed(2, 1)
+    assert (fixed.bottom_layers, fixed.top_layers, fixed.leaves_choice) == (2, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"split.max-bottom-layers": -1}, "split.max-bottom-layers must be an integer of at least"),
+        ({"split.top-layers": 3, "split.max-top-layers": 2}, "less than split.top-layers 3"),
+        ({"split.bottoms": "1, 2"}, "split.bottoms has 2, and silos may hold 1 only"),
+        (
+            {"split.tops": "0", "split.max-top-layers": 2},
+            "split.tops has 0, and silos may hold 1 to",
+        ),
+        ({"split.tops": "1, x"}, "split.tops must be text, with commas between several numbers"),
+        (
+            {"split.bottoms": "1.5"},
+            "split.bottoms must be text, with commas between several numbers",
+        ),
+        ({"split.max-bottom-layers": 2, "trunk.adapters": "shared"}, "other layers for each"),
+    ],
+)
+def test_cuts_that_cannot_be_are_named(values, said):
+    with pytest.raises(ConfigError, match=said):
+        read_run_config({"model.name": "m", **values})
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

@@ -1,5 +1,6 @@
 """The memory of a run: what each party adds to its process, and whether this machine has it."""
 
+from collections import Counter
 from dataclasses import replace
 
 import psutil
@@ -7,8 +8,11 @@ import psutil
 from flower_split.apps.checking.findings import Findings
 from flower_split.apps.checking.model_check import FoundModel
 from flower_split.apps.checking.sizes import CutSize, cut_size
+from flower_split.client.node_config import NodeConfig
+from flower_split.config.model import CutConfig
 from flower_split.devices.memory import available_memory
 from flower_split.reporting.figures import in_bytes
+from flower_split.segments import Cuts
 
 TOPIC = "memory"
 
@@ -41,7 +45,7 @@ def look_at_memory(model: FoundModel, longest: int, silos: int, findings: Findin
         return
     total = int(psutil.virtual_memory().total)
     less = "take fewer silos, a smaller train.batch-size or train.max-length"
-    needed = _together(size, silos)
+    needed = _together(model, size, silos, tokens)
     if needed > total and longest:
         text = (
             f"{_said(needed, silos, tokens)} {in_bytes(total)}: {less}, or model.dtype 'bfloat16'"
@@ -50,20 +54,35 @@ def look_at_memory(model: FoundModel, longest: int, silos: int, findings: Findin
     elif needed > (free := available_memory()):
         text = f"{_said(needed, silos, tokens)} {in_bytes(free)} free now: {less}"
         findings.warn(TOPIC, f"{text}, or end what runs here")
-    elif (most := _together(model.size, silos)) > total:
+    elif (most := _together(model, model.size, silos, bound)) > total:
         text = f"{_said(most, silos, bound)} {in_bytes(total)}: {less}"
         findings.warn(TOPIC, f"{text}, should there be such texts")
 
 
-def _at(model: FoundModel, tokens: int) -> CutSize:
-    """The sizes with sequences of so many tokens."""
+def _at(model: FoundModel, tokens: int, cuts: Cuts | None = None) -> CutSize:
+    """The sizes with sequences of so many tokens, at the run's cut or another one."""
     config = model.config
     shorter = replace(config, train=replace(config.train, max_length=tokens))
-    return cut_size(model.skeleton, model.plan, shorter)
+    return cut_size(model.skeleton, model.plan, shorter, cuts)
 
 
-def _together(size: CutSize, silos: int) -> int:
-    return silos * size.silo.bytes + size.trunk.bytes
+def _together(model: FoundModel, size: CutSize, silos: int, tokens: int) -> int:
+    """Bytes of all silos and the trunk; of silos that have their cuts in turn, of each its own."""
+    split = model.config.split
+    if not (split.bottoms or split.tops):
+        return silos * size.silo.bytes + size.trunk.bytes
+    nodes = (NodeConfig(partition_id=number, num_partitions=silos) for number in range(silos))
+    counts = Counter(node.own_cut(split) for node in nodes)
+    layers = size.cuts.num_layers
+    own = (
+        count * _at(model, tokens, Cuts(**_layers(cut), num_layers=layers)).silo.bytes
+        for cut, count in counts.items()
+    )
+    return sum(own) + size.trunk.bytes
+
+
+def _layers(cut: CutConfig) -> dict[str, int]:
+    return {"bottom_layers": cut.bottom_layers, "top_layers": cut.top_layers}
 
 
 def _said(needed: int, silos: int, tokens: int) -> str:

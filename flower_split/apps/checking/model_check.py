@@ -10,8 +10,10 @@ from flower_split.apps.checking.advice import advice, in_parameters
 from flower_split.apps.checking.findings import Findings
 from flower_split.apps.checking.sizes import CutSize, cut_size
 from flower_split.config.sections import SplitConfig
+from flower_split.reporting.figures import in_bytes
 from flower_split.segments import load_skeleton, tables_of
 from flower_split.segments.refusals import check_rows_apart
+from flower_split.server.hosting.resolving import most_cut
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +58,16 @@ def look_at_model(config: SplitConfig, findings: Findings) -> FoundModel | None:
             f"{cuts.num_layers}, {size.share:.1%} of {in_parameters(size.parameters)} parameters; "
             f"{in_parameters(size.silo.adapter + size.trunk.adapter)} are trained",
         )
+        if config.split.leaves_choice:
+            with findings.looking("cut"):
+                most = most_cut(config.split, cuts.num_layers)
+                widest = cut_size(skeleton, plan, config, most)
+                findings.ok(
+                    "cut",
+                    f"a silo may choose to hold up to {most.bottom_layers} bottom and "
+                    f"{most.top_layers} top layers, {widest.share:.1%}, for which it needs "
+                    f"{in_bytes(widest.silo.bytes)}",
+                )
         for text in advice(config, size.parameters):
             findings.warn("settings", text)
         return found

@@ -97,8 +97,8 @@ class Resuming:
             self.personal = state.personal
         elif self.offers:
             logger.warning(
-                "the trunk no longer has its half of this silo's last session state, or that "
-                "session did not count: both sides start afresh"
+                "the trunk no longer has its half of this silo's last session state, that session "
+                "did not count, or it was of another cut: both sides start afresh"
             )
         self._resumed = resumed
 

@@ -3,7 +3,9 @@
 import datetime
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
+from flower_split.reporting.cut_text import layers_at_silos
 from flower_split.reporting.figures import four_digits, in_bytes, in_seconds
 from flower_split.reporting.live.view import RUNNING, WAITING, RunView, SiloView
 from flower_split.reporting.report.charts import bar_chart, line_chart, sparkline
@@ -41,11 +43,22 @@ def fragments(
     }
 
 
+def _layers(about: Mapping[str, Any]) -> tuple[str, str]:
+    """Bottom and top layers, by the run's settings where they leave a choice."""
+    ends = ("bottom", "top")
+    config = about.get("config")
+    most = config if isinstance(config, Mapping) else {}
+    settings = {f"split.max-{end}-layers": most.get(f"split.max-{end}-layers", 0) for end in ends}
+    return layers_at_silos(
+        settings | {f"split.{end}-layers": about[f"{end}_layers"] for end in ends}
+    )
+
+
 def _top(view: RunView, now: float, problem: str) -> str:
     model = str(view.about.get("model") or "A run")
     told = [str(view.about[key]) for key in ("method", "strategy") if key in view.about]
     if {"bottom_layers", "top_layers"} <= view.about.keys():
-        told.append(f"{view.about['bottom_layers']} + {view.about['top_layers']} layers at silos")
+        told.append("{} + {} layers at silos".format(*_layers(view.about)))
     lines = [f'<p class="bad">{escape(problem)}</p>'] if problem else []
     if view.state == WAITING and not problem:
         lines.append("<p>Nothing has been written yet: the model loads, or the run waits.</p>")

@@ -6,6 +6,7 @@ from typing import Any
 
 from flower_split.config.tasks import CAUSAL_LM, CLASSIFYING
 from flower_split.optimization.loss import perplexity
+from flower_split.reporting.cut_text import layers_at_silos
 from flower_split.reporting.figures import four_digits, in_bytes, in_seconds
 from flower_split.reporting.model_card import public_name
 from flower_split.reporting.report.sections import (
@@ -284,9 +285,7 @@ def _training(result: RunResult) -> Iterator[Part]:
     facts = {
         "base model": public_name(told("model.name", NONE)),
         "task": told("model.task", CAUSAL_LM),
-        "layers with the silos": (
-            f"{told('split.bottom-layers', '1')} bottom, {told('split.top-layers', '1')} top"
-        ),
+        "layers with the silos": "{} bottom, {} top".format(*layers_at_silos(config)),
         "method": _method(config),
         "adapters of the layers between": told("trunk.adapters", "federated"),
         "strategy": told("strategy.name", "fedavg"),

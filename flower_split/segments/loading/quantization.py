@@ -7,6 +7,8 @@ full precision. QLoRA is Dettmers et al. 2023 (arXiv:2305.14314), LLM.int8 Dettm
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,3 +88,20 @@ def keep_unpacked(model: nn.Module) -> None:
             continue
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         module.state_dict()  # bitsandbytes unpacks what it saves
+
+
+def beside_weights(model: nn.Module) -> Iterator[object]:
+    """What bitsandbytes' layers hold of their weights that is neither parameter nor buffer.
+
+    Copies of a model that share its weights must share it too. LLM.int8's scales are at the weight
+    until the layer first computes, which takes them away: of several layers with one weight, one
+    alone would have them. Here each layer takes its own, before there are copies.
+    """
+    for module in model.modules():
+        if hasattr(module, "init_8bit_state"):
+            layer: Any = module
+            if getattr(layer.weight, "CB", None) is not None:
+                layer.init_8bit_state()
+            yield from (held for held in (layer.state.CB, layer.state.SCB) if held is not None)
+        elif (state := getattr(module, "quant_state", None)) is not None:
+            yield state

@@ -29,10 +29,12 @@ class ActivationBudget:
 
     Args:
         max_tokens: The bound, in rows x tokens as computed, padding included; 0 for none.
+        on_room: Called where there is more room than before, if there is a bound.
     """
 
-    def __init__(self, max_tokens: int = 0) -> None:
+    def __init__(self, max_tokens: int = 0, on_room: Callable[[], None] | None = None) -> None:
         self.max_tokens = max_tokens
+        self._on_room = on_room if max_tokens else None
         self.kept = 0
         """Tokens whose activations are kept now."""
 
@@ -48,6 +50,8 @@ class ActivationBudget:
     def give_back(self, tokens: int) -> None:
         """Count `tokens` as freed."""
         self.kept -= tokens
+        if self._on_room is not None:
+            self._on_room()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

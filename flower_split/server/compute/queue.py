@@ -118,6 +118,7 @@ class TrunkQueue:
         settings: How requests are put together, and what is kept.
         turns: A context that several trunks on one device have in common, and only one of which is
             in it at a time: it computes in there. None where the device is this trunk's alone.
+        budget: Of what is kept, where others that take these turns keep of it too.
     """
 
     def __init__(
@@ -125,8 +126,9 @@ class TrunkQueue:
         trunk: Trunk,
         settings: BatchSettings,
         turns: AbstractContextManager[object] | None = None,
+        budget: ActivationBudget | None = None,
     ) -> None:
-        self.budget = ActivationBudget(settings.max_activation_tokens)
+        self.budget = budget or ActivationBudget(settings.max_activation_tokens)
         self.memory = PassMemory(trunk, int(settings.max_memory * 1e9))
         self._computer = TrunkComputer(
             trunk, self.budget, recompute=settings.recompute, on_change=self._expect
@@ -174,6 +176,17 @@ class TrunkQueue:
         """Whether at most one session is open."""
         with self._changed:
             return len(self._sessions) <= 1
+
+    def look_again(self) -> None:
+        """Something outside of it has changed that a pass may wait for, such as room."""
+        with self._changed:
+            self._note_change()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no session is open, and nothing is to be done."""
+        with self._changed:
+            return not self._sessions and not self._calls and self._thread is None
 
     def leave(self, session: int) -> None:
         """A session has ended: what it waits for is not computed any more."""

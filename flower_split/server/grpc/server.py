@@ -15,6 +15,7 @@ from flower_split.attestation import Attester
 from flower_split.config.address import Address, is_any, reachable_name
 from flower_split.errors import ConfigError
 from flower_split.segments import Trunk
+from flower_split.server.cut_engines import CutEngines
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.grpc.attesting import AttestationService
 from flower_split.server.grpc.delivery import DeliveryService, PackSource
@@ -109,7 +110,7 @@ class TrunkServer:
         self._options = channel_options(keepalive or Keepalive())
         self._codecs = ThreadPoolExecutor(2, thread_name_prefix="trunk-codecs")
         hosted = TrunkEngine(backend) if isinstance(backend, Trunk) else backend
-        if isinstance(hosted, TrunkEngine):
+        if isinstance(hosted, TrunkEngine | CutEngines):
             elements = hosted.limits.max_adapter_elements
             session = replace(self._limits.session, max_adapter_elements=elements)
             self._limits = replace(self._limits, session=session)

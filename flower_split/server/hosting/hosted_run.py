@@ -1,15 +1,18 @@
 """`HostedRun`: a run's trunk in this process, with its engine and its tickets."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
 
 from torch import Tensor
 
 from flower_split.config.sections import SplitConfig
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.privacy import PrivacySettings
-from flower_split.server.compute.queue import BatchSettings
+from flower_split.segments import Trunk, held_by_trunk, layers_path
+from flower_split.server.compute.queue import BatchSettings, Computed
+from flower_split.server.compute.turns import DeviceTurns
+from flower_split.server.cut_engines import CutEngines
 from flower_split.server.engine import TrunkEngine
+from flower_split.server.engine_common import EngineCommon
 from flower_split.server.grpc.delivery import PackSource
 from flower_split.server.hosting.layout import RunLayout
 from flower_split.server.hosting.resolving import ResolvedRun
@@ -37,7 +40,7 @@ class HostedSession:
         ticket: Ticket,
         offer: DeliveryOffer | None,
         record: TicketRecord,
-        engine: TrunkEngine,
+        engine: TrunkEngine | CutEngines,
         tickets: TicketBook,
     ) -> None:
         self.ticket = ticket
@@ -95,10 +98,9 @@ class HostedRun:
         resolved: ResolvedRun,
         *,
         pack: PackSource | None = None,
-        turns: AbstractContextManager[object] | None = None,
+        turns: DeviceTurns | None = None,
     ) -> None:
         self.layout: RunLayout = resolved.layout
-        layout = resolved.layout
         self.limits = SessionLimits(
             max_in_flight=config.trunk.max_in_flight,
             max_message_tokens=config.trunk.max_message_tokens,
@@ -106,22 +108,8 @@ class HostedRun:
         )
         """Of every session, as the run asks for them."""
         self.reconnect_timeout = config.trunk.reconnect_timeout
-        self.engine = TrunkEngine(
-            resolved.trunk,
-            plan=None if layout.mode == "frozen" else resolved.whole_plan,
-            mode=layout.mode,
-            initial={name: layout.initial[name] for name in layout.trunk_names},
-            wire=config.wire,
-            optimizer=OptimizerSettings.of_training(config.train, shared=layout.mode == "shared"),
-            privacy=PrivacySettings.of_training(config.dp, config.train),
-            limits=self.limits,
-            keep_optimizer=config.train.keep_optimizer,
-            batching=BatchSettings.of_trunk(config.trunk),
-            pack="" if pack is None else pack.digest,
-            dtype=config.model.dtype,
-            shares_adapter=config.trunk.shares_adapter,
-            prefix_tokens=resolved.prefix_tokens,
-            turns=turns,
+        self.engine: TrunkEngine | CutEngines = _engine(
+            config, resolved, self.limits, pack="" if pack is None else pack.digest, turns=turns
         )
         self.tickets = TicketBook()
         self._pack = pack
@@ -141,7 +129,12 @@ class HostedRun:
     @property
     def waiting(self) -> int:
         """Passes that wait now."""
-        return self.engine.queue.waiting
+        return self.engine.waiting
+
+    @property
+    def computed(self) -> Computed:
+        """What was computed so far."""
+        return self.engine.computed
 
     def confirm(self) -> None:
         """It ends with this process only."""
@@ -188,3 +181,52 @@ class HostedRun:
             for number in range(MAX_STREAMS)
         )
         return DeliveryOffer(pack=self._pack.digest, tickets=tuple(tickets))
+
+
+def _engine(
+    config: SplitConfig,
+    resolved: ResolvedRun,
+    limits: SessionLimits,
+    *,
+    pack: str,
+    turns: DeviceTurns | None,
+) -> TrunkEngine | CutEngines:
+    """What hosts the run's sessions: of one cut, or of several where silos have a choice."""
+    layout, trunk_config = resolved.layout, config.trunk
+    path = layers_path(resolved.trunk.model)
+
+    def make(
+        trunk: Trunk,
+        common: EngineCommon | None = None,
+        turns: DeviceTurns | None = turns,
+    ) -> TrunkEngine:
+        held = (n for n in layout.trunk_names if held_by_trunk(n, path, trunk.cuts))
+        return TrunkEngine(
+            trunk,
+            plan=None if layout.mode == "frozen" else resolved.whole_plan,
+            mode=layout.mode,
+            initial={name: layout.initial[name] for name in held},
+            wire=config.wire,
+            optimizer=OptimizerSettings.of_training(config.train, shared=layout.mode == "shared"),
+            privacy=PrivacySettings.of_training(config.dp, config.train),
+            limits=limits,
+            keep_optimizer=config.train.keep_optimizer,
+            batching=BatchSettings.of_trunk(trunk_config),
+            pack=pack,
+            dtype=config.model.dtype,
+            shares_adapter=trunk_config.shares_adapter,
+            prefix_tokens=resolved.prefix_tokens,
+            turns=turns,
+            common=common,
+        )
+
+    if resolved.most is None:
+        return make(resolved.trunk)
+    taken = turns or DeviceTurns()
+    return CutEngines(
+        resolved.trunk,
+        resolved.most,
+        lambda trunk, common: make(trunk, common, taken),
+        turns=taken,
+        max_activation_tokens=trunk_config.max_activation_tokens,
+    )

@@ -20,6 +20,8 @@ class RunLayout:
     """Of the adapter that the run yields: without the trunk's layers when frozen."""
     trunk_names: tuple[str, ...]
     """Names of the adapter tensors that the trunk holds, in model order; none when frozen."""
+    either_names: tuple[str, ...] = ()
+    """Those of them that a silo holds instead where it chooses to hold more layers."""
     initial: Mapping[str, Tensor]
     """PEFT's own initialisation of every tensor of `plan` from the run's seed, float32."""
     parameters: int

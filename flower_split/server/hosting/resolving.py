@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 from flower_split.adapters import AdapterPlan, initial_adapter, resolve_plan
 from flower_split.adapters.methods import PREFIXES
 from flower_split.adapters.wrapping import check_fresh, check_silo_part
-from flower_split.config.sections import SplitConfig
+from flower_split.config.sections import CutConfig, SplitConfig
 from flower_split.config.tasks import MASKED_LM
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
-from flower_split.errors import AdapterError
+from flower_split.errors import AdapterError, CutError
 from flower_split.segments import (
     Cuts,
     Trunk,
     find_layers,
-    layer_index,
+    held_by_trunk,
     layers_path,
     load_client_model,
     load_skeleton,
@@ -43,6 +43,9 @@ class ResolvedRun:
     prefix_tokens: int
     """Tokens of the prefix that its sessions begin with; 0 for none."""
     layout: RunLayout
+    most: Cuts | None = None
+    """The cut of the silo that holds most layers; None where all have the same. The trunk is that
+    of the silo that holds fewest."""
 
 
 def load_run_trunk(config: SplitConfig) -> Trunk:
@@ -101,16 +104,16 @@ def resolve_run(
     making = nullcontext() if making is None else making
     with making:
         plan = resolve_plan(skeleton, config.lora, config.peft)
-    cuts = Cuts(
-        bottom_layers=config.split.bottom_layers,
-        top_layers=config.split.top_layers,
-        num_layers=len(find_layers(skeleton)[1]),
-    )
-    check_silo_part(skeleton, plan, cuts)
+    split, layers = config.split, len(find_layers(skeleton)[1])
+    cuts = Cuts(bottom_layers=split.bottom_layers, top_layers=split.top_layers, num_layers=layers)
+    path, frozen = layers_path(skeleton), config.trunk.adapters == "frozen"
+    most = most_cut(split, layers) if split.leaves_choice else None
+    for one in (cuts,) if most is None else (cuts, most):
+        own = plan.without_trunk(path, cuts) if frozen and most is not None else plan
+        check_silo_part(skeleton, own, one)
     trunk = make_trunk(config)
     trunk.autocast = autocast_dtype(config.trunk.autocast)
-    path, held = layers_path(skeleton), trunk.cuts.trunk_range
-    trunk_names = tuple(n for n in plan.names if layer_index(n, path) in held)
+    trunk_names = tuple(n for n in plan.names if held_by_trunk(n, path, cuts))
     if check is not None:
         check(plan, () if config.trunk.adapters == "frozen" else trunk_names)
     if model.task == MASKED_LM:  # other tasks train their heads, whatever is missing of them
@@ -119,12 +122,11 @@ def resolve_run(
     parts = [*_segments(config, trunk, plan)]  # loaded before the context, which is no part of it
     with making:
         initial = initial_adapter(skeleton, plan, config.lora, parts, seed=config.seed)
-    own = plan
-    if config.trunk.adapters == "frozen":
-        adapted = (*plan.modules, *plan.copies)
-        silo_modules = tuple(n for n in adapted if layer_index(f"{n}.", path) not in held)
-        own = plan.restricted(silo_modules, tuple(n for n in plan.names if n not in trunk_names))
-        trunk_names = ()
+    own, either = plan, tuple[str, ...]()
+    if frozen:
+        own, trunk_names = plan.without_trunk(path, cuts), ()
+    elif most is not None:
+        either = tuple(n for n in trunk_names if not held_by_trunk(n, path, most))
     return ResolvedRun(
         trunk=trunk,
         whole_plan=plan,
@@ -133,14 +135,34 @@ def resolve_run(
             mode=config.trunk.adapters,
             plan=own,
             trunk_names=trunk_names,
+            either_names=either,
             initial={name: initial[name] for name in own.names},
             parameters=sum(part.numel() for part in skeleton.parameters()),
         ),
+        most=most,
     )
+
+
+def most_cut(split: CutConfig, layers: int) -> Cuts:
+    """The cut of the silo that holds most of a model's layers.
+
+    Raises:
+        CutError: it leaves none to the trunk.
+    """
+    try:
+        return Cuts(bottom_layers=split.most_bottom, top_layers=split.most_top, num_layers=layers)
+    except CutError as error:
+        raise CutError(
+            f"a silo may hold {split.most_bottom} bottom and {split.most_top} top layers "
+            f"(split.max-bottom-layers, split.max-top-layers) of the model's {layers}, which "
+            "leaves none for the trunk: lower them"
+        ) from error
 
 
 def open_pack(config: SplitConfig) -> Pack | None:
     """The silos' share of the model, a context manager; None where they have their own.
+
+    Where they choose their cut it is that of the silo that holds most, and all get the same.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
@@ -149,8 +171,8 @@ def open_pack(config: SplitConfig) -> Pack | None:
         return None
     return Pack(
         config.model.name,
-        bottom_layers=config.split.bottom_layers,
-        top_layers=config.split.top_layers,
+        bottom_layers=config.split.most_bottom,
+        top_layers=config.split.most_top,
         revision=config.model.revision,
         task=config.model.as_task(),
     )

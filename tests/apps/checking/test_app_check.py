@@ -55,9 +55,27 @@ def test_everything_is_said_at_once(app, tiny):
     assert "no field 'nope'" in problems["data"]
 
 
+def test_what_silos_may_choose_to_hold_is_said_and_counted(app, monkeypatch):
+    _, plain = check_app(app, silos=3)
+    given = ['split.max-bottom-layers=2 split.bottoms="1, 2"']
+    _, findings = check_app(app, given, silos=3)
+    assert findings.problems == []
+    (fewest, most) = [text for topic, text in said(findings, "ok") if topic == "cut"]
+    assert "a silo may choose to hold up to 2 bottom and 1 top layers" in most
+    assert fewest in [text for _, text in said(plain, "ok")]
+    needed = []
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 1)
+    for asked in ([], given):
+        (text,) = [t for topic, t in said(check_app(app, asked, silos=3)[1], "warning")]
+        needed.append(text.partition("need about ")[2].partition(" for")[0])
+    assert needed[0] != needed[1]
+
+
 @pytest.mark.parametrize(
     ("given", "topic", "text"),
     [
+        (["split.max-bottom-layers=4"], "cut", "of the model's 4, which leaves none for the trunk"),
+        (["split.max-bottom-layers=4 split.bottoms='9'"], "settings", "split.bottoms has 9"),
         (["lora.rr=1"], "settings", "did you mean 'lora.r'?"),
         (["num-server-rounds=0"], "settings", "num-server-rounds must be"),
         (['lora.target-modules="nothing"'], "cut", "'nothing'"),
