@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flower_split.apps.commands.check import Debug
-from flower_split.apps.commands.console import errors_once, usage
+from flower_split.apps.commands.console import errors_once, quiet_libraries, usage
 
 trunk_cli = typer.Typer(no_args_is_help=True, help="A trunk as a service for several runs.")
 
@@ -115,6 +115,7 @@ def serve_command(
 ) -> None:
     """Serve the trunk of MODEL to the runs of several strategies, until SIGTERM or Ctrl-C."""
     with errors_once(debug=debug):
+        quiet_libraries()
         from flower_split.apps.services.trunk_service import (
             ServicePorts,
             TrunkServiceSettings,

@@ -123,6 +123,7 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
 def _log_to_stderr() -> None:
     """Flower, whose log the apps join, is no part of this process."""
     ours = logging.getLogger("flower_split")
+    ours.setLevel(logging.INFO)
     if not ours.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
