@@ -47,7 +47,7 @@ class SiloBorder:
         past = past_of(request.cache, before)
         if problem := beyond_context(request, past, context):
             raise ModelError(problem)
-        rows, tokens, _ = request.hidden.shape
+        rows, tokens = request.hidden.shape[:2]  # the trunk judges the whole shape
         mask = request.attention_mask
         if mask is not None and mask.shape != (rows, past + tokens):
             cached = f" and {past} cached ones" if past else ""
