@@ -75,3 +75,17 @@ def test_times_that_no_clock_has_break_nothing():
     view = RunView()
     view.take([Event(n=0, time=1e300, kind="silo-joined", fields={"silo": "a"})])
     assert "a has joined" in fragments(view, {}, now=0.0)["news"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"split.max-bottom-layers": 3}, "1 to 3 + 2 layers at silos"),
+        ({"split.max-bottom-layers": EVIL}, "1 + 2 layers at silos"),
+        ({}, "1 + 2 layers at silos"),
+        (EVIL, "1 + 2 layers at silos"),
+    ],
+)
+def test_layers_that_silos_choose_are_told_with_their_bounds(config, said):
+    begun = {**BEGUN, "bottom_layers": 1, "top_layers": 2, "config": config}
+    assert said in shown(("run-begun", begun))["top"]
