@@ -102,6 +102,7 @@ class _Session:
     """One session; requests that carry no tensor of the text pass unnoted."""
 
     resumed = ""
+    depth = 1
 
     def __init__(self, inner: BackendSession | None, seen: list[_Seen], h2: Codec) -> None:
         self._inner = inner

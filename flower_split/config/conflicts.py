@@ -3,11 +3,12 @@
 from flower_split.config.address import Address, is_any, is_loopback
 from flower_split.config.data import DataConfig
 from flower_split.config.model import CutConfig, ModelConfig
-from flower_split.config.peft import PeftSettings
+from flower_split.config.peft import ADALORA, PeftSettings
+from flower_split.config.privacy import DpConfig
 from flower_split.config.rounds import CheckpointConfig, StrategyConfig
 from flower_split.config.tasks import CAUSAL_LM, CLASSIFYING, MASKED_LM, SEQUENCE_CLASSIFICATION
 from flower_split.config.training import TrainConfig
-from flower_split.config.trunk import TlsConfig, TrunkConfig
+from flower_split.config.trunk import RAY, TlsConfig, TrunkConfig
 from flower_split.errors import ConfigError
 
 _PROMPTS = (
@@ -177,6 +178,88 @@ def of_tls(tls: TlsConfig, trunk: TrunkConfig) -> list[str]:
     return found
 
 
+def of_stages(split: CutConfig, trunk: TrunkConfig) -> list[str]:
+    """Silos with cuts of their own, and a trunk of several stages."""
+    if not split.leaves_choice or not (trunk.devices or trunk.engine == RAY):
+        return []
+    key = "trunk.engine 'ray'" if trunk.engine == RAY else "trunk.devices"
+    return [
+        f"split.max-bottom-layers and split.max-top-layers leave silos a choice, and with {key} "
+        "the trunk's stages hold the layers of one cut: set both bounds to 0, or let one device hold "
+        "the trunk (trunk.device)"
+    ]
+
+
+def of_devices(trunk: TrunkConfig, peft: PeftSettings, dp: DpConfig) -> list[str]:
+    """What a trunk of several stages does not compute exactly as one trunk does."""
+    if not trunk.devices:
+        return []
+    found = list[str]()
+    if trunk.device != TrunkConfig.device:
+        found.append(
+            f"trunk.device {trunk.device!r} would not be used with trunk.devices: leave one of "
+            "them out"
+        )
+    if trunk.adapters != "frozen" and peft.type == ADALORA:
+        found.append(
+            "peft.type 'ADALORA' has a term of the loss, and ranks, of all layers at once, "
+            "of which with trunk.devices each device has some: set trunk.adapters to 'frozen', or "
+            "trunk.device in place of trunk.devices"
+        )
+    if trunk.adapters != "frozen" and dp.noise:
+        found.append(
+            "dp.noise needs the trunk's gradients row by row, which a trunk of several stages does "
+            "not tell: set trunk.device in place of trunk.devices"
+        )
+    return found
+
+
+def of_engine(trunk: TrunkConfig, peft: PeftSettings, dp: DpConfig) -> list[str]:
+    """What a trunk on Ray does not do exactly, and settings that would not be used."""
+    usual, found = TrunkConfig(), list[str]()
+    if trunk.engine != RAY:
+        given = [f"trunk.{n}" for n in ("stages", "replicas") if getattr(trunk, n) != 1]
+        if given:
+            found.append(
+                f"{', '.join(given)} would not be used with trunk.engine {trunk.engine!r}: set it "
+                "to 'ray', or name trunk.devices for several devices of one machine"
+            )
+        return found
+    if trunk.devices:
+        found.append(
+            "trunk.devices would not be used with trunk.engine 'ray', which places trunk.stages: "
+            "leave trunk.devices out"
+        )
+    if trunk.device not in (usual.device, "cpu", "cuda"):
+        found.append(
+            f"trunk.device {trunk.device!r} is of one machine, and Ray gives every stage a device "
+            "of its own: set it to 'auto', 'cpu' or 'cuda'"
+        )
+    if trunk.adapters == "shared":
+        found.append(
+            "trunk.adapters 'shared' has one adapter that all silos step, which replicas would "
+            "have one each of, and a stage that ends would lose: with trunk.engine 'ray' set it to "
+            "'federated' or 'frozen'"
+        )
+    if not peft.is_plain:
+        found.append(
+            f"peft.type {peft.type!r} may begin with what the trunk's weights are, which with "
+            "trunk.engine 'ray' the machine of the ServerApp does not have: leave the section peft "
+            "out for plain LoRA, or let one machine hold the trunk (trunk.devices)"
+        )
+    if trunk.adapters != "frozen" and dp.noise:
+        found.append(
+            "dp.noise needs the trunk's gradients row by row, which a trunk of several stages does "
+            "not tell: leave trunk.engine at 'local', and one device"
+        )
+    if trunk.attester:
+        found.append(
+            f"trunk.attester {trunk.attester!r} makes evidence of this machine, and with "
+            "trunk.engine 'ray' others compute: leave one of them out"
+        )
+    return found
+
+
 def of_service(trunk: TrunkConfig, tls: TlsConfig) -> list[str]:
     """A trunk service that cannot be reached, or settings that would be its own."""
     certificates = {
@@ -204,7 +287,10 @@ def of_service(trunk: TrunkConfig, tls: TlsConfig) -> list[str]:
     usual_trunk, usual_tls = TrunkConfig(), TlsConfig()
     own = [
         f"trunk.{name}"
-        for name in ("advertise", "attester", "device", "host", "port")
+        for name in (
+            *("advertise", "attester", "device", "devices", "engine", "host", "port"),
+            *("replicas", "stages"),
+        )
         if getattr(trunk, name) != getattr(usual_trunk, name)
     ]
     own += [] if tls == usual_tls else ["the keys of tls"]

@@ -41,6 +41,8 @@ MAY_CHANGE = (
     "trunk.batching",
     "trunk.connect-timeout",
     "trunk.device",
+    "trunk.devices",
+    "trunk.engine",
     "trunk.gather-ms",
     "trunk.host",
     "trunk.max-activation-tokens",
@@ -52,11 +54,13 @@ MAY_CHANGE = (
     "trunk.port",
     "trunk.reconnect-timeout",
     "trunk.recompute",
+    "trunk.replicas",
     "trunk.service",
     "trunk.service-ca",
     "trunk.service-certificate",
     "trunk.service-key",
     "trunk.service-timeout",
+    "trunk.stages",
 )
 """Keys that may differ from those of the run that is resumed: they say how it is run, not what it
 computes. `num-server-rounds` may not be below the round that was reached."""

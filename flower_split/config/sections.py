@@ -154,6 +154,9 @@ class SplitConfig:
             *conflicts.of_address(self.trunk),
             *conflicts.of_tls(self.tls, self.trunk),
             *conflicts.of_service(self.trunk, self.tls),
+            *conflicts.of_stages(self.split, self.trunk),
+            *conflicts.of_devices(self.trunk, self.peft, self.dp),
+            *conflicts.of_engine(self.trunk, self.peft, self.dp),
             *self._schedule_conflicts(),
             *conflicts.of_quorum(self.strategy),
             *(

@@ -7,7 +7,12 @@ from flower_split.config.model import AUTOCAST, DTYPES
 from flower_split.errors import ConfigError
 
 TRUNK_ADAPTERS = ("federated", "shared", "frozen")
+LOCAL, RAY = "local", "ray"
+ENGINES = (LOCAL, RAY)
 TLS_MODES = ("ephemeral", "files", "off")
+
+
+MOST_STAGES, MOST_REPLICAS = 1024, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +24,19 @@ class TrunkConfig:
     device: str = "auto"
     """Where the trunk computes: `cpu`, `mps`, `cuda`, `cuda:N`, or `auto`, the first of `cuda`,
     `mps` and `cpu` that the server has."""
+    devices: tuple[str, ...] = ()
+    """Devices over which the trunk's layers are laid, such as `cuda:0, cuda:1`, each with as many
+    as its free memory has room for; empty for `device` alone. Several microbatches are computed
+    at once, each by another device; see [services.md](services.md#a-trunk-over-several-devices)."""
+    engine: str = LOCAL
+    """One of `ENGINES`: the trunk computes in the process that hosts it, or as actors of a
+    [Ray](https://docs.ray.io) cluster, on one machine or several; see
+    [services.md](services.md#a-trunk-over-several-machines)."""
+    stages: int = 1
+    """On Ray: actors over which the trunk's layers are laid, one after the other."""
+    replicas: int = 1
+    """On Ray: trunks of so many stages, each with all of the trunk's layers. A silo's session is
+    placed on the one that has the fewest."""
     dtype: str = ""
     """The trunk's weights: one of `DTYPES`; empty takes `model.dtype`."""
     autocast: str = "off"
@@ -84,6 +102,11 @@ class TrunkConfig:
     def __post_init__(self) -> None:
         one_of("trunk.adapters", self.adapters, TRUNK_ADAPTERS)
         device_name("trunk.device", self.device)
+        check_devices(self.devices)
+        one_of("trunk.engine", self.engine, ENGINES)
+        for name, most in (("stages", MOST_STAGES), ("replicas", MOST_REPLICAS)):
+            in_range(f"trunk.{name}", getattr(self, name), 1, most)
+            at_least(f"trunk.{name}", getattr(self, name), 1)
         if self.dtype:
             one_of("trunk.dtype", self.dtype, DTYPES)
         one_of("trunk.autocast", self.autocast, AUTOCAST)
@@ -98,6 +121,32 @@ class TrunkConfig:
         at_least("trunk.batch-tokens", self.batch_tokens, 1)
         in_range("trunk.gather-ms", self.gather_ms, 0.0, 10_000.0)
         at_least("trunk.max-activation-tokens", self.max_activation_tokens, 0)
+
+
+def check_devices(names: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless a trunk may be laid over devices of these names, or over none."""
+    for name in names:
+        device_name("trunk.devices", name)
+    kinds = sorted({name.partition(":")[0] for name in names})
+    if len(names) == 1:
+        raise ConfigError(
+            f"trunk.devices names {names[0]!r} alone, and is for several devices: name two at "
+            "least, with commas, or set trunk.device"
+        )
+    if "auto" in kinds:
+        raise ConfigError("trunk.devices must name every device: 'auto' means one of them")
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"trunk.devices must name devices of one kind, not {' and '.join(kinds)}, which round "
+            "differently"
+        )
+    places = ["cuda:0" if name == "cuda" else name for name in names]
+    twice = sorted({name for name in places if places.count(name) > 1})
+    if twice and kinds != ["cpu"]:
+        raise ConfigError(
+            f"trunk.devices names {twice[0]} twice, which computes no faster for it: name every "
+            "device once"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

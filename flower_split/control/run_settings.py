@@ -11,7 +11,10 @@ from flower_split.errors import ConfigError, WireError
 
 _SECTIONS = ("model", "split", "lora", "peft", "train", "dp", "wire", "trunk")
 _WHOLE = ("data.label", "num-server-rounds", "seed")
-_OWN = ("trunk.advertise", "trunk.device", "trunk.host", "trunk.port")
+_OWN = (
+    *("trunk.advertise", "trunk.device", "trunk.devices", "trunk.engine", "trunk.host"),
+    *("trunk.port", "trunk.replicas", "trunk.stages"),
+)
 """Of the machine that hosts the trunk."""
 _MOST = 512
 """Settings of one run."""

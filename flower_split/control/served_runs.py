@@ -267,7 +267,7 @@ class ServedRuns:
             with self._turns:  # PEFT draws numbers, and may compute with the weights
                 resolved = resolve_run(
                     config,
-                    lambda _: self._trunk.with_same_weights(),
+                    lambda *_: [self._trunk.with_same_weights()],
                     making=MakingBound(self.bounds.max_bytes, self.bounds.opening),
                     check=self._check_plan,
                 )

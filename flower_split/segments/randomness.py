@@ -1,7 +1,9 @@
 """Random numbers of one forward pass: whether it draws any, and drawing them apart from others'."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,24 @@ def set_random_state(device: torch.device, state: RandomState) -> None:
         torch.cuda.set_rng_state(on_gpu, device)
     else:
         torch.mps.set_rng_state(on_gpu)
+
+
+DRAWING = threading.RLock()
+"""Held by each of several threads that compute at once while it draws random numbers: a process has
+one sequence of them for each device."""
+
+
+@dataclass(kw_only=True, eq=False)
+class LayerDraws:
+    """Random numbers of one pass through some of a trunk's layers, others of which draw elsewhere.
+
+    What the stock model draws outside its layers is not counted: only the first ones' is needed.
+    """
+
+    before: RandomState | None = None
+    """Where the layers before these have stopped; None where there are none."""
+    after: RandomState | None = None
+    """Where these have stopped, once they are computed."""
 
 
 OTHER_HEADS = ("classifier_", "summary_")

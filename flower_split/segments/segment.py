@@ -12,6 +12,7 @@ from flower_split.devices import as_inner
 from flower_split.errors import ModelError
 from flower_split.segments.cuts import Cuts
 from flower_split.segments.layers import find_layers
+from flower_split.segments.randomness import LayerDraws, random_state, set_random_state
 
 
 def without_unknown(base: nn.Module, **arguments: Any) -> dict[str, Any]:
@@ -86,13 +87,15 @@ class Segment(nn.Module):
         """The device of the weights."""
         return self.model.device
 
-    def _through(self, incoming: Tensor | None = None, **call: Any) -> Tensor:
+    def _through(
+        self, incoming: Tensor | None = None, draws: LayerDraws | None = None, **call: Any
+    ) -> Tensor:
         """Hidden states (B, T, H) after the layer `leaves`, of the base model called so.
 
         Raises:
             ModelError: the stock model did not run that layer.
         """
-        current = _Pass(self, incoming)
+        current = _Pass(self, incoming, draws)
         _run(current, self.model.base_model, call)
         if current.outgoing is None:
             raise ModelError(
@@ -118,6 +121,8 @@ class Segment(nn.Module):
         if current is None:
             return None
         current.entered = True
+        if current.draws is not None and current.draws.before is not None:
+            set_random_state(self.device, current.draws.before)
         incoming = None if current.incoming is None else as_inner(current.incoming)
         if args:
             return (incoming, *args[1:]), kwargs
@@ -127,6 +132,8 @@ class Segment(nn.Module):
         current = self._current()
         if current is not None:
             current.outgoing = output[0] if isinstance(output, tuple | list) else output
+            if current.draws is not None:
+                current.draws.after = random_state(self.device)
 
     def _current(self) -> "_Pass | None":
         current = _PASS.get()
@@ -136,9 +143,12 @@ class Segment(nn.Module):
 class _Pass:
     """One forward pass of one segment."""
 
-    def __init__(self, segment: Segment, incoming: Tensor | None) -> None:
+    def __init__(
+        self, segment: Segment, incoming: Tensor | None, draws: LayerDraws | None = None
+    ) -> None:
         self.segment = segment
         self.incoming = incoming
+        self.draws = draws
         self.outgoing: Tensor | None = None
         self.entered = False
 

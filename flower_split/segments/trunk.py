@@ -18,6 +18,7 @@ from flower_split.segments.layers import find_layers
 from flower_split.segments.loading.quantization import beside_weights
 from flower_split.segments.pass_through import PassThrough
 from flower_split.segments.proving import family_of
+from flower_split.segments.randomness import LayerDraws
 from flower_split.segments.segment import Segment, without_unknown
 
 
@@ -39,6 +40,10 @@ class Trunk(Segment):
         self._cache_argument = "cache_params" if named else "past_key_values"
         optional = ("position_ids", "use_cache", self._cache_argument)
         self._known = frozenset(without_unknown(model.base_model, **dict.fromkeys(optional)))
+        self.is_followed = False
+        """Whether further layers of the same trunk are given what it computes, in its own dtype."""
+        self.leaves_in: torch.dtype | None = None
+        """Dtype of what it computes; None for that of what it is given."""
         self.autocast: torch.dtype | None = None
         """Dtype of matrix products, whatever the weights' is and whatever the caller's autocast."""
         self.loaded_adapter = ""
@@ -93,8 +98,9 @@ class Trunk(Segment):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         autocast: torch.dtype | None = None,
+        draws: LayerDraws | None = None,
     ) -> Tensor:
-        """h2 for h1, both (B, T, H) of the model's dtype.
+        """h2 for h1, both (B, T, H) of the model's dtype, unless `is_followed`.
 
         Args:
             hidden: h1.
@@ -102,6 +108,8 @@ class Trunk(Segment):
             position_ids: (B, T) or (1, T) as the uncut model would be given them.
             past_key_values: Key-value cache that the pass extends.
             autocast: Dtype of matrix products, where the trunk has none of its own.
+            draws: Where other layers of the same trunk draw random numbers too; where these have
+                stopped is noted there.
 
         Raises:
             ModelError: the stock model did not run the trunk's layers.
@@ -114,8 +122,9 @@ class Trunk(Segment):
             }
             output = self._through(
                 hidden,
+                draws,
                 inputs_embeds=hidden.detach(),
                 attention_mask=attention_mask,
                 **{name: value for name, value in call.items() if name in self._known},
             )
-        return output.to(hidden.dtype)
+        return output if self.is_followed else output.to(self.leaves_in or hidden.dtype)

@@ -1,17 +1,63 @@
 """What a silo may have done with the trunk's part of its adapter, beside training it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
+from torch import Tensor
+
+from flower_split.adapters.adalora.rank_allocation import TrunkAllocator
 from flower_split.errors import AdapterError, SequenceError, StateError, WireError
 from flower_split.optimization.magnitude import check_magnitudes
 from flower_split.server.snapshots import SnapshotStore
-from flower_split.server.stepping import AdapterSlot
 from flower_split.transport.messages import AdapterCall, AdapterReply, SessionLimits
 
 
+class CalledAdapter(Protocol):
+    """The adapter of a session; an `AdapterSlot` is one, which says what each of these does."""
+
+    @property
+    def held(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name in the uncut model and shape of every tensor, in model order."""
+        ...
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a replica of the master."""
+        ...
+
+    @property
+    def ranks(self) -> TrunkAllocator:
+        """Allocates AdaLoRA's ranks."""
+        ...
+
+    def update_ranks(self) -> None:
+        """Have AdaLoRA's importances go on."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """A float32 CPU copy."""
+        ...
+
+    def write(self, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the adapter that is stepped."""
+        ...
+
+    def copy(self, name: str) -> None:
+        """Make a frozen copy."""
+        ...
+
+    def all_moments(self) -> dict[str, Tensor]:
+        """CPU copies of the optimizer's state."""
+        ...
+
+    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Have the optimizer go on from `moments`."""
+        ...
+
+
 class AdapterCalls:
-    """Answers the adapter calls of one session, in the thread that computes.
+    """Answers the adapter calls of one session, one at a time.
 
     Args:
         slot: The session's adapter.
@@ -24,7 +70,7 @@ class AdapterCalls:
 
     def __init__(
         self,
-        slot: AdapterSlot,
+        slot: CalledAdapter,
         snapshots: SnapshotStore,
         limits: SessionLimits,
         *,

@@ -1,13 +1,28 @@
 """The trunk's border: tensors between a session and the trunk's layers."""
 
 from dataclasses import replace
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from flower_split.devices import to_device
-from flower_split.segments import Trunk
 from flower_split.transforms import TransformChain, TransformContext
 from flower_split.transport.messages import PREFIX, ForwardRequest, SessionSpec
+
+
+class Place(Protocol):
+    """Where layers compute; a `Trunk` is one."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of their weights."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Their device."""
+        ...
 
 
 class TrunkBorder:
@@ -21,7 +36,7 @@ class TrunkBorder:
         HandshakeError: a transform of the session is of no use here.
     """
 
-    def __init__(self, trunk: Trunk, spec: SessionSpec) -> None:
+    def __init__(self, trunk: Place, spec: SessionSpec) -> None:
         self._chain = TransformChain(spec, "trunk")
         self._dtype, self._device = trunk.dtype, trunk.device
 

@@ -1,6 +1,7 @@
 """The trunk engine: hosts sessions on one trunk, whatever wire they come over."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -134,8 +135,7 @@ class TrunkEngine:
                 "leave shares_adapter (trunk.shares-adapter) off"
             )
         if shares_adapter and self._adapters is not None:
-            held = self._adapters.named_parameters(MASTER).values()
-            elements = sum(parameter.numel() for parameter in held)
+            elements = sum(math.prod(shape) for _, shape in self.held)
             self.limits = replace(self.limits, max_adapter_elements=elements)
         self._optimizers = TrunkOptimizers(
             self._adapters,
@@ -146,6 +146,14 @@ class TrunkEngine:
         )
         if self._adapters is not None and initial is not None:
             self._adapters.load(MASTER, initial)
+
+    @property
+    def held(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name in the uncut model and shape of the master adapter's tensors, in model order."""
+        if self._adapters is None:
+            return ()
+        named = self._adapters.named_parameters(MASTER)
+        return tuple((name, tuple(parameter.shape)) for name, parameter in named.items())
 
     @property
     def waiting(self) -> int:
@@ -200,20 +208,7 @@ class TrunkEngine:
         if ticket is not None and spec.silo:
             self._optimizers.forget(self.names.claim(spec.silo, ticket.node_id))
         resumed = self._optimizers.resumed(spec, ticket, instructions)
-        slot = self._make_slot(spec, start, scaling, resumed)
-        work = EngineWork(
-            ticket=ticket,
-            spec=spec,
-            scaling=scaling,
-            instructions=instructions,
-            slot=slot,
-            optimizers=self._optimizers,
-        )
-        try:
-            record.open(work, spec.silo)
-        except SequenceError:  # it was discarded meanwhile
-            work.free()
-            raise
+        slot = self._begin(spec, ticket, record, start, scaling, resumed).slot
         if prepared is None:
             record.discard()  # nobody will collect what it leaves
         return TrunkSession(
@@ -239,6 +234,31 @@ class TrunkEngine:
             fixed_optimizer=self._optimizer is not None,
             prefix_width=width,
         )
+
+    def _begin(
+        self,
+        spec: SessionSpec,
+        ticket: Ticket | None,
+        record: TicketRecord,
+        start: TrunkStart | None,
+        scaling: Scaling | None,
+        resumed: SiloState | None,
+    ) -> EngineWork:
+        """Make the session's adapter, and have `record` open with it."""
+        work = EngineWork(
+            ticket=ticket,
+            spec=spec,
+            scaling=scaling,
+            instructions=Instructions() if start is None else start.instructions,
+            slot=self._make_slot(spec, start, scaling, resumed),
+            optimizers=self._optimizers,
+        )
+        try:
+            record.open(work, spec.silo)
+        except SequenceError:  # it was discarded meanwhile
+            work.free()
+            raise
+        return work
 
     def prepare(self, ticket: Ticket, start: TrunkStart) -> TicketRecord:
         """The record of a new ticket, whose session is to start from `start`.

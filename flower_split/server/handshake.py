@@ -78,6 +78,21 @@ def check_prefix(spec: SessionSpec, trunk: Trunk, limits: SessionLimits) -> int:
     Raises:
         HandshakeError: this trunk, or this session, takes none; says why.
     """
+    check_takes_prefix(spec)
+    try:
+        heads, size = key_shape(trunk)
+    except ValueError as error:
+        raise HandshakeError(
+            f"prefix_tokens: the layers of this {trunk.config.model_type} trunk take no prefix, "
+            f"{error}: use prompt tuning"
+        ) from error
+    width = heads * size
+    check_prefix_size(spec, limits, len(trunk.cuts.trunk_range), width, trunk.hidden_size)
+    return width
+
+
+def check_takes_prefix(spec: SessionSpec) -> None:
+    """Raise `HandshakeError` where a session like this takes no prefix, whatever its trunk."""
     if spec.trunk_adapters != "frozen":
         raise HandshakeError(
             f"prefix_tokens: a trunk whose adapters are {spec.trunk_adapters!r} takes no prefix; "
@@ -89,22 +104,28 @@ def check_prefix(spec: SessionSpec, trunk: Trunk, limits: SessionLimits) -> int:
             "alone, and a prefix would pass them by: leave wire.transforms empty, or use prompt "
             "tuning"
         )
-    try:
-        heads, size = key_shape(trunk)
-    except ValueError as error:
-        raise HandshakeError(
-            f"prefix_tokens: the layers of this {trunk.config.model_type} trunk take no prefix, "
-            f"{error}: use prompt tuning"
-        ) from error
-    elements = 2 * len(trunk.cuts.trunk_range) * spec.prefix_tokens * heads * size
+
+
+def check_prefix_size(
+    spec: SessionSpec, limits: SessionLimits, layers: int, width: int, hidden_size: int
+) -> None:
+    """Raise `HandshakeError` where a session's prefix is more than a message may be.
+
+    Args:
+        spec: The session's.
+        limits: Its bounds.
+        layers: Of the trunk.
+        width: Of their keys, over all heads.
+        hidden_size: H.
+    """
+    elements = 2 * layers * spec.prefix_tokens * width
     most = limits.max_message_tokens
-    if spec.prefix_tokens >= most or elements > most * trunk.hidden_size:
+    if spec.prefix_tokens >= most or elements > most * hidden_size:
         raise HandshakeError(
-            f"prefix_tokens: {spec.prefix_tokens} for {len(trunk.cuts.trunk_range)} layers are "
-            f"{elements} numbers, and the trunk takes at most {most} tokens of "
-            f"{trunk.hidden_size}: lower peft.num-virtual-tokens, or raise trunk.max-message-tokens"
+            f"prefix_tokens: {spec.prefix_tokens} for {layers} layers are {elements} numbers, and "
+            f"the trunk takes at most {most} tokens of {hidden_size}: lower "
+            "peft.num-virtual-tokens, or raise trunk.max-message-tokens"
         )
-    return heads * size
 
 
 def _allowed(told: dict[str, object], allowance: Allowance | None) -> Scaling | None:

@@ -13,11 +13,6 @@ from functools import partial
 from torch import Tensor
 
 from flower_split.errors import SequenceError, TrunkBusyError, WireError
-from flower_split.optimization.clipping import (
-    checked_norms,
-    clip_by_global_norm,
-    gradient_norms,
-)
 from flower_split.segments import Trunk
 from flower_split.segments.refusals import context_length
 from flower_split.server.adapter_calls import AdapterCalls
@@ -26,6 +21,7 @@ from flower_split.server.caches import SessionCaches, TrunkCache
 from flower_split.server.compute.batch import Gradients, Microbatch, SessionContext
 from flower_split.server.compute.queue import Answer, Job, TrunkQueue
 from flower_split.server.compute.scheduler import Turn
+from flower_split.server.compute.session_step import SessionStep
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.ticket_record import TicketRecord
 from flower_split.transport.bounds import check_forward
@@ -59,6 +55,8 @@ class TrunkSession:
     A session's gradients are kept apart from every other's until its own optimizer step. What a
     request does to the session, it does in the queue's thread.
 
+    A silo's next request comes when the last is answered, so that all sessions have equal turns.
+
     Args:
         trunk: The layers.
         spec: What the handshake agreed on.
@@ -73,6 +71,9 @@ class TrunkSession:
         fixed_optimizer: Whether a step's constants must be those of the handshake.
         prefix_width: W of the session's prefix, heads x head size; 0 where it has none.
     """
+
+    depth = 1
+    """See `BackendSession`."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class TrunkSession:
         self.resumed = resumed
         self._calls = calls
         self._follows_autocast = follows_autocast
-        self._fixed_optimizer = fixed_optimizer
+        self._stepping = SessionStep(spec, slot, fixed=fixed_optimizer)
         self._trunk = trunk
         self._spec = spec
         self._slot = slot
@@ -207,7 +208,7 @@ class TrunkSession:
         request = self._border.enter(request)
         if not self._follows_autocast:
             request = replace(request, autocast="")
-        microbatch = Microbatch(session=self._context, request=request, memory=memory)
+        microbatch = self._microbatch(request, memory)
 
         def done(job: Job, h2: Answer, _: Gradients) -> Reply:
             self._last_microbatch = request.microbatch
@@ -218,8 +219,7 @@ class TrunkSession:
             self._count(job)
             if h2 is None:
                 return None
-            hidden, term = self._border.outgoing("h2", h2, request), microbatch.orthogonality
-            return hidden if term is None else ForwardReply(hidden=hidden, orthogonality=term)
+            return self._forward_reply(microbatch, self._border.outgoing("h2", h2, request))
 
         return Job(turn=self._turn(microbatch), microbatch=microbatch, done=done)
 
@@ -240,9 +240,7 @@ class TrunkSession:
         if not math.isfinite(request.orthogonality_grad):
             raise WireError(f"orthogonality_grad is {request.orthogonality_grad}")
         if request.adapter_grad == "return":
-            if self._calls is None:
-                raise SequenceError("this session's trunk is frozen: its adapter has no gradient")
-            self._calls.check_shared()
+            self._check_returning()
         rows = None if self._slot is None else self._slot.rows
         if rows is not None:
             rows.check(request.adapter_grad)
@@ -268,6 +266,20 @@ class TrunkSession:
 
         turn = self._turn(microbatch, backward=True)
         return Job(turn=turn, microbatch=microbatch, grad=request, done=done)
+
+    def _check_returning(self) -> None:
+        """Raise unless the silo may be given the adapter's gradients."""
+        if self._calls is None:
+            raise SequenceError("this session's trunk is frozen: its adapter has no gradient")
+        self._calls.check_shared()
+
+    def _microbatch(self, request: ForwardRequest, memory: int) -> Microbatch:
+        """The microbatch of an entered request."""
+        return Microbatch(session=self._context, request=request, memory=memory)
+
+    def _forward_reply(self, microbatch: Microbatch, hidden: Tensor) -> Reply:
+        term = microbatch.orthogonality
+        return hidden if term is None else ForwardReply(hidden=hidden, orthogonality=term)
 
     def _backward_reply(
         self, request: BackwardRequest, g1: Answer, gradients: Sequence[Tensor | None]
@@ -327,39 +339,16 @@ class TrunkSession:
     def _step(self, request: StepRequest) -> StepReply:
         """Clip by the global norm and step the adapter, once for each step number."""
         self._check_step(request.step)
-        if self._spec.purpose != "train":
-            raise SequenceError("an evaluation session makes no optimizer steps")
-        settings = self._spec.optimizer
-        settings.check_learning_rate(request.learning_rate)
-        before = checked_norms(request.norms_before)
-        after = checked_norms(request.norms_after)
-        own: tuple[float, ...] = ()
-        if request.constants not in (None, settings) and self._fixed_optimizer:
-            raise SequenceError(
-                f"a step with {request.constants}, and this run's are {settings}: set "
-                "train.weight-decay in the run config"
-            )
-        if self._spec.privacy.is_on and (
-            request.keeps_gradient or (request.scale, request.clip) != (1.0, math.inf)
-        ):
-            raise SequenceError(
-                "a step that scales, clips or keeps a gradient with noise (dp.noise): the noise "
-                "is drawn for one step as it is"
-            )
-        if self._slot is not None:
-            self._slot.rescale(request.scale, request.clip)
-            parameters = self._slot.gather()
-            if settings.max_grad_norm > 0:
-                own = checked_norms(gradient_norms(parameters))
-                clip_by_global_norm(parameters, [*before, *own, *after], settings.max_grad_norm)
-            self._slot.step(
-                request.learning_rate,
-                request.constants or settings,
-                keeps_gradient=request.keeps_gradient,
-            )
+        self._stepping.check(request)
+        own = self._stepping.begin(request)
+        self._stepping.take(request, [*request.norms_before, *own, *request.norms_after])
+        self._note_step()
+        return StepReply(norms=own)
+
+    def _note_step(self) -> None:
+        """A step was taken."""
         self._free_pending()
         self._steps += 1
-        return StepReply(norms=own)
 
     def _finish(self) -> SessionSummary:
         self._check_step(self._steps)

@@ -17,8 +17,9 @@ from flower_split.adapters.adalora.rank_allocation import TrunkAllocator
 from flower_split.adapters.state import with_adapter
 from flower_split.adapters.trunk_adapters import MASTER
 from flower_split.errors import SequenceError, WireError
+from flower_split.optimization.clipping import global_norm
 from flower_split.optimization.magnitude import check_magnitudes, largest_of
-from flower_split.optimization.moments import load_moments, read_moments
+from flower_split.optimization.moments import check_moments, load_moments, read_moments
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.server.held_rows import HeldRows
 from flower_split.transport.messages import AdapterUse
@@ -51,8 +52,8 @@ class Stepper:
         gradients: Sequence[Tensor | None],
         learning_rate: float,
         constants: OptimizerSettings,
-    ) -> None:
-        """One step; a tensor without gradient is left as it is.
+    ) -> Callable[[], None]:
+        """One step; a tensor without gradient is left as it is. What takes it back.
 
         Args:
             gradients: Of the adapter's tensors.
@@ -78,6 +79,7 @@ class Stepper:
         except WireError:
             undo()
             raise
+        return undo
 
     def _undo(self) -> Callable[[], None]:
         """Brings tensors and moments back to what they are now."""
@@ -99,6 +101,10 @@ class Stepper:
     def moments(self) -> dict[str, Tensor]:
         """CPU copies of the optimizer's state, named as in the uncut model."""
         return read_moments(self._optimizer, self._named)
+
+    def check_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Raise `StateError` unless it can resume from `moments`."""
+        check_moments(self._named, moments)
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Resume from `moments`.
@@ -254,11 +260,17 @@ class AdapterSlot:
 
     def measure(self) -> tuple[float, float]:
         """2-norm of the gradient of the step so far, and the magnitude of its largest element."""
+        norms, largest = self.measure_each()
+        return float(global_norm(norms)), largest
+
+    def measure_each(self) -> tuple[tuple[float, ...], float]:
+        """2-norm of every tensor's gradient of the step so far, in model order and without those
+        that have none, and the magnitude of the largest element of all."""
         held = [gradient for gradient in self._gradients if gradient is not None]
         if not held:
-            return 0.0, 0.0
+            return (), 0.0
         norms = torch.stack(torch._foreach_norm(held)).float()
-        return float(torch.linalg.vector_norm(norms)), largest_of(held)
+        return tuple(norms.tolist()), largest_of(held)
 
     def rescale(self, scale: float, clip: float) -> None:
         """Scale the gradient of the step so far, then bound its elements."""
@@ -294,8 +306,10 @@ class AdapterSlot:
         constants: OptimizerSettings,
         *,
         keeps_gradient: bool = False,
-    ) -> None:
+    ) -> Callable[[], None]:
         """Apply the gathered gradients, and forget them unless they are to be kept.
+
+        Returns what takes the step back, of the adapter that is stepped.
 
         Raises:
             WireError: see `Stepper.step`.
@@ -303,10 +317,11 @@ class AdapterSlot:
         gradients = [parameter.grad for parameter in self._all]
         for parameter in self._all:
             parameter.grad = None
-        self._stepper.step(gradients, learning_rate, constants)
+        undo = self._stepper.step(gradients, learning_rate, constants)
         if not keeps_gradient:
             self._gradients = [None] * len(self._trained)
         self._refresh()
+        return undo
 
     def write(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite the adapter that is stepped.
@@ -316,6 +331,10 @@ class AdapterSlot:
         """
         self._adapters.load(MASTER if self.is_shared else self.name, state)
         self._refresh()
+
+    def check_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Raise `StateError` unless the optimizer can go on from `moments`."""
+        self._stepper.check_moments(moments)
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Have the optimizer go on from `moments`.

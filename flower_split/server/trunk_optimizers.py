@@ -156,6 +156,11 @@ class TrunkOptimizers:
         states = list(states)
         for state in states:
             self.check(state)
+        self.replace(states)
+
+    def replace(self, states: Iterable[SiloState]) -> None:
+        """As `load`, of states that were checked."""
+        states = list(states)
         self._master = None
         self._master_start = {}
         for state in states:

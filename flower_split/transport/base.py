@@ -37,12 +37,15 @@ from flower_split.transport.meters import WaitMeter
 class BackendSession(Protocol):
     """One silo's state at the trunk: activations, adapters, optimizer.
 
-    Requests come one at a time, the next one when the last was answered. One that fails with a
-    `TrunkError` has changed nothing.
+    Forward and backward passes come up to `depth` at a time, and everything else while nothing is
+    unanswered. A request that fails with a `TrunkError` has changed nothing, unless others had
+    come after it: then the session is to be closed.
     """
 
     resumed: str
     """The offered tag of the session state that it resumes from; empty when it starts afresh."""
+    depth: int
+    """Passes that it takes before the first of them is answered."""
 
     def submit(self, request: Request) -> Future[Reply]:
         """Let `request` wait for its turn; never waits itself and never raises.

@@ -98,7 +98,7 @@ class RunCheckpoints:
             try:
                 self._state = InnerState(self._inner)
             except StateError as error:
-                logger.warning("the run ends if its trunk service does: %s", error)
+                logger.warning("the run ends if its trunk does: %s", error)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -161,7 +161,7 @@ class RunCheckpoints:
         self._restarts += 1
         if self._last is not None and self._restarts > MOST_RESTARTS:
             raise TrunkRestartedError(
-                f"the trunk service has ended {self._restarts} times after round "
+                f"the trunk has ended {self._restarts} times after round "
                 f"{self._last.server_round}: its log says why"
             )
         if self._last is None:

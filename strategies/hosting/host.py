@@ -12,6 +12,7 @@ from torch import Tensor
 from flower_split.adapters import AdapterPlan, method_problems
 from flower_split.config.problems import raise_problems
 from flower_split.config.sections import SplitConfig
+from flower_split.config.trunk import RAY
 from flower_split.control.service_trunk import ServiceTrunk
 from flower_split.server.hosting.run_trunk import Invitee, RunTrunk
 from flower_split.server.session_states import SiloState
@@ -201,7 +202,7 @@ class TrunkHost:
     @property
     def can_restart(self) -> bool:
         """Whether the trunk may end and come back while the run goes on."""
-        return self._service is not None
+        return self._service is not None or self.config.trunk.engine == RAY
 
     def confirm(self) -> None:
         """See that the trunk goes on, where silos have failed.
@@ -212,7 +213,8 @@ class TrunkHost:
         self._trunk.confirm()
 
     def reopen(self) -> None:
-        """Open the run anew at a trunk that has come back; `begin` has to follow.
+        """Open the run anew at a trunk that has come back; `begin` has to follow. Stages that Ray
+        brings back have what they need.
 
         Raises:
             TrunkError: it did not come back, or as another one.

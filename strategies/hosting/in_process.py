@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 
 from flower_split.attestation import attester_of
 from flower_split.config.sections import SplitConfig
+from flower_split.config.trunk import RAY
+from flower_split.server.cluster.ray_chain import ray_chain
 from flower_split.server.grpc.server import TrunkServer
 from flower_split.server.grpc.service import ServiceLimits
 from flower_split.server.hosting.hosted_run import HostedRun
@@ -32,7 +34,11 @@ def in_process_trunk(config: SplitConfig) -> Iterator[HostedRun]:
         pack = open_pack(config)
         if pack is not None:
             stack.enter_context(pack)
-        run = HostedRun(config, resolved, pack=pack)
+        engine = None
+        if config.trunk.engine == RAY:
+            digest = "" if pack is None else pack.digest
+            engine = stack.enter_context(ray_chain(config, resolved, pack=digest))
+        run = HostedRun(config, resolved, pack=pack, engine=engine)
         server = stack.enter_context(
             TrunkServer(
                 run.engine,
@@ -43,7 +49,7 @@ def in_process_trunk(config: SplitConfig) -> Iterator[HostedRun]:
                     session=run.limits,
                     max_sessions=config.trunk.max_sessions,
                     max_deliveries=config.trunk.max_sessions,
-                    hidden_size=resolved.trunk.hidden_size,
+                    hidden_size=resolved.hidden_size,
                     reconnect_timeout=config.trunk.reconnect_timeout,
                 ),
                 tls=tls,

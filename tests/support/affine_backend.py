@@ -128,6 +128,8 @@ class AffineSession:
         self._steps = self._forwards = self._backwards = self._tokens = 0
         self._left = False
 
+    depth = 1
+
     def submit(self, request: Request) -> "Future[Reply]":
         return self._backend.do(self._answer, request)
 

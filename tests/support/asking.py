@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor
 
 from flower_split.optimization.settings import OptimizerSettings
-from flower_split.server.engine import TrunkEngine
 from flower_split.server.ticket_record import TicketRecord
 from flower_split.transport.base import BackendSession
 from flower_split.transport.messages import (
@@ -41,7 +40,7 @@ class Asking:
     def __init__(
         self,
         session: BackendSession,
-        engine: TrunkEngine,
+        engine: Any,
         spec: SessionSpec,
         ticket: Ticket | None = None,
         record: TicketRecord | None = None,
@@ -90,7 +89,7 @@ class Asking:
 
 
 def opened(
-    engine: TrunkEngine,
+    engine: Any,
     spec: SessionSpec,
     ticket: Ticket | None,
     record: TicketRecord | None = None,

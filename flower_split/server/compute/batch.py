@@ -18,6 +18,7 @@ from torch import Tensor
 from flower_split.devices import autocast_dtype, autocasting
 from flower_split.privacy.row_gradients import RowRecord
 from flower_split.segments import Trunk
+from flower_split.segments.randomness import DRAWING, LayerDraws
 from flower_split.server.caches import TrunkCache
 from flower_split.server.compute.rows import cut, join, join_tensors
 from flower_split.server.stepping import AdapterSlot
@@ -153,6 +154,8 @@ class Microbatch:
     """None where the activations are not kept."""
     orthogonality: float | None = None
     """AdaLoRA's term as it was computed last; None with any other method."""
+    draws: LayerDraws | None = None
+    """Of layers that are not all of the trunk's; None of those that are."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -194,6 +197,7 @@ class TrunkComputer:
         trunk: The layers.
         budget: Of what is kept for backward passes.
         recompute: Whether nothing is, and every backward pass computes its rows anew.
+        drops: Whether anything is dropped in training.
         on_change: Told of every graph that was made, or serves other microbatches than before.
     """
 
@@ -203,8 +207,10 @@ class TrunkComputer:
         budget: ActivationBudget,
         *,
         recompute: bool,
+        drops: bool = True,
         on_change: Callable[[Graph], None],
     ) -> None:
+        self._drops = drops
         self._trunk = trunk
         self._on_change = on_change
         self._numbers = itertools.count()
@@ -324,11 +330,18 @@ class TrunkComputer:
                 position_ids=rows.position_ids,
                 past_key_values=None if cache is None else cache.keys,
                 autocast=autocast_dtype(first.request.autocast or "off"),
+                draws=self._draws(microbatches),
             )
             term = self._orthogonality(first)
         if cache is not None:
             cache.advance(leaves.hidden.shape[1])
         return replace(leaves, term=term, rows=record), output
+
+    def _draws(self, microbatches: Sequence[Microbatch]) -> LayerDraws | None:
+        """Where random numbers go on of a pass that draws some, and is a stage's."""
+        first = microbatches[0]
+        draws = self._drops and first.request.dropout and len(microbatches) == 1
+        return first.draws if draws else None
 
     def _orthogonality(self, microbatch: Microbatch) -> Tensor | None:
         """AdaLoRA's term of a session's adapter, computed as the silo computes its own part."""
@@ -358,7 +371,10 @@ class TrunkComputer:
             training = first.request.dropout and len(microbatches) == 1
             if self._trunk.training != training:
                 self._trunk.train(training)
-            if training:
+            # A stage's neighbours compute beside it, and the process has one sequence of numbers.
+            alone = first.draws is None
+            if training and (alone or self._drops):
+                stack.enter_context(nullcontext() if alone else DRAWING)
                 device = first.request.hidden.device
                 devices = [device] if device.type == "cuda" else []
                 stack.enter_context(torch.random.fork_rng(devices=devices))

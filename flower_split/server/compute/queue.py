@@ -130,8 +130,13 @@ class TrunkQueue:
     ) -> None:
         self.budget = budget or ActivationBudget(settings.max_activation_tokens)
         self.memory = PassMemory(trunk, int(settings.max_memory * 1e9))
+        self._drops = has_dropout(trunk, trunk.config)
         self._computer = TrunkComputer(
-            trunk, self.budget, recompute=settings.recompute, on_change=self._expect
+            trunk,
+            self.budget,
+            recompute=settings.recompute,
+            drops=self._drops,
+            on_change=self._expect,
         )
         self._scheduler = Scheduler(
             max_tokens=settings.batch_tokens,
@@ -148,7 +153,6 @@ class TrunkQueue:
         self.computed = Computed()
         """To look at from any thread."""
         self._mixes = settings.batching and mixes and not alone
-        self._drops = has_dropout(trunk, trunk.config)
         self._numbers = itertools.count()
         self._turns = nullcontext() if turns is None else turns
         self._computing = threading.RLock()

@@ -50,6 +50,11 @@ class AdmittedSession:
         except FlowerSplitError as exc:
             raise HandshakeError(str(exc)) from exc
 
+    @property
+    def depth(self) -> int:
+        """Passes that the open session takes before the first of them is answered."""
+        return self._opening.result().depth
+
     async def ask(self, request: Request) -> Reply:
         """The backend's reply to `request`.
 

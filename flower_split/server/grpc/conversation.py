@@ -23,6 +23,7 @@ from flower_split.errors import (
     TrunkUnavailableError,
 )
 from flower_split.server.grpc.admitted import AdmittedSession
+from flower_split.server.grpc.asking import Asking
 from flower_split.server.grpc.progress import Deadlines, Progress
 from flower_split.server.grpc.reply_memory import ReplyMemory
 from flower_split.transport.grpc.replies import encode_reply
@@ -275,7 +276,7 @@ class Conversation:
                 self.resumed = await self._session.open()
                 self.opened.set()
                 self._wake()
-                group.create_task(self._work())
+                group.create_task(self._work(group))
                 await self._encode()
                 for helper in helpers:
                     helper.cancel()
@@ -292,17 +293,23 @@ class Conversation:
         await self._ending.wait()
         raise self._reason
 
-    async def _work(self) -> None:
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        """Ask for passes up to the session's depth at a time, and for all else alone."""
+        asking = Asking(self._session, self.progress, group)
+        group.create_task(self._note(asking))
         while True:
             request = await self._requests.get()
-            with self.progress.working(counts=not isinstance(request, Unanswered)):
-                reply = await self._session.ask(request)
+            await asking.ask(request)
+            if isinstance(request, Finish):
+                break
+        asking.end()
+
+    async def _note(self, asking: Asking) -> None:
+        async for request, reply in asking.answers():
             if isinstance(request, Unanswered):
                 self._settle()
             else:
                 await self._replies.put((request, reply))
-            if isinstance(request, Finish):
-                break
         await self._replies.put(None)
 
     async def _encode(self) -> None:

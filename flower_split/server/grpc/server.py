@@ -33,6 +33,7 @@ from flower_split.server.grpc.service import (
     SessionBounds,
     TrunkService,
 )
+from flower_split.server.stages.chain import Chain
 from flower_split.server.tickets import Admission
 from flower_split.tls import ServerTls
 from flower_split.transport.base import TrunkBackend
@@ -110,7 +111,7 @@ class TrunkServer:
         self._options = channel_options(keepalive or Keepalive())
         self._codecs = ThreadPoolExecutor(2, thread_name_prefix="trunk-codecs")
         hosted = TrunkEngine(backend) if isinstance(backend, Trunk) else backend
-        if isinstance(hosted, TrunkEngine | CutEngines):
+        if isinstance(hosted, TrunkEngine | CutEngines | Chain):
             elements = hosted.limits.max_adapter_elements
             session = replace(self._limits.session, max_adapter_elements=elements)
             self._limits = replace(self._limits, session=session)

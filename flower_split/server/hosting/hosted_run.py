@@ -1,12 +1,11 @@
 """`HostedRun`: a run's trunk in this process, with its engine and its tickets."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from flower_split.config.sections import SplitConfig
-from flower_split.optimization.settings import OptimizerSettings
-from flower_split.privacy import PrivacySettings
 from flower_split.segments import Trunk, held_by_trunk, layers_path
 from flower_split.server.compute.queue import BatchSettings, Computed
 from flower_split.server.compute.turns import DeviceTurns
@@ -15,13 +14,18 @@ from flower_split.server.engine import TrunkEngine
 from flower_split.server.engine_common import EngineCommon
 from flower_split.server.grpc.delivery import PackSource
 from flower_split.server.hosting.layout import RunLayout
-from flower_split.server.hosting.resolving import ResolvedRun
+from flower_split.server.hosting.resolving import ResolvedRun, agreed, session_limits
 from flower_split.server.hosting.run_trunk import Invitee, SiloChannel
 from flower_split.server.session_states import SiloState
+from flower_split.server.stages.chain import Chain
+from flower_split.server.stages.local_chain import local_chain
 from flower_split.server.ticket_record import SessionOutcome, Stage, TicketRecord, TrunkStart
 from flower_split.server.tickets import TicketBook
 from flower_split.transport.invitation import MAX_STREAMS, DeliveryOffer
 from flower_split.transport.messages import SessionLimits, SessionSummary, Ticket
+
+Engine = TrunkEngine | CutEngines | Chain[Any]
+"""Hosts a run's sessions."""
 
 
 class HostedSession:
@@ -40,7 +44,7 @@ class HostedSession:
         ticket: Ticket,
         offer: DeliveryOffer | None,
         record: TicketRecord,
-        engine: TrunkEngine | CutEngines,
+        engine: Engine,
         tickets: TicketBook,
     ) -> None:
         self.ticket = ticket
@@ -87,6 +91,7 @@ class HostedRun:
         resolved: Its trunk.
         pack: What is delivered to silos; None where they have their own.
         turns: A context in which alone the trunk's device computes; see `TrunkQueue`.
+        engine: What computes, where that is no part of this process.
 
     Raises:
         AdapterError, ConfigError: as `TrunkEngine`.
@@ -99,16 +104,13 @@ class HostedRun:
         *,
         pack: PackSource | None = None,
         turns: DeviceTurns | None = None,
+        engine: Chain[Any] | None = None,
     ) -> None:
         self.layout: RunLayout = resolved.layout
-        self.limits = SessionLimits(
-            max_in_flight=config.trunk.max_in_flight,
-            max_message_tokens=config.trunk.max_message_tokens,
-            max_cached_tokens=config.trunk.max_cached_tokens,
-        )
+        self.limits = session_limits(config)
         """Of every session, as the run asks for them."""
         self.reconnect_timeout = config.trunk.reconnect_timeout
-        self.engine: TrunkEngine | CutEngines = _engine(
+        self.engine: Engine = engine or _engine(
             config, resolved, self.limits, pack="" if pack is None else pack.digest, turns=turns
         )
         self.tickets = TicketBook()
@@ -137,7 +139,9 @@ class HostedRun:
         return self.engine.computed
 
     def confirm(self) -> None:
-        """It ends with this process only."""
+        """A trunk in this process ends with it only; stages elsewhere are waited for."""
+        if isinstance(self.engine, Chain):
+            self.engine.confirm()
 
     def begin(self, shared: Mapping[str, Tensor]) -> None:
         """See `RunTrunk.begin`."""
@@ -190,10 +194,25 @@ def _engine(
     *,
     pack: str,
     turns: DeviceTurns | None,
-) -> TrunkEngine | CutEngines:
-    """What hosts the run's sessions: of one cut, or of several where silos have a choice."""
-    layout, trunk_config = resolved.layout, config.trunk
-    path = layers_path(resolved.trunk.model)
+) -> Engine:
+    """What hosts the run's sessions: of one cut, or of several where silos have a choice; on one
+    trunk, or a chain of its stages."""
+    layout, trunk_config, whole = resolved.layout, config.trunk, resolved.trunks[0]
+    path = layers_path(whole.model)
+    settings: dict[str, Any] = {
+        "plan": None if layout.mode == "frozen" else resolved.whole_plan,
+        "mode": layout.mode,
+        "limits": limits,
+        "keep_optimizer": config.train.keep_optimizer,
+        "batching": BatchSettings.of_trunk(trunk_config),
+        "pack": pack,
+        "shares_adapter": trunk_config.shares_adapter,
+        "prefix_tokens": resolved.prefix_tokens,
+        **agreed(config),
+    }
+    if len(resolved.trunks) > 1:
+        initial = {name: layout.initial[name] for name in layout.trunk_names}
+        return local_chain(resolved.trunks, initial=initial, **settings)
 
     def make(
         trunk: Trunk,
@@ -203,28 +222,17 @@ def _engine(
         held = (n for n in layout.trunk_names if held_by_trunk(n, path, trunk.cuts))
         return TrunkEngine(
             trunk,
-            plan=None if layout.mode == "frozen" else resolved.whole_plan,
-            mode=layout.mode,
             initial={name: layout.initial[name] for name in held},
-            wire=config.wire,
-            optimizer=OptimizerSettings.of_training(config.train, shared=layout.mode == "shared"),
-            privacy=PrivacySettings.of_training(config.dp, config.train),
-            limits=limits,
-            keep_optimizer=config.train.keep_optimizer,
-            batching=BatchSettings.of_trunk(trunk_config),
-            pack=pack,
-            dtype=config.model.dtype,
-            shares_adapter=trunk_config.shares_adapter,
-            prefix_tokens=resolved.prefix_tokens,
+            **settings,
             turns=turns,
             common=common,
         )
 
     if resolved.most is None:
-        return make(resolved.trunk)
+        return make(whole)
     taken = turns or DeviceTurns()
     return CutEngines(
-        resolved.trunk,
+        whole,
         resolved.most,
         lambda trunk, common: make(trunk, common, taken),
         turns=taken,

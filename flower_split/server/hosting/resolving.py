@@ -1,10 +1,12 @@
 """Resolving a run: its trunk, and which adapter tensors there are and who holds them."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,9 +15,12 @@ from flower_split.adapters.methods import PREFIXES
 from flower_split.adapters.wrapping import check_fresh, check_silo_part
 from flower_split.config.sections import CutConfig, SplitConfig
 from flower_split.config.tasks import MASKED_LM
+from flower_split.config.trunk import RAY
 from flower_split.delivery.pack import Pack
 from flower_split.devices import autocast_dtype, resolve_device
 from flower_split.errors import AdapterError, CutError
+from flower_split.optimization.settings import OptimizerSettings
+from flower_split.privacy import PrivacySettings
 from flower_split.segments import (
     Cuts,
     Trunk,
@@ -29,6 +34,8 @@ from flower_split.segments import (
 )
 from flower_split.server.hosting.layout import RunLayout
 from flower_split.server.key_shapes import key_shape
+from flower_split.server.stages.placement import by_memory, check_stages, stage_devices
+from flower_split.transport.messages import SessionLimits
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +44,13 @@ logger = logging.getLogger(__name__)
 class ResolvedRun:
     """A run's trunk before it is hosted."""
 
-    trunk: Trunk
+    trunks: tuple[Trunk, ...]
+    """Its stages, in the order of their layers; one where one device holds them all, and none
+    where other processes do."""
+    cuts: Cuts
+    """Around all of its layers."""
+    hidden_size: int
+    """H."""
     whole_plan: AdapterPlan
     """Of the uncut model, whoever holds its layers."""
     prefix_tokens: int
@@ -49,21 +62,47 @@ class ResolvedRun:
 
 
 def load_run_trunk(config: SplitConfig) -> Trunk:
-    """The trunk of a run, loaded for it alone.
+    """The trunk of a run on one device, loaded for it alone.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         ConfigError: there is no such device.
     """
-    model, split = config.model, config.split
+    device = resolve_device(config.trunk.device, key="trunk.device")
+    split = config.split
+    return _load(config, split.bottom_layers, split.top_layers, device)
+
+
+def load_run_trunks(config: SplitConfig, cuts: Cuts) -> Sequence[Trunk]:
+    """The stages of a run's trunk, on the devices that it names, loaded for it alone.
+
+    Raises:
+        ModelError: the model cannot be loaded, or not be cut there.
+        ConfigError: there is no such device, or more of them than the trunk has layers.
+    """
+    if config.trunk.engine == RAY:
+        check_stages(cuts, config.trunk.stages, key="trunk.stages")
+        return []
+    if not config.trunk.devices:
+        return [load_run_trunk(config)]
+    devices = stage_devices(config.trunk.devices)
+    check_stages(cuts, len(devices))
+    return [
+        _load(config, part.bottom_layers, part.top_layers, device)
+        for part, device in zip(by_memory(cuts, devices), devices, strict=True)
+    ]
+
+
+def _load(config: SplitConfig, bottom_layers: int, top_layers: int, device: torch.device) -> Trunk:
+    model = config.model
     return load_trunk(
         model.name,
-        bottom_layers=split.bottom_layers,
-        top_layers=split.top_layers,
+        bottom_layers=bottom_layers,
+        top_layers=top_layers,
         revision=model.revision,
         dtype=config.trunk.dtype or model.dtype,
         attention=model.attention,
-        device=str(resolve_device(config.trunk.device, key="trunk.device")),
+        device=str(device),
         quantization=model.quantization,
         task=model.as_task(),
     )
@@ -71,7 +110,7 @@ def load_run_trunk(config: SplitConfig) -> Trunk:
 
 def resolve_run(
     config: SplitConfig,
-    make_trunk: Callable[[SplitConfig], Trunk] = load_run_trunk,
+    make_trunks: Callable[[SplitConfig, Cuts], Sequence[Trunk]] = load_run_trunks,
     *,
     making: AbstractContextManager[object] | None = None,
     check: Callable[[AdapterPlan, tuple[str, ...]], None] | None = None,
@@ -80,7 +119,8 @@ def resolve_run(
 
     Args:
         config: The run's.
-        make_trunk: Makes the trunk, once everything that needs none is found to be right.
+        make_trunks: Makes the trunk's stages, once everything that needs none is found to be
+            right.
         making: A context, entered several times, in which PEFT makes adapters.
         check: Raises what keeps the run from having this plan, with these tensors in the trunk's
             adapters; called before they are made.
@@ -111,15 +151,17 @@ def resolve_run(
     for one in (cuts,) if most is None else (cuts, most):
         own = plan.without_trunk(path, cuts) if frozen and most is not None else plan
         check_silo_part(skeleton, own, one)
-    trunk = make_trunk(config)
-    trunk.autocast = autocast_dtype(config.trunk.autocast)
+    trunks = make_trunks(config, cuts)
+    for trunk in trunks:
+        trunk.autocast = autocast_dtype(config.trunk.autocast)
     trunk_names = tuple(n for n in plan.names if held_by_trunk(n, path, cuts))
     if check is not None:
         check(plan, () if config.trunk.adapters == "frozen" else trunk_names)
     if model.task == MASKED_LM:  # other tasks train their heads, whatever is missing of them
         check_fresh(_client_model(config), plan.copies)
-    _check_prefix(trunk, plan)
-    parts = [*_segments(config, trunk, plan)]  # loaded before the context, which is no part of it
+    for trunk in trunks:
+        _check_prefix(trunk, plan)
+    parts = [*_segments(config, trunks, plan)]  # loaded before the context, which is no part of it
     with making:
         initial = initial_adapter(skeleton, plan, config.lora, parts, seed=config.seed)
     own, either = plan, tuple[str, ...]()
@@ -128,7 +170,9 @@ def resolve_run(
     elif most is not None:
         either = tuple(n for n in trunk_names if not held_by_trunk(n, path, most))
     return ResolvedRun(
-        trunk=trunk,
+        trunks=tuple(trunks),
+        cuts=cuts,
+        hidden_size=int(skeleton.config.hidden_size),
         whole_plan=plan,
         prefix_tokens=before if plan.method in PREFIXES else 0,
         layout=RunLayout(
@@ -159,6 +203,27 @@ def most_cut(split: CutConfig, layers: int) -> Cuts:
         ) from error
 
 
+def session_limits(config: SplitConfig) -> SessionLimits:
+    """Of every session, as the run asks for them."""
+    return SessionLimits(
+        max_in_flight=config.trunk.max_in_flight,
+        max_message_tokens=config.trunk.max_message_tokens,
+        max_cached_tokens=config.trunk.max_cached_tokens,
+    )
+
+
+def agreed(config: SplitConfig) -> dict[str, Any]:
+    """What a run's sessions must agree on with its silos, beside the model and its adapter."""
+    return {
+        "wire": config.wire,
+        "optimizer": OptimizerSettings.of_training(
+            config.train, shared=config.trunk.adapters == "shared"
+        ),
+        "privacy": PrivacySettings.of_training(config.dp, config.train),
+        "dtype": config.model.dtype,
+    }
+
+
 def open_pack(config: SplitConfig) -> Pack | None:
     """The silos' share of the model, a context manager; None where they have their own.
 
@@ -178,11 +243,14 @@ def open_pack(config: SplitConfig) -> Pack | None:
     )
 
 
-def _segments(config: SplitConfig, trunk: Trunk, plan: AdapterPlan) -> Iterator[nn.Module]:
+def _segments(
+    config: SplitConfig, trunks: Sequence[Trunk], plan: AdapterPlan
+) -> Iterator[nn.Module]:
     """What holds the weights that an adapter's initialisation may read, on the CPU."""
     if plan.is_plain:
         return  # it reads none
-    yield trunk.model
+    for trunk in trunks:
+        yield trunk.model
     yield _client_model(config)
 
 

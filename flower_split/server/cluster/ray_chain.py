@@ -1,0 +1,272 @@
+"""A run's trunk on Ray: its stages and replicas are placed, loaded, and ended with it."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from flower_split.config.sections import SplitConfig
+from flower_split.errors import ConfigError, TrunkUnavailableError
+from flower_split.segments import Cuts, layers_path, load_skeleton
+from flower_split.segments.refusals import context_length
+from flower_split.server.cluster.cluster import connected
+from flower_split.server.cluster.ray_stage import RayStage, Reference
+from flower_split.server.cluster.stage_actor import StageActor
+from flower_split.server.cluster.stage_job import StageFacts, StageJob
+from flower_split.server.compute.queue import BatchSettings
+from flower_split.server.handshake import check_wire
+from flower_split.server.hosting.resolving import ResolvedRun, agreed, session_limits
+from flower_split.server.stages.chain import Chain, ChainModel, StagePlace, check_chain_can
+from flower_split.server.stages.chain_limits import chain_limits
+from flower_split.server.stages.parts import StageParts
+from flower_split.server.stages.placement import apportioned, check_stages
+from flower_split.server.stages.terms import SessionTerms
+from flower_split.transport.messages import SessionLimits
+
+logger = logging.getLogger(__name__)
+
+PLACE_SECONDS = 60.0
+"""Within which the cluster must have room for a replica."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Needs:
+    """What an actor reserves."""
+
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def ray_chain(
+    config: SplitConfig, resolved: ResolvedRun, *, pack: str = ""
+) -> Iterator[Chain[Reference]]:
+    """The trunk of a run as actors, which end with the context.
+
+    Args:
+        config: The run's.
+        resolved: What its adapter is.
+        pack: Digest of what is delivered to silos; empty for nothing.
+
+    Raises:
+        ConfigError: the cluster is not there, or has no room; or this cannot be done exactly.
+        ModelError: a stage cannot load its layers.
+        TrunkUnavailableError: a stage ended as it was loaded.
+    """
+    trunk, cuts, limits = config.trunk, resolved.cuts, session_limits(config)
+    check_stages(cuts, trunk.stages, key="trunk.stages")
+    parts = apportioned(cuts, [1.0] * trunk.stages)
+    count = trunk.stages * trunk.replicas
+    with connected(count) as ray:
+        needs = _Needs(cpus=1, gpus=_gpus(ray, config, count))
+        groups: list[Any] = []
+        actors: list[Any] = []
+        try:
+            groups += [_group(ray, needs, trunk.stages) for _ in range(trunk.replicas)]
+            _await_groups(ray, groups, needs, count)
+            jobs = _jobs(config, resolved, parts, limits, needs)
+            replicas = [
+                [
+                    RayStage(
+                        _actor(ray, job, group, number, needs, actors),
+                        part.trunk_range,
+                        patience=trunk.service_timeout,
+                    )
+                    for number, (job, part) in enumerate(zip(jobs, parts, strict=True))
+                ]
+                for group in groups
+            ]
+            yield _chain(config, resolved, cuts, replicas, limits, pack)
+        finally:
+            _end(ray, actors, groups)
+
+
+def _chain(
+    config: SplitConfig,
+    resolved: ResolvedRun,
+    cuts: Cuts,
+    replicas: Sequence[Sequence[RayStage]],
+    limits: SessionLimits,
+    pack: str,
+) -> Chain[Reference]:
+    facts = [_first_facts(stage) for stages in replicas for stage in stages]
+    for stages in replicas:
+        for stage in stages:
+            told = stage.facts
+            if told is not None:
+                logger.info("%s is on %s, %s", stage.name, told.node, told.device)
+    model = config.model
+    skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
+    terms = SessionTerms(
+        fingerprint=facts[0].fingerprint,
+        cuts=cuts,
+        weights_dtype=facts[0].dtype,
+        mode=resolved.layout.mode,
+        plan=None if resolved.layout.mode == "frozen" else resolved.whole_plan,
+        pack=pack,
+        prefix_tokens=resolved.prefix_tokens,
+        **agreed(config),
+    )
+    check_chain_can(terms, replicas=len(replicas))
+    if len({one.fingerprint for one in facts}) > 1:
+        raise ConfigError(
+            "the machines of the cluster have different models under model.name "
+            f"{model.name!r}: give all of them the same files"
+        )
+    check_wire(config.wire)
+    place = StagePlace(dtype=getattr(torch, facts[0].dtype), device=torch.device("cpu"))
+    return Chain(
+        replicas,
+        ChainModel(
+            layers_path=layers_path(skeleton),
+            model_type=skeleton.config.model_type,
+            hidden_size=int(skeleton.config.hidden_size),
+            context_length=context_length(skeleton.config),
+            entry=place,
+            exit=place,
+        ),
+        terms,
+        limits=chain_limits(
+            limits, terms.plan, replicas[0], shares_adapter=config.trunk.shares_adapter
+        ),
+        keep_optimizer=config.train.keep_optimizer,
+        patience=config.trunk.service_timeout,
+    )
+
+
+def _first_facts(stage: RayStage) -> StageFacts:
+    try:
+        facts = stage.load()
+    except TrunkUnavailableError as error:
+        raise ConfigError(
+            f"{stage.name} could not be started on the Ray cluster: see that every machine of it "
+            f"has flower-split {version('flower-split')}, memory for the stage, and Ray's own logs"
+        ) from error
+    if facts.version != version("flower-split"):
+        raise ConfigError(
+            f"the machine {facts.node} of the Ray cluster has flower-split {facts.version}, and "
+            f"this one {version('flower-split')}: install the same on all"
+        )
+    return facts
+
+
+def _jobs(
+    config: SplitConfig,
+    resolved: ResolvedRun,
+    parts: Sequence[Cuts],
+    limits: SessionLimits,
+    needs: _Needs,
+) -> list[StageJob]:
+    layout = resolved.layout
+    path = layers_path(
+        load_skeleton(
+            config.model.name, revision=config.model.revision, task=config.model.as_task()
+        )
+    )
+    initial = {name: layout.initial[name] for name in layout.trunk_names}
+    split = StageParts([part.trunk_range for part in parts], path).split(initial)
+    return [
+        StageJob(
+            model=config.model,
+            dtype=config.trunk.dtype or config.model.dtype,
+            autocast=config.trunk.autocast,
+            device="cuda" if needs.gpus else "cpu",
+            cuts=part,
+            is_last=part is parts[-1],
+            plan=None if layout.mode == "frozen" else resolved.whole_plan,
+            mode=layout.mode,
+            initial=split[number],
+            limits=limits,
+            keep_optimizer=config.train.keep_optimizer,
+            batching=BatchSettings.of_trunk(config.trunk),
+            threads=torch.get_num_threads(),
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _gpus(ray: Any, config: SplitConfig, count: int) -> int:
+    """GPUs of a stage: as `trunk.device` says, or one each where the cluster has so many."""
+    device, there = config.trunk.device, int(ray.cluster_resources().get("GPU", 0))
+    if device == "auto":
+        return int(there >= count)
+    if device == "cuda" and there < count:
+        raise ConfigError(
+            f"trunk.device is 'cuda', and trunk.stages x trunk.replicas is {count} stages with a "
+            f"GPU each: the cluster has {there}. Lower them, add machines, or set trunk.device to "
+            "'cpu'"
+        )
+    return int(device == "cuda")
+
+
+def _group(ray: Any, needs: _Needs, stages: int) -> Any:
+    bundle: dict[str, float] = {"CPU": needs.cpus}
+    if needs.gpus:
+        bundle["GPU"] = needs.gpus
+    return ray.util.placement_group([bundle for _ in range(stages)], strategy="PACK")
+
+
+def _await_groups(ray: Any, groups: Sequence[Any], needs: _Needs, count: int) -> None:
+    end = time.monotonic() + PLACE_SECONDS
+    for number, group in enumerate(groups):
+        # A cluster that can never have the room is found out in no time.
+        most = ray.cluster_resources()
+        wanted = {"CPU": count * needs.cpus, "GPU": count * needs.gpus}
+        lacking = [kind for kind, many in wanted.items() if many > most.get(kind, 0)]
+        if lacking or not group.wait(max(0.1, end - time.monotonic())):
+            free = ray.available_resources()
+            told = ", ".join(
+                f"{int(most.get(kind, 0))} {kind} of which {int(free.get(kind, 0))} are free"
+                for kind in wanted
+                if wanted[kind]
+            )
+            raise ConfigError(
+                f"trunk.stages x trunk.replicas is {count} stages, of {needs.cpus} CPU and "
+                f"{needs.gpus} GPU each, and the Ray cluster has {told}: replica {number + 1} of "
+                f"{len(groups)} finds no place. Lower trunk.stages or trunk.replicas, or add "
+                "machines"
+            )
+
+
+def _actor(
+    ray: Any, job: StageJob, group: Any, bundle: int, needs: _Needs, actors: list[Any]
+) -> Any:
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    made = (
+        ray.remote(StageActor)
+        .options(
+            num_cpus=needs.cpus,
+            num_gpus=needs.gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=1000,
+            # Or a backward pass that waits for its gradient holds up the forward pass behind it.
+            allow_out_of_order_execution=True,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                placement_group=group, placement_group_bundle_index=bundle
+            ),
+        )
+        .remote(job)
+    )
+    actors.append(made)
+    return made
+
+
+def _end(ray: Any, actors: Sequence[Any], groups: Sequence[Any]) -> None:
+    for actor in actors:
+        _quietly(lambda actor=actor: ray.kill(actor, no_restart=True))
+    for group in groups:
+        _quietly(lambda group=group: ray.util.remove_placement_group(group))
+
+
+def _quietly(work: Any) -> None:
+    try:
+        work()
+    except Exception as error:
+        logger.info("a part of the trunk on Ray was gone already: %s", type(error).__name__)

@@ -1,0 +1,219 @@
+"""A stage as a Ray actor: loads its own layers alone, and keeps what its sessions have there.
+
+Its methods are coroutines of one event loop; the stage's engine computes in a thread of its own.
+Ray may have them begin in another order than that in which they were called, because what one is
+given can be there before what an earlier one is given. What must keep its order is put into it
+here.
+"""
+
+import asyncio
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flower_split.devices import autocast_dtype
+from flower_split.errors import (
+    FlowerSplitError,
+    ModelError,
+    SequenceError,
+    TrunkUnavailableError,
+)
+from flower_split.segments import load_trunk
+from flower_split.server.cluster.stage_job import StageFacts, StageJob
+from flower_split.server.session_states import SiloState
+from flower_split.server.stages.local_stage import differentiating, entering, side_of
+from flower_split.server.stages.messages import (
+    Passed,
+    StageBackwardReply,
+    StageOpening,
+    StageRequest,
+)
+from flower_split.server.stages.stage_engine import StageEngine
+from flower_split.server.stages.staged_session import StagedSession
+from flower_split.transport.messages import BackwardRequest, ForwardRequest
+
+
+class StageActor:
+    """What Ray makes an actor of; a stage that is made anew knows no session.
+
+    Args:
+        job: What it loads.
+    """
+
+    def __init__(self, job: StageJob) -> None:
+        self._name = secrets.token_hex(8)
+        self._sessions: dict[str, _Part] = {}
+        self._error: FlowerSplitError | None = None
+        try:
+            self._engine = _loaded(job)
+        except FlowerSplitError as error:
+            self._error = error  # Ray tells of one that is raised here as a text only
+        except Exception as error:
+            self._error = ModelError(f"a stage could not be loaded: {type(error).__name__}")
+
+    async def facts(self) -> StageFacts:
+        """What it has loaded.
+
+        Raises:
+            FlowerSplitError: why it could not.
+        """
+        if self._error is not None:
+            raise self._error
+        trunk, layers = self._engine.trunk, self._engine.layers
+        return StageFacts(
+            first_layer=layers.start,
+            next_layer=layers.stop,
+            held=self._engine.held,
+            fingerprint=trunk.fingerprint,
+            dtype=str(trunk.dtype).removeprefix("torch."),
+            device=str(trunk.device),
+            node=_node(),
+            version=version("flower-split"),
+            name=self._name,
+            pid=os.getpid(),
+        )
+
+    async def open(self, name: str, opening: StageOpening) -> None:
+        """The session's part, by whose name it is asked for."""
+        await self.facts()
+        session = await asyncio.wrap_future(self._engine.open_stage(opening))
+        self._sessions[name] = _Part(session)
+
+    async def forward(
+        self, name: str, number: int, request: ForwardRequest, given: Passed
+    ) -> Passed:
+        """See `StageSession.forward`."""
+        part = self._part(name)
+        async with part.turn("forward", number):
+            answer = await asyncio.wrap_future(part.session.submit(entering(request, given)))
+        return answer  # type: ignore[return-value]
+
+    async def backward(
+        self, name: str, number: int, request: BackwardRequest, given: Passed
+    ) -> tuple[Passed, StageBackwardReply]:
+        """See `StageSession.backward`."""
+        part = self._part(name)
+        async with part.turn("backward", number):
+            made = part.session.submit(differentiating(request, given))
+            reply: Any = await asyncio.wrap_future(made)
+        return Passed(tensor=reply.grad), side_of(reply)
+
+    async def ask(self, name: str, request: StageRequest) -> Any:
+        """See `StageSession.ask`."""
+        session = self._part(name).session
+        return await asyncio.wrap_future(session.submit(request))  # type: ignore[arg-type]
+
+    async def close(self, name: str) -> None:
+        """See `StageSession.close`."""
+        part = self._sessions.pop(name, None)
+        if part is not None:
+            await part.end()
+            await asyncio.wrap_future(part.session.close())
+
+    async def shared_state(self) -> dict[str, Tensor]:
+        """Its part of the master adapter."""
+        return self._engine.shared_state()
+
+    async def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
+        """Overwrite it."""
+        self._engine.load_shared_state(state)
+
+    async def check_states(self, states: Sequence[SiloState]) -> None:
+        """See `StageEngine.check_states`."""
+        self._engine.check_states(states)
+
+    def _part(self, name: str) -> "_Part":
+        part = self._sessions.get(name)
+        if part is None:
+            raise TrunkUnavailableError(
+                "the session is lost: a stage of the trunk has ended, and was started anew"
+            )
+        return part
+
+
+class _Part:
+    """A session's part, and whose turn it is."""
+
+    def __init__(self, session: StagedSession) -> None:
+        self.session = session
+        self._next: dict[str, int] = defaultdict(int)
+        self._changed = asyncio.Condition()
+        self._is_busy = self._has_ended = False
+
+    def turn(self, kind: str, number: int) -> "_Turn":
+        """A context in which the pass of that kind and number alone is computed."""
+        return _Turn(self, kind, number)
+
+    async def end(self) -> None:
+        """Nobody waits any more."""
+        async with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+
+    async def begin(self, kind: str, number: int) -> None:
+        """Wait for the turn."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: self._has_ended or (not self._is_busy and self._next[kind] == number)
+            )
+            if self._has_ended:
+                raise SequenceError("the session has ended")
+            self._is_busy = True
+
+    async def pass_on(self, kind: str) -> None:
+        """The turn is over."""
+        async with self._changed:
+            self._next[kind] += 1
+            self._is_busy = False
+            self._changed.notify_all()
+
+
+class _Turn:
+    def __init__(self, part: _Part, kind: str, number: int) -> None:
+        self._part, self._kind, self._number = part, kind, number
+
+    async def __aenter__(self) -> None:
+        await self._part.begin(self._kind, self._number)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._part.pass_on(self._kind)
+
+
+def _loaded(job: StageJob) -> StageEngine:
+    torch.set_num_threads(job.threads)
+    model, cuts = job.model, job.cuts
+    trunk = load_trunk(
+        model.name,
+        bottom_layers=cuts.bottom_layers,
+        top_layers=cuts.top_layers,
+        revision=model.revision,
+        dtype=job.dtype,
+        attention=model.attention,
+        device=job.device,
+        quantization=model.quantization,
+        task=model.as_task(),
+    )
+    trunk.autocast = autocast_dtype(job.autocast)
+    return StageEngine(
+        trunk,
+        is_last=job.is_last,
+        plan=job.plan,
+        mode=job.mode,
+        initial=job.initial,
+        limits=job.limits,
+        keep_optimizer=job.keep_optimizer,
+        batching=job.batching,
+    )
+
+
+def _node() -> str:
+    import ray
+
+    find: Any = ray.util.get_node_ip_address
+    return str(find())

@@ -1,0 +1,60 @@
+"""What a stage's actor is made with, and what it tells of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from flower_split.adapters import AdapterPlan
+from flower_split.config.model import ModelConfig
+from flower_split.segments import Cuts
+from flower_split.server.compute.queue import BatchSettings
+from flower_split.server.stages.stage import Held
+from flower_split.transport.messages import SessionLimits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StageJob:
+    """A stage before it is loaded."""
+
+    model: ModelConfig
+    """As the stage's machine finds it."""
+    dtype: str
+    """Of the weights."""
+    autocast: str
+    """As `trunk.autocast`."""
+    device: str
+    """Of the actor's own, by its name there."""
+    cuts: Cuts
+    """Around the stage's layers."""
+    is_last: bool
+    plan: AdapterPlan | None
+    mode: str
+    """Of the whole trunk."""
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    """The stage's part of what sessions start from."""
+    limits: SessionLimits
+    keep_optimizer: bool
+    batching: BatchSettings
+    threads: int
+    """Of the CPU that its kernels compute with: sums depend on the number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """What a loaded stage tells."""
+
+    first_layer: int
+    next_layer: int
+    """The one after its last."""
+    held: Held
+    fingerprint: str
+    dtype: str
+    device: str
+    node: str
+    """Address of its machine."""
+    version: str
+    """Of flower_split there."""
+    name: str
+    """Of its own, another one each time it is made."""
+    pid: int

@@ -1,0 +1,77 @@
+"""Futures that follow from others, which nobody can cancel."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def running() -> "Future[Any]":
+    """A future whose maker will answer it, whoever stops waiting for it."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def failed(error: BaseException) -> "Future[Any]":
+    """A future that has failed."""
+    future = running()
+    future.set_exception(error)
+    return future
+
+
+def done(value: T) -> "Future[T]":
+    """A future that has its answer."""
+    future: Future[T] = running()
+    future.set_result(value)
+    return future
+
+
+def settle(future: "Future[R]", work: Callable[[], R]) -> None:
+    """Answer `future` by what `work` returns or raises."""
+    try:
+        answer = work()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(answer)
+
+
+def then(given: "Future[T]", work: Callable[[T], R]) -> "Future[R]":
+    """What `work` makes of the answer, in the thread that gives it."""
+    future: Future[R] = running()
+    given.add_done_callback(lambda made: settle(future, lambda: work(made.result())))
+    return future
+
+
+def gathered(futures: "Sequence[Future[T]]") -> "Future[list[T]]":
+    """All answers, once all have ended; or the first failure, in the order given."""
+    whole: Future[list[T]] = running()
+    left = len(futures)
+    lock = threading.Lock()
+
+    def ended(_: "Future[T]") -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if left:
+                return
+        settle(whole, lambda: [future.result() for future in futures])
+
+    if not futures:
+        whole.set_result([])
+    for future in futures:
+        future.add_done_callback(ended)
+    return whole
+
+
+def in_thread(work: Callable[[], R]) -> "Future[R]":
+    """What `work` returns, which may wait for others."""
+    future: Future[R] = running()
+    # A daemon: whoever forgets to close a session can still exit.
+    threading.Thread(target=partial(settle, future, work), name="trunk-chain", daemon=True).start()
+    return future
