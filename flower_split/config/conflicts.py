@@ -185,8 +185,8 @@ def of_stages(split: CutConfig, trunk: TrunkConfig) -> list[str]:
     key = "trunk.engine 'ray'" if trunk.engine == RAY else "trunk.devices"
     return [
         f"split.max-bottom-layers and split.max-top-layers leave silos a choice, and with {key} "
-        "the trunk's stages hold the layers of one cut: set both bounds to 0, or let one device hold "
-        "the trunk (trunk.device)"
+        "the trunk's stages hold the layers of one cut: set both bounds to 0, or let one device "
+        "hold the trunk (trunk.device)"
     ]
 
 
