@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import Tensor, nn
 
 from flower_split.adapters import methods
@@ -16,6 +17,13 @@ from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
 from flower_split.adapters.prompts import is_frozen, is_prompt, prompt_tensors
 from flower_split.errors import AdapterError
 from flower_split.segments import Cuts, PassThrough, layer_index
+
+_PREFIXES = tuple(sorted({*PEFT_TYPE_TO_PREFIX_MAPPING.values(), "modules_to_save"}))
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a tensor of that name is an adapter's, of whatever method, and no weight."""
+    return any(part.startswith(_PREFIXES) for part in name.split("."))
 
 
 def adapter_parameters(

@@ -23,7 +23,13 @@ from flower_split.adapters import AdapterPlan, resolve_plan, wrap
 from flower_split.client.model_source import ModelSource
 from flower_split.client.model_traces import ModelTraces
 from flower_split.config.sections import CutConfig, LoraSettings, ModelConfig, SplitConfig
-from flower_split.segments import Cuts, find_layers, load_client_model, load_skeleton
+from flower_split.segments import (
+    Cuts,
+    PassThrough,
+    find_layers,
+    load_client_model,
+    load_skeleton,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +151,10 @@ def borrowed_model(
         return
     # A loop of one's own may have ended with a step and kept its gradients.
     model.model.zero_grad(set_to_none=True)
+    # What was loaded under the trunk's names after the session is nobody's.
+    for module in model.model.modules():
+        if isinstance(module, PassThrough):
+            module.take_given()
     with _lock:
         _idle.setdefault(key, []).append(model)
         _idle.move_to_end(key)

@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
-from flower_split.adapters.stand_in import AdapterStandIn
-from flower_split.adapters.state import without_adapter
+from flower_split.adapters.state import is_adapters, without_adapter
 from flower_split.errors import AdapterError
+from flower_split.segments import PassThrough
 
 
-def take_given(layers: Mapping[int, AdapterStandIn], path: str) -> tuple[dict[str, Tensor], bool]:
+def take_given(layers: Mapping[int, PassThrough], path: str) -> tuple[dict[str, Tensor], bool]:
     """The tensors by the names of the adapter's file, and whether all had an adapter's name.
 
     PEFT puts the name of an adapter only to tensors that the model shows under it, and for the
@@ -28,6 +28,25 @@ def take_given(layers: Mapping[int, AdapterStandIn], path: str) -> tuple[dict[st
             given[f"{PEFT_PREFIX}{path}.{index}.{own}"] = tensor
             has_names = has_names and own != name
     return given, has_names
+
+
+def take_adapters(
+    layers: Mapping[int, PassThrough], path: str, adapters: Collection[str]
+) -> tuple[dict[str, Tensor], bool]:
+    """As `take_given`, of what was loaded before there was a trunk: an adapter's tensors alone.
+
+    Weights that are not the silo's may be loaded with its own; whether those are the trunk's too
+    is told by comparing the silo's.
+
+    Args:
+        layers: See `take_given`.
+        path: See `take_given`.
+        adapters: Names of the client model's adapters: PEFT puts none to tensors of layers that
+            show no adapter yet, so that it is known of a single one only which it is.
+    """
+    given, has_names = take_given(layers, path)
+    found = {name: tensor for name, tensor in given.items() if is_adapters(name)}
+    return found, has_names or {*adapters} == {ADAPTER}
 
 
 def check_loaded(given: Collection[str], held: Collection[str] | None, *, has_names: bool) -> None:

@@ -1,6 +1,6 @@
 """The remote trunk: the layer of the client model that stands for all the trunk's layers."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from flower_split.remote.dropout_watch import DropoutWatch
 from flower_split.remote.exchange import Exchange
 from flower_split.remote.gradient_mirror import GradientChange, GradientMirror, weakly
 from flower_split.remote.late_wrapping import LateWrapping
-from flower_split.remote.loading import take_given
+from flower_split.remote.loading import take_adapters, take_given
 from flower_split.remote.ranks import SessionRanks, opened, session_ranks
 from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
@@ -104,24 +104,22 @@ class RemoteTrunk(AdapterStandIn):
         self.correct: Callable[[], None] | None = None  # what a strategy adds to gradients
         self.own_autocast = "off"  # dtype of one that is the silo's alone
         self._path, layers = find_layers(model)
+        held = {index: cast("PassThrough", layers[index]) for index in self.cuts.trunk_range}
+        loaded = take_adapters(held, self._path, getattr(model, "peft_config", ()))
         self._others: dict[int, AdapterStandIn] = {}
-        for index in self.cuts.trunk_range:
-            layer = cast("PassThrough", layers[index])
-            if index == self.cuts.bottom_layers:
-                layer = self
-            elif not isinstance(layer, AdapterStandIn):
-                layer = layers[index] = AdapterStandIn(layer)
-            layer.take_given()
-            if layer is not self:
-                self._others[index] = layer
-            inside = f"{self._path}.{index}."
-            modules = self.adapter.modules
-            layer.lay_out(m.removeprefix(inside) for m in modules if m.startswith(inside))
+        for index, layer in held.items():
+            place: AdapterStandIn = self
+            if index != self.cuts.bottom_layers:
+                place = layer if isinstance(layer, AdapterStandIn) else AdapterStandIn(layer)
+                layers[index] = self._others[index] = place
+            at = f"{self._path}.{index}."
+            place.lay_out(m.removeprefix(at) for m in self.adapter.modules if m.startswith(at))
         if self.own is not None:
             self.own.remove()
             self.own = None
         if trunk_parameters:
             self.own = TrunkParameters(self.adapter, self, trained=trained)
+        self._hand_on(*loaded)
 
     __deepcopy__ = refuse_copy
     __reduce_ex__ = refuse_copy
@@ -344,7 +342,9 @@ class RemoteTrunk(AdapterStandIn):
             AdapterError: it cannot take it.
         """
         layers: dict[int, AdapterStandIn] = {self.cuts.bottom_layers: self, **self._others}
-        given, has_names = take_given(layers, self._path)
+        self._hand_on(*take_given(layers, self._path))
+
+    def _hand_on(self, given: Mapping[str, Tensor], has_names: bool) -> None:
         if given:
             self.adapter.check_loaded(given, has_names=has_names)
             if self.own is not None:
