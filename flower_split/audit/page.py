@@ -38,6 +38,7 @@ def audit_page(outcome: Outcome, texts: AuditTexts | None = None) -> str:
         Section(title="Over the cut", parts=_over_depth(outcome.sweep)),
         Section(title="Over the codec", parts=_over_codec(outcome.sweep)),
         Section(title="An adapter's update", parts=_updates(outcome.attacks)),
+        Section(title="A hijacking trunk", parts=_hijacked(outcome.attacks)),
         Section(title="Instrument checks", parts=_controls(outcome)),
         Section(title="What was audited", parts=[_subject(outcome)]),
     ]
@@ -167,6 +168,8 @@ def _series(
 def _updates(attacks: Sequence[AttackResult]) -> list[Part]:
     parts = list[Part]()
     for one in attacks:
+        if one.key == "U2":
+            parts.append(_matched(one))
         if one.key != "U1":
             continue
         for title, key in (
@@ -185,6 +188,38 @@ def _updates(attacks: Sequence[AttackResult]) -> list[Part]:
             head = (title, "rank", "tokens found", "other tokens taken for found")
             parts.append(Table(head=head, rows=rows))
     return parts
+
+
+def _hijacked(attacks: Sequence[AttackResult]) -> list[Part]:
+    rows = [
+        [
+            one.name,
+            "-" if one.recovery is None else _percent(one.recovery.tokens.value),
+            _percent(one.detail["tokens-on-an-honest-trunk"]),
+            f"{one.detail['doubt-before']:.3g} to {one.detail['doubt-after']:.3g} nats",
+        ]
+        for one in attacks
+        if one.key == "H1"
+    ]
+    head = ("attack", "tokens", "by the inverter of before, on an honest trunk", "its doubt")
+    return [Table(head=head, rows=rows)] if rows else []
+
+
+def _matched(attack: AttackResult) -> Table:
+    texts = attack.detail["texts"]
+    return Table(
+        head=("gradient matching", "steps", "tokens found", "fit of what was found", "of the text"),
+        rows=[
+            [
+                f"text {place + 1}",
+                str(one["steps"]),
+                f"{one['found']} of {one['tokens']}",
+                f"{one['fit']:.3f}",
+                f"{one['true_fit']:.3f}",
+            ]
+            for place, one in enumerate(texts)
+        ],
+    )
 
 
 def _controls(outcome: Outcome) -> list[Part]:
