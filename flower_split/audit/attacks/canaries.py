@@ -22,7 +22,7 @@ PLANTED = 4
 """That the control trains on, many times each."""
 RATE = 3e-3
 """Learning rate of the control."""
-PASSES = 300
+PASSES = 150
 """Of the control at most."""
 LOOK = 25
 """Passes of the control between looks."""
