@@ -136,12 +136,11 @@ def _hijacking_control(audit: UnderWay, again: Fitted) -> Control:
     audit.say("hijacking control")
     plain = without_noise(audit.wire)
     inverter = audit.base if plain == audit.wire else _plain_inverter(audit, plain)
-    passes = -(-HIJACKED_STEPS // len(_batches(audit)))
     deaf_wire, deaf = audit.deaf
     found = list[torch.Tensor]()
     try:
-        led = _train(audit, plain, inverter, rate=RATE, passes=passes)
-        honest = _train(audit, plain, inverter, rate=RATE, passes=passes, hijacks=False)
+        led = _train(audit, plain, inverter, rate=RATE, steps=HIJACKED_STEPS)
+        honest = _train(audit, plain, inverter, rate=RATE, steps=HIJACKED_STEPS, hijacks=False)
         _train(
             audit,
             deaf_wire,
@@ -177,7 +176,7 @@ def _train(
     *,
     hijacks: bool = True,
     rate: float = 0.0,
-    passes: int = 0,
+    steps: int = 0,
     then: Callable[[CutModel], None] | None = None,
 ) -> Hijacked:
     return train_hijacked(
@@ -188,7 +187,7 @@ def _train(
         seed=audit.settings.seed,
         hijacks=hijacks,
         rate=rate,
-        passes=passes or audit.subject.config.num_server_rounds,
+        steps=steps,
         check=audit.budget.check,
         then=then,
     )

@@ -14,6 +14,7 @@ and a plain one, with batches of the same size. ε is that of all steps, at δ =
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -183,6 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flat |= parse_overrides(asked.set)
     found = list[Line]()
     before = held_out_loss(read_run_config(flat), trains=False)
+    told = {
+        "command": shlex.join(["python", "tests/benchmarks/clipped_utility.py", *given]),
+        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+        "model": "quickstart" if asked.folder is None else "SmolLM2-135M-Instruct",
+        "steps": asked.steps,
+        "batch": asked.batch,
+        "before": before,
+    }
     print(f"held-out loss before: {before:.4f}")
     print("noise    held-out loss   epsilon")
     for line in lines(flat, asked.noise, asked.clip):
@@ -190,17 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         noise = "plain" if line.noise is None else f"{line.noise:g}"
         epsilon = "none" if line.epsilon is None else f"{line.epsilon:.3g}"
         print(f"{noise:7} {line.loss:14.4f}   {epsilon}", flush=True)
-    if asked.out is not None:
-        content = {
-            "command": " ".join(["python tests/benchmarks/clipped_utility.py", *given]),
-            "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
-            "model": "quickstart" if asked.folder is None else "SmolLM2-135M-Instruct",
-            "steps": asked.steps,
-            "batch": asked.batch,
-            "before": before,
-            "lines": [asdict(line) for line in found],
-        }
-        asked.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if asked.out is not None:  # a line may take minutes
+            content = {**told, "lines": [asdict(one) for one in found]}
+            asked.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

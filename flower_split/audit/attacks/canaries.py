@@ -81,7 +81,7 @@ def tell_canaries(
 ) -> CanariesTold:
     """Train an adapter as a silo alone would, on its texts and half of the canaries.
 
-    From the start, by the run's own loop and settings, as often as its rounds have passes.
+    From the start, by the run's own loop and settings, over as many steps as its rounds have.
 
     Args:
         subject: What is audited.
@@ -97,9 +97,7 @@ def tell_canaries(
     counted = telling(canaries)
     with lone_silo(subject, config.wire) as silo:
         before = silo.losses(canaries, counted)
-        steps = silo.train(
-            [batches[place] for place in order] * config.num_server_rounds, seed=seed, check=check
-        )
+        steps = silo.train([batches[place] for place in order], seed=seed, check=check)
         scores = before - silo.losses(canaries, counted)
     tpr, epsilon = told_apart(scores[:half], scores[half:])
     return CanariesTold(tpr=tpr, epsilon=epsilon, count=half, steps=steps)
@@ -126,7 +124,7 @@ def plant_canaries(
     with lone_silo(subject, without_noise(subject.config.wire)) as silo:
         before = silo.losses(canaries, counted)
         while passes < PASSES and found < 1:
-            silo.train(batches * LOOK, seed=seed + passes, rate=RATE, check=check)
+            silo.train(batches, seed=seed + passes, steps=LOOK, rate=RATE, check=check)
             passes += LOOK
             scores = before - silo.losses(canaries, counted)
             others = scores[PLANTED:]

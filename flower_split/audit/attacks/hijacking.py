@@ -148,7 +148,7 @@ def train_hijacked(
     seed: int,
     hijacks: bool = True,
     rate: float = 0.0,
-    passes: int = 1,
+    steps: int = 0,
     check: Callable[[], None] = lambda: None,
     then: Callable[[CutModel], None] | None = None,
 ) -> Hijacked:
@@ -161,8 +161,8 @@ def train_hijacked(
         inverter: Of the trunk's operator.
         seed: Of the random numbers.
         hijacks: Whether g1 is replaced.
-        rate: The learning rate of so many passes; 0 for all that the run says.
-        passes: Over the batches.
+        rate: The learning rate; 0 for what the run says.
+        steps: How many; 0 for those of all of the run's rounds.
         check: Called after every step.
         then: Called with what records the silo as it is afterwards.
 
@@ -176,12 +176,12 @@ def train_hijacked(
         return made[0]
 
     with lone_silo(subject, wire, between=between) as silo:
-        steps = silo.train(batches * passes, seed=seed, rate=rate, check=check)
+        taken = silo.train(batches, seed=seed, steps=steps, rate=rate, check=check)
         if then is not None:
             then(silo.recorder())
     doubts, size = made[0].doubts, min(len(batches), len(made[0].doubts))
     return Hijacked(
-        steps=steps,
+        steps=taken,
         answered=made[0].answered,
         before=sum(doubts[:size]) / max(1, size),
         after=sum(doubts[-size:]) / max(1, size),

@@ -19,7 +19,7 @@ from flower_split.remote import SplitAdamW, SplitStages, attach_trunk, session_s
 from flower_split.segments import load_skeleton, load_trunk
 from flower_split.server.engine import TrunkEngine
 from flower_split.training.batch import Batch
-from flower_split.training.loop import train_round
+from flower_split.training.loop import steps_in_round, train_round
 from flower_split.transport.base import TrunkBackend
 from flower_split.transport.local import InProcessTransport
 
@@ -47,30 +47,28 @@ class LoneSilo:
         batches: Sequence[Batch],
         *,
         seed: int,
+        steps: int = 0,
         rate: float = 0.0,
         check: Callable[[], None] = lambda: None,
     ) -> int:
-        """Steps over the batches, in their order; how many.
+        """Steps over the batches, pass after pass in their order; how many.
 
         Args:
-            batches: Microbatches.
+            batches: Microbatches of a pass.
             seed: Of the random numbers.
-            rate: The learning rate of one pass, without a schedule; 0 for all that the run says.
+            steps: How many; 0 for those of all of the run's rounds.
+            rate: The learning rate, without a schedule; 0 for what the run says.
             check: Called after every step.
 
         Raises:
             DivergenceError: a loss or a gradient is not finite.
         """
-        train = self._subject.config.train
+        config = self._subject.config
+        train = config.train
         if rate:
-            train = replace(
-                train,
-                learning_rate=rate,
-                local_epochs=1,
-                local_steps=0,
-                schedule="constant",
-                warmup_steps=0,
-            )
+            train = replace(train, learning_rate=rate, schedule="constant", warmup_steps=0)
+        rounds = config.num_server_rounds * steps_in_round(train, len(batches))
+        train = replace(train, local_steps=steps or rounds)
         done = train_round(
             self._client,
             self._optimizer,

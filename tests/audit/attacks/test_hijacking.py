@@ -11,7 +11,7 @@ from audit_texts import HIDDEN, VOCABULARY, table
 
 from flower_split.audit.attacks.hijacking import Hijacker, train_hijacked
 from flower_split.audit.attacks.learning import Inverter
-from flower_split.audit.attacks.lone_silo import batches_of
+from flower_split.audit.attacks.lone_silo import batches_of, lone_silo
 from flower_split.config.wire import WireConfig
 from flower_split.transport.messages import BackwardReply, BackwardRequest, ForwardRequest
 
@@ -86,8 +86,20 @@ def test_a_bottom_is_led_to_where_it_can_be_read(tmp_path: Path) -> None:
     with subject.cut(0, 1) as model, model.embedded_bottoms() as (rows, _):
         found = inverter(rows[: texts.vocabulary])
     batches = batches_of(texts.victims, 5)
-    given = {"seed": 0, "rate": 1e-2, "passes": 8}
+    given = {"seed": 0, "rate": 1e-2, "steps": 16}
     led = train_hijacked(subject, WireConfig(), batches, found, **given)
     honest = train_hijacked(subject, WireConfig(), batches, found, hijacks=False, **given)
     assert led.steps == led.answered == 16 and honest.answered == 0
     assert led.after < 0.97 * led.before and led.after < honest.after
+
+
+@pytest.mark.medium
+def test_a_training_has_the_steps_of_all_rounds(tmp_path: Path) -> None:
+    rounds = {"num-server-rounds": 3, "train.local-steps": 2}
+    subject, texts = opened(tmp_path, **rounds)
+    with lone_silo(subject, WireConfig()) as silo:
+        assert silo.train(batches_of(texts.victims, 5), seed=0) == 6
+        assert silo.train(batches_of(texts.victims, 5), seed=0, steps=3) == 3
+    whole, texts = opened(tmp_path / "whole", **{"num-server-rounds": 3, "train.local-epochs": 2})
+    with lone_silo(whole, WireConfig()) as silo:
+        assert silo.train(batches_of(texts.victims, 5), seed=0) == 3 * 2 * 2
