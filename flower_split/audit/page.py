@@ -34,7 +34,7 @@ def audit_page(outcome: Outcome, texts: AuditTexts | None = None) -> str:
     word = VERDICTS[outcome.status]
     sections = [
         Section(title="In short", parts=_short(outcome)),
-        Section(title="By adversary", parts=[_by_adversary(outcome.attacks)]),
+        Section(title="By adversary", parts=_by_adversary(outcome.attacks)),
         Section(title="Over the cut", parts=_over_depth(outcome.sweep)),
         Section(title="Over the codec", parts=_over_codec(outcome.sweep)),
         Section(title="An adapter's update", parts=_updates(outcome.attacks)),
@@ -76,38 +76,43 @@ def _short(outcome: Outcome) -> list[Part]:
     return parts
 
 
-def _by_adversary(attacks: Sequence[AttackResult]) -> Table:
-    head = (
-        *("attack", "party", "takes as known", "tokens", "content", "ROUGE-L", "whole texts"),
-        *("worst tenth", "identifiers", "labels", "model's guess", "other", "seconds"),
-    )
-    rows = list[list[str]]()
-    for one in attacks:
-        found = one.recovery
-        texts = ["-"] * 6
-        if found is not None:
-            tokens = found.tokens
-            texts = [
-                f"{_percent(tokens.value)} ({_percent(tokens.low)} to {_percent(tokens.high)})",
-                "-" if found.content_tokens is None else _percent(found.content_tokens.value),
-                f"{found.rouge_l.value:.2f}",
-                _percent(found.documents.value),
-                _percent(found.worst_decile),
-                "-" if found.identifiers is None else _percent(found.identifiers.value),
-            ]
-        rows.append(
-            [
-                f"{one.key} {one.name}",
-                one.party,
-                one.knows,
-                *texts,
-                "-" if one.labels is None else _percent(one.labels.value),
-                "-" if one.guess is None else _percent(one.guess.value),
-                "-" if one.share is None else f"{one.share.value:.2f}",
-                f"{one.seconds:.1f}",
-            ]
-        )
-    return Table(head=head, rows=rows)
+def _by_adversary(attacks: Sequence[AttackResult]) -> list[Part]:
+    """By who can make them; what is found of texts, of labels and of other things apart."""
+    parties = list(dict.fromkeys(one.party for one in attacks))
+    ordered = sorted(attacks, key=lambda one: parties.index(one.party))
+    texts = [
+        [
+            *_who(one),
+            f"{_percent(found.tokens.value)} ({_percent(found.tokens.low)} to "
+            f"{_percent(found.tokens.high)})",
+            "-" if found.content_tokens is None else _percent(found.content_tokens.value),
+            f"{found.rouge_l.value:.2f}",
+            _percent(found.documents.value),
+            _percent(found.worst_decile),
+            "-" if found.identifiers is None else _percent(found.identifiers.value),
+        ]
+        for one in ordered
+        if (found := one.recovery) is not None
+    ]
+    labels = [
+        [*_who(one), _percent(one.labels.value), _percent(one.guess.value)]
+        for one in ordered
+        if one.labels is not None and one.guess is not None
+    ]
+    others = [[*_who(one), f"{one.share.value:.2f}"] for one in ordered if one.share is not None]
+    known = [[*_who(one), one.knows, f"{one.seconds:.1f}"] for one in ordered]
+    of_texts = ("tokens", "content", "ROUGE-L", "whole texts", "worst tenth", "identifiers")
+    tables = [
+        (("texts", "party", *of_texts), texts),
+        (("labels", "party", "labels", "model's guess"), labels),
+        (("other", "party", "share"), others),
+        (("what is taken as known", "party", "known", "seconds"), known),
+    ]
+    return [Table(head=head, rows=rows) for head, rows in tables if rows]
+
+
+def _who(attack: AttackResult) -> tuple[str, str]:
+    return f"{attack.key} {attack.name}", attack.party
 
 
 def _over_depth(sweep: Sequence[SweepPoint]) -> list[Part]:
