@@ -1,17 +1,19 @@
 """On an adapter's update: what the aggregator finds in what a silo's steps add to it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from flower_split.audit import controls, metrics
 from flower_split.audit.attacks import step_matching
-from flower_split.audit.attacks.simulated_steps import simulated_steps
+from flower_split.audit.attacks.simulated_steps import SimulatedSteps, simulated_steps
 from flower_split.audit.attacks.span import SpanCheck, numerical_rank, sizes, span_check
 from flower_split.audit.attacks.step_matching import Sent, StepMatching, StepsMatched
 from flower_split.audit.attacks.updates import Inputs, first_factors, step_gradient
 from flower_split.audit.outcome import AttackResult
 from flower_split.audit.under_way import UnderWay
+from flower_split.config.wire import WireConfig
 from flower_split.training.loop import steps_in_round
 
 KNOWS = "the current adapters"
@@ -81,15 +83,16 @@ def match_steps(audit: UnderWay) -> None:
     count = min(step_matching.STEPS, steps_in_round(train, -(-len(victims) // train.batch_size)))
     audit.say(f"U2 gradient matching over {count} steps")
     texts = [victims.ids[row][: step_matching.TOKENS] for row in range(step_matching.TEXTS)]
-    with subject.cut(*audit.cuts, trains=True) as model, model.steps(audit.wire) as steps:
-        start = steps.trained()
-        sent = [
-            Sent(update=steps.moved(text, count), tokens=len(text), steps=count) for text in texts
-        ]
+    with subject.cut(*audit.cuts, trains=True) as model:
+        with model.steps(audit.wire) as steps:
+            start = steps.trained()
+            sent = [_sent(text, count, steps.moved(text, count)) for text in texts]
+        # What the control compares: as exact as it can be.
+        with model.steps(WireConfig()) as steps:
+            plain = [_sent(text, count, steps.moved(text, count, training=False)) for text in texts]
     with simulated_steps(subject, start) as simulated:
         found = [
-            _matched(audit, StepMatching(simulated, one, audit.texts.prior, audit.budget.check), t)
-            for one, t in zip(sent, texts, strict=True)
+            _matched(audit, simulated, *of_text) for of_text in zip(texts, sent, plain, strict=True)
         ]
     audit.outcome.controls.append(controls.step_matching(found))
     share = sum(one.found for one in found) / sum(one.tokens for one in found)
@@ -111,8 +114,17 @@ def match_steps(audit: UnderWay) -> None:
     )
 
 
-def _matched(audit: UnderWay, attack: StepMatching, text: torch.Tensor) -> StepsMatched:
-    """One text: the attack, and what its control looks at."""
+def _sent(text: torch.Tensor, steps: int, update: Mapping[str, torch.Tensor]) -> Sent:
+    return Sent(update=update, tokens=len(text), steps=steps)
+
+
+def _matched(
+    audit: UnderWay, simulated: SimulatedSteps, text: torch.Tensor, sent: Sent, plain: Sent
+) -> StepsMatched:
+    """One text: the attack on what was sent, and its control on what would be without a wire."""
+    attack, control = (
+        StepMatching(simulated, one, audit.texts.prior, audit.budget.check) for one in (sent, plain)
+    )
     public = audit.texts.public.ids
     known = int(len(public[:, 0].unique()) == 1 and bool(public[0, 0] == text[0]))
     rows = [row for row in public[:, : len(text)] if not torch.equal(row, text)]
@@ -121,15 +133,15 @@ def _matched(audit: UnderWay, attack: StepMatching, text: torch.Tensor) -> Steps
     found, ended = attack.matched(starts, known)
     wrong = text.clone()
     wrong[-1] = next(one for one in often.new_tensor([1, 2, 3]) if one != text[-1])
-    mended, _ = attack.searched(wrong, range(len(text) - 1, len(text)))
+    mended, _ = control.searched(wrong, range(len(text) - 1, len(text)))
     right = (found == text)[known:]
     return StepsMatched(
         tokens=len(right),
         steps=attack.steps,
         found=int(right.sum()),
         fit=1 - attack.gap(found),
-        true_fit=1 - attack.gap(text),
-        other_fit=1 - attack.gap(rows[0]),
+        true_fit=1 - control.gap(text),
+        other_fit=1 - control.gap(rows[0]),
         mended=torch.equal(mended, text),
         converged=ended,
     )

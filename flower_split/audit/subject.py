@@ -296,15 +296,17 @@ class Steps:
             given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             return self._halves.first(self._place(given)).hidden
 
-    def gradients(self, ids: Tensor, of: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The gradients of `of` for a step over one text, (T,)."""
+    def gradients(
+        self, ids: Tensor, of: Sequence[nn.Parameter], *, training: bool = True
+    ) -> list[Tensor]:
+        """The gradients of `of` for a step over one text, (T,); `training` is for dropout."""
         self._client.zero_grad(set_to_none=True)
         batch = {
             "input_ids": ids[None],
             "attention_mask": torch.ones_like(ids)[None],
             "labels": ids[None],
         }
-        with mode(self._client, training=True):
+        with mode(self._client, training=training):
             accumulate(self._client, [self._place(batch)], stages=SplitStages(self._client))
         return [
             torch.zeros_like(one) if one.grad is None else one.grad.detach().clone() for one in of
@@ -324,14 +326,14 @@ class Steps:
             if one.requires_grad
         }
 
-    def moved(self, ids: Tensor, steps: int) -> dict[str, Tensor]:
+    def moved(self, ids: Tensor, steps: int, *, training: bool = True) -> dict[str, Tensor]:
         """What `steps` of AdamW over one text, (T,), add to what is trained, which is then as
         it was."""
         before = self.trained()
         named = {n: one for n, one in self._client.named_parameters() if n in before}
         optimizer = torch.optim.AdamW([*named.values()], lr=self._rate, weight_decay=0.0)
         for _ in range(steps):
-            self.gradients(ids, ())
+            self.gradients(ids, (), training=training)
             optimizer.step()
         self._client.zero_grad(set_to_none=True)
         with torch.no_grad():

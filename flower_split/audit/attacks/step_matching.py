@@ -55,11 +55,11 @@ class StepsMatched:
     fit: float
     """Of the text that was found."""
     true_fit: float
-    """Of the text itself."""
+    """Of the text itself with what is sent without codecs, transforms and dropout."""
     other_fit: float
-    """Of another text."""
+    """Of another text with that."""
     mended: bool
-    """Whether the text itself was found from one that differs from it in one token."""
+    """Whether the text itself is found there from one that differs from it in one token."""
     converged: bool
     """Whether no token that was tried fits better at any place."""
 
