@@ -80,7 +80,9 @@ def match_steps(audit: UnderWay) -> None:
     began = audit.budget.spent
     subject, victims = audit.subject, audit.texts.victims
     train = subject.config.train
-    count = min(step_matching.STEPS, steps_in_round(train, -(-len(victims) // train.batch_size)))
+    # A loaded adapter is one that both ends compute with as it is: no pass follows a step.
+    most = step_matching.STEPS if subject.adapter is None else 1
+    count = min(most, steps_in_round(train, -(-len(victims) // train.batch_size)))
     audit.say(f"U2 gradient matching over {count} steps")
     texts = [victims.ids[row][: step_matching.TOKENS] for row in range(step_matching.TEXTS)]
     with subject.cut(*audit.cuts, trains=True) as model:

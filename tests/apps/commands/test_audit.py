@@ -39,6 +39,7 @@ def test_an_audit_leaves_a_private_report(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text("[limits]\ntokens = 0.5\n")
     given = ("--adapter", folder / "adapter", "--policy", tmp_path / "policy.toml")
     own = ("--data", folder / "own.jsonl", "--out", out, "--with-texts")
+    own = (*own, "-c", "train.local-steps=2")
     status, said, _ = audit(folder, folder / "model", *given, *own)
     result = json.loads((out / "audit.json").read_bytes())
     assert status == result["status"] in (3, 4)
