@@ -91,6 +91,8 @@ class Hijacker:
 class _Session:
     """One session; what is no gradient passes."""
 
+    depth = 1
+
     def __init__(self, inner: BackendSession, hijacker: Hijacker) -> None:
         self.resumed = inner.resumed
         self._inner = inner
