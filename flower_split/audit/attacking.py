@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from flower_split.audit import metrics
-from flower_split.audit.labels import LabelsFound, as_text, find_labels, right_labels
-from flower_split.audit.learning import ARCHITECTURES, Fitted, fit
-from flower_split.audit.nearest import MEASURES, Embeddings, nearest
+from flower_split.audit.attacks.labels import LabelsFound, as_text, find_labels, right_labels
+from flower_split.audit.attacks.learning import ARCHITECTURES, Fitted, fit
+from flower_split.audit.attacks.matching import Matched, match
+from flower_split.audit.attacks.nearest import MEASURES, Embeddings, nearest
+from flower_split.audit.attacks.rows import RowsTold, rows_told, with_loss
+from flower_split.audit.attacks.search import search
 from flower_split.audit.outcome import AttackResult
 from flower_split.audit.recording import Recording
-from flower_split.audit.rows import RowsTold, rows_told, with_loss
-from flower_split.audit.search import search
 from flower_split.audit.settings import AuditSettings
 from flower_split.audit.subject import CutModel
 from flower_split.audit.texts import AuditTexts
@@ -47,6 +48,7 @@ class Attacker:
     results: list[AttackResult] = field(default_factory=list)
     fitted: dict[str, Fitted] = field(default_factory=dict)
     told: RowsTold | None = None
+    matched: Matched | None = None
 
     def nearest(self) -> None:
         """F1, by every measure."""
@@ -73,18 +75,9 @@ class Attacker:
 
     def search(self) -> None:
         """F3: the best inverter's proposals, by exact search."""
-        rows = range(min(self.settings.search_documents, len(self.texts.victims)))
-        inverter = self.fitted[self.best_architecture]
+        rows = self._searched
         with self._timed("F3 exact search") as took:
-            scores = torch.cat(
-                [
-                    inverter.logits(self.recording, torch.tensor([row])).log_softmax(-1)
-                    for row in rows
-                ]
-            )
-            begins = self.texts.public.ids[:, 0].unique()
-            if len(begins) == 1:  # what every text begins with need not be looked for
-                scores[:, 0, begins] = scores[:, 0].max() + 1
+            scores = self._beliefs()
             with self.model.bottoms() as bottom:
                 found = search(self.recording, scores, bottom, self.wire, check=self.check)
         self._add(
@@ -94,6 +87,23 @@ class Attacker:
             took,
             party="A+T" if self.adapted else "T",
             knows=f"{self._weights}, {LEARNT}",
+        )
+
+    def matching(self) -> None:
+        """F4: embeddings that match, from what the best inverter believes."""
+        with self._timed("F4 continuous matching") as took:
+            scores = self._beliefs()
+            with self.model.embedded_bottoms() as (table, bottom):
+                made = match(self.recording, scores, table, bottom, self.wire, check=self.check)
+        self.matched = made
+        self._add(
+            "F4",
+            f"continuous matching of {len(self._searched)} texts, from what F2 believes",
+            made.found,
+            took,
+            party="A+T" if self.adapted else "T",
+            knows=f"{self._weights}, {LEARNT}",
+            detail={"steps": made.steps, "converged": made.converged, "error": made.error},
         )
 
     def rows(self) -> None:
@@ -149,6 +159,27 @@ class Attacker:
     def best_architecture(self) -> str:
         """That of the inverter with the lowest held-out loss: no victim is looked at."""
         return min(self.fitted, key=lambda one: self.fitted[one].loss)
+
+    @property
+    def _searched(self) -> range:
+        return range(min(self.settings.search_documents, len(self.texts.victims)))
+
+    def _beliefs(self) -> Tensor:
+        """(D, T, V): logarithms of what the best inverter believes of the texts that are searched.
+
+        What every text begins with need not be looked for.
+        """
+        inverter = self.fitted[self.best_architecture]
+        scores = torch.cat(
+            [
+                inverter.logits(self.recording, torch.tensor([row])).log_softmax(-1)
+                for row in self._searched
+            ]
+        )
+        begins = self.texts.public.ids[:, 0].unique()
+        if len(begins) == 1:
+            scores[:, 0, begins] = scores[:, 0].max() + 1
+        return scores
 
     def _combine(self, logits: Tensor) -> None:
         told = with_loss(self.texts.victims.learnt)

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from flower_split.audit import metrics
-from flower_split.audit.learning import Fitted
+from flower_split.audit.attacks.canaries import CanariesPlanted
+from flower_split.audit.attacks.hijacking import Hijacked
+from flower_split.audit.attacks.learning import Fitted
+from flower_split.audit.attacks.matching import Matched
+from flower_split.audit.attacks.rows import RowsTold
+from flower_split.audit.attacks.span import SpanCheck
+from flower_split.audit.attacks.step_matching import StepsMatched
 from flower_split.audit.outcome import AttackResult, Control
 from flower_split.audit.recording import Recording
-from flower_split.audit.rows import RowsTold
-from flower_split.audit.span import SpanCheck
 from flower_split.audit.texts import AuditTexts
 from flower_split.config.wire import WireConfig
 
@@ -23,6 +27,14 @@ SIGNALS = 100.0
 """Noise over signal at which nothing can be found."""
 DEVIATIONS = 4.0
 SLACK = 0.01
+TRUE_FIT = 0.99
+"""Cosine of a text's own steps with what was sent, at least."""
+UNTRAINED = 0.5
+"""Share of canaries that nobody trained on at which something else than training is told."""
+DOUBT = 0.7
+"""Part of an inverter's doubt that a hijacking trunk leaves at most."""
+CERTAIN = 0.01
+"""Doubt, in nats, with which nothing is left to gain."""
 
 
 def positive(found: float) -> Control:
@@ -35,6 +47,19 @@ def positive(found: float) -> Control:
         name="positive control",
         passed=found >= POSITIVE,
         measured=f"no layers, nearest neighbour: {found:.1%} of tokens, expected {POSITIVE:.0%}",
+    )
+
+
+def matching(found: float) -> Control:
+    """Without layers, continuous matching finds everything, from a start that knows nothing.
+
+    Args:
+        found: Share of tokens.
+    """
+    return Control(
+        name="continuous matching",
+        passed=found >= POSITIVE,
+        measured=f"no layers, from no belief: {found:.1%} of tokens, expected {POSITIVE:.0%}",
     )
 
 
@@ -130,7 +155,7 @@ def noise(
     """Under that noise everything is at its baseline.
 
     Args:
-        found: By attack what was reconstructed, (N, T).
+        found: By attack what was reconstructed of the first D texts, (D, T).
         labels: By attack the share of labels, its baseline, and how many labels there are.
         told: What norms tell.
         texts: With the truth.
@@ -139,8 +164,9 @@ def noise(
     scored = texts.victims.scored
     constant = metrics.best_constant(texts)
     for name, tokens in found.items():
-        share = float((tokens == texts.victims.ids)[scored].double().mean())
-        passed = passed and share <= constant + margin(constant, int(scored.sum()))
+        own = scored[: len(tokens)]
+        share = float((tokens == texts.victims.ids[: len(tokens)])[own].double().mean())
+        passed = passed and share <= constant + margin(constant, int(own.sum()))
         said.append(f"{name} {share:.1%} of tokens (the most frequent one is {constant:.1%})")
     for name, (share, baseline, count) in labels.items():
         passed = passed and share <= baseline + margin(baseline, count)
@@ -166,14 +192,75 @@ def span(checks: Sequence[SpanCheck]) -> Control:
     return Control(name="span check", passed=passed and bool(checks), measured=said)
 
 
-def converged(fitted: Mapping[str, Fitted]) -> Control:
-    """Every inverter's held-out loss has stopped to fall."""
-    under = [name for name, one in fitted.items() if not one.converged]
-    steps = ", ".join(f"{name} after {one.steps} steps" for name, one in fitted.items())
+def converged(fitted: Mapping[str, Fitted], matched: Mapping[str, Matched]) -> Control:
+    """Every inverter's held-out loss has stopped to fall, and so has what was matched."""
+    ended: dict[str, Fitted | Matched] = {**fitted, **matched}
+    under = [name for name, one in ended.items() if not one.converged]
+    steps = ", ".join(f"{name} after {one.steps} steps" for name, one in ended.items())
     return Control(
         name="inverters converged",
         passed=not under and bool(fitted),
         measured=f"under-trained: {', '.join(under)}" if under else steps,
+    )
+
+
+def step_matching(matched: Sequence[StepsMatched]) -> Control:
+    """The aggregator's copy of the steps is the silo's, and the search mends one wrong token."""
+    said = "; ".join(
+        f"the text fits by {one.true_fit:.3f}, another by {one.other_fit:.2f}, one wrong token "
+        f"{'mended' if one.mended else 'left'}"
+        + ("" if one.converged else ", the search had not come to its end")
+        for one in matched
+    )
+    return Control(
+        name="gradient matching",
+        passed=bool(matched)
+        and all(
+            one.true_fit >= TRUE_FIT and one.other_fit < TRUE_FIT and one.mended and one.converged
+            for one in matched
+        ),
+        measured=said or "no update was matched",
+    )
+
+
+def canaries(planted: CanariesPlanted) -> Control:
+    """Canaries that are trained on many times are found, and untrained ones are not."""
+    return Control(
+        name="canaries",
+        passed=planted.found >= POSITIVE and planted.untrained < UNTRAINED,
+        measured=(
+            f"trained on {planted.passes} times: {planted.found:.0%} found, expected 100%; "
+            f"untrained: {planted.untrained:.0%}, expected below {UNTRAINED:.0%}"
+        ),
+    )
+
+
+def hijacking(
+    hijacked: Hijacked, honest: Hijacked, deaf: float, texts: AuditTexts, *, converged: bool
+) -> Control:
+    """A trunk that hijacks makes its inverter certain, an honest one does not as much; under noise
+    of a hundred times the signal it finds nothing.
+
+    Args:
+        hijacked: Of the control's training, without noise.
+        honest: The same on a trunk that looks on.
+        deaf: Share of tokens that it found under the noise.
+        texts: With the truth.
+        converged: Whether the inverters that were trained afterwards have.
+    """
+    constant = metrics.best_constant(texts)
+    falls = hijacked.after <= max(DOUBT * hijacked.before, CERTAIN)
+    silent = deaf <= constant + margin(constant, int(texts.victims.scored.sum()))
+    return Control(
+        name="hijacking",
+        passed=falls and hijacked.after <= honest.after and silent and converged,
+        measured=(
+            f"the inverter's doubt over {hijacked.steps} steps: from {hijacked.before:.3g} to "
+            f"{hijacked.after:.3g} nats, expected {max(DOUBT * hijacked.before, CERTAIN):.3g}; on "
+            f"an honest trunk {honest.after:.3g}; with noise of {SIGNALS:.0f} x the signal "
+            f"{deaf:.1%} of tokens (the most frequent one is {constant:.1%})"
+            + ("" if converged else "; the inverter that was trained again is under-trained")
+        ),
     )
 
 

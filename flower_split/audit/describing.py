@@ -3,6 +3,7 @@
 import datetime
 import platform
 from importlib import metadata
+from pathlib import Path
 
 from flower_split.audit.settings import AuditSettings, Budget
 from flower_split.audit.subject import Subject
@@ -17,11 +18,11 @@ from flower_split.privacy.statement import figures
 def described(
     subject: Subject, texts: AuditTexts, settings: AuditSettings, budget: Budget
 ) -> dict[str, object]:
-    """The part `subject` of a report. It has no text, and of an adapter the folder's name alone."""
+    """The part `subject` of a report. It has no text, and of files and folders the name alone."""
     config = subject.config
     wire = config.wire
     return {
-        "model": config.model.name,
+        "model": _named(config.model.name),
         "revision": config.model.revision,
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,
@@ -36,8 +37,8 @@ def described(
             **{f"{hop}-noise": wire.noise_of(hop) for hop in HOPS if wire.noise_of(hop)},
             "transforms": list(wire.transforms),
         },
-        "victims": texts.victims.origin,
-        "public-text": texts.public.origin,
+        "victims": _named(texts.victims.origin),
+        "public-text": _named(texts.public.origin),
         "public-documents": len(texts.public),
         "tokens-a-document": texts.victims.ids.shape[1],
         "seed": settings.seed,
@@ -50,6 +51,14 @@ def described(
         },
         "noise": _noise(config, texts.victims.ids.shape[1]) + _adapters(config),
     }
+
+
+def _named(origin: str) -> str:
+    """A name without the place where it lies on this machine."""
+    try:
+        return Path(origin).name if Path(origin).exists() else origin
+    except OSError:  # a name that is none of a file
+        return origin
 
 
 def _adapters(config: SplitConfig) -> str:

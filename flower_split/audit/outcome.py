@@ -220,7 +220,7 @@ def _measured(attack: AttackResult) -> Iterator[tuple[str, float]]:
             yield "identifiers", found.identifiers.high
     if (above := attack.above_guess) is not None:
         yield "labels-above-guess", above
-    if attack.key == "U1" and attack.share is not None:
+    if attack.key in ("U1", "U2") and attack.share is not None:
         yield "update-tokens", attack.share.value
     if attack.key == "M1" and attack.share is not None:
         yield "canaries", attack.share.value

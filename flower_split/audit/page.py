@@ -34,10 +34,11 @@ def audit_page(outcome: Outcome, texts: AuditTexts | None = None) -> str:
     word = VERDICTS[outcome.status]
     sections = [
         Section(title="In short", parts=_short(outcome)),
-        Section(title="By adversary", parts=[_by_adversary(outcome.attacks)]),
+        Section(title="By adversary", parts=_by_adversary(outcome.attacks)),
         Section(title="Over the cut", parts=_over_depth(outcome.sweep)),
         Section(title="Over the codec", parts=_over_codec(outcome.sweep)),
         Section(title="An adapter's update", parts=_updates(outcome.attacks)),
+        Section(title="A hijacking trunk", parts=_hijacked(outcome.attacks)),
         Section(title="Instrument checks", parts=_controls(outcome)),
         Section(title="What was audited", parts=[_subject(outcome)]),
     ]
@@ -75,38 +76,43 @@ def _short(outcome: Outcome) -> list[Part]:
     return parts
 
 
-def _by_adversary(attacks: Sequence[AttackResult]) -> Table:
-    head = (
-        *("attack", "party", "takes as known", "tokens", "content", "ROUGE-L", "whole texts"),
-        *("worst tenth", "identifiers", "labels", "model's guess", "other", "seconds"),
-    )
-    rows = list[list[str]]()
-    for one in attacks:
-        found = one.recovery
-        texts = ["-"] * 6
-        if found is not None:
-            tokens = found.tokens
-            texts = [
-                f"{_percent(tokens.value)} ({_percent(tokens.low)} to {_percent(tokens.high)})",
-                "-" if found.content_tokens is None else _percent(found.content_tokens.value),
-                f"{found.rouge_l.value:.2f}",
-                _percent(found.documents.value),
-                _percent(found.worst_decile),
-                "-" if found.identifiers is None else _percent(found.identifiers.value),
-            ]
-        rows.append(
-            [
-                f"{one.key} {one.name}",
-                one.party,
-                one.knows,
-                *texts,
-                "-" if one.labels is None else _percent(one.labels.value),
-                "-" if one.guess is None else _percent(one.guess.value),
-                "-" if one.share is None else f"{one.share.value:.2f}",
-                f"{one.seconds:.1f}",
-            ]
-        )
-    return Table(head=head, rows=rows)
+def _by_adversary(attacks: Sequence[AttackResult]) -> list[Part]:
+    """By who can make them; what is found of texts, of labels and of other things apart."""
+    parties = list(dict.fromkeys(one.party for one in attacks))
+    ordered = sorted(attacks, key=lambda one: parties.index(one.party))
+    texts = [
+        [
+            *_who(one),
+            f"{_percent(found.tokens.value)} ({_percent(found.tokens.low)} to "
+            f"{_percent(found.tokens.high)})",
+            "-" if found.content_tokens is None else _percent(found.content_tokens.value),
+            f"{found.rouge_l.value:.2f}",
+            _percent(found.documents.value),
+            _percent(found.worst_decile),
+            "-" if found.identifiers is None else _percent(found.identifiers.value),
+        ]
+        for one in ordered
+        if (found := one.recovery) is not None
+    ]
+    labels = [
+        [*_who(one), _percent(one.labels.value), _percent(one.guess.value)]
+        for one in ordered
+        if one.labels is not None and one.guess is not None
+    ]
+    others = [[*_who(one), f"{one.share.value:.2f}"] for one in ordered if one.share is not None]
+    known = [[*_who(one), one.knows, f"{one.seconds:.1f}"] for one in ordered]
+    of_texts = ("tokens", "content", "ROUGE-L", "whole texts", "worst tenth", "identifiers")
+    tables = [
+        (("texts", "party", *of_texts), texts),
+        (("labels", "party", "labels", "model's guess"), labels),
+        (("other", "party", "share"), others),
+        (("what is taken as known", "party", "known", "seconds"), known),
+    ]
+    return [Table(head=head, rows=rows) for head, rows in tables if rows]
+
+
+def _who(attack: AttackResult) -> tuple[str, str]:
+    return f"{attack.key} {attack.name}", attack.party
 
 
 def _over_depth(sweep: Sequence[SweepPoint]) -> list[Part]:
@@ -167,6 +173,8 @@ def _series(
 def _updates(attacks: Sequence[AttackResult]) -> list[Part]:
     parts = list[Part]()
     for one in attacks:
+        if one.key == "U2":
+            parts.append(_matched(one))
         if one.key != "U1":
             continue
         for title, key in (
@@ -185,6 +193,38 @@ def _updates(attacks: Sequence[AttackResult]) -> list[Part]:
             head = (title, "rank", "tokens found", "other tokens taken for found")
             parts.append(Table(head=head, rows=rows))
     return parts
+
+
+def _hijacked(attacks: Sequence[AttackResult]) -> list[Part]:
+    rows = [
+        [
+            one.name,
+            "-" if one.recovery is None else _percent(one.recovery.tokens.value),
+            _percent(one.detail["tokens-on-an-honest-trunk"]),
+            f"{one.detail['doubt-before']:.3g} to {one.detail['doubt-after']:.3g} nats",
+        ]
+        for one in attacks
+        if one.key == "H1"
+    ]
+    head = ("attack", "tokens", "by the inverter of before, on an honest trunk", "its doubt")
+    return [Table(head=head, rows=rows)] if rows else []
+
+
+def _matched(attack: AttackResult) -> Table:
+    texts = attack.detail["texts"]
+    return Table(
+        head=("gradient matching", "steps", "tokens found", "fit of what was found", "of the text"),
+        rows=[
+            [
+                f"text {place + 1}",
+                str(one["steps"]),
+                f"{one['found']} of {one['tokens']}",
+                f"{one['fit']:.3f}",
+                f"{one['true_fit']:.3f}",
+            ]
+            for place, one in enumerate(texts)
+        ],
+    )
 
 
 def _controls(outcome: Outcome) -> list[Part]:

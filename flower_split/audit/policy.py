@@ -20,7 +20,7 @@ LIMITS: Mapping[str, str] = {
     "identifiers": "identifiers",
     "labels-above-guess": "labels, less what the model guesses without the gradient",
     "canaries": "canaries that were trained on, told from others at 1 % false ones",
-    "update-tokens": "tokens of a step whose update is sent, where it has no more than the rank",
+    "update-tokens": "tokens of a short text, by what a step or two over it add to the adapter",
 }
 """What a policy may limit, in words; all are shares between 0 and 1."""
 

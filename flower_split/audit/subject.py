@@ -176,6 +176,38 @@ class CutModel:
             yield bottom
 
     @contextmanager
+    def embedded_bottoms(self) -> Iterator[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]]:
+        """What enters the first layer for every token, (V, E), and a function of what enters it,
+        (B, T, E), and mask, (B, T): h1, (B, T, H) float32, with a graph.
+
+        As who has the current bottom computes it.
+        """
+        embeddings = self._client.get_input_embeddings()
+        entering = list[Tensor]()
+
+        def enter(module: Any, given: Any, made: Tensor) -> Tensor:
+            return entering.pop().to(made.device, made.dtype) if entering else made
+
+        with self._attached(Recorder(), WireConfig()):
+            halves = Halves(self._client, find_slot(self._client)[2])
+            with torch.no_grad():
+                tokens = torch.arange(len(embeddings.weight), device=self.device)
+                table = embeddings(tokens).float().cpu()
+            hook = embeddings.register_forward_hook(enter)
+
+            def bottom(embedded: Tensor, mask: Tensor) -> Tensor:
+                nothing = torch.zeros(mask.shape, dtype=torch.int64)
+                given = {"input_ids": nothing, "attention_mask": mask.long()}
+                entering.append(embedded)
+                with mode(self._client, training=False):
+                    return halves.first(self._placed(given)).hidden.float().cpu()
+
+            try:
+                yield table, bottom
+            finally:
+                hook.remove()
+
+    @contextmanager
     def tops(self) -> "Iterator[Callable[[Tensor, Tensor], Tensor]]":
         """A function of h2, (B, T, H), and mask, (B, T): the logits, (B, T, V), with a graph.
 
@@ -264,15 +296,17 @@ class Steps:
             given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             return self._halves.first(self._place(given)).hidden
 
-    def gradients(self, ids: Tensor, of: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The gradients of `of` for a step over one text, (T,)."""
+    def gradients(
+        self, ids: Tensor, of: Sequence[nn.Parameter], *, training: bool = True
+    ) -> list[Tensor]:
+        """The gradients of `of` for a step over one text, (T,); `training` is for dropout."""
         self._client.zero_grad(set_to_none=True)
         batch = {
             "input_ids": ids[None],
             "attention_mask": torch.ones_like(ids)[None],
             "labels": ids[None],
         }
-        with mode(self._client, training=True):
+        with mode(self._client, training=training):
             accumulate(self._client, [self._place(batch)], stages=SplitStages(self._client))
         return [
             torch.zeros_like(one) if one.grad is None else one.grad.detach().clone() for one in of
@@ -283,6 +317,30 @@ class Steps:
         trained = [one for one in self._client.parameters() if one.requires_grad]
         self.gradients(ids, ())
         torch.optim.AdamW(trained, lr=self._rate, weight_decay=0.0).step()
+
+    def trained(self) -> dict[str, Tensor]:
+        """What is trained, as it is, by its name in the client model."""
+        return {
+            name: one.detach().clone()
+            for name, one in self._client.named_parameters()
+            if one.requires_grad
+        }
+
+    def moved(self, ids: Tensor, steps: int, *, training: bool = True) -> dict[str, Tensor]:
+        """What `steps` of AdamW over one text, (T,), add to what is trained, which is then as
+        it was."""
+        before = self.trained()
+        named = {n: one for n, one in self._client.named_parameters() if n in before}
+        optimizer = torch.optim.AdamW([*named.values()], lr=self._rate, weight_decay=0.0)
+        for _ in range(steps):
+            self.gradients(ids, (), training=training)
+            optimizer.step()
+        self._client.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            added = {name: one.detach() - before[name] for name, one in named.items()}
+            for name, one in named.items():
+                one.copy_(before[name])
+        return added
 
     def update(self, of: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
         """What a first step of AdamW by `gradients` would add to `of`, as float32 has it."""

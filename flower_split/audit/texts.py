@@ -25,6 +25,8 @@ from flower_split.segments import TableSizes
 
 LEAST_TOKENS = 4
 LEAST_PUBLIC = 16
+CANARY_TOKENS = 32
+"""Of a canary at most: none of its number is cut off."""
 FREQUENT = 50
 """The most frequent tokens of the public texts, which are no content."""
 
@@ -164,7 +166,7 @@ def canary_documents(texts: AuditTexts, count: int, *, seed: int) -> Documents:
         texts.tokenizer,
         TableSizes(tokens=texts.vocabulary, positions=None),
         count=count,
-        length=texts.victims.ids.shape[1],
+        length=CANARY_TOKENS,
         seed=seed,
         origin="canaries",
     )

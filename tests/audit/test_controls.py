@@ -7,12 +7,16 @@ import torch
 from audit_texts import known, noise, recording, table, texts
 
 from flower_split.audit import controls
-from flower_split.audit.learning import Fitted, Inverter
+from flower_split.audit.attacks.canaries import CanariesPlanted
+from flower_split.audit.attacks.hijacking import Hijacked
+from flower_split.audit.attacks.learning import Fitted, Inverter
+from flower_split.audit.attacks.matching import Matched
+from flower_split.audit.attacks.nearest import nearest
+from flower_split.audit.attacks.rows import RowsTold
+from flower_split.audit.attacks.span import SpanCheck
+from flower_split.audit.attacks.step_matching import StepsMatched
 from flower_split.audit.metrics import best_constant
-from flower_split.audit.nearest import nearest
 from flower_split.audit.outcome import AttackResult
-from flower_split.audit.rows import RowsTold
-from flower_split.audit.span import SpanCheck
 from flower_split.config.wire import WireConfig
 
 
@@ -107,9 +111,61 @@ def test_inverters_must_have_converged() -> None:
     )
     done = Fitted(architecture="linear", network=network, steps=9, converged=True, loss=0.0)
     under = replace(done, converged=False)
-    assert controls.converged({"linear": done}).passed
-    assert not controls.converged({"linear": done, "GRU": under}).passed
-    assert "GRU" in controls.converged({"GRU": under}).measured
+    matched = Matched(found=torch.zeros(1, 4), steps=9, converged=True, error=0.0)
+    assert controls.converged({"linear": done}, {"F4": matched}).passed
+    assert not controls.converged({"linear": done, "GRU": under}, {}).passed
+    assert "GRU" in controls.converged({"GRU": under}, {}).measured
+    early = replace(matched, converged=False)
+    assert "F4" in controls.converged({"linear": done}, {"F4": early}).measured
+    assert not controls.converged({"linear": done}, {"F4": early}).passed
+
+
+def test_continuous_matching_finds_everything_without_layers() -> None:
+    assert controls.matching(1.0).passed and not controls.matching(0.98).passed
+
+
+def test_gradient_matching_computes_the_silo_s_steps_and_mends_a_token() -> None:
+    good = StepsMatched(
+        tokens=5,
+        steps=2,
+        found=1,
+        fit=0.4,
+        true_fit=1.0,
+        other_fit=0.2,
+        mended=True,
+        converged=True,
+    )
+    assert controls.step_matching([good, good]).passed
+    assert not controls.step_matching([]).passed
+    for broken in (
+        {"true_fit": 0.9},
+        {"other_fit": 0.995},
+        {"mended": False},
+        {"converged": False},
+    ):
+        assert not controls.step_matching([good, replace(good, **broken)]).passed
+
+
+def test_canaries_are_found_where_they_were_trained_on_and_only_there() -> None:
+    planted = CanariesPlanted(found=1.0, untrained=0.1, passes=50)
+    assert controls.canaries(planted).passed
+    assert not controls.canaries(replace(planted, found=0.75)).passed
+    assert not controls.canaries(replace(planted, untrained=1.0)).passed
+
+
+def test_a_hijacking_trunk_must_lead_and_find_nothing_under_noise() -> None:
+    given = texts(60)
+    led = Hijacked(steps=60, answered=60, before=0.2, after=0.05)
+    honest = replace(led, answered=0, after=0.3)
+    base = best_constant(given)
+    assert controls.hijacking(led, honest, base, given, converged=True).passed
+    assert not controls.hijacking(led, honest, base, given, converged=False).passed
+    assert not controls.hijacking(led, honest, 0.9, given, converged=True).passed
+    stays = replace(led, after=0.19)
+    assert not controls.hijacking(stays, honest, base, given, converged=True).passed
+    assert not controls.hijacking(
+        led, replace(honest, after=0.01), base, given, converged=True
+    ).passed
 
 
 def test_all_attacks_are_on_one_recording_that_nobody_changed() -> None:

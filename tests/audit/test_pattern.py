@@ -33,7 +33,7 @@ def test_the_known_pattern() -> None:
     )
     found = run_audit(subject, texts, Policy(), settings=settings, budget=Budget(45))
     assert [one.name for one in found.controls if not one.passed] == []
-    assert found.status == 3 and len(found.controls) == 7 and not found.used_up
+    assert found.status == 3 and len(found.controls) == 11 and not found.used_up
 
     depths = [one for one in found.sweep if one.kind == "depth"]
     nearest = [one.shares["F1"] for one in depths]

@@ -4,32 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import save_texts, save_tiny_model
+from audit_subject import opened
+from tiny_checkpoint import save_texts
 from transformers import AutoModelForCausalLM
 
 from flower_split.audit.settings import AuditSettings
-from flower_split.audit.subject import open_subject
 from flower_split.audit.texts import load_texts
-from flower_split.config.run_config import read_run_config
 from flower_split.config.wire import WireConfig
 from flower_split.errors import CutError, DataError
 from flower_split.segments import load_tokenizer, table_sizes
-
-
-def opened(folder: Path, **changed):
-    model = str(save_tiny_model(folder / "model"))
-    data = save_texts(folder / "texts.jsonl", 40)
-    values = {"model.name": model, "split.bottom-layers": 2, "train.batch-size": 5, **changed}
-    config = read_run_config(values)
-    texts = load_texts(
-        config,
-        AuditSettings(documents=10, tokens=8, public_documents=20),
-        load_tokenizer(model),
-        table_sizes(model),
-        data=str(data),
-        public=str(data),
-    )
-    return open_subject(config, layers=4, hidden=16, adapter=None, device="cpu"), texts
 
 
 @pytest.mark.medium

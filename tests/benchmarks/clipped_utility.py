@@ -3,19 +3,23 @@
 ::
 
     python tests/benchmarks/clipped_utility.py [--folder outputs/real-model] [--steps 30]
-        [--batch 64] [--noise 1 2 4] [--rate 0.003]
+        [--batch 64] [--noise 0 1 2 4] [--rate 0.003] [--clip 1] [--jobs 1] [--set lora.r=1 …]
 
 The quickstart's model and its first silo; with a folder that `make demo-real` has made, the real
 model and all of its questions. Examples are clipped to the median of their gradients' norms at the
-start. Beside noise there is a run that clips and adds none (it has no guarantee), and a plain one,
-with batches of the same size. ε is that of all steps, at δ = 1e-5.
+start, times `--clip`. Beside noise there is a plain run, with batches of the same size; noise of 0
+clips alone, and has no guarantee. ε is that of all steps, at δ = 1e-5.
 """
 
 import argparse
 import json
+import multiprocessing
+import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from transformers import AutoModelForCausalLM
 from wires import flat_settings, quickstart_settings
 
 from flower_split.adapters import initial_state, load_state, resolve_lora, split_state, wrap
+from flower_split.apps.folder.overrides import parse_overrides
 from flower_split.client.node_config import NodeConfig
 from flower_split.client.silo_data import SiloBatches, silo_batches
 from flower_split.config.run_config import read_run_config
@@ -137,23 +142,39 @@ def held_out_loss(config: SplitConfig, *, trains: bool = True) -> float:
     return evaluate(client, data.held_out(), stages=stages).loss
 
 
-def lines(flat: dict[str, Any], noises: Sequence[float]) -> Iterator[Line]:
-    """A line for plain steps, one for clipping without noise, and one for every noise."""
+def lines(
+    flat: dict[str, Any], noises: Sequence[float], times: float = 1.0, jobs: int = 1
+) -> Iterator[Line]:
+    """A line for plain steps, and one for every noise; 0 is clipping alone.
+
+    Args:
+        flat: The run config.
+        noises: In parts of the norm to which examples are clipped.
+        times: The median norm is this norm.
+        jobs: Processes in which they are computed.
+    """
     plain = read_run_config(flat)
     data = silo(plain)
-    yield Line(noise=None, loss=held_out_loss(plain), epsilon=None)
-    clip = median_norm(plain, data)
-    expected = plain.train.batch_size * plain.train.accumulation
-    for noise in (0.0, *noises):
+    clip = times * median_norm(plain, data)
+    runs = [flat]
+    for noise in noises:
         private = {"dp.noise": noise or NEXT_TO_NONE, "dp.clip": clip, "train.max-grad-norm": 0.0}
-        released = SampledGaussians(
-            noise=noise or 1.0, chance=expected / data.num_train, times=plain.train.local_steps
-        )
-        yield Line(
-            noise=noise,
-            loss=held_out_loss(read_run_config(flat | private)),
-            epsilon=released.epsilon(DELTA) if noise else None,
-        )
+        runs.append(flat | private)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+        losses = pool.map(loss_of_run, runs) if jobs > 1 else map(loss_of_run, runs)
+        yield Line(noise=None, loss=next(losses), epsilon=None)
+        expected = plain.train.batch_size * plain.train.accumulation
+        for noise, loss in zip(noises, losses, strict=True):
+            released = SampledGaussians(
+                noise=noise or 1.0, chance=expected / data.num_train, times=plain.train.local_steps
+            )
+            yield Line(noise=noise, loss=loss, epsilon=released.epsilon(DELTA) if noise else None)
+
+
+def loss_of_run(flat: dict[str, Any]) -> float:
+    """Held-out, after the steps of a run config."""
+    return held_out_loss(read_run_config(flat))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,31 +183,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--noise", type=float, nargs="*", default=(1.0, 2.0, 4.0))
+    parser.add_argument("--noise", type=float, nargs="*", default=(0.0, 1.0, 2.0, 4.0))
     parser.add_argument("--rate", type=float, help="learning rate, where not the app's")
+    parser.add_argument("--clip", type=float, default=1.0, help="times the median norm")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--set", nargs="*", default=(), help="other keys of the run config")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args(arguments)
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    asked = parser.parse_args(given)
     torch.set_num_threads(1)
     flat = settings(asked.folder, steps=asked.steps, batch=asked.batch)
     flat |= {"train.learning-rate": asked.rate} if asked.rate else {}
+    flat |= parse_overrides(asked.set)
     found = list[Line]()
     before = held_out_loss(read_run_config(flat), trains=False)
+    told = {
+        "command": shlex.join(["python", "tests/benchmarks/clipped_utility.py", *given]),
+        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+        "model": "quickstart" if asked.folder is None else "SmolLM2-135M-Instruct",
+        "steps": asked.steps,
+        "batch": asked.batch,
+        "before": before,
+    }
     print(f"held-out loss before: {before:.4f}")
     print("noise    held-out loss   epsilon")
-    for line in lines(flat, asked.noise):
+    for line in lines(flat, asked.noise, asked.clip, asked.jobs):
         found.append(line)
         noise = "plain" if line.noise is None else f"{line.noise:g}"
         epsilon = "none" if line.epsilon is None else f"{line.epsilon:.3g}"
         print(f"{noise:7} {line.loss:14.4f}   {epsilon}", flush=True)
-    if asked.out is not None:
-        content = {
-            "model": "quickstart" if asked.folder is None else "SmolLM2-135M-Instruct",
-            "steps": asked.steps,
-            "batch": asked.batch,
-            "before": before,
-            "lines": [asdict(line) for line in found],
-        }
-        asked.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if asked.out is not None:  # a line may take minutes
+            content = {**told, "lines": [asdict(one) for one in found]}
+            asked.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def test_a_loss_and_an_epsilon_for_every_noise() -> None:
     pytest.importorskip("dp_accounting")
     benchmark = load_benchmark("clipped_utility")
     flat = benchmark.settings(None, steps=1, batch=4)
-    plain, clipped, noisy = benchmark.lines(flat, [4.0])
+    plain, clipped, noisy = benchmark.lines(flat, [0.0, 4.0])
     assert (plain.noise, clipped.noise, noisy.noise) == (None, 0.0, 4.0)
     assert plain.epsilon is None and clipped.epsilon is None and noisy.epsilon > 0
     assert all(line.loss > 0 for line in (plain, clipped, noisy))

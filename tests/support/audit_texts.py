@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from flower_split.audit.nearest import Embeddings
+from flower_split.audit.attacks.nearest import Embeddings
 from flower_split.audit.recording import Recording
 from flower_split.audit.texts import AuditTexts, Documents
 from flower_split.data.sequences import Ragged, TokenizedDataset

@@ -39,20 +39,23 @@ def test_an_audit_leaves_a_private_report(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text("[limits]\ntokens = 0.5\n")
     given = ("--adapter", folder / "adapter", "--policy", tmp_path / "policy.toml")
     own = ("--data", folder / "own.jsonl", "--out", out, "--with-texts")
+    own = (*own, "-c", "train.local-steps=2")
     status, said, _ = audit(folder, folder / "model", *given, *own)
     result = json.loads((out / "audit.json").read_bytes())
     assert status == result["status"] in (3, 4)
     assert "lower bound" in said and result["verdict"] in said
     controls = {one["name"]: one for one in result["controls"]}
     assert controls["positive control"]["passed"] and controls["span check"]["passed"]
-    assert controls["one recording"]["passed"] and len(controls) == 7
+    assert controls["one recording"]["passed"] and len(controls) == 11
     made = [one["attack"] for one in result["attacks"]]
-    assert {"F1", "F2", "F3", "B1", "B2", "B3", "B3+F2", "M1", "U1"} == {*made}
+    assert {"F1", "F2", "F3", "F4", "B1", "B2", "B3", "B3+F2", "U1", "U2", "M1", "H1"} == {*made}
     # The trunk's operator alone makes those again for which the adapter matters.
     parties = {(one["attack"], one["party"]) for one in result["attacks"]}
-    assert {(key, who) for key in ("F2", "F3", "B2", "B3") for who in ("T", "A+T")} <= parties
+    assert {
+        (key, who) for key in ("F2", "F3", "F4", "B2", "B3", "H1") for who in ("T", "A+T")
+    } <= parties
     assert {one["recording"] for one in result["attacks"]} == {result["recordings"]["own"]}
-    assert result["subject"]["adapter"] == "adapter" and "F4" in result["not-run"]
+    assert result["subject"]["adapter"] == "adapter"
     best = max(a["recovery"]["tokens"]["value"] for a in result["attacks"] if a["recovery"])
     assert best > 0.9  # a tiny model at one layer hides nothing
 

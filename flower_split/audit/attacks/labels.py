@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flower_split.audit.attacks.rows import with_loss
 from flower_split.audit.recording import Recording
-from flower_split.audit.rows import with_loss
 from flower_split.audit.texts import Documents
 
 STEPS = 25

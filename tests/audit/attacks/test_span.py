@@ -3,7 +3,7 @@
 import torch
 from audit_texts import HIDDEN, VOCABULARY, table
 
-from flower_split.audit.span import StepGradient, numerical_rank, sizes, span_check
+from flower_split.audit.attacks.span import StepGradient, numerical_rank, sizes, span_check
 
 RANK = 6
 

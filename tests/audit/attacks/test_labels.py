@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from audit_texts import HIDDEN, noise, table, texts
 
-from flower_split.audit.labels import find_labels, right_labels
-from flower_split.audit.rows import rows_told, with_loss
+from flower_split.audit.attacks.labels import find_labels, right_labels
+from flower_split.audit.attacks.rows import rows_told, with_loss
 
 
 def test_labels_of_a_top() -> None:

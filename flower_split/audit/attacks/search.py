@@ -79,19 +79,20 @@ def _distances(
         made = torch.cat([bottom(part[:, None])[:, 0] for part in distinct.split(8192)])
         return torch.stack(
             [
-                (_clipped(made, wire)[at] - one).norm(dim=-1)
+                (clipped(made, wire)[at] - one).norm(dim=-1)
                 for at, one in zip(places, seen, strict=True)
             ]
         )
     texts = torch.cat([before.repeat_interleave(count, dim=0), proposed.reshape(-1, 1)], dim=1)
     size = max(1, 8192 // texts.shape[1])
     made = torch.cat([bottom(part)[:, -1] for part in texts.split(size)])
-    made = _clipped(made, wire).reshape(rows, count, -1)
+    made = clipped(made, wire).reshape(rows, count, -1)
     distance: Tensor = (made - seen[:, None]).norm(dim=-1)
     return distance
 
 
-def _clipped(made: Tensor, wire: WireConfig) -> Tensor:
+def clipped(made: Tensor, wire: WireConfig) -> Tensor:
+    """h1, (…, H), as the wire clips its rows."""
     clip = wire.clip_of("h1")
     if not clip:
         return made

@@ -5,7 +5,7 @@ import torch
 from audit_texts import HIDDEN, TOKENS, known, noise, recording, share, table, texts
 
 from flower_split.audit import metrics
-from flower_split.audit.nearest import MEASURES, embeddings, nearest
+from flower_split.audit.attacks.nearest import MEASURES, embeddings, nearest
 
 
 @pytest.mark.parametrize("measure", MEASURES)

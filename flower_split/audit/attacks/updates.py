@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flower_split.audit.span import StepGradient
+from flower_split.audit.attacks.span import StepGradient
 from flower_split.segments import layer_index, layers_path
 
 ALIKE = 1e-5

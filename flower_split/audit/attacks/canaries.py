@@ -7,25 +7,25 @@ al., arXiv:1802.08232; Jagielski et al., arXiv:2006.07709).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from flower_split.adapters import resolve_plan, wrap
-from flower_split.audit.subject import Subject, loaded
+from flower_split.audit.attacks.lone_silo import batches_of, lone_silo
+from flower_split.audit.subject import Subject
 from flower_split.audit.texts import Documents
-from flower_split.optimization.loss import IGNORED
-from flower_split.optimization.settings import OptimizerSettings
-from flower_split.remote import SplitAdamW, SplitStages, attach_trunk, session_spec
-from flower_split.segments import load_skeleton, load_trunk
-from flower_split.server.engine import TrunkEngine
-from flower_split.server.local import LocalTransport
-from flower_split.training.loop import train_round
+from flower_split.config.wire import HOPS, WireConfig
 
 CANARIES = 32
 """Trained on, and as many that are not."""
+PLANTED = 4
+"""That the control trains on, many times each."""
+RATE = 3e-3
+"""Learning rate of the control."""
+PASSES = 150
+"""Of the control at most."""
+LOOK = 25
+"""Passes of the control between looks."""
 FALSE = 0.01
 CONFIDENCE = 0.95
 
@@ -41,6 +41,17 @@ class CanariesTold:
     confidence; 0 tells nothing."""
     count: int
     steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanariesPlanted:
+    """The control: a few canaries that were trained on many times."""
+
+    found: float
+    """Share of those at 1 % of the others taken for them."""
+    untrained: float
+    """Share of half of the others at 1 % of the other half: none was trained on."""
+    passes: int
 
 
 def told_apart(inside: Tensor, outside: Tensor) -> tuple[float, float]:
@@ -70,7 +81,7 @@ def tell_canaries(
 ) -> CanariesTold:
     """Train an adapter as a silo alone would, on its texts and half of the canaries.
 
-    From the start, by the run's own loop and settings, as often as its rounds have passes.
+    From the start, by the run's own loop and settings, over as many steps as its rounds have.
 
     Args:
         subject: What is audited.
@@ -80,63 +91,58 @@ def tell_canaries(
         check: Called after every step.
     """
     config = subject.config
-    train = config.train
-    half = len(canaries) // 2
-    size = train.batch_size
-    batches = [
-        of.batch(range(begin, min(begin + size, count)))
-        for of, count in ((victims, len(victims)), (canaries, half))
-        for begin in range(0, count, size)
-    ]
+    half, size = len(canaries) // 2, config.train.batch_size
+    batches = [*batches_of(victims, size), *batches_of(canaries, size, rows=half)]
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
-    batches = [batches[place] for place in order]
-    skeleton = load_skeleton(config.model.name, revision=config.model.revision)
-    plan = resolve_plan(skeleton, config.lora, config.peft)
-    split = config.split
-    trunk = load_trunk(
-        bottom_layers=split.bottom_layers,
-        top_layers=split.top_layers,
-        **loaded(config.model, subject.device),
-    )
-    optimizer = OptimizerSettings.of_training(train)
-    engine = TrunkEngine(trunk, plan=plan, mode="shared", optimizer=optimizer)
-    client: Any = wrap(subject.client(split.bottom_layers, split.top_layers), plan)
-    spec = session_spec(
-        client, plan=plan, trunk_adapters="shared", wire=config.wire, optimizer=optimizer
-    )
-    with LocalTransport(engine, spec) as transport:
-        attach_trunk(client, transport)
-        before = _losses(client, canaries)
-        done = train_round(
-            client,
-            SplitAdamW(client, lr=train.learning_rate),
-            batches * config.num_server_rounds,
-            train,
-            stages=SplitStages(client),
-            seed=seed,
-            progress=lambda _: check(),
-        )
-        scores = before - _losses(client, canaries)
+    counted = telling(canaries)
+    with lone_silo(subject, config.wire) as silo:
+        before = silo.losses(canaries, counted)
+        steps = silo.train([batches[place] for place in order], seed=seed, check=check)
+        scores = before - silo.losses(canaries, counted)
     tpr, epsilon = told_apart(scores[:half], scores[half:])
-    return CanariesTold(tpr=tpr, epsilon=epsilon, count=half, steps=done.steps)
+    return CanariesTold(tpr=tpr, epsilon=epsilon, count=half, steps=steps)
 
 
-def _losses(client: Any, of: Documents) -> Tensor:
-    """(N,): the mean loss of every text."""
-    found = list[Tensor]()
-    client.eval()
-    device = next(client.parameters()).device
-    with torch.no_grad():
-        for begin in range(0, len(of), 8):
-            batch = of.batch(range(begin, min(begin + 8, len(of))))
-            labels = batch.pop("labels")[:, 1:]
-            placed = {name: tensor.to(device) for name, tensor in batch.items()}
-            logits = client(**placed, use_cache=False).logits[:, :-1].float().cpu()
-            losses = F.cross_entropy(
-                logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-            )
-            found.append(losses.sum(1) / (labels != IGNORED).sum(1).clamp_min(1))
-    return torch.cat(found)
+def plant_canaries(
+    subject: Subject,
+    canaries: Documents,
+    *,
+    seed: int,
+    check: Callable[[], None] = lambda: None,
+) -> CanariesPlanted:
+    """Train an adapter on the first few canaries alone, until they are told from the others.
+
+    Args:
+        subject: What is audited; its codecs are used, and no noise.
+        canaries: Of which only the first `PLANTED` are trained on.
+        seed: Of the random numbers.
+        check: Called after every step.
+    """
+    counted = telling(canaries)
+    batches = batches_of(canaries, PLANTED, rows=PLANTED)
+    passes, found, untrained = 0, 0.0, 0.0
+    with lone_silo(subject, without_noise(subject.config.wire)) as silo:
+        before = silo.losses(canaries, counted)
+        while passes < PASSES and found < 1:
+            silo.train(batches, seed=seed + passes, steps=LOOK, rate=RATE, check=check)
+            passes += LOOK
+            scores = before - silo.losses(canaries, counted)
+            others = scores[PLANTED:]
+            half = len(others) // 2
+            found = told_apart(scores[:PLANTED], others)[0]
+            untrained = told_apart(others[:half], others[half:])[0]
+    return CanariesPlanted(found=found, untrained=untrained, passes=passes)
+
+
+def telling(canaries: Documents) -> Tensor:
+    """(N, T) of bool: tokens that tell canaries from one another."""
+    differing: Tensor = (canaries.ids != canaries.ids[:1]).any(0)
+    return canaries.scored & differing
+
+
+def without_noise(wire: WireConfig) -> WireConfig:
+    """The wire's codecs, without what clips and hides."""
+    return WireConfig(**{hop: getattr(wire, hop) for hop in HOPS})
 
 
 def _clopper_pearson(hits: int, of: int, tail: float, *, upper: bool) -> float:

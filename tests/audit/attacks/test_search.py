@@ -3,8 +3,8 @@
 import torch
 from audit_texts import VOCABULARY, noise, share, table, texts
 
-from flower_split.audit import search as searching
-from flower_split.audit.search import search
+from flower_split.audit.attacks import search as searching
+from flower_split.audit.attacks.search import search
 from flower_split.config.wire import WireConfig
 
 

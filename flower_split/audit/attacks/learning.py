@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flower_split.audit.nearest import AT_ONCE, Embeddings
+from flower_split.audit.attacks.nearest import AT_ONCE, Embeddings
 from flower_split.audit.recording import Recording
 from flower_split.audit.texts import AuditTexts
 

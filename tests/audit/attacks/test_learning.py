@@ -5,7 +5,7 @@ import torch
 from audit_texts import HIDDEN, known, noise, recording, share, table, texts
 
 from flower_split.audit import metrics
-from flower_split.audit.learning import ARCHITECTURES, fit
+from flower_split.audit.attacks.learning import ARCHITECTURES, fit
 
 
 @pytest.mark.sampled(keep=1)
