@@ -17,7 +17,7 @@ from flower_split.segments import split_model
 from flower_split.server.compute.batch import TrunkComputer
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.stages.local_chain import local_chain
-from flower_split.server.stepping import Stepper
+from flower_split.server.stepping import AdapterSlot
 from flower_split.transport.messages import (
     AdapterCall,
     BackwardRequest,
@@ -84,18 +84,13 @@ def failing(of: type, name: str, layer: int, error: TrunkError, *, at: int) -> C
     """`of.name`, which fails at its `at`-th call where the layer is held."""
     genuine, calls = getattr(of, name), iter(range(1, 1000))
 
-    def called(self: Any, *arguments: Any) -> Any:
-        if holds(self, layer) and next(calls) == at:
+    def called(self: Any, *arguments: Any, **named: Any) -> Any:
+        slot = self if isinstance(self, AdapterSlot) else arguments[0][0].session.slot
+        if any(f".layers.{layer}." in name for name, _ in slot.held) and next(calls) == at:
             raise error
-        return genuine(self, *arguments)
+        return genuine(self, *arguments, **named)
 
     return called
-
-
-def holds(one: Any, layer: int) -> bool:
-    if isinstance(one, TrunkComputer):
-        return layer in one._trunk.cuts.trunk_range
-    return any(f".layers.{layer}." in name for name in one._named)
 
 
 def compared(
@@ -126,6 +121,7 @@ def test_a_microbatch_that_is_refused_may_come_again() -> None:
     assert parts.count("TrunkBusyError") == 2 and parts.count("SequenceError") == 2
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("layer", [1, 2])
 def test_a_forward_pass_that_one_stage_cannot_make_is_made_by_none(
     layer: int, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +141,7 @@ def test_a_backward_pass_that_the_last_stage_cannot_make_may_be_made_again(
     assert same(parts, whole)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("layer", [1, 2])
 @pytest.mark.parametrize("mode", ["federated", "shared"])
 def test_a_step_that_one_stage_cannot_take_may_be_taken_again(
@@ -160,7 +157,7 @@ def test_a_step_that_one_stage_cannot_take_may_be_taken_again(
     for stages in (True, False):
         with monkeypatch.context() as patch:
             error = WireError("beyond what the next step may begin with")
-            patch.setattr(Stepper, "step", failing(Stepper, "step", layer, error, at=2))
+            patch.setattr(AdapterSlot, "step", failing(AdapterSlot, "step", layer, error, at=2))
             made.append(yields(session_of(stages=stages, mode=mode), script))
     assert made[0].count("WireError") == 1 and same(*made)
 
@@ -169,7 +166,7 @@ def test_a_step_that_fails_at_once_after_another_takes_back_itself_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = [forward(0), backward(0), step(), READ, step(1), READ, step(1), READ, Finish()]
-    parts, whole = compared(monkeypatch, Stepper, "step", 2, WireError("cannot"), script)
+    parts, whole = compared(monkeypatch, AdapterSlot, "step", 2, WireError("cannot"), script)
     assert parts[4] == "WireError" and same(parts[3], parts[5]) and same(parts, whole)
 
 
@@ -177,7 +174,7 @@ def test_a_failed_step_leaves_the_gradient_as_it_was(monkeypatch: pytest.MonkeyP
     begun, taken = [forward(0), backward(0)], [step(scale=4.0, clip=1e-3), READ]
     once = yields(session_of(stages=False), begun + taken)
     monkeypatch.setattr(
-        Stepper, "step", failing(Stepper, "step", 1, WireError("not this time"), at=1)
+        AdapterSlot, "step", failing(AdapterSlot, "step", 1, WireError("not this time"), at=1)
     )
     twice = yields(session_of(stages=False), [*begun, taken[0], *taken])
     assert twice.pop(2) == "WireError" and same(once, twice)
