@@ -7,8 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Literal
 
@@ -20,6 +19,7 @@ from flower_split.optimization.clipping import global_norm
 from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.session_step import SessionStep
+from flower_split.server.stages.chain_terms import ChainTerms
 from flower_split.server.stages.futures import failed, gathered, in_thread, then, unless
 from flower_split.server.stages.messages import (
     BeginStep,
@@ -49,7 +49,6 @@ from flower_split.transport.messages import (
     Release,
     Reply,
     Request,
-    SessionLimits,
     SessionSpec,
     SessionSummary,
     StepReply,
@@ -58,20 +57,6 @@ from flower_split.transport.messages import (
 )
 
 NOTHING = torch.empty(0)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ChainTerms:
-    """What a chain's sessions have in common."""
-
-    limits: SessionLimits
-    hidden_size: int
-    context_length: int
-    """Of the model; 0 where it knows none."""
-    fixed_optimizer: bool
-    """Whether a step's constants must be those of the handshake."""
-    in_turn: AbstractContextManager[object]
-    """Within which what the sessions have in common is read and changed at all stages."""
 
 
 class ChainSession(Generic[P]):
@@ -184,7 +169,7 @@ class ChainSession(Generic[P]):
             self._shapes[request.microbatch] = request.hidden.shape
         number, self._asked_forward = self._asked_forward, self._asked_forward + 1
         passed = self._stages[0].lift(Passed(tensor=entered.hidden))
-        landed = list[Future[Any]]()
+        left = list[P]()
         bare = replace(entered, hidden=NOTHING)
         prefixes = self._prefixes(entered.prefix)
         for at, session in enumerate(self._sessions):
@@ -192,8 +177,7 @@ class ChainSession(Generic[P]):
             if not self._has_adapter[at] and self._calls is not None:
                 own = replace(own, adapter=OWN_ADAPTER)
             passed = session.forward(number, own, passed)
-            if request.cache is not None:
-                landed.append(self._stages[at].land(passed))
+            left.append(passed)
         rows, tokens = request.hidden.shape[:2]
 
         def made(last: Passed) -> Reply:
@@ -204,9 +188,18 @@ class ChainSession(Generic[P]):
             return self._exit.outgoing("h2", last.tensor, bare)
 
         def retracted(error: BaseException) -> "Future[Any]":
-            if any(one.exception() is None for one in landed):
-                self._broken = error  # its cache has grown at some stages
-            return self._retract("forward", number, request.microbatch)
+            retracting = self._retract("forward", number, request.microbatch)
+            if request.cache is None:
+                return retracting
+            landing = [at.land(one) for at, one in zip(self._stages, left, strict=True)]
+
+            def judge(_: object) -> None:
+                if any(one.exception() is None for one in landing):
+                    self._broken = error  # its cache has grown at some stages
+
+            landed = gathered(landing)
+            landed.add_done_callback(judge)  # before those of whoever waits for it
+            return gathered([landed, retracting])
 
         def forgotten() -> None:
             self._forget(request.microbatch)
