@@ -100,6 +100,10 @@ class AdapterRound:
         """Add FedProx's and SCAFFOLD's terms, where the strategy asks for them."""
         self._corrections.apply()
 
+    def take_back(self) -> None:
+        """The step that gradients were corrected for last is not taken."""
+        self._corrections.take_back()
+
     def sent(self) -> dict[str, Tensor]:
         """What was trained and is not personal, float32, and how the control variates changed."""
         sent = {

@@ -140,13 +140,19 @@ def check_devices(names: tuple[str, ...]) -> None:
             f"trunk.devices must name devices of one kind, not {' and '.join(kinds)}, which round "
             "differently"
         )
-    places = ["cuda:0" if name == "cuda" else name for name in names]
+    places = [_place(name) for name in names]
     twice = sorted({name for name in places if places.count(name) > 1})
     if twice and kinds != ["cpu"]:
         raise ConfigError(
             f"trunk.devices names {twice[0]} twice, which computes no faster for it: name every "
             "device once"
         )
+
+
+def _place(name: str) -> str:
+    """A device's name as all write it."""
+    kind, _, number = name.partition(":")
+    return f"{kind}:{int(number or 0)}" if kind == "cuda" else name
 
 
 @dataclass(frozen=True, kw_only=True)

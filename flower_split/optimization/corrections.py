@@ -61,16 +61,23 @@ class Corrections:
 
     def apply(self) -> None:
         """Correct the gradients that the parameters have now; once before every step."""
+        self._before = self._sums
+        self._sums = dict(self._sums)
         self._steps += 1
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 if parameter.grad is None:
                     continue
                 if name in self._sums:
-                    self._sums[name] += parameter.grad
+                    self._sums[name] = self._sums[name] + parameter.grad
                     parameter.grad += self._shift[name]
                 if self._mu:
                     parameter.grad.add_(parameter - self._start[name], alpha=self._mu)
+
+    def take_back(self) -> None:
+        """The step that gradients were corrected for last is not taken; once after `apply`."""
+        self._steps -= 1
+        self._sums = self._before
 
     def next_own(self) -> dict[str, Tensor]:
         """The silo's control variates after the round, float32; unchanged without a step."""

@@ -177,19 +177,14 @@ class TrunkSession:
             case Finish():
                 return self._finish()
             case Release():
-                kept = self._pending.pop(request.microbatch, None)
-                if kept is not None:
-                    kept.free()
+                self._free(request.microbatch)
             case DropCache():
                 self._caches.drop(request.cache_id)
         return None
 
     def _forward_job(self, request: ForwardRequest) -> Job:
         self._check_step(request.step)
-        if request.microbatch <= self._last_microbatch:
-            raise SequenceError(
-                f"microbatch {request.microbatch} does not follow {self._last_microbatch}"
-            )
+        self._check_follows(request)
         past = check_forward(
             request, self._trunk.hidden_size, self._limits, self._spec, self._context_length
         )
@@ -266,6 +261,13 @@ class TrunkSession:
 
         turn = self._turn(microbatch, backward=True)
         return Job(turn=turn, microbatch=microbatch, grad=request, done=done)
+
+    def _check_follows(self, request: ForwardRequest) -> None:
+        """Raise unless the microbatch is a new one."""
+        if request.microbatch <= self._last_microbatch:
+            raise SequenceError(
+                f"microbatch {request.microbatch} does not follow {self._last_microbatch}"
+            )
 
     def _check_returning(self) -> None:
         """Raise unless the silo may be given the adapter's gradients."""
@@ -363,6 +365,11 @@ class TrunkSession:
         self._free_pending()
         self._caches.clear()
         self._record.close()
+
+    def _free(self, number: int) -> None:
+        kept = self._pending.pop(number, None)
+        if kept is not None:
+            kept.free()
 
     def _free_pending(self) -> None:
         for microbatch in self._pending.values():

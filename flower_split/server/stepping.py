@@ -272,22 +272,19 @@ class AdapterSlot:
         norms = torch.stack(torch._foreach_norm(held)).float()
         return tuple(norms.tolist()), largest_of(held)
 
-    def rescale(self, scale: float, clip: float) -> None:
-        """Scale the gradient of the step so far, then bound its elements."""
-        for gradient in self._gradients:
-            if gradient is not None:
-                gradient.mul_(scale)
-                if not math.isinf(clip):
-                    gradient.clamp_(-clip, clip)
-
     def of_all(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """A microbatch's gradients of all tensors, float32; zeros where there is none."""
         found = {id(p): g for p, g in zip(self._trained, gradients, strict=False)}
         held = [(p, found.get(id(p))) for p in self._all]
         return tuple((torch.zeros_like(p) if g is None else g).float() for p, g in held)
 
-    def gather(self) -> list[nn.Parameter]:
-        """The trained tensors with the step's corrected gradients as their `grad`.
+    def gather(self, scale: float = 1.0, clip: float = math.inf) -> list[nn.Parameter]:
+        """The trained tensors with the step's corrected gradients as their `grad`: copies, so that
+        the step may yet fail.
+
+        Args:
+            scale: By which the gradient of the step so far is multiplied.
+            clip: Bound of its elements, once scaled.
 
         Raises:
             SequenceError: gradients by row were not weighed.
@@ -295,10 +292,19 @@ class AdapterSlot:
         if self.rows is not None:
             self._gradients = [*self.rows.gradients()]
         for parameter, gradient in zip(self._trained, self._gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else gradient * scale
+            if parameter.grad is not None and not math.isinf(clip):
+                parameter.grad.clamp_(-clip, clip)
         if self._begun is not None:
             self._begun.correct_gradients()
         return self._trained
+
+    def take_back(self) -> None:
+        """The step whose gradients were gathered last is not taken."""
+        for parameter in self._all:
+            parameter.grad = None
+        if self._begun is not None:
+            self._begun.take_back()
 
     def step(
         self,
@@ -309,19 +315,26 @@ class AdapterSlot:
     ) -> Callable[[], None]:
         """Apply the gathered gradients, and forget them unless they are to be kept.
 
-        Returns what takes the step back, of the adapter that is stepped.
+        Returns what takes the step back, so that it may be taken anew.
 
         Raises:
             WireError: see `Stepper.step`.
         """
         gradients = [parameter.grad for parameter in self._all]
+        stepped, before = [parameter.grad for parameter in self._trained], self._gradients
         for parameter in self._all:
             parameter.grad = None
         undo = self._stepper.step(gradients, learning_rate, constants)
-        if not keeps_gradient:
-            self._gradients = [None] * len(self._trained)
+        self._gradients = stepped if keeps_gradient else [None] * len(self._trained)
         self._refresh()
-        return undo
+
+        def take_back() -> None:
+            undo()
+            self._gradients = before
+            self._refresh()
+            self.take_back()
+
+        return take_back
 
     def write(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite the adapter that is stepped.

@@ -39,7 +39,8 @@ class BackendSession(Protocol):
 
     Forward and backward passes come up to `depth` at a time, and everything else while nothing is
     unanswered. A request that fails with a `TrunkError` has changed nothing, unless others had
-    come after it: then the session is to be closed.
+    come after it: then the session is to be closed. Where one part of a trunk has made a pass that
+    another could not, and cannot take it back, all that follows is refused.
     """
 
     resumed: str

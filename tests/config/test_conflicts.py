@@ -25,6 +25,7 @@ def read(**values: Any) -> Any:
         ({"trunk.devices": "auto, auto"}, "must name every device"),
         ({"trunk.devices": "cpu, cuda:0"}, "of one kind, not cpu and cuda"),
         ({"trunk.devices": "cuda, cuda:0"}, "names cuda:0 twice"),
+        ({"trunk.devices": "cuda:1, cuda:01"}, "names cuda:1 twice"),
         ({"trunk.devices": "mps, mps"}, "names mps twice"),
         ({**TWO, "trunk.device": "cpu"}, "would not be used with trunk.devices"),
         ({**TWO, "trunk.service": "localhost:1"}, "trunk.devices would not be used"),

@@ -51,3 +51,12 @@ def test_the_proximal_term_pulls_to_what_was_received():
         parameter += torch.tensor([2.0, -4.0])
     corrected = steps(corrections, parameter, torch.zeros(1, 2))
     assert torch.equal(corrected, torch.tensor([[1.0, -2.0]]))
+
+
+def test_a_step_that_is_not_taken_does_not_count():
+    parameter = nn.Parameter(torch.zeros(2))
+    corrections = Corrections({"x": parameter}, common={"x": torch.zeros(2)})
+    steps(corrections, parameter)
+    steps(corrections, parameter, torch.tensor([[5.0, 5.0]]))
+    corrections.take_back()
+    assert torch.equal(corrections.next_own()["x"], GRADIENTS.mean(0))

@@ -9,8 +9,8 @@ here.
 import asyncio
 import os
 import secrets
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -21,15 +21,16 @@ from flower_split.devices import autocast_dtype
 from flower_split.errors import (
     FlowerSplitError,
     ModelError,
-    SequenceError,
     TrunkUnavailableError,
 )
 from flower_split.segments import load_trunk
+from flower_split.server.cluster.pass_turns import PassTurns
 from flower_split.server.cluster.stage_job import StageFacts, StageJob
 from flower_split.server.session_states import SiloState
 from flower_split.server.stages.local_stage import differentiating, entering, side_of
 from flower_split.server.stages.messages import (
     Passed,
+    Retract,
     StageBackwardReply,
     StageOpening,
     StageRequest,
@@ -83,14 +84,14 @@ class StageActor:
         """The session's part, by whose name it is asked for."""
         await self.facts()
         session = await asyncio.wrap_future(self._engine.open_stage(opening))
-        self._sessions[name] = _Part(session)
+        self._sessions[name] = _Part(session=session)
 
     async def forward(
         self, name: str, number: int, request: ForwardRequest, given: Passed
     ) -> Passed:
         """See `StageSession.forward`."""
         part = self._part(name)
-        async with part.turn("forward", number):
+        async with part.turns.turn("forward", number):
             answer = await asyncio.wrap_future(part.session.submit(entering(request, given)))
         return answer  # type: ignore[return-value]
 
@@ -99,21 +100,24 @@ class StageActor:
     ) -> tuple[Passed, StageBackwardReply]:
         """See `StageSession.backward`."""
         part = self._part(name)
-        async with part.turn("backward", number):
+        async with part.turns.turn("backward", number):
             made = part.session.submit(differentiating(request, given))
             reply: Any = await asyncio.wrap_future(made)
         return Passed(tensor=reply.grad), side_of(reply)
 
     async def ask(self, name: str, request: StageRequest) -> Any:
         """See `StageSession.ask`."""
-        session = self._part(name).session
+        part = self._part(name)
+        if isinstance(request, Retract):
+            await part.turns.skip(request.kind, request.number)
+        session = part.session
         return await asyncio.wrap_future(session.submit(request))  # type: ignore[arg-type]
 
     async def close(self, name: str) -> None:
         """See `StageSession.close`."""
         part = self._sessions.pop(name, None)
         if part is not None:
-            await part.end()
+            await part.turns.end()
             await asyncio.wrap_future(part.session.close())
 
     async def shared_state(self) -> dict[str, Tensor]:
@@ -137,52 +141,12 @@ class StageActor:
         return part
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Part:
     """A session's part, and whose turn it is."""
 
-    def __init__(self, session: StagedSession) -> None:
-        self.session = session
-        self._next: dict[str, int] = defaultdict(int)
-        self._changed = asyncio.Condition()
-        self._is_busy = self._has_ended = False
-
-    def turn(self, kind: str, number: int) -> "_Turn":
-        """A context in which the pass of that kind and number alone is computed."""
-        return _Turn(self, kind, number)
-
-    async def end(self) -> None:
-        """Nobody waits any more."""
-        async with self._changed:
-            self._has_ended = True
-            self._changed.notify_all()
-
-    async def begin(self, kind: str, number: int) -> None:
-        """Wait for the turn."""
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._has_ended or (not self._is_busy and self._next[kind] == number)
-            )
-            if self._has_ended:
-                raise SequenceError("the session has ended")
-            self._is_busy = True
-
-    async def pass_on(self, kind: str) -> None:
-        """The turn is over."""
-        async with self._changed:
-            self._next[kind] += 1
-            self._is_busy = False
-            self._changed.notify_all()
-
-
-class _Turn:
-    def __init__(self, part: _Part, kind: str, number: int) -> None:
-        self._part, self._kind, self._number = part, kind, number
-
-    async def __aenter__(self) -> None:
-        await self._part.begin(self._kind, self._number)
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._part.pass_on(self._kind)
+    session: StagedSession
+    turns: PassTurns = field(default_factory=PassTurns)
 
 
 def _loaded(job: StageJob) -> StageEngine:

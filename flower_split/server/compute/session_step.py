@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from flower_split.errors import SequenceError
+from flower_split.errors import SequenceError, WireError
 from flower_split.optimization.clipping import (
     checked_norms,
     clip_by_global_norm,
@@ -33,7 +33,8 @@ class SessionStep:
         self._spec = spec
         self._slot = slot
         self._fixed = fixed
-        self._gathered: list[nn.Parameter] = []
+        self._gathered: list[nn.Parameter] | None = None
+        """Of a step that was begun and not taken."""
 
     def check(self, request: StepRequest) -> None:
         """Raise unless the silo may ask for this step.
@@ -71,11 +72,21 @@ class SessionStep:
         """
         if self._slot is None:
             return ()
-        self._slot.rescale(request.scale, request.clip)
-        self._gathered = self._slot.gather()
+        self.take_back()
+        self._gathered = self._slot.gather(request.scale, request.clip)
         if self._spec.optimizer.max_grad_norm <= 0:
             return ()
-        return checked_norms(gradient_norms(self._gathered))
+        try:
+            return checked_norms(gradient_norms(self._gathered))
+        except WireError:
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """What was begun, and not taken, was not begun."""
+        gathered, self._gathered = self._gathered, None
+        if gathered is not None and self._slot is not None:
+            self._slot.take_back()
 
     def take(self, request: StepRequest, norms: Sequence[float]) -> Callable[[], None]:
         """Clip by the global norm and step the adapter; what takes the step back, until the next.
@@ -89,15 +100,20 @@ class SessionStep:
         """
         if self._slot is None:
             return _nothing
-        settings, gathered = self._spec.optimizer, self._gathered
-        self._gathered = []
-        if settings.max_grad_norm > 0:
-            clip_by_global_norm(gathered, norms, settings.max_grad_norm)
-        return self._slot.step(
-            request.learning_rate,
-            request.constants or settings,
-            keeps_gradient=request.keeps_gradient,
-        )
+        settings = self._spec.optimizer
+        try:
+            if settings.max_grad_norm > 0:
+                clip_by_global_norm(self._gathered or (), norms, settings.max_grad_norm)
+            undo = self._slot.step(
+                request.learning_rate,
+                request.constants or settings,
+                keeps_gradient=request.keeps_gradient,
+            )
+        except WireError:
+            self.take_back()
+            raise
+        self._gathered = None
+        return undo
 
 
 def _nothing() -> None:

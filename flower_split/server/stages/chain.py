@@ -33,8 +33,9 @@ from flower_split.server.handshake import check_prefix_size, check_takes_prefix
 from flower_split.server.session_states import SiloState
 from flower_split.server.silo_names import SiloNames
 from flower_split.server.snapshots import SnapshotStore
-from flower_split.server.stages.chain_session import ChainSession, ChainTerms
+from flower_split.server.stages.chain_session import ChainSession
 from flower_split.server.stages.chain_slot import ChainSlot
+from flower_split.server.stages.chain_terms import ChainTerms
 from flower_split.server.stages.futures import gathered, in_thread
 from flower_split.server.stages.messages import StageOutcome
 from flower_split.server.stages.parts import StageParts, one_state, together

@@ -7,24 +7,25 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor
 
-from flower_split.errors import SequenceError, WireError
+from flower_split.errors import SequenceError, TrunkError, WireError
 from flower_split.optimization.clipping import global_norm
 from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.session_step import SessionStep
-from flower_split.server.stages.futures import failed, gathered, in_thread, then
+from flower_split.server.stages.chain_terms import ChainTerms
+from flower_split.server.stages.futures import failed, gathered, in_thread, then, unless
 from flower_split.server.stages.messages import (
     BeginStep,
     FinishStage,
     Passed,
+    Retract,
     StageBackwardReply,
     StageOutcome,
     StageRequest,
@@ -48,7 +49,6 @@ from flower_split.transport.messages import (
     Release,
     Reply,
     Request,
-    SessionLimits,
     SessionSpec,
     SessionSummary,
     StepReply,
@@ -57,20 +57,6 @@ from flower_split.transport.messages import (
 )
 
 NOTHING = torch.empty(0)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ChainTerms:
-    """What a chain's sessions have in common."""
-
-    limits: SessionLimits
-    hidden_size: int
-    context_length: int
-    """Of the model; 0 where it knows none."""
-    fixed_optimizer: bool
-    """Whether a step's constants must be those of the handshake."""
-    in_turn: AbstractContextManager[object]
-    """Within which what the sessions have in common is read and changed at all stages."""
 
 
 class ChainSession(Generic[P]):
@@ -128,6 +114,8 @@ class ChainSession(Generic[P]):
         self._steps = self._forwards = self._backwards = self._tokens = 0
         self._asked_forward = self._asked_backward = 0
         self._last_microbatch = -1
+        self._broken: BaseException | None = None
+        """Why some stages have done what others have not, and cannot take it back."""
         self._ended = False
         self._closing = threading.Lock()
         record.follow(self.summary)
@@ -175,12 +163,13 @@ class ChainSession(Generic[P]):
         if request.adapter.copy and self._calls is None:
             raise SequenceError("this session's trunk is frozen: it has no adapter to copy")
         entered = self._entry.enter(request)
-        self._last_microbatch = request.microbatch
+        before, self._last_microbatch = self._last_microbatch, request.microbatch
         if request.keep_graph:
             self._begun[request.microbatch] = replace(entered, hidden=NOTHING, prefix=None)
             self._shapes[request.microbatch] = request.hidden.shape
         number, self._asked_forward = self._asked_forward, self._asked_forward + 1
         passed = self._stages[0].lift(Passed(tensor=entered.hidden))
+        left = list[P]()
         bare = replace(entered, hidden=NOTHING)
         prefixes = self._prefixes(entered.prefix)
         for at, session in enumerate(self._sessions):
@@ -188,6 +177,7 @@ class ChainSession(Generic[P]):
             if not self._has_adapter[at] and self._calls is not None:
                 own = replace(own, adapter=OWN_ADAPTER)
             passed = session.forward(number, own, passed)
+            left.append(passed)
         rows, tokens = request.hidden.shape[:2]
 
         def made(last: Passed) -> Reply:
@@ -197,7 +187,26 @@ class ChainSession(Generic[P]):
                 raise TypeError("a forward pass yields hidden states")
             return self._exit.outgoing("h2", last.tensor, bare)
 
-        return then(self._stages[-1].land(passed), made)
+        def retracted(error: BaseException) -> "Future[Any]":
+            retracting = self._retract("forward", number, request.microbatch)
+            if request.cache is None:
+                return retracting
+            landing = [at.land(one) for at, one in zip(self._stages, left, strict=True)]
+
+            def judge(_: object) -> None:
+                if any(one.exception() is None for one in landing):
+                    self._broken = error  # its cache has grown at some stages
+
+            landed = gathered(landing)
+            landed.add_done_callback(judge)  # before those of whoever waits for it
+            return gathered([landed, retracting])
+
+        def forgotten() -> None:
+            self._forget(request.microbatch)
+            if self._last_microbatch == request.microbatch:
+                self._last_microbatch = before
+
+        return unless(then(self._stages[-1].land(passed), made), retracted, forgotten)
 
     def _backward(self, request: BackwardRequest) -> Future[Reply]:
         self._check_step(request.step)
@@ -220,7 +229,6 @@ class ChainSession(Generic[P]):
             raise SequenceError("this session's gradients are not held by row")
         grad = self._exit.incoming("g2", request.grad, begun)
         self._begun.pop(request.microbatch)
-        self._shapes.pop(request.microbatch)
         number, self._asked_backward = self._asked_backward, self._asked_backward + 1
         passed = self._stages[-1].lift(Passed(tensor=grad))
         sides: list[Future[StageBackwardReply]] = []
@@ -236,10 +244,18 @@ class ChainSession(Generic[P]):
 
         def made(ended: list[Any]) -> Reply:
             self._backwards += 1
+            self._shapes.pop(request.microbatch, None)
             return self._reply(request, begun, ended[0].tensor, ended[1:])
 
+        def retracted(error: BaseException) -> "Future[Any]":
+            if sides[-1].exception() is None:
+                self._broken = error  # the last stage has added its gradients
+            else:
+                self._begun[request.microbatch] = begun
+            return self._retract("backward", number, request.microbatch)
+
         ended: list[Future[Any]] = [self._stages[0].land(passed), *sides]
-        return then(gathered(ended), made)
+        return unless(then(gathered(ended), made), retracted)
 
     def _reply(
         self,
@@ -291,8 +307,7 @@ class ChainSession(Generic[P]):
             case Finish():
                 return self._finish()
             case Release():
-                self._begun.pop(request.microbatch, None)
-                self._shapes.pop(request.microbatch, None)
+                self._forget(request.microbatch)
                 self._all(request)
             case DropCache() | Discard():
                 self._all(request)
@@ -303,7 +318,12 @@ class ChainSession(Generic[P]):
         self._check_step(request.step)
         self._stepping.check(request)
         with self._terms.in_turn:
-            own = tuple(n for begun in self._all(BeginStep(request=request)) for n in begun.norms)
+            try:
+                begun = self._all(BeginStep(request=request))
+            except TrunkError:
+                self._all(UndoStep())
+                raise
+            own = tuple(norm for one in begun for norm in one.norms)
             norms = [*request.norms_before, *own, *request.norms_after]
             taking = [
                 session.ask(TakeStep(request=request, norms=norms)) for session in self._sessions
@@ -311,8 +331,7 @@ class ChainSession(Generic[P]):
             errors = [taken.exception() for taken in taking]
             error = next((one for one in errors if one is not None), None)
             if error is not None:
-                taken = zip(self._sessions, errors, strict=True)
-                gathered([s.ask(UndoStep()) for s, failure in taken if failure is None]).result()
+                self._all(UndoStep())
                 raise error
         self._forget_begun()
         self._steps += 1
@@ -341,6 +360,16 @@ class ChainSession(Generic[P]):
     def _all(self, request: StageRequest) -> list[Any]:
         return gathered([session.ask(request) for session in self._sessions]).result()
 
+    def _retract(
+        self, kind: Literal["forward", "backward"], number: int, microbatch: int
+    ) -> "Future[Any]":
+        call = Retract(kind=kind, number=number, microbatch=microbatch)
+        return gathered([session.ask(call) for session in self._sessions])
+
+    def _forget(self, microbatch: int) -> None:
+        self._begun.pop(microbatch, None)
+        self._shapes.pop(microbatch, None)
+
     def _forget_begun(self) -> None:
         self._begun.clear()
         self._shapes.clear()
@@ -348,6 +377,11 @@ class ChainSession(Generic[P]):
     def _check_open(self) -> None:
         if self._ended:
             raise SequenceError("the session has ended")
+        if self._broken is not None:
+            raise SequenceError(
+                "a pass has failed at one stage of the trunk that others had made: open a new "
+                "session"
+            ) from self._broken
 
     def _check_step(self, step: int) -> None:
         self._check_open()

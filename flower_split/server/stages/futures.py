@@ -48,6 +48,35 @@ def then(given: "Future[T]", work: Callable[[T], R]) -> "Future[R]":
     return future
 
 
+def unless(
+    given: "Future[T]",
+    failing: "Callable[[BaseException], Future[Any]]",
+    finally_: Callable[[], None] = lambda: None,
+) -> "Future[T]":
+    """The answer of `given`. Where it fails, its failure, once what `failing` begins has ended,
+    however it does, and `finally_` was called."""
+    future: Future[T] = running()
+
+    def ended(made: "Future[T]") -> None:
+        error = made.exception()
+        if error is None:
+            future.set_result(made.result())
+            return
+
+        def told(_: object) -> None:
+            finally_()
+            future.set_exception(error)
+
+        try:
+            begun = failing(error)
+        except Exception as other:
+            begun = failed(other)
+        begun.add_done_callback(told)
+
+    given.add_done_callback(ended)
+    return future
+
+
 def gathered(futures: "Sequence[Future[T]]") -> "Future[list[T]]":
     """All answers, once all have ended; or the first failure, in the order given."""
     whole: Future[list[T]] = running()

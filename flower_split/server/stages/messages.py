@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -106,7 +106,18 @@ class TakeStep:
 
 @dataclass(frozen=True, kw_only=True)
 class UndoStep:
-    """Take the last step back: another stage could not take it."""
+    """Take back the step that was begun or taken last, if any: another stage could not take it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retract:
+    """A pass has failed at this stage or another: nobody waits for it, and the activations of a
+    forward pass are freed."""
+
+    kind: Literal["forward", "backward"]
+    number: int
+    """Among the passes of its kind."""
+    microbatch: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +176,7 @@ StageCall = (
     BeginStep
     | TakeStep
     | UndoStep
+    | Retract
     | ReadHeld
     | ReadAdapter
     | WriteAdapter

@@ -1,11 +1,11 @@
 """One session's part at one stage: a session on some of the layers, whose neighbours it feeds."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from flower_split.errors import SequenceError
 from flower_split.segments.randomness import DRAWING, LayerDraws
 from flower_split.server.compute.batch import Microbatch
 from flower_split.server.session import TrunkSession
@@ -18,6 +18,7 @@ from flower_split.server.stages.messages import (
     ReadAdapter,
     ReadHeld,
     ReadMoments,
+    Retract,
     StageBackwardReply,
     StageCall,
     StageForward,
@@ -43,11 +44,14 @@ class StagedSession(TrunkSession):
 
     _undo: Callable[[], None] | None = None
 
+    def _check_follows(self, request: ForwardRequest) -> None:
+        """The chain has: a pass that another stage could not make is made anew."""
+
     def _check_returning(self) -> None:
         """The chain has."""
 
     def _microbatch(self, request: ForwardRequest, memory: int) -> Microbatch:
-        self._undo = None  # every stage has taken the step before
+        self._undo = None  # the same
         draws = LayerDraws(before=request.drawn if isinstance(request, StageForward) else None)
         return Microbatch(session=self._context, request=request, memory=memory, draws=draws)
 
@@ -74,17 +78,22 @@ class StagedSession(TrunkSession):
     def _of_stage(self, call: StageCall) -> Any:
         match call:
             case BeginStep():
+                self._undo = None  # every stage has taken the step before
                 self._check_step(call.request.step)
                 return StepReply(norms=self._stepping.begin(call.request))
             case TakeStep():
                 self._check_step(call.request.step)
-                self._undo = self._stepping.take(call.request, call.norms)
+                undo = self._stepping.take(call.request, call.norms)
+                self._undo = partial(self._take_back, undo, {**self._pending})
                 self._note_step()
             case UndoStep():
-                if self._undo is None:
-                    raise SequenceError("there is no step to take back")
-                self._undo()
+                self._stepping.take_back()
+                if self._undo is not None:
+                    self._undo()
                 self._undo = None
+            case Retract():
+                if call.kind == "forward":
+                    self._free(call.microbatch)
             case FinishStage():
                 return self._left()
             case _:
@@ -111,6 +120,11 @@ class StagedSession(TrunkSession):
             case LoadMoments():
                 _load(slot, call)
         return None
+
+    def _take_back(self, undo: Callable[[], None], pending: dict[int, Microbatch]) -> None:
+        undo()
+        self._pending.update(pending)  # without their graphs: they are computed once more
+        self._steps -= 1
 
     def _left(self) -> StageOutcome:
         self._record.finish(self.summary())

@@ -171,11 +171,15 @@ def test_what_a_first_stage_refuses_reaches_the_silo_through_the_others(
         session.forward(
             ForwardRequest(step=0, microbatch=number, hidden=tensor(number), keep_graph=True)
         )
+    last = ForwardRequest(step=0, microbatch=most, hidden=tensor(most), keep_graph=True)
     with pytest.raises(TrunkBusyError, match="wait for their backward pass"):
-        session.forward(
-            ForwardRequest(step=0, microbatch=most, hidden=tensor(most), keep_graph=True)
-        )
-    session.close()
+        session.forward(last)
+    session.release(0)
+    assert session.forward(last).shape == last.hidden.shape
+    for number in range(1, most + 1):
+        session.backward(BackwardRequest(step=0, microbatch=number, grad=tensor(9)))
+    session.step(StepRequest(step=0, learning_rate=0.01))
+    assert session.finish().forwards == most + 1
 
 
 def test_what_a_stage_refuses_is_said_in_its_own_words(chain: Chain[Any]) -> None:
