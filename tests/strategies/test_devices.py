@@ -49,6 +49,7 @@ def test_silos_share_batches_at_every_stage(folder: Any) -> None:
 
 
 @pytest.mark.medium
+@pytest.mark.sampled(keep=3)
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_over_two_devices_equals_one_over_one(folder: Any, kind: str) -> None:
     one, two = (left(folder, RUNS[kind], devices) for devices in ("", "cpu, cpu"))

@@ -58,7 +58,7 @@ def test_more_stages_than_layers_are_refused_before_anything_is_started(folder: 
     assert not {process.pid for process in ray_processes()} - before
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_trunk_in_one_process_imports_no_ray() -> None:
     code = """
         import sys
