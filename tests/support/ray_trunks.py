@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,28 +45,31 @@ def in_one_process(folder: Path, **changes: Any) -> TrunkEngine:
     return engine
 
 
-def ray_processes(parts: tuple[str, ...] = PARTS) -> list[psutil.Process]:
-    """Ray's processes that live, by parts of their command lines."""
+def ray_processes(parts: tuple[str, ...] = PARTS, *, of: int = 0) -> list[psutil.Process]:
+    """Ray's processes that live, by parts of their command lines, of a process's own clusters.
+
+    Other tests may run Ray beside this one.
+
+    Args:
+        parts: Of the command lines.
+        of: The process; 0 for this one.
+    """
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process(of or None).children(recursive=True):
         try:
             command = " ".join(process.cmdline())
             alive = process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             continue
-        if alive and any(part in command for part in parts) and process.pid != os.getpid():
+        if alive and any(part in command for part in parts):
             found.append(process)
     return found
 
 
-def gone(before: set[int], seconds: float = 30.0, *, parts: tuple[str, ...] = PARTS) -> bool:
-    """Whether no process of Ray is left but those in `before`, in time."""
-    end = time.monotonic() + seconds
-    while {process.pid for process in ray_processes(parts)} - before:
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
+def gone(processes: list[psutil.Process], seconds: float = 30.0) -> bool:
+    """Whether all of them end in time."""
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in left)
 
 
 def kill_stage(chain: Chain[Any], replica: int, stage: int) -> int:

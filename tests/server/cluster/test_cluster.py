@@ -71,7 +71,6 @@ def test_a_trunk_in_one_process_imports_no_ray() -> None:
 
 @pytest.mark.slow
 def test_nothing_is_left_of_a_run_that_is_killed(folder: Path) -> None:
-    before = {process.pid for process in ray_processes()}
     code = """
         import sys, time
         from pathlib import Path
@@ -87,12 +86,14 @@ def test_nothing_is_left_of_a_run_that_is_killed(folder: Path) -> None:
         assert run.stdout is not None
         while "loaded" not in run.stdout.readline():
             assert run.poll() is None
-        assert {process.pid for process in ray_processes()} - before
+        parts = ("raylet/raylet", "gcs_server", "ray::StageActor")
+        started = ray_processes(parts, of=run.pid)
+        assert started
         run.send_signal(signal.SIGKILL)
     # Two of Ray's agents, which have nothing of the run, notice within a minute or so.
     for left in Path("/tmp").glob(f"fs{run.pid}-*"):  # a process that is killed removes nothing
         shutil.rmtree(left, ignore_errors=True)
-    assert gone(before, 30.0, parts=("raylet/raylet", "gcs_server", "ray::StageActor"))
+    assert gone(started)
 
 
 @pytest.fixture

@@ -36,10 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def chain(folder: Path) -> Iterator[Chain[Any]]:
     """Two replicas of two stages."""
-    before = {process.pid for process in ray_processes()}
     with on_ray(folder, 2, 2) as chain:
+        started = ray_processes()
+        assert started
         yield chain
-    assert gone(before)
+    assert gone(started)
 
 
 _START: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from ray_trunks import gone, ray_processes
@@ -41,19 +42,20 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 def test_a_run_on_two_stages_that_loses_one_equals_one_that_does_not(folder: Path) -> None:
     before = {process.pid for process in ray_processes()}
-    killed = list[int]()
+    started, killed = list[psutil.Process](), list[int]()
 
     def steps(partition: int, server_round: int) -> Any:
         if server_round == 2 and not killed:
-            stages = [p for p in ray_processes() if "ray::StageActor" in " ".join(p.cmdline())]
-            killed.extend(p.pid for p in stages)
+            started.extend(one for one in ray_processes() if one.pid not in before)
+            stages = [one for one in started if "ray::StageActor" in " ".join(one.cmdline())]
+            killed.extend(one.pid for one in stages)
             assert len(killed) == 2
             os.kill(killed[-1], signal.SIGKILL)
         return steps_of(partition, server_round)
 
     ours = left(folder, steps=steps, **{"trunk.engine": "ray", "trunk.stages": 2})
     assert killed
-    assert gone(before)
+    assert gone(started)
     assert_equal(ours, left(folder))
 
 
