@@ -125,6 +125,7 @@ def test_a_trunk_process_that_is_killed_in_mid_round_has_its_steps_counted(
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", ["federated", "shared"])
 def test_at_a_trunk_service_it_is_the_same_to_the_bit(values, tmp_path, monkeypatch, mode):
     # Both draw from the operating system, and so no two runs are alike but by this.

@@ -11,7 +11,7 @@ from flower_split.config.run_config import read_run_config
 from flower_split.reporting import read_result
 from flower_split.strategies import SplitStrategy, build_inner
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.exhaustive]
 
 SILOS = 3
 

@@ -84,7 +84,7 @@ def test_a_round_of_different_cuts_is_that_of_one_cut_to_the_bit(folder, state_h
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(keep=3)
+@pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(("name", "loras", "changes"), CASES)
 def test_a_run_of_different_cuts_equals_the_unsplit_one(
     folder, tmp_path, state_home, name, loras, changes
@@ -152,7 +152,7 @@ def test_it_is_the_run_of_one_cut_to_the_bit(folder, state_home, changes):
     assert list(ours.adapter) == list(theirs.adapter)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_silos_at_once_and_without_sockets_give_the_same(folder, state_home, monkeypatch):
     values = cut_config(folder, **KEEPING, **{"trunk.max-activation-tokens": 40})
     values |= {"train.batch-size": 3, "train.max-length": 9}
@@ -187,7 +187,7 @@ def moving(table):
     return before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_moments_start_afresh_where_a_silo_moves_its_cut(folder, state_home, caplog):
     """Wider, and narrower again; the silo whose cut stays keeps them."""
     values = cut_config(folder, **{**KEEPING, "num-server-rounds": 4})

@@ -59,6 +59,7 @@ def test_a_run_on_two_stages_that_loses_one_equals_one_that_does_not(folder: Pat
     assert_equal(ours, left(folder))
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_two_replicas_equals_one_in_one_process(folder: Path) -> None:
     frozen = {"trunk.adapters": "frozen", "model.delivery": "server"}
     ours = left(folder, **{"trunk.engine": "ray", "trunk.replicas": 2}, **frozen)
