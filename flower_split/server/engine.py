@@ -15,7 +15,7 @@ from flower_split.config.checks import one_of
 from flower_split.config.peft import ADALORA
 from flower_split.config.sections import TRUNK_ADAPTERS, WireConfig
 from flower_split.errors import ConfigError, HandshakeError, SequenceError
-from flower_split.lowrank import Allowance, Instructions, Scaling
+from flower_split.lowrank import Instructions, Scaling
 from flower_split.optimization.settings import OptimizerSettings
 from flower_split.privacy import PrivacySettings
 from flower_split.segments import Trunk, held_by_trunk, layers_path
@@ -24,10 +24,11 @@ from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.queue import BatchSettings, Computed, TrunkQueue
 from flower_split.server.engine_common import EngineCommon
 from flower_split.server.engine_work import EngineWork
-from flower_split.server.handshake import check_prefix, check_spec, check_wire
+from flower_split.server.handshake import check_prefix, check_wire
 from flower_split.server.held_rows import HeldRows
 from flower_split.server.session import TrunkSession
 from flower_split.server.session_states import SiloState
+from flower_split.server.session_terms import SessionTerms
 from flower_split.server.snapshots import SnapshotStore
 from flower_split.server.stepping import AdapterSlot
 from flower_split.server.ticket_record import TicketRecord, TrunkStart
@@ -106,12 +107,20 @@ class TrunkEngine:
         self.limits = limits or SessionLimits()
         if wire is not None:
             check_wire(wire)
-        self._pack = pack
-        self._dtype = dtype
-        self._prefix_tokens = prefix_tokens
-        self._wire = wire
-        self._optimizer = optimizer
-        self._privacy = privacy
+        self._terms = SessionTerms(
+            fingerprint=trunk.fingerprint,
+            cuts=trunk.cuts,
+            weights_dtype=str(trunk.dtype).removeprefix("torch."),
+            mode=self.mode,
+            plan=self.plan,
+            wire=wire,
+            optimizer=optimizer,
+            privacy=privacy,
+            pack=pack,
+            dtype=dtype,
+            loaded_adapter=trunk.loaded_adapter,
+            prefix_tokens=prefix_tokens,
+        )
         self._numbers = itertools.count()
         self._common = common
         self._path = "" if common is None else layers_path(trunk.model)
@@ -167,23 +176,7 @@ class TrunkEngine:
 
     def describe(self, purpose: str = "train") -> SessionSpec:
         """The specification that a session of this engine must bring."""
-        cuts = self.trunk.cuts
-        return SessionSpec(
-            purpose="evaluate" if purpose == "evaluate" else "train",
-            fingerprint=self.trunk.fingerprint,
-            num_layers=cuts.num_layers,
-            bottom_layers=cuts.bottom_layers,
-            top_layers=cuts.top_layers,
-            dtype=self._dtype or str(self.trunk.dtype).removeprefix("torch."),
-            trunk_adapters=self.mode,
-            adapter="" if self.plan is None else self.plan.json,
-            wire=self._wire or WireConfig(),
-            optimizer=self._optimizer or OptimizerSettings(),
-            privacy=self._privacy or PrivacySettings(),
-            pack=self._pack,
-            loaded_adapter=self.trunk.loaded_adapter,
-            prefix_tokens=self._prefix_tokens or 0,
-        )
+        return self._terms.describe(purpose)
 
     def open(self, spec: SessionSpec, ticket: Ticket | None) -> Future[BackendSession]:
         """A session with an adapter of its own.
@@ -201,7 +194,7 @@ class TrunkEngine:
         prepared = None if ticket is None else self._records.get(ticket.token)
         record = prepared or TicketRecord()
         start = record.start()
-        scaling = self._check(spec, None if start is None else start.allowance)
+        scaling = self._terms.check(spec, None if start is None else start.allowance)
         width = check_prefix(spec, self.trunk, self.limits) if spec.prefix_tokens else 0
         border = TrunkBorder(self.trunk, spec)
         instructions = Instructions() if start is None else start.instructions
@@ -231,7 +224,7 @@ class TrunkEngine:
                 trains=spec.purpose == "train",
             ),
             follows_autocast=self._follows_autocast,
-            fixed_optimizer=self._optimizer is not None,
+            fixed_optimizer=self._terms.optimizer is not None,
             prefix_width=width,
         )
 
@@ -375,18 +368,3 @@ class TrunkEngine:
         except HandshakeError:
             slot.free()
             raise
-
-    def _check(self, spec: SessionSpec, allowance: Allowance | None) -> Scaling | None:
-        """The scaling that the silo tells, or `HandshakeError` when the two parties do not fit."""
-        free = set[str]()
-        if self._wire is None:
-            free.add("wire")
-        if self._optimizer is None:
-            free.add("optimizer")
-        if self._privacy is None:
-            free.add("privacy")
-        if not self._dtype:
-            free.add("dtype")
-        if self._prefix_tokens is None:
-            free.add("prefix_tokens")
-        return check_spec(self.describe(spec.purpose), spec, free=free, allowance=allowance)

@@ -21,11 +21,11 @@ from flower_split.server.cluster.stage_job import StageFacts, StageJob
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.handshake import check_wire
 from flower_split.server.hosting.resolving import ResolvedRun, agreed, session_limits
+from flower_split.server.session_terms import SessionTerms
 from flower_split.server.stages.chain import Chain, ChainModel, StagePlace, check_chain_can
 from flower_split.server.stages.chain_limits import chain_limits
 from flower_split.server.stages.parts import StageParts
 from flower_split.server.stages.placement import apportioned, check_stages
-from flower_split.server.stages.terms import SessionTerms
 from flower_split.transport.messages import SessionLimits
 
 logger = logging.getLogger(__name__)

@@ -31,6 +31,7 @@ from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.queue import Computed
 from flower_split.server.handshake import check_prefix_size, check_takes_prefix
 from flower_split.server.session_states import SiloState
+from flower_split.server.session_terms import SessionTerms
 from flower_split.server.silo_names import SiloNames
 from flower_split.server.snapshots import SnapshotStore
 from flower_split.server.stages.chain_session import ChainSession
@@ -41,7 +42,6 @@ from flower_split.server.stages.messages import StageOutcome
 from flower_split.server.stages.parts import StageParts, one_state, together
 from flower_split.server.stages.replicas import Replicas, close_all
 from flower_split.server.stages.stage import P, Stage, StageSession
-from flower_split.server.stages.terms import SessionTerms
 from flower_split.server.stages.ticket_records import TicketRecords
 from flower_split.server.ticket_record import SessionOutcome, TicketRecord, TrunkStart
 from flower_split.server.trunk_optimizers import TrunkOptimizers

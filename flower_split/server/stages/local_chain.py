@@ -16,11 +16,11 @@ from flower_split.segments import Cuts, Trunk, layers_path
 from flower_split.segments.refusals import context_length
 from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.handshake import check_wire
+from flower_split.server.session_terms import SessionTerms
 from flower_split.server.stages.chain import Chain, ChainModel, StagePlace, check_chain_can
 from flower_split.server.stages.chain_limits import chain_limits
 from flower_split.server.stages.local_stage import Coming, LocalStage
 from flower_split.server.stages.stage_engine import StageEngine
-from flower_split.server.stages.terms import SessionTerms
 from flower_split.transport.messages import SessionLimits
 
 
