@@ -1,6 +1,12 @@
 """The command line `flower-split`."""
 
+import platform
+from importlib import metadata
+from typing import Annotated
+
 import typer
+
+from flower_split import __version__
 
 from flower_split.apps.commands.audit import audit_command
 from flower_split.apps.commands.chat import chat_command
@@ -31,12 +37,34 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     help="Split federated fine-tuning on Flower.",
 )
 
+CORE = ("flwr", "torch", "transformers", "peft", "grpcio", "numpy")
+"""Distributions on whose versions results depend."""
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        print(f"flower-split {__version__}")
+        others = (f"{name} {metadata.version(name)}" for name in CORE)
+        print(f"Python {platform.python_version()}, {', '.join(others)}")
+        raise typer.Exit
+
 
 @cli.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="Show the version, and those of the packages it runs on.",
+        ),
+    ] = False,
+) -> None:
     """Split federated fine-tuning on Flower."""
     give_flower_a_home()
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -67,8 +68,9 @@ def simulate(
     Raises:
         ConfigError: the app or `run_config` is nothing that Flower accepts, the app has no key that
             is set, or data lies where it would leave the machine with the app.
-        FlwrError: the app could not be started, or its run did not complete.
+        FlwrError: Ray is not installed, the app could not be started, or its run did not complete.
     """
+    check_simulation()
     read = App.read(app, run_config)
     check_archive(app)
     settings = dict(read.overrides)
@@ -208,6 +210,16 @@ _TICK = 0.02
 def is_since(path: Path, since: float) -> bool:
     """Whether there is a file `path` that was written since then, in seconds of the epoch."""
     return path.is_file() and path.stat().st_mtime >= since - _TICK
+
+
+def check_simulation() -> None:
+    """Raise `LocalSuperLinkError` where Ray, on which Flower simulates silos, is missing."""
+    if find_spec("ray") is None:
+        raise LocalSuperLinkError(
+            "simulated silos need Ray, which is not installed: pip install "
+            "'flower-split[simulation]'. Without it, flower-split deployment local runs the same "
+            "app with a process for every silo"
+        )
 
 
 def check_output(folder: Path) -> None:

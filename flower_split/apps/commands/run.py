@@ -61,12 +61,14 @@ def run_command(
             LOG,
             OUTPUT_KEY,
             check_output,
+            check_simulation,
             interruptible,
             is_since,
             simulate,
             tell_result,
         )
 
+        check_simulation()
         if output_dir is not None:
             check_output(output_dir)
         show: Callable[[str, str], None] = show_line

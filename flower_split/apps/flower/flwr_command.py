@@ -101,7 +101,7 @@ def binary(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         raise FlwrError(
-            f"{name} is not installed beside {sys.executable}: install the extra "
-            "flower-split[simulation]"
+            f"{name}, a program of Flower's, is not beside {sys.executable} and not on the PATH: "
+            "install flwr there anew, pip install --force-reinstall --no-deps flwr"
         )
     return found

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ def simulated(monkeypatch):
 def app(tmp_path, monkeypatch, run_config):
     monkeypatch.chdir(tmp_path)
     return write_app(tmp_path / "app", run_config)
+
+
+def test_the_version_is_told_with_those_that_results_depend_on() -> None:
+    status, out, err = flower_split("--version")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == f"flower-split {metadata.version('flower-split')}"
+    assert f"peft {metadata.version('peft')}" in out
+
+
+def test_without_ray_a_run_ends_before_its_checks_and_says_what_to_install(
+    app, simulated, monkeypatch
+) -> None:
+    monkeypatch.setattr(simulating, "find_spec", lambda name: None)
+    status, out, err = flower_split("run", app)
+    assert (status, out, simulated) == (1, "", [])
+    assert "pip install 'flower-split[simulation]'" in err and not Path("outputs").exists()
 
 
 def test_run_leaves_something_and_says_where(app, simulated) -> None:
