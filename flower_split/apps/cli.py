@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from flower_split import __version__
-
 from flower_split.apps.commands.audit import audit_command
 from flower_split.apps.commands.chat import chat_command
 from flower_split.apps.commands.check import check_command
