@@ -1,12 +1,13 @@
 """What every test shares: one thread, no network, tiny models."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,6 +55,18 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses = min(MOST_PROCESSES, more + (os.cpu_count() or 1))
         config.option.dist = "loadgroup" if slow else "worksteal"
         config.option.loadscopereorder = False  # by number of tests, which says nothing of time
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep what is imported out of the garbage collector's sight: a tenth of all tests' time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
