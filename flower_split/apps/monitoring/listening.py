@@ -8,7 +8,7 @@ from flower_split.errors import ConfigError
 
 
 def listening(place: Address, name: str) -> socket.socket:
-    """A socket bound to `place`; its caller closes it.
+    """A socket that listens at `place`, so that its address may be told at once; the caller closes it.
 
     Raises:
         ConfigError: it cannot be, by the `name` of the setting.
@@ -18,6 +18,7 @@ def listening(place: Address, name: str) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((place.host, place.port))
+        bound.listen()
     except OSError as error:
         bound.close()
         why = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
