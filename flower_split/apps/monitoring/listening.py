@@ -8,7 +8,7 @@ from flower_split.errors import ConfigError
 
 
 def listening(place: Address, name: str) -> socket.socket:
-    """A socket that listens at `place`, so that its address may be told at once; the caller closes it.
+    """A socket that listens at `place`, whose address may be told at once; its caller closes it.
 
     Raises:
         ConfigError: it cannot be, by the `name` of the setting.
