@@ -7,7 +7,6 @@ never edited, so that they can be shared, and that nothing is lost to their dtyp
 import warnings
 from collections.abc import Mapping
 
-import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from flower_split.adapters.plan import ADAPTER, PEFT_PREFIX
 from flower_split.adapters.state import adapter_parameters, load_state
 from flower_split.errors import AdapterError
 from flower_split.lowrank import FOLDED, Instructions, Scaling, pair_up, plain_names
+from flower_split.segments.randomness import numbers_aside
 
 
 def own_scaling(model: nn.Module, adapter: str = ADAPTER) -> Scaling | None:
@@ -101,7 +101,7 @@ def add_folded(model: PeftModel, state: Mapping[str, Tensor], adapter: str, name
     config = patterned_config(
         ranks, fan_in_fan_out=isinstance(trained, LoraConfig) and trained.fan_in_fan_out
     )
-    with torch.random.fork_rng(devices=[]):
+    with numbers_aside():
         model.add_adapter(name, config)
     try:
         load_state(model, plain_names(state), name)

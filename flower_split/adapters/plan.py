@@ -34,6 +34,7 @@ from flower_split.config.tasks import (
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Scaling
 from flower_split.segments import Cuts, held_by_trunk
+from flower_split.segments.randomness import numbers_aside
 from flower_split.segments.stock_classes import task_of
 
 ADAPTER = "default"
@@ -326,7 +327,7 @@ def initial_state(skeleton: PreTrainedModel, lora: LoraSettings, *, seed: int) -
 
     The state is a function of `seed` and the model's shapes; the caller's random state is kept.
     """
-    with torch.random.fork_rng(devices=[]):
+    with numbers_aside():
         model = _wrapped_skeleton(skeleton, lora)
         torch.manual_seed(seed)
         for module in model.modules():

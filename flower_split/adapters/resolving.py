@@ -39,6 +39,7 @@ from flower_split.adapters.state import adapter_tensors, read_state
 from flower_split.config.peft import LORA, PeftSettings
 from flower_split.config.sections import LoraSettings
 from flower_split.errors import AdapterError
+from flower_split.segments.randomness import numbers_aside
 from flower_split.segments.stock_classes import task_of
 from flower_split.tensor_digest import tensor_digest
 
@@ -169,7 +170,7 @@ def initial_adapter(
         weights = {name: tensor.clone() for name, tensor in weights.items()}
     model = hollow(skeleton, weights=weights)
     try:
-        with torch.random.fork_rng(devices=[]), without_peft_notices():
+        with numbers_aside(), without_peft_notices():
             torch.manual_seed(seed)
             wrapped = get_peft_model(model, plan.peft_config(), adapter_name=ADAPTER)
     except (*PEFT_SAYS, OSError) as error:
@@ -223,7 +224,7 @@ class _Hollowed:
         self.buffers = frozenset(id(buffer) for buffer in base.buffers())
         """Ids of those that the model had before."""
         try:
-            with torch.random.fork_rng(devices=[]), without_peft_notices(patterns=False):
+            with numbers_aside(), without_peft_notices(patterns=False):
                 task_type = TASK_TYPES[task_of(skeleton.config)]
                 config = config_class(settings.type)(task_type=task_type, **plain)
                 torch.manual_seed(drawn_from)

@@ -26,6 +26,7 @@ from flower_split.adapters.wrapping import wrap
 from flower_split.errors import AdapterError
 from flower_split.lowrank import Instructions, Scaling, plain_names
 from flower_split.segments import Trunk
+from flower_split.segments.randomness import numbers_aside
 
 MASTER = "master"
 
@@ -175,7 +176,7 @@ class TrunkAdapters:
         """Make the adapter `copied`, frozen, with the values and the scaling of `name`."""
         config = self._neutral(self._model.peft_config[name])
         self._active = ""
-        with torch.random.fork_rng(devices=[]), without_peft_notices():
+        with numbers_aside(), without_peft_notices():
             self._model.add_adapter(copied, config)
         self._trunk.train(self._trunk.training)
         for layer in self._scaled_layers:
@@ -239,7 +240,7 @@ class TrunkAdapters:
             config = self._neutral(config)
         elif scaling is not None and scaling != self.scaling:
             config = replace(config, r=scaling.r, lora_alpha=scaling.alpha)  # type: ignore[call-arg]
-        with torch.random.fork_rng(devices=[]), without_peft_notices():
+        with numbers_aside(), without_peft_notices():
             self._model.add_adapter(name, config)
         # New dropout modules train, whatever the trunk does.
         self._trunk.train(self._trunk.training)

@@ -1,6 +1,5 @@
 """Wrapping one party's segment with the adapters that the plan gives it."""
 
-import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,6 +11,7 @@ from flower_split.adapters.resolving import PEFT_SAYS, digests, fixed_tensors
 from flower_split.adapters.state import adapter_tensors
 from flower_split.errors import AdapterError
 from flower_split.segments import Cuts, TrunkPlace
+from flower_split.segments.randomness import numbers_aside
 from flower_split.segments.splitting import punch_client
 
 
@@ -75,7 +75,7 @@ def wrap(
         _own_weights(model, targets)
     buffers = frozenset(id(buffer) for buffer in model.buffers())
     try:
-        with torch.random.fork_rng(devices=[]), without_peft_notices():
+        with numbers_aside(), without_peft_notices():
             config = plan.peft_config((*targets, *copies))
             wrapped = get_peft_model(model, config, adapter_name=adapter)
     except PEFT_SAYS as error:

@@ -37,7 +37,9 @@ class InProcessGrid(Grid):
         run_config: Every node's run config.
         node_config: Further keys of every node's config; or one such mapping a node.
         threads: Nodes that compute at once. With one, they compute in the order of the messages,
-            and a barrier between silos would never be passed.
+            and a barrier between silos would never be passed. Passes of `session.train()` and
+            `session.accumulate()` draw dropout of their own; a loop of one's own that calls the
+            model itself draws with several threads what the others leave.
         node_ids: Their ids; None counts from `FIRST_NODE`.
     """
 

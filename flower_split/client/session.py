@@ -32,7 +32,7 @@ from flower_split.devices import autocast_dtype, autocasting, resolve_device
 from flower_split.errors import ModelError, SequenceError
 from flower_split.lowrank import LORA_RECORD, scaling_fields
 from flower_split.remote import SplitAdamW, find_remote
-from flower_split.segments import random_numbers
+from flower_split.segments.randomness import numbers_from
 from flower_split.training import (
     Accumulator,
     Batch,
@@ -130,7 +130,7 @@ class SplitSession:
                 seconds=self.config.trunk.connect_timeout,
             )
             self.device = resolve_device(self.node.device, key="the node config's device")
-            stack.enter_context(random_numbers(self.device, self.seed))
+            stack.enter_context(numbers_from(self.device, self.seed))
             self._source = model_source(
                 self.config, self.invitation, self.node, tls, self._open_delivery
             )

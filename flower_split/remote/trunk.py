@@ -26,6 +26,7 @@ from flower_split.remote.trunk_adapter import TrunkAdapter
 from flower_split.remote.trunk_parameters import TrunkParameters
 from flower_split.segments import Cuts, Family, PassThrough, TrunkSlot, find_layers, refuse_copy
 from flower_split.segments.prefix import find_prefix
+from flower_split.segments.randomness import others_draw
 from flower_split.segments.refusals import context_length
 from flower_split.transforms import TransformContext
 from flower_split.transport.base import Transport
@@ -139,14 +140,12 @@ class RemoteTrunk(AdapterStandIn):
                 "its own from it. Pass the tokenizer's mask, and generate with the default "
                 "DynamicCache"
             )
-        self._mask = self._positions = None
-        if attention_mask is not None:
-            self._mask = mark_ready(attention_mask.detach().bool())
-        if position_ids is not None:
-            self._positions = mark_ready(position_ids.detach().long())
+        self._mask = None if attention_mask is None else mark_ready(attention_mask.detach().bool())
+        self._positions = None if position_ids is None else mark_ready(position_ids.detach().long())
 
-    # It talks to the trunk, of which nothing can be compiled.
+    # It waits for the trunk, of which nothing can be compiled.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @others_draw
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """h2 for h1, both (B, T, H), as the stock model's loop expects a layer's answer.
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flower_split.config.tasks import CLASSIFYING, Task
 from flower_split.errors import ModelError
+from flower_split.segments.randomness import numbers_aside
 from flower_split.segments.stock_classes import auto_class, stock_class, task_of
 
 
@@ -59,7 +60,7 @@ def make_twin(config: PreTrainedConfig, seed: int = 0) -> Iterator[Twin]:
     auto = auto_class(config)
     with tempfile.TemporaryDirectory(prefix="flower-split-twin-") as folder:
         try:
-            with torch.random.fork_rng(devices=[]):
+            with numbers_aside():
                 torch.manual_seed(seed)
                 model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
                 _stir(model)

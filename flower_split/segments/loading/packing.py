@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from flower_split.errors import UnsupportedFamilyError
 from flower_split.segments.loading.skeleton import read_config
 from flower_split.segments.loading.source import resolve_source
+from flower_split.segments.randomness import numbers_aside
 from flower_split.segments.shrinking import VOCABULARY, shrunk
 from flower_split.segments.stock_classes import auto_class, stock_class
 
@@ -40,7 +41,7 @@ def check_packing(source: str | Path, revision: str = "", attention: str = "auto
     sdpa = getattr(stock_class(config), "_supports_sdpa", False)
     kernel = "sdpa" if sdpa and attention != "eager" else "eager"
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with numbers_aside(), torch.no_grad():
             torch.manual_seed(0)
             twin = auto_class(config).from_config(
                 shrunk(config), attn_implementation=kernel, dtype=torch.float32

@@ -26,7 +26,7 @@ from flower_split.segments.loading.quantization import (
     keep_unpacked,
 )
 from flower_split.segments.pass_through import TrunkPlace
-from flower_split.segments.randomness import random_numbers
+from flower_split.segments.randomness import numbers_aside, random_numbers
 from flower_split.segments.stock_classes import task_of
 
 _progress: Any = transformers_logging
@@ -72,7 +72,8 @@ def load_stock(
         WeightsError: a tensor is missing or has the wrong shape.
     """
     seed = None if task_of(config) == CAUSAL_LM else _HEAD_SEED
-    with STOCK_LOCK, _kept_reports() as reports, random_numbers(device, seed):
+    drawn = numbers_aside(device) if seed is None else random_numbers(device, seed)
+    with STOCK_LOCK, _kept_reports() as reports, drawn:
         try:
             loader: Any = _punched_class(stock, punch, name)
             model, info = loader.from_pretrained(

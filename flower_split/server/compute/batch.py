@@ -18,7 +18,7 @@ from torch import Tensor
 from flower_split.devices import autocast_dtype, autocasting
 from flower_split.privacy.row_gradients import RowRecord
 from flower_split.segments import Trunk
-from flower_split.segments.randomness import DRAWING, LayerDraws
+from flower_split.segments.randomness import LayerDraws, numbers_aside
 from flower_split.server.caches import TrunkCache
 from flower_split.server.compute.rows import cut, join, join_tensors
 from flower_split.server.stepping import AdapterSlot
@@ -371,13 +371,9 @@ class TrunkComputer:
             training = first.request.dropout and len(microbatches) == 1
             if self._trunk.training != training:
                 self._trunk.train(training)
-            # A stage's neighbours compute beside it, and the process has one sequence of numbers.
-            alone = first.draws is None
-            if training and (alone or self._drops):
-                stack.enter_context(nullcontext() if alone else DRAWING)
-                device = first.request.hidden.device
-                devices = [device] if device.type == "cuda" else []
-                stack.enter_context(torch.random.fork_rng(devices=devices))
+            if training and self._drops:
+                # Silos or other stages may compute beside it in this process.
+                stack.enter_context(numbers_aside(first.request.hidden.device))
                 key = (first.session.seed, first.request.step, first.request.microbatch)
                 torch.manual_seed(hash(key))
             yield
