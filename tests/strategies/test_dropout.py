@@ -60,7 +60,9 @@ def ran(values: dict[str, Any], *, threads: int = SILOS) -> dict[str, torch.Tens
     """The adapter of a run whose silos compute in threads of this process, as the trunk does."""
     config = read_run_config(values)
     grid = InProcessGrid(app, SILOS, run_config=values, threads=threads)
-    return dict(SplitStrategy(config, build_inner(config.strategy, config.lora)).start(grid).adapter)
+    return dict(
+        SplitStrategy(config, build_inner(config.strategy, config.lora)).start(grid).adapter
+    )
 
 
 @pytest.mark.medium

@@ -4,7 +4,10 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,6 +61,8 @@ def connected(bundles: int) -> Iterator[Any]:
         ConfigError: the cluster is not there.
     """
     ray = import_ray()
+    if is_simulation():
+        _await_simulation(ray)
     if ray.is_initialized():
         yield ray
         return
@@ -79,6 +84,23 @@ def connected(bundles: int) -> Iterator[Any]:
         if own:
             _check_loopback(ray)
         yield ray
+
+
+def is_simulation() -> bool:
+    """Whether this is a thread of the process that simulates the silos, on a cluster of its own."""
+    module = sys.modules.get(_SIMULATION)
+    return module is not None and threading.current_thread() is not threading.main_thread()
+
+
+def _await_simulation(ray: Any) -> None:
+    """It starts its cluster beside the ServerApp, and a process has one connection only."""
+    end = time.monotonic() + _SIMULATION_SECONDS
+    while not ray.is_initialized() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+_SIMULATION = "flwr.simulation.run_simulation"
+_SIMULATION_SECONDS = 60.0
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from flower_split.config.sections import SplitConfig
 from flower_split.errors import ConfigError, TrunkUnavailableError
 from flower_split.segments import Cuts, layers_path, load_skeleton
 from flower_split.segments.refusals import context_length
-from flower_split.server.cluster.cluster import connected
+from flower_split.server.cluster.cluster import connected, is_simulation
 from flower_split.server.cluster.ray_stage import RayStage, Reference
 from flower_split.server.cluster.stage_actor import StageActor
 from flower_split.server.cluster.stage_job import StageFacts, StageJob
@@ -63,7 +63,8 @@ def ray_chain(
     parts = apportioned(cuts, [1.0] * trunk.stages)
     count = trunk.stages * trunk.replicas
     with connected(count) as ray:
-        needs = _Needs(cpus=1, gpus=_gpus(ray, config, count))
+        # Simulated silos reserve all of their cluster's CPUs.
+        needs = _Needs(cpus=0 if is_simulation() else 1, gpus=_gpus(ray, config, count))
         groups: list[Any] = []
         actors: list[Any] = []
         try:
@@ -73,7 +74,8 @@ def ray_chain(
             replicas = [
                 [
                     RayStage(
-                        _actor(ray, job, group, number, needs, actors),
+                        _actor(ray, group, number, needs, actors),
+                        job,
                         part.trunk_range,
                         patience=trunk.service_timeout,
                     )
@@ -205,15 +207,19 @@ def _gpus(ray: Any, config: SplitConfig, count: int) -> int:
 
 
 def _group(ray: Any, needs: _Needs, stages: int) -> Any:
-    bundle: dict[str, float] = {"CPU": needs.cpus}
-    if needs.gpus:
-        bundle["GPU"] = needs.gpus
+    """Room for a replica; None where its stages reserve nothing."""
+    wanted: dict[str, float] = {"CPU": needs.cpus, "GPU": needs.gpus}
+    bundle = {kind: many for kind, many in wanted.items() if many}
+    if not bundle:
+        return None
     return ray.util.placement_group([bundle for _ in range(stages)], strategy="PACK")
 
 
 def _await_groups(ray: Any, groups: Sequence[Any], needs: _Needs, count: int) -> None:
     end = time.monotonic() + PLACE_SECONDS
     for number, group in enumerate(groups):
+        if group is None:
+            continue
         # A cluster that can never have the room is found out in no time.
         most = ray.cluster_resources()
         wanted = {"CPU": count * needs.cpus, "GPU": count * needs.gpus}
@@ -233,11 +239,14 @@ def _await_groups(ray: Any, groups: Sequence[Any], needs: _Needs, count: int) ->
             )
 
 
-def _actor(
-    ray: Any, job: StageJob, group: Any, bundle: int, needs: _Needs, actors: list[Any]
-) -> Any:
+def _actor(ray: Any, group: Any, bundle: int, needs: _Needs, actors: list[Any]) -> Any:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    place: Any = "DEFAULT"
+    if group is not None:
+        place = PlacementGroupSchedulingStrategy(
+            placement_group=group, placement_group_bundle_index=bundle
+        )
     made = (
         ray.remote(StageActor)
         .options(
@@ -248,11 +257,9 @@ def _actor(
             max_concurrency=1000,
             # Or a backward pass that waits for its gradient holds up the forward pass behind it.
             allow_out_of_order_execution=True,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                placement_group=group, placement_group_bundle_index=bundle
-            ),
+            scheduling_strategy=place,
         )
-        .remote(job)
+        .remote()
     )
     actors.append(made)
     return made
@@ -261,7 +268,7 @@ def _actor(
 def _end(ray: Any, actors: Sequence[Any], groups: Sequence[Any]) -> None:
     for actor in actors:
         _quietly(lambda actor=actor: ray.kill(actor, no_restart=True))
-    for group in groups:
+    for group in filter(None, groups):
         _quietly(lambda group=group: ray.util.remove_placement_group(group))
 
 

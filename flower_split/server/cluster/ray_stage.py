@@ -18,7 +18,8 @@ from torch import Tensor
 from flower_split.errors import TrunkUnavailableError
 from flower_split.server.cluster.cluster import import_ray
 from flower_split.server.cluster.faults import meant
-from flower_split.server.cluster.stage_job import StageFacts
+from flower_split.server.cluster.polled_figures import PolledFigures
+from flower_split.server.cluster.stage_job import StageFacts, StageJob
 from flower_split.server.compute.queue import Computed
 from flower_split.server.session_states import SiloState
 from flower_split.server.stages.futures import done, in_thread, running
@@ -82,22 +83,22 @@ class RayStage:
 
     Args:
         actor: Ray's handle.
+        job: What the actor loads, from now on and whenever Ray has made it anew.
         layers: Indices of the stage's.
         patience: Seconds for which it is waited for where it is gone.
     """
 
-    def __init__(self, actor: Any, layers: range, *, patience: float) -> None:
+    def __init__(self, actor: Any, job: StageJob, layers: range, *, patience: float) -> None:
         self.actor = actor
+        self._job = job
+        self._begun: Reference | None = actor.load.remote(job)
+        self._figures = PolledFigures(actor)
         self.layers = layers
         """See `Stage`, as all of these."""
         self.held: Held = ()
         """The same; known once it is loaded."""
         self.width = 0
         """Prefixes are refused."""
-        self.waiting = 0
-        """Not told."""
-        self.computed = Computed()
-        """Not told."""
         self.facts: StageFacts | None = None
         """What it has told of itself last."""
         self._patience = patience
@@ -123,7 +124,7 @@ class RayStage:
             TrunkUnavailableError: it does not answer within `seconds`.
         """
         try:
-            facts: StageFacts = self._ray.get(self.actor.facts.remote(), timeout=seconds)
+            facts = self._loaded(seconds)
         except self._ray.exceptions.GetTimeoutError as error:
             raise TrunkUnavailableError(
                 f"{self.name} has not come back within {seconds:g} s"
@@ -136,6 +137,26 @@ class RayStage:
             self.facts, self.held = facts, facts.held
             self._is_gone = False
         return facts
+
+    def _loaded(self, seconds: float | None) -> StageFacts:
+        end = None if seconds is None else time.monotonic() + seconds
+        begun, self._begun = self._begun, None
+        told = self.actor.facts.remote() if begun is None else begun
+        facts: StageFacts | None = self._ray.get(told, timeout=seconds)
+        if facts is None:  # made anew
+            left = None if end is None else max(0.1, end - time.monotonic())
+            facts = self._ray.get(self.actor.load.remote(self._job), timeout=left)
+        return facts
+
+    @property
+    def waiting(self) -> int:
+        """As the actor told a moment ago."""
+        return self._figures.waiting
+
+    @property
+    def computed(self) -> Computed:
+        """The same; what a stage had computed that is gone counts as far as it had told."""
+        return self._figures.computed
 
     def take_loss(self) -> bool:
         """See `Stage`; noticed as it is asked for something."""

@@ -25,7 +25,7 @@ from flower_split.errors import (
 )
 from flower_split.segments import load_trunk
 from flower_split.server.cluster.pass_turns import PassTurns
-from flower_split.server.cluster.stage_job import StageFacts, StageJob
+from flower_split.server.cluster.stage_job import StageFacts, StageFigures, StageJob
 from flower_split.server.session_states import SiloState
 from flower_split.server.stages.local_stage import differentiating, entering, side_of
 from flower_split.server.stages.messages import (
@@ -41,36 +41,51 @@ from flower_split.transport.messages import BackwardRequest, ForwardRequest
 
 
 class StageActor:
-    """What Ray makes an actor of; a stage that is made anew knows no session.
+    """What Ray makes an actor of, and makes anew wherever there is room where it ends.
 
-    Args:
-        job: What it loads.
+    It is told what to load by a call. What Ray itself would make it from could be lost with a
+    machine, and the stage with it. One that is made anew has no layers yet, and no session.
     """
 
-    def __init__(self, job: StageJob) -> None:
+    def __init__(self) -> None:
         self._name = secrets.token_hex(8)
         self._sessions: dict[str, _Part] = {}
-        self._error: FlowerSplitError | None = None
-        try:
-            self._engine = _loaded(job)
-        except FlowerSplitError as error:
-            self._error = error  # Ray tells of one that is raised here as a text only
-        except Exception as error:
-            self._error = ModelError(f"a stage could not be loaded: {type(error).__name__}")
+        self._engine: StageEngine | None = None
 
-    async def facts(self) -> StageFacts:
-        """What it has loaded.
+    async def load(self, job: StageJob) -> StageFacts:
+        """Load its layers, where it has none; it answers nothing else meanwhile.
 
         Raises:
-            FlowerSplitError: why it could not.
+            FlowerSplitError: why it cannot.
         """
-        if self._error is not None:
-            raise self._error
-        trunk, layers = self._engine.trunk, self._engine.layers
+        if self._engine is None:
+            try:
+                self._engine = _loaded(job)
+            except FlowerSplitError:
+                raise
+            except Exception as error:
+                kind = type(error).__name__
+                raise ModelError(f"a stage could not be loaded: {kind}") from error
+        return self._facts(self._engine)
+
+    async def facts(self) -> StageFacts | None:
+        """What it has loaded; None where it was just made."""
+        return None if self._engine is None else self._facts(self._engine)
+
+    async def figures(self) -> StageFigures:
+        """What it has to do, and has done."""
+        if self._engine is None:
+            return StageFigures(name=self._name)
+        return StageFigures(
+            name=self._name, waiting=self._engine.waiting, computed=self._engine.computed
+        )
+
+    def _facts(self, engine: StageEngine) -> StageFacts:
+        trunk, layers = engine.trunk, engine.layers
         return StageFacts(
             first_layer=layers.start,
             next_layer=layers.stop,
-            held=self._engine.held,
+            held=engine.held,
             fingerprint=trunk.fingerprint,
             dtype=str(trunk.dtype).removeprefix("torch."),
             device=str(trunk.device),
@@ -82,8 +97,7 @@ class StageActor:
 
     async def open(self, name: str, opening: StageOpening) -> None:
         """The session's part, by whose name it is asked for."""
-        await self.facts()
-        session = await asyncio.wrap_future(self._engine.open_stage(opening))
+        session = await asyncio.wrap_future(self._loaded_engine().open_stage(opening))
         self._sessions[name] = _Part(session=session)
 
     async def forward(
@@ -122,15 +136,22 @@ class StageActor:
 
     async def shared_state(self) -> dict[str, Tensor]:
         """Its part of the master adapter."""
-        return self._engine.shared_state()
+        return self._loaded_engine().shared_state()
 
     async def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite it."""
-        self._engine.load_shared_state(state)
+        self._loaded_engine().load_shared_state(state)
 
     async def check_states(self, states: Sequence[SiloState]) -> None:
         """See `StageEngine.check_states`."""
-        self._engine.check_states(states)
+        self._loaded_engine().check_states(states)
+
+    def _loaded_engine(self) -> StageEngine:
+        if self._engine is None:
+            raise TrunkUnavailableError(
+                "a stage of the trunk has ended, and was started anew: it has no layers yet"
+            )
+        return self._engine
 
     def _part(self, name: str) -> "_Part":
         part = self._sessions.get(name)

@@ -1,4 +1,4 @@
-"""What a stage's actor is made with, and what it tells of itself."""
+"""What a stage's actor loads, and what it tells of itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from torch import Tensor
 from flower_split.adapters import AdapterPlan
 from flower_split.config.model import ModelConfig
 from flower_split.segments import Cuts
-from flower_split.server.compute.queue import BatchSettings
+from flower_split.server.compute.queue import BatchSettings, Computed
 from flower_split.server.stages.stage import Held
 from flower_split.transport.messages import SessionLimits
 
@@ -58,3 +58,14 @@ class StageFacts:
     name: str
     """Of its own, another one each time it is made."""
     pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFigures:
+    """What a stage has to do, and has done since it was made."""
+
+    name: str
+    """As in `StageFacts`."""
+    waiting: int = 0
+    """Passes."""
+    computed: Computed = field(default_factory=Computed)

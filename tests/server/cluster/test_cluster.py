@@ -15,7 +15,8 @@ import psutil
 import pytest
 from federation import free_port
 from hosting import eventually, is_free
-from ray_trunks import gone, on_ray, ray_processes
+from ray_trunks import SECONDS, gone, in_one_process, on_ray, ray_processes
+from sessions_alike import same, yields
 from tiny_checkpoint import save_tiny_model
 
 from flower_split.errors import ConfigError
@@ -97,15 +98,21 @@ def test_nothing_is_left_of_a_run_that_is_killed(folder: Path) -> None:
 
 
 @pytest.fixture
-def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster of two nodes with a CPU each, as `ray start` makes it on two machines."""
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster of three nodes, as `ray start` makes it on machines: the head has no CPU to give,
+    the others one each."""
     port = free_port()
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    common = ["--num-cpus", "1", "--object-store-memory", str(100 << 20)]
-    common += ["--disable-usage-stats", "--block"]
+    environment = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_health_check_period_ms": "1000",  # or it takes half a minute to miss one
+        "RAY_health_check_failure_threshold": "8",
+    }
+    common = ["--object-store-memory", str(100 << 20), "--disable-usage-stats", "--block"]
     folder = tempfile.mkdtemp(dir="/tmp")  # a socket's path may have a hundred characters
     head = ["--port", str(port), "--include-dashboard", "false", "--temp-dir", folder]
-    nodes = [["--head", *head, *common], ["--address", f"127.0.0.1:{port}", *common]]
+    other = ["--address", f"127.0.0.1:{port}", "--num-cpus", "1", *common]
+    nodes = [["--head", "--num-cpus", "0", *head, *common], other, other]
     started: list[subprocess.Popen[bytes]] = []
     try:
         for arguments in nodes:
@@ -118,7 +125,9 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                     start_new_session=True,
                 )
             )
-            assert eventually(lambda: not is_free(port), 60.0)
+            # Two that begin at once may choose the same ports.
+            assert eventually(lambda: _listens(started[-1].pid), 60.0)
+        assert not is_free(port)
         monkeypatch.setenv(ADDRESS, f"127.0.0.1:{port}")
         yield
     finally:
@@ -132,9 +141,15 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _listens(pid: int) -> bool:
+    """Whether a node that a process starts has its ports."""
+    raylets = [one for one in psutil.Process(pid).children(recursive=True) if one.name() == "raylet"]
+    return any(c.status == psutil.CONN_LISTEN for one in raylets for c in one.net_connections())
+
+
 @pytest.mark.slow
-def test_two_machines_hold_a_stage_each_and_one_that_has_no_room_says_so(
-    folder: Path, two_machines: None
+def test_a_stage_is_made_anew_where_there_is_room_as_its_machine_ends(
+    folder: Path, machines: None
 ) -> None:
     with connected(2) as ray:
         assert eventually(lambda: ray.cluster_resources().get("CPU") == 2, 60.0)
@@ -142,9 +157,10 @@ def test_two_machines_hold_a_stage_each_and_one_that_has_no_room_says_so(
         facts = [stage.load() for stage in chain.replicas[0]]
         parents = {psutil.Process(one.pid).parent().pid for one in facts}
         assert len(parents) == 2, "each stage is of another node"
-        spec = chain.describe()
-        session = chain.open(spec, None).result(60)
-        session.close().result(60)
+        whole = in_one_process(folder)
+        expected = yields(whole, "federated", "train")
+        assert all(map(same, yields(chain, "federated", "train"), expected))
+        assert eventually(lambda: chain.computed.tokens == whole.computed.tokens, 30.0)
     began = time.monotonic()
     with pytest.raises(ConfigError, match="2 CPU of which"), on_ray(folder, 2, 2):
         pass
@@ -154,3 +170,12 @@ def test_two_machines_hold_a_stage_each_and_one_that_has_no_room_says_so(
         on_ray(folder, 1, **{"trunk.device": "cuda"}),
     ):
         pass
+    with on_ray(folder, 1) as chain:
+        (stage,) = chain.replicas[0]
+        was = psutil.Process(stage.load().pid)
+        machine = was.parent()
+        machine.kill()  # its raylet: what the machine had is lost
+        assert gone([was])
+        stage.come_back(SECONDS)
+        assert psutil.Process(stage.load().pid).parent().pid != machine.pid
+        assert all(map(same, yields(chain, "federated", "train"), expected))
