@@ -9,6 +9,7 @@ from flower_split.apps.checking.data_check import Whose, look_at_data
 from flower_split.apps.checking.findings import Findings
 from flower_split.apps.checking.memory_check import look_at_memory
 from flower_split.apps.checking.model_check import look_at_model
+from flower_split.apps.checking.trunk_check import look_at_trunk
 from flower_split.apps.folder.app import App
 from flower_split.apps.folder.archive import check_archive
 from flower_split.config.address import is_loopback
@@ -75,6 +76,8 @@ def check_app(
             _look_from_afar(config, findings)
             return app, findings
         model = look_at_model(config, findings)
+        if model is not None:
+            look_at_trunk(config, model.size.cuts, silos, findings)
         longest = 0
         if app.trains_as_configured:
             whose = Whose(silos=silos or config.strategy.min_nodes, path=data, own=own or {})

@@ -67,10 +67,11 @@ def _at(model: FoundModel, tokens: int, cuts: Cuts | None = None) -> CutSize:
 
 
 def _together(model: FoundModel, size: CutSize, silos: int, tokens: int) -> int:
-    """Bytes of all silos and the trunk; of silos that have their cuts in turn, of each its own."""
+    """Bytes of all silos and the trunks; of silos that have their cuts in turn, of each its own."""
     split = model.config.split
+    trunk = size.trunk.bytes + (model.config.trunk.replicas - 1) * size.trunk.weights_bytes
     if not (split.bottoms or split.tops):
-        return silos * size.silo.bytes + size.trunk.bytes
+        return silos * size.silo.bytes + trunk
     nodes = (NodeConfig(partition_id=number, num_partitions=silos) for number in range(silos))
     counts = Counter(node.own_cut(split) for node in nodes)
     layers = size.cuts.num_layers
@@ -78,7 +79,7 @@ def _together(model: FoundModel, size: CutSize, silos: int, tokens: int) -> int:
         count * _at(model, tokens, Cuts(**_layers(cut), num_layers=layers)).silo.bytes
         for cut, count in counts.items()
     )
-    return sum(own) + size.trunk.bytes
+    return sum(own) + trunk
 
 
 def _layers(cut: CutConfig) -> dict[str, int]:

@@ -44,6 +44,25 @@ def test_an_app_that_would_run(app):
     assert not any(line in report for line in findings.examples[0].splitlines()[1:])
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("trunk.devices='cpu, cpu'", "its 2 layers are laid over cpu, cpu"),
+        ("trunk.engine='ray' trunk.stages=2 trunk.replicas=2", "2 replicas: 4 actors on Ray"),
+    ],
+)
+def test_how_the_trunk_is_laid_out_is_said(app, given, text):
+    _, findings = check_app(app, [given], silos=3)
+    assert findings.problems == [] and findings.warnings == []
+    assert any(topic == "trunk" and text in t for topic, t in said(findings, "ok"))
+
+
+def test_a_device_that_a_server_elsewhere_may_have_is_no_problem_here(app):
+    _, findings = check_app(app, ["trunk.device='cuda:7'"])
+    assert findings.problems == []
+    assert any(t.startswith("on this machine, trunk.device") for _, t in said(findings, "warning"))
+
+
 def test_everything_is_said_at_once(app, tiny):
     (app / "notes.jsonl").write_text("a patient\n")
     given = ['data.text="nope" split.bottom-layers=9 strategy.min-nodes=7']
@@ -76,6 +95,9 @@ def test_what_silos_may_choose_to_hold_is_said_and_counted(app, monkeypatch):
     [
         (["split.max-bottom-layers=4"], "cut", "of the model's 4, which leaves none for the trunk"),
         (["split.max-bottom-layers=4 split.bottoms='9'"], "settings", "split.bottoms has 9"),
+        (["trunk.devices='cpu, cpu, cpu'"], "trunk", "trunk.devices makes 3 stages of a trunk"),
+        (["trunk.engine='ray' trunk.stages=3"], "trunk", "trunk.stages makes 3 stages of a trunk"),
+        (["trunk.device='cuda:7'"], "trunk", "trunk.device"),
         (["lora.rr=1"], "settings", "did you mean 'lora.r'?"),
         (["num-server-rounds=0"], "settings", "num-server-rounds must be"),
         (['lora.target-modules="nothing"'], "cut", "'nothing'"),

@@ -143,7 +143,9 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _listens(pid: int) -> bool:
     """Whether a node that a process starts has its ports."""
-    raylets = [one for one in psutil.Process(pid).children(recursive=True) if one.name() == "raylet"]
+    raylets = [
+        one for one in psutil.Process(pid).children(recursive=True) if one.name() == "raylet"
+    ]
     return any(c.status == psutil.CONN_LISTEN for one in raylets for c in one.net_connections())
 
 
