@@ -36,10 +36,11 @@ def context(run_config, **node_config):
     return Context(RUN_ID, 5, {"silo": "a", **node_config}, RecordDict(), run_config)
 
 
-def run(run_config, output, **node_config):
-    """A whole run's result, in this process but for what a service does."""
+def run(run_config, output, *, own=({}, {}), **node_config):
+    """A whole run's result, in this process but for what a service does; `own` by silo."""
     values = {**run_config, "output-dir": str(output)}
-    grid = InProcessGrid(client_app, 2, run_config=values, node_config=node_config)
+    nodes = [{**node_config, **keys} for keys in own]
+    grid = InProcessGrid(client_app, len(nodes), run_config=values, node_config=nodes)
     server_app(grid, Context(RUN_ID, 1, {}, RecordDict(), values))
     return read_result(output / "result.json")
 
@@ -90,6 +91,37 @@ def test_a_run_with_services_equals_the_run_without(tiny, holdings, serving, fol
     assert losses(served) == losses(alone)
     assert served.samples == alone.samples
     assert adapter_bytes(tmp_path / "served") == adapter_bytes(tmp_path / "alone")
+
+
+CUTS = {"split.max-bottom-layers": 2, "strategy.min-nodes": 3, "num-server-rounds": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.sampled(keep=1)
+@pytest.mark.parametrize("kind", ["kept", "beyond the bound", "frozen"])
+def test_silos_of_different_cuts_that_share_a_service_have_their_own_models(
+    tiny, holdings, serving, folder, tmp_path, kind
+):
+    values = tiny_run_config(tiny, **CUTS)
+    if kind == "frozen":
+        values["trunk.adapters"] = "frozen"
+    own = ({}, {"bottom-layers": 2}, {"bottom-layers": 1})
+    keep_models(None)
+    alone = run(values, tmp_path / "alone", own=own)
+    holdings.drop()
+    keep_models(1 if kind == "beyond the bound" else 64 * MIB)
+    with serving(HANDLERS, holdings=holdings):
+        served = run(values, tmp_path / "served", own=own, **{"service-dir": str(folder)})
+        found = ask_status(folder)
+        assert found.done >= 9 and found.failed == 0
+        kept = sorted(model.bottom_layers for model in found.models)
+        assert kept == ([] if kind == "beyond the bound" else [1, 2])
+    assert losses(served) == losses(alone)
+    assert adapter_bytes(tmp_path / "served") == adapter_bytes(tmp_path / "alone")
+    one_cut = run({**values, "split.max-bottom-layers": 0}, tmp_path / "one", own=({}, {}, {}))
+    if kind != "frozen":
+        assert losses(one_cut) == losses(alone)
+        assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "alone")
 
 
 @pytest.mark.medium
