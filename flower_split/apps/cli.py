@@ -23,6 +23,7 @@ from flower_split.apps.commands.ledger import ledger_cli
 from flower_split.apps.commands.local import deployment_cli
 from flower_split.apps.commands.monitor import monitor_command
 from flower_split.apps.commands.new import new_command
+from flower_split.apps.commands.options import Commands
 from flower_split.apps.commands.plan import plan_command
 from flower_split.apps.commands.report import report_command
 from flower_split.apps.commands.run import run_command
@@ -33,6 +34,7 @@ from flower_split.user_folders import give_flower_a_home
 
 cli = typer.Typer(
     name="flower-split",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -34,6 +34,22 @@ def test_new_says_where_and_what_next(tmp_path: Path) -> None:
     assert err.startswith("error: ") and "is not empty" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export", "x", "--merge"], "--merge wants a value, MODEL, and is followed by nothing."),
+        (["export", "x", "--merge", "--out", "y"], "--merge wants a value, MODEL, and is followed"),
+        (["silo", "serve", "x", "--models-gib"], "--models-gib wants a value"),
+        (["check", "x", "-c"], "-c wants a value"),
+        (["export", "x"], "Missing option '--out'"),
+    ],
+)
+def test_an_option_without_its_value_says_what_it_wants(words: list[str], said: str) -> None:
+    status, out, err = flower_split(*words)
+    assert (status, out) == (2, "")
+    assert said in " ".join(err.replace("│", " ").split())
+
+
 @pytest.mark.medium
 def test_check_of_an_app_shows_examples_and_fails_where_a_run_would(tmp_path, run_config) -> None:
     app = write_app(tmp_path / "app", run_config)
