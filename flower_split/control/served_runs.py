@@ -32,6 +32,7 @@ from flower_split.errors import (
     TrunkUnavailableError,
 )
 from flower_split.segments import Trunk
+from flower_split.server.compute.kept_activations import KeptActivations
 from flower_split.server.compute.memory import PassMemory
 from flower_split.server.compute.queue import Computed
 from flower_split.server.compute.turns import DeviceTurns
@@ -61,6 +62,8 @@ class RunBounds:
     max_memory: float = 0.0
     """GB that `trunk.max-memory` of a run may be; 0 for what a run of its own would choose as the
     service begins."""
+    max_activation_bytes: int = 0
+    """Of activations that runs keep, together; 0 for what is free as the service begins."""
     opening: float = 20.0
     """Seconds that a run's adapter may take to begin with; the other runs wait meanwhile."""
 
@@ -119,9 +122,10 @@ class ServedRuns:
         self._trunk = trunk
         self._source = source
         self._clock = clock
-        self._turns = DeviceTurns()
+        free = PassMemory(trunk, 0).max_bytes
+        self._turns = DeviceTurns(KeptActivations(bounds.max_activation_bytes or free))
         self._strategies = frozenset(strategies)
-        self._max_memory = bounds.max_memory or PassMemory(trunk, 0).max_bytes / 1e9
+        self._max_memory = bounds.max_memory or free / 1e9
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._runs: dict[bytes, ServedRun] = {}
@@ -190,7 +194,8 @@ class ServedRuns:
         finally:
             with self._lock:
                 self._pending[owner] -= 1
-        logger.info("run %s… is open: %s", made.name, _told(config))
+        told = config.trunk.adapters, config.trunk.max_sessions
+        logger.info("run %s… is open: adapters %s, up to %d sessions", made.name, *told)
         return made
 
     def find(self, secret: bytes, owner: str) -> ServedRun:
@@ -393,8 +398,3 @@ def _check_given_away(plan: AdapterPlan, held: tuple[str, ...]) -> None:
 
 def _digest(ticket: Ticket) -> bytes:
     return hashlib.sha256(ticket.token.encode("utf-8", "replace")).digest()
-
-
-def _told(config: SplitConfig) -> str:
-    trunk = config.trunk
-    return f"adapters {trunk.adapters}, up to {trunk.max_sessions} sessions"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flower_split.errors import HandshakeError, StateError
 from flower_split.segments import Cuts, Trunk
-from flower_split.server.compute.batch import ActivationBudget
+from flower_split.server.compute.activation_budget import budget_of
 from flower_split.server.compute.queue import Computed, mapped
 from flower_split.server.compute.turns import DeviceTurns
 from flower_split.server.engine import TrunkEngine
@@ -66,7 +66,7 @@ class CutEngines:
         self._most = most
         self._make = make
         self._turns = turns
-        budget = ActivationBudget(max_activation_tokens, self._note_room)
+        budget = budget_of(trunk, max_activation_tokens, turns, self._note_room)
         self._common = EngineCommon(budget=budget)
         self._lock = threading.Lock()  # of the engines; never held for long
         self._making = threading.Lock()

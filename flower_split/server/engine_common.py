@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from flower_split.server.compute.batch import ActivationBudget
+from flower_split.server.compute.activation_budget import ActivationBudget
 from flower_split.server.session_states import SessionStates
 from flower_split.server.silo_names import SiloNames
 from flower_split.server.snapshots import SnapshotStore

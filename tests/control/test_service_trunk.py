@@ -18,6 +18,7 @@ from flower_split.errors import (
     TrunkBusyError,
     TrunkUnavailableError,
 )
+from flower_split.server.compute import scheduler
 from flower_split.strategies import TrunkHost
 
 OTHER = {"lora.r": 2, "train.learning-rate": 1e-2, "seed": 5, "lora.target-modules": "q_proj"}
@@ -69,6 +70,14 @@ def test_a_run_yields_what_it_yields_with_a_trunk_of_its_own(folder, service, ch
         values = {key: value for key, value in values.items() if not key.startswith("lora.")}
     same(learned(at(service, values)), learned(values))
     assert service.runs.all == []
+
+
+@pytest.mark.medium
+def test_a_service_without_room_for_activations_computes_them_anew(folder, monkeypatch):
+    monkeypatch.setattr(scheduler, "_ROOM_SECONDS", 0.01)
+    values = run_config(folder, **{**KEEPING, "num-server-rounds": 1})
+    with serving(values, bounds=RunBounds(max_activation_bytes=1)) as service:
+        same(learned(at(service, values)), learned(values))
 
 
 @pytest.mark.slow

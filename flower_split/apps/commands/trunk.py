@@ -108,6 +108,14 @@ def serve_command(
             rich_help_panel=_BOUNDS,
         ),
     ] = 0.0,
+    activation_gib: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="GiB of activations that all runs keep; 0 goes by what is free.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = 0.0,
     grace_seconds: Annotated[
         float, typer.Option(min=0.0, help="For what is under way as it is told to end.")
     ] = 30.0,
@@ -178,6 +186,7 @@ def serve_command(
                 ),
                 max_bytes=int(run_gib * 2**30),
                 max_memory=max_memory,
+                max_activation_bytes=int(activation_gib * 2**30),
             ),
             attester=attester,
             grace=grace_seconds,

@@ -20,39 +20,10 @@ from flower_split.privacy.row_gradients import RowRecord
 from flower_split.segments import Trunk
 from flower_split.segments.randomness import LayerDraws, numbers_aside
 from flower_split.server.caches import TrunkCache
+from flower_split.server.compute.activation_budget import ActivationBudget
 from flower_split.server.compute.rows import cut, join, join_tensors
 from flower_split.server.stepping import AdapterSlot
 from flower_split.transport.messages import BackwardRequest, ForwardRequest
-
-
-class ActivationBudget:
-    """Counts tokens whose activations are kept.
-
-    Args:
-        max_tokens: The bound, in rows x tokens as computed, padding included; 0 for none.
-        on_room: Called where there is more room than before, if there is a bound.
-    """
-
-    def __init__(self, max_tokens: int = 0, on_room: Callable[[], None] | None = None) -> None:
-        self.max_tokens = max_tokens
-        self._on_room = on_room if max_tokens else None
-        self.kept = 0
-        """Tokens whose activations are kept now."""
-
-    @property
-    def room(self) -> float:
-        """Tokens that can yet be kept; infinite without a bound."""
-        return self.max_tokens - self.kept if self.max_tokens else float("inf")
-
-    def take(self, tokens: int) -> None:
-        """Count `tokens` as kept."""
-        self.kept += tokens
-
-    def give_back(self, tokens: int) -> None:
-        """Count `tokens` as freed."""
-        self.kept -= tokens
-        if self._on_room is not None:
-            self._on_room()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -73,6 +73,12 @@ class PassCost:
             on_accelerator=trunk.device.type == "cuda",
         )
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that are kept of a token until its backward pass, but for what grows with the
+        square of a text's length."""
+        return self.element * self.width * self.layers
+
     def bytes_of(self, request: ForwardRequest, past: int) -> int:
         """Bytes that the passes of a request need at most, its backward pass included.
 

@@ -26,8 +26,8 @@ from flower_split.segments import Trunk
 from flower_split.segments.families import known_family
 from flower_split.segments.randomness import has_dropout
 from flower_split.segments.refusals import LONGROPE, rope_types
+from flower_split.server.compute.activation_budget import ActivationBudget, budget_of
 from flower_split.server.compute.batch import (
-    ActivationBudget,
     Gradients,
     Graph,
     Microbatch,
@@ -128,8 +128,10 @@ class TrunkQueue:
         turns: AbstractContextManager[object] | None = None,
         budget: ActivationBudget | None = None,
     ) -> None:
-        self.budget = budget or ActivationBudget(settings.max_activation_tokens)
         self.memory = PassMemory(trunk, int(settings.max_memory * 1e9))
+        self.budget = budget or budget_of(
+            trunk, settings.max_activation_tokens, turns, self.look_again
+        )
         self._drops = has_dropout(trunk, trunk.config)
         self._computer = TrunkComputer(
             trunk,
