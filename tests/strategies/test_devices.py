@@ -18,6 +18,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "with personal tensors": {**KEEPING, "strategy.name": "fedsalora"},
     "recomputed": {**KEEPING, "trunk.recompute": True, "num-server-rounds": 1},
     "under autocast": {"num-server-rounds": 1, "trunk.autocast": "bfloat16"},
+    "of a model that is delivered": {"num-server-rounds": 1, "model.delivery": "server"},
     "of bfloat16 weights": {"num-server-rounds": 1, "trunk.dtype": "bfloat16"},
 }
 

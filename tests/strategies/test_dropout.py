@@ -87,21 +87,31 @@ def test_a_method_that_draws_by_itself_draws_on_from_stage_to_stage(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(("first", "then"), [("", "cpu, cpu"), ("cpu, cpu", "")])
 def test_a_run_that_is_resumed_drops_out_as_if_it_had_gone_on(
-    folder: Path, state_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    state_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+    then: str,
 ) -> None:
+    """Also where its trunk is laid over other devices then."""
     values = values_of(folder, **{"num-server-rounds": 3})
     whole = ran(values)
-    stopped = {**values, "output-dir": str(tmp_path / "out")}
+    begun = list[int]()
     begin = SplitStrategy.configure_train
 
-    def end(self: Any, server_round: int, *more: Any, **named: Any) -> Any:
-        if server_round == 3:
+    def note(self: Any, server_round: int, *more: Any, **named: Any) -> Any:
+        begun.append(server_round)
+        if begun == [1, 2, 3]:
             raise RoundError("stopped by the test")
         return begin(self, server_round, *more, **named)
 
-    with monkeypatch.context() as patch, pytest.raises(RoundError, match="stopped"):
-        patch.setattr(SplitStrategy, "configure_train", end)
+    monkeypatch.setattr(SplitStrategy, "configure_train", note)
+    stopped = {**values, "output-dir": str(tmp_path / "out"), "trunk.devices": first}
+    with pytest.raises(RoundError, match="stopped"):
         ran(stopped)
-    resumed = ran({**stopped, "resume": True})
+    resumed = ran({**stopped, "resume": True, "trunk.devices": then})
+    assert begun == [1, 2, 3, 3]
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

@@ -14,6 +14,7 @@ from ray_trunks import SECONDS, gone, in_one_process, kill_stage, on_ray, ray_pr
 from sessions_alike import same, start_of, yields
 from tiny_checkpoint import save_tiny_model
 from torch import Tensor
+from unkind_silos import check_others_go_on
 
 from flower_split.errors import SequenceError, TrunkBusyError, TrunkUnavailableError
 from flower_split.server.stages.chain import Chain
@@ -147,6 +148,13 @@ def test_a_session_that_is_closed_answers_all_that_is_under_way(chain: Chain[Any
     assert chain.loads == (0, 0)
     again, record = begun(chain, "c2")
     assert trained(again, record)
+
+
+def test_a_silo_that_never_reads_and_vanishes_costs_no_other_one_anything(
+    folder: Path, chain: Chain[Any]
+) -> None:
+    expected = yields(in_one_process(folder), "federated", "train")
+    check_others_go_on(chain, expected)
 
 
 def test_no_other_machine_reaches_a_cluster_of_the_runs_own(chain: Chain[Any]) -> None:

@@ -15,6 +15,7 @@ from hosting import hosting, nothing_left
 from sessions_alike import plain, same, start_of, yields
 from tiny_models import tiny_model
 from torch import Tensor
+from unkind_silos import check_others_go_on
 
 from flower_split.adapters import AdapterPlan, resolve_lora, resolve_plan
 from flower_split.config.peft import PeftSettings
@@ -116,6 +117,13 @@ def test_a_session_that_is_closed_answers_all_that_is_under_way() -> None:
         kinds = {type(one.exception(SECONDS)) for one in asked}
         assert kinds <= {type(None), SequenceError}
         assert chain.loads == (0,)
+
+
+@pytest.mark.slow
+def test_a_silo_that_never_reads_and_vanishes_costs_no_other_one_anything() -> None:
+    options: dict[str, Any] = {"shares_adapter": True, "keep_optimizer": True}
+    expected = yields(one_trunk("federated", **options), "federated", "train")
+    check_others_go_on(chain_of("federated", **options), expected)
 
 
 def test_what_is_passed_on_travels_as_it_is() -> None:
