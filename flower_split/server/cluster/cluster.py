@@ -58,10 +58,11 @@ def connected(bundles: int) -> Iterator[Any]:
         bundles: Actors that are to be placed, with a CPU each.
 
     Raises:
-        ConfigError: the cluster is not there.
+        ConfigError: the cluster is not there, or this machine has no memory for so many.
     """
     ray = import_ray()
     if is_simulation():
+        _check_memory(bundles)
         _await_simulation(ray)
     if ray.is_initialized():
         yield ray
@@ -69,6 +70,8 @@ def connected(bundles: int) -> Iterator[Any]:
     address = os.environ.get(ADDRESS, "").strip()
     if address:
         _check_there(address)
+    else:
+        _check_memory(bundles)
     with ExitStack() as stack:
         own = {} if address else stack.enter_context(_own_cluster(ray, bundles))
         stack.callback(ray.shutdown)
@@ -84,6 +87,22 @@ def connected(bundles: int) -> Iterator[Any]:
         if own:
             _check_loopback(ray)
         yield ray
+
+
+def _check_memory(actors: int) -> None:
+    """Raise `ConfigError` where this machine has no memory for so many processes."""
+    needed, free = actors * _PROCESS_BYTES, int(psutil.virtual_memory().available)
+    if needed > free:
+        raise ConfigError(
+            f"trunk.stages x trunk.replicas is {actors} actors, which take about "
+            f"{needed / 1e9:.3g} GB of memory before they hold a layer, and this machine has "
+            f"{free / 1e9:.3g} GB free: lower trunk.stages or trunk.replicas, or name a cluster of "
+            f"several machines in {ADDRESS}"
+        )
+
+
+_PROCESS_BYTES = 400_000_000
+"""Of a process with all that a stage imports."""
 
 
 def is_simulation() -> bool:

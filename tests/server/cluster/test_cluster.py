@@ -9,7 +9,9 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -20,7 +22,7 @@ from sessions_alike import same, yields
 from tiny_checkpoint import save_tiny_model
 
 from flower_split.errors import ConfigError
-from flower_split.server.cluster.cluster import ADDRESS, connected
+from flower_split.server.cluster.cluster import ADDRESS, connected, is_simulation
 
 BIN = Path(sys.executable).parent
 
@@ -57,6 +59,26 @@ def test_more_stages_than_layers_are_refused_before_anything_is_started(folder: 
     ):
         pass
     assert not {process.pid for process in ray_processes()} - before
+
+
+def test_a_simulations_own_thread_is_told_from_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked() -> bool:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(is_simulation).result()
+
+    assert not asked()
+    monkeypatch.setitem(sys.modules, "flwr.simulation.run_simulation", ModuleType("simulation"))
+    assert asked()
+    assert not is_simulation()
+
+
+def test_more_actors_than_this_machine_has_memory_for_are_refused(folder: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"512 actors, .* lower trunk\.stages"), connected(512):
+        pass
+    assert time.monotonic() - began < 10.0
 
 
 @pytest.mark.slow

@@ -9,10 +9,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from federation import write_app
 from ray_trunks import gone, ray_processes
 from split_run import failed_rounds, run_split
 from steps import KEEPING, run_config, steps_of
-from tiny_checkpoint import save_tiny_model
+from tiny_checkpoint import save_tiny_model, save_tiny_run, tiny_run_config
+
+from flower_split.apps.simulate import simulate
 
 pytestmark = pytest.mark.slow
 SILOS = 2
@@ -64,3 +67,17 @@ def test_a_run_on_two_replicas_equals_one_in_one_process(folder: Path) -> None:
     frozen = {"trunk.adapters": "frozen", "model.delivery": "server"}
     ours = left(folder, **{"trunk.engine": "ray", "trunk.replicas": 2}, **frozen)
     assert_equal(ours, left(folder, **frozen))
+
+
+@pytest.mark.exhaustive
+def test_a_simulated_run_places_its_stages_beside_the_silos(tmp_path: Path) -> None:
+    """All of whose cluster's CPUs are the silos'."""
+    tiny = save_tiny_run(tmp_path)
+    settings = {"strategy.min-nodes": SILOS, "num-server-rounds": 1, "lora.dropout": 0.2}
+    app = write_app(tmp_path / "app", tiny_run_config(tiny, **settings))
+    adapters = []
+    for name, given in (("ray", "trunk.engine='ray' trunk.stages=2"), ("local", "")):
+        output = tmp_path / name
+        simulate(app, silos=SILOS, output_dir=output, run_config=[given] if given else [])
+        adapters.append((output / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
