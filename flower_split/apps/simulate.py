@@ -23,11 +23,17 @@ from typing import NoReturn, TextIO
 
 from flower_split.apps.debugging import debugging
 from flower_split.apps.flower.flwr_command import flwr_json
-from flower_split.apps.flower.local_superlink import CONNECTION, LocalSuperLink, LocalSuperLinkError
+from flower_split.apps.flower.local_superlink import (
+    CONNECTION,
+    RAY_ADDRESS,
+    LocalSuperLink,
+    LocalSuperLinkError,
+)
 from flower_split.apps.flower.log_digest import digest, without_colours
 from flower_split.apps.folder.app import App
 from flower_split.apps.folder.archive import check_archive
 from flower_split.apps.folder.overrides import Settings, rendered
+from flower_split.config.trunk import RAY
 from flower_split.errors import FlowerSplitError
 from flower_split.private_files import make_folder
 from flower_split.reporting import print_summary, read_result
@@ -77,6 +83,9 @@ def simulate(
     if output_dir is not None:
         # The server runs in another process, so it gets an absolute path.
         settings[OUTPUT_KEY] = str(_made(output_dir))
+    if os.environ.get(RAY_ADDRESS) and read.settings.get("trunk.engine") == RAY:
+        text = f"{RAY_ADDRESS} is left aside: a simulation's trunk is on the silos' own Ray cluster"
+        (show or show_plainly)("WARNING", text)
     cores = min(silos, os.cpu_count() or 1)
     federation = (
         f"num-supernodes={silos} client-resources-num-cpus=1 init-args-num-cpus={cores} "

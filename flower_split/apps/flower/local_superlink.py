@@ -38,6 +38,10 @@ class LocalSuperLinkError(FlwrError):
     """The SuperLink, or a run that was given to it, failed."""
 
 
+RAY_ADDRESS = "RAY_ADDRESS"
+"""Environment variable that names a Ray cluster."""
+
+
 class LocalSuperLink:
     """A SuperLink for the time of a `with` block.
 
@@ -75,9 +79,14 @@ class LocalSuperLink:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of every process that belongs to this SuperLink."""
+        """Environment of every process that belongs to this SuperLink.
+
+        Silos are simulated on a Ray cluster of their own, whichever other one there is.
+        """
+        inherited = private_environment(self.home)
+        inherited.pop(RAY_ADDRESS, None)
         return {
-            **private_environment(self.home),
+            **inherited,
             "RAY_TMPDIR": str(self.home),
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", QUIET),

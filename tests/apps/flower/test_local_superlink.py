@@ -38,6 +38,15 @@ def test_exceptions_from_a_proxy_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
         superlink.close()
 
 
+def test_silos_are_simulated_on_a_cluster_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    superlink = LocalSuperLink()
+    try:
+        assert "RAY_ADDRESS" not in superlink.environment
+    finally:
+        superlink.close()
+
+
 @pytest.mark.parametrize("name", ["file/below", "x" * 300])
 def test_an_output_folder_that_cannot_be_made(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
