@@ -276,7 +276,7 @@ class ServedRuns:
                     making=MakingBound(self.bounds.max_bytes, self.bounds.opening),
                     check=self._check_plan,
                 )
-                hosted = HostedRun(config, resolved, pack=pack, turns=self._turns)
+                hosted = HostedRun(config, resolved, pack=pack, turns=[self._turns])
             hosted.serve_at(channel)
         run = ServedRun(
             secrets.token_bytes(32),

@@ -18,15 +18,12 @@ from flower_split.server.cluster.cluster import connected, is_simulation
 from flower_split.server.cluster.ray_stage import RayStage, Reference
 from flower_split.server.cluster.stage_actor import StageActor
 from flower_split.server.cluster.stage_job import StageFacts, StageJob
-from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.handshake import check_wire
-from flower_split.server.hosting.resolving import ResolvedRun, agreed, session_limits
-from flower_split.server.session_terms import SessionTerms
+from flower_split.server.hosting.resolving import ResolvedRun, engine_settings
 from flower_split.server.stages.chain import Chain, ChainModel, StagePlace, check_chain_can
 from flower_split.server.stages.chain_limits import chain_limits
-from flower_split.server.stages.parts import StageParts
+from flower_split.server.stages.engine_settings import EngineSettings
 from flower_split.server.stages.placement import apportioned, check_stages
-from flower_split.transport.messages import SessionLimits
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +55,8 @@ def ray_chain(
         ModelError: a stage cannot load its layers.
         TrunkUnavailableError: a stage ended as it was loaded.
     """
-    trunk, cuts, limits = config.trunk, resolved.cuts, session_limits(config)
+    trunk, cuts = config.trunk, resolved.cuts
+    settings = engine_settings(config, resolved, pack=pack)
     check_stages(cuts, trunk.stages, key="trunk.stages")
     parts = apportioned(cuts, [1.0] * trunk.stages)
     count = trunk.stages * trunk.replicas
@@ -70,7 +68,7 @@ def ray_chain(
         try:
             groups += [_group(ray, needs, trunk.stages) for _ in range(trunk.replicas)]
             _await_groups(ray, groups, needs, count)
-            jobs = _jobs(config, resolved, parts, limits, needs)
+            jobs = _jobs(config, settings, parts, needs)
             replicas = [
                 [
                     RayStage(
@@ -83,18 +81,16 @@ def ray_chain(
                 ]
                 for group in groups
             ]
-            yield _chain(config, resolved, cuts, replicas, limits, pack)
+            yield _chain(config, settings, cuts, replicas)
         finally:
             _end(ray, actors, groups)
 
 
 def _chain(
     config: SplitConfig,
-    resolved: ResolvedRun,
+    settings: EngineSettings,
     cuts: Cuts,
     replicas: Sequence[Sequence[RayStage]],
-    limits: SessionLimits,
-    pack: str,
 ) -> Chain[Reference]:
     facts = [_first_facts(stage) for stages in replicas for stage in stages]
     for stages in replicas:
@@ -104,15 +100,8 @@ def _chain(
                 logger.info("%s is on %s, %s", stage.name, told.node, told.device)
     model = config.model
     skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
-    terms = SessionTerms(
-        fingerprint=facts[0].fingerprint,
-        cuts=cuts,
-        weights_dtype=facts[0].dtype,
-        mode=resolved.layout.mode,
-        plan=None if resolved.layout.mode == "frozen" else resolved.whole_plan,
-        pack=pack,
-        prefix_tokens=resolved.prefix_tokens,
-        **agreed(config),
+    terms = settings.terms(
+        fingerprint=facts[0].fingerprint, cuts=cuts, weights_dtype=facts[0].dtype
     )
     check_chain_can(terms, replicas=len(replicas))
     if len({one.fingerprint for one in facts}) > 1:
@@ -134,9 +123,9 @@ def _chain(
         ),
         terms,
         limits=chain_limits(
-            limits, terms.plan, replicas[0], shares_adapter=config.trunk.shares_adapter
+            settings.limits, terms.plan, replicas[0], shares_adapter=settings.shares_adapter
         ),
-        keep_optimizer=config.train.keep_optimizer,
+        keep_optimizer=settings.keep_optimizer,
         patience=config.trunk.service_timeout,
     )
 
@@ -158,20 +147,13 @@ def _first_facts(stage: RayStage) -> StageFacts:
 
 
 def _jobs(
-    config: SplitConfig,
-    resolved: ResolvedRun,
-    parts: Sequence[Cuts],
-    limits: SessionLimits,
-    needs: _Needs,
+    config: SplitConfig, settings: EngineSettings, parts: Sequence[Cuts], needs: _Needs
 ) -> list[StageJob]:
-    layout = resolved.layout
     path = layers_path(
         load_skeleton(
             config.model.name, revision=config.model.revision, task=config.model.as_task()
         )
     )
-    initial = {name: layout.initial[name] for name in layout.trunk_names}
-    split = StageParts([part.trunk_range for part in parts], path).split(initial)
     return [
         StageJob(
             model=config.model,
@@ -180,15 +162,10 @@ def _jobs(
             device="cuda" if needs.gpus else "cpu",
             cuts=part,
             is_last=part is parts[-1],
-            plan=None if layout.mode == "frozen" else resolved.whole_plan,
-            mode=layout.mode,
-            initial=split[number],
-            limits=limits,
-            keep_optimizer=config.train.keep_optimizer,
-            batching=BatchSettings.of_trunk(config.trunk),
+            settings=settings.of_stage(part.trunk_range, path),
             threads=torch.get_num_threads(),
         )
-        for number, part in enumerate(parts)
+        for part in parts
     ]
 
 

@@ -185,16 +185,7 @@ def _loaded(job: StageJob) -> StageEngine:
         task=model.as_task(),
     )
     trunk.autocast = autocast_dtype(job.autocast)
-    return StageEngine(
-        trunk,
-        is_last=job.is_last,
-        plan=job.plan,
-        mode=job.mode,
-        initial=job.initial,
-        limits=job.limits,
-        keep_optimizer=job.keep_optimizer,
-        batching=job.batching,
-    )
+    return StageEngine(trunk, job.settings, is_last=job.is_last)
 
 
 def _node() -> str:

@@ -1,16 +1,12 @@
 """What a stage's actor loads, and what it tells of itself."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from flower_split.adapters import AdapterPlan
 from flower_split.config.model import ModelConfig
 from flower_split.segments import Cuts
-from flower_split.server.compute.queue import BatchSettings, Computed
+from flower_split.server.compute.queue import Computed
+from flower_split.server.stages.engine_settings import EngineSettings
 from flower_split.server.stages.stage import Held
-from flower_split.transport.messages import SessionLimits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,14 +24,8 @@ class StageJob:
     cuts: Cuts
     """Around the stage's layers."""
     is_last: bool
-    plan: AdapterPlan | None
-    mode: str
-    """Of the whole trunk."""
-    initial: Mapping[str, Tensor] = field(default_factory=dict)
-    """The stage's part of what sessions start from."""
-    limits: SessionLimits
-    keep_optimizer: bool
-    batching: BatchSettings
+    settings: EngineSettings
+    """Of the stage."""
     threads: int
     """Of the CPU that its kernels compute with: sums depend on the number."""
 

@@ -1,20 +1,21 @@
 """`HostedRun`: a run's trunk in this process, with its engine and its tickets."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from flower_split.config.sections import SplitConfig
 from flower_split.segments import Trunk, held_by_trunk, layers_path
-from flower_split.server.compute.queue import BatchSettings, Computed
+from flower_split.server.compute.queue import Computed
 from flower_split.server.compute.turns import DeviceTurns
 from flower_split.server.cut_engines import CutEngines
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.engine_common import EngineCommon
 from flower_split.server.grpc.delivery import PackSource
 from flower_split.server.hosting.layout import RunLayout
-from flower_split.server.hosting.resolving import ResolvedRun, agreed, session_limits
+from flower_split.server.hosting.resolving import ResolvedRun, engine_settings, session_limits
 from flower_split.server.hosting.run_trunk import Invitee, SiloChannel
 from flower_split.server.session_states import SiloState
 from flower_split.server.stages.chain import Chain
@@ -22,7 +23,7 @@ from flower_split.server.stages.local_chain import local_chain
 from flower_split.server.ticket_record import SessionOutcome, Stage, TicketRecord, TrunkStart
 from flower_split.server.tickets import TicketBook
 from flower_split.transport.invitation import MAX_STREAMS, DeliveryOffer
-from flower_split.transport.messages import SessionLimits, SessionSummary, Ticket
+from flower_split.transport.messages import SessionSummary, Ticket
 
 Engine = TrunkEngine | CutEngines | Chain[Any]
 """Hosts a run's sessions."""
@@ -90,7 +91,8 @@ class HostedRun:
         config: The run's.
         resolved: Its trunk.
         pack: What is delivered to silos; None where they have their own.
-        turns: A context in which alone the trunk's device computes; see `TrunkQueue`.
+        turns: Of each of the trunk's stages a context in which alone its device computes, see
+            `TrunkQueue`; none where the devices are the run's alone.
         engine: What computes, where that is no part of this process.
 
     Raises:
@@ -103,7 +105,7 @@ class HostedRun:
         resolved: ResolvedRun,
         *,
         pack: PackSource | None = None,
-        turns: DeviceTurns | None = None,
+        turns: Sequence[DeviceTurns] = (),
         engine: Chain[Any] | None = None,
     ) -> None:
         self.layout: RunLayout = resolved.layout
@@ -111,7 +113,7 @@ class HostedRun:
         """Of every session, as the run asks for them."""
         self.reconnect_timeout = config.trunk.reconnect_timeout
         self.engine: Engine = engine or _engine(
-            config, resolved, self.limits, pack="" if pack is None else pack.digest, turns=turns
+            config, resolved, pack="" if pack is None else pack.digest, turns=turns
         )
         self.tickets = TicketBook()
         self._pack = pack
@@ -188,53 +190,30 @@ class HostedRun:
 
 
 def _engine(
-    config: SplitConfig,
-    resolved: ResolvedRun,
-    limits: SessionLimits,
-    *,
-    pack: str,
-    turns: DeviceTurns | None,
+    config: SplitConfig, resolved: ResolvedRun, *, pack: str, turns: Sequence[DeviceTurns]
 ) -> Engine:
     """What hosts the run's sessions: of one cut, or of several where silos have a choice; on one
     trunk, or a chain of its stages."""
-    layout, trunk_config, whole = resolved.layout, config.trunk, resolved.trunks[0]
-    path = layers_path(whole.model)
-    settings: dict[str, Any] = {
-        "plan": None if layout.mode == "frozen" else resolved.whole_plan,
-        "mode": layout.mode,
-        "limits": limits,
-        "keep_optimizer": config.train.keep_optimizer,
-        "batching": BatchSettings.of_trunk(trunk_config),
-        "pack": pack,
-        "shares_adapter": trunk_config.shares_adapter,
-        "prefix_tokens": resolved.prefix_tokens,
-        **agreed(config),
-    }
+    settings = engine_settings(config, resolved, pack=pack)
     if len(resolved.trunks) > 1:
-        initial = {name: layout.initial[name] for name in layout.trunk_names}
-        return local_chain(resolved.trunks, initial=initial, **settings)
+        return local_chain(resolved.trunks, settings, turns=turns)
+    (whole,), turn = resolved.trunks, turns[0] if turns else None
+    path, initial = layers_path(whole.model), settings.initial or {}
 
     def make(
-        trunk: Trunk,
-        common: EngineCommon | None = None,
-        turns: DeviceTurns | None = turns,
+        trunk: Trunk, common: EngineCommon | None = None, turn: DeviceTurns | None = turn
     ) -> TrunkEngine:
-        held = (n for n in layout.trunk_names if held_by_trunk(n, path, trunk.cuts))
-        return TrunkEngine(
-            trunk,
-            initial={name: layout.initial[name] for name in held},
-            **settings,
-            turns=turns,
-            common=common,
-        )
+        held = {n: tensor for n, tensor in initial.items() if held_by_trunk(n, path, trunk.cuts)}
+        own = replace(settings, initial=held)
+        return TrunkEngine(trunk, **vars(own), turns=turn, common=common)
 
     if resolved.most is None:
         return make(whole)
-    taken = turns or DeviceTurns()
+    taken = turn or DeviceTurns()
     return CutEngines(
         whole,
         resolved.most,
         lambda trunk, common: make(trunk, common, taken),
         turns=taken,
-        max_activation_tokens=trunk_config.max_activation_tokens,
+        max_activation_tokens=config.trunk.max_activation_tokens,
     )

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,8 +31,10 @@ from flower_split.segments import (
     load_trunk,
     tables_of,
 )
+from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.hosting.layout import RunLayout
 from flower_split.server.key_shapes import key_shape
+from flower_split.server.stages.engine_settings import EngineSettings
 from flower_split.server.stages.placement import by_memory, check_stages, stage_devices
 from flower_split.transport.messages import SessionLimits
 
@@ -212,16 +213,32 @@ def session_limits(config: SplitConfig) -> SessionLimits:
     )
 
 
-def agreed(config: SplitConfig) -> dict[str, Any]:
-    """What a run's sessions must agree on with its silos, beside the model and its adapter."""
-    return {
-        "wire": config.wire,
-        "optimizer": OptimizerSettings.of_training(
-            config.train, shared=config.trunk.adapters == "shared"
-        ),
-        "privacy": PrivacySettings.of_training(config.dp, config.train),
-        "dtype": config.model.dtype,
-    }
+def engine_settings(
+    config: SplitConfig, resolved: ResolvedRun, *, pack: str = ""
+) -> EngineSettings:
+    """How the sessions of a run are hosted.
+
+    Args:
+        config: The run's.
+        resolved: Its trunk.
+        pack: Digest of what is delivered to silos; empty for nothing.
+    """
+    layout, trunk = resolved.layout, config.trunk
+    return EngineSettings(
+        plan=None if layout.mode == "frozen" else resolved.whole_plan,
+        mode=layout.mode,
+        initial={name: layout.initial[name] for name in layout.trunk_names},
+        wire=config.wire,
+        optimizer=OptimizerSettings.of_training(config.train, shared=layout.mode == "shared"),
+        privacy=PrivacySettings.of_training(config.dp, config.train),
+        limits=session_limits(config),
+        keep_optimizer=config.train.keep_optimizer,
+        batching=BatchSettings.of_trunk(trunk),
+        pack=pack,
+        dtype=config.model.dtype,
+        shares_adapter=trunk.shares_adapter,
+        prefix_tokens=resolved.prefix_tokens,
+    )
 
 
 def open_pack(config: SplitConfig) -> Pack | None:

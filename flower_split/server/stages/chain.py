@@ -1,5 +1,4 @@
-"""The chain of stages: one trunk whose contiguous layers compute apart, each stage the next ones'
-hidden states.
+"""The chain of stages: one trunk whose contiguous layers compute apart, one after the other.
 
 Segments are exact wherever a model is cut, so that stages one after the other compute what one
 trunk computes, to the bit; adapters are named by layer, so that each stage steps its own part. What

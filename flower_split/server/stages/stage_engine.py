@@ -1,25 +1,24 @@
 """The engine of one stage: a part of a trunk's layers, on one device, wherever that is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from flower_split.adapters import AdapterPlan
 from flower_split.devices import mark_ready, to_device
-from flower_split.segments import Trunk, find_layers, layer_index
+from flower_split.segments import Trunk, find_layers
 from flower_split.segments.randomness import DRAWING
 from flower_split.server.border import TrunkBorder
-from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.handshake import check_prefix
 from flower_split.server.key_shapes import key_shape
 from flower_split.server.session_states import SiloState
+from flower_split.server.stages.engine_settings import EngineSettings
 from flower_split.server.stages.messages import StageOpening
 from flower_split.server.stages.staged_session import StagedSession
 from flower_split.server.ticket_record import TicketRecord
-from flower_split.transport.messages import ForwardRequest, SessionLimits
+from flower_split.transport.messages import ForwardRequest
 
 
 class StageEngine(TrunkEngine):
@@ -30,15 +29,9 @@ class StageEngine(TrunkEngine):
 
     Args:
         trunk: The stage's layers.
+        settings: Of the whole trunk, or of the stage already.
         is_last: Whether it holds the trunk's last layer.
-        plan: The whole model's adapter plan; None for a frozen trunk.
-        mode: Of the whole trunk.
-        initial: The trunk's part of an adapter that sessions start from; the stage's is taken.
-        limits: What one session may hold.
-        keep_optimizer: As for `TrunkEngine`, as the others.
-        batching: The same.
-        follows_autocast: The same.
-        turns: The same.
+        turns: As for `TrunkEngine`.
 
     Raises:
         AdapterError: as `TrunkEngine`.
@@ -47,34 +40,16 @@ class StageEngine(TrunkEngine):
     def __init__(
         self,
         trunk: Trunk,
+        settings: EngineSettings,
         *,
         is_last: bool,
-        plan: AdapterPlan | None,
-        mode: str,
-        initial: Mapping[str, Tensor] | None = None,
-        limits: SessionLimits | None = None,
-        keep_optimizer: bool = False,
-        batching: BatchSettings | None = None,
-        follows_autocast: bool = True,
         turns: AbstractContextManager[object] | None = None,
     ) -> None:
         path, layers = find_layers(trunk.model)[0], trunk.cuts.trunk_range
-        has = plan is not None and any(layer_index(name, path) in layers for name in plan.names)
         trunk.is_followed = not is_last
         # h2 has the dtype of the weights, whatever the layers before are given under autocast.
         trunk.leaves_in = trunk.dtype if is_last else None
-        own = {n: t for n, t in (initial or {}).items() if layer_index(n, path) in layers}
-        super().__init__(
-            trunk,
-            plan=plan if has else None,
-            mode=mode if has else "frozen",
-            initial=own if has and initial is not None else None,
-            limits=limits,
-            keep_optimizer=keep_optimizer,
-            batching=batching,
-            follows_autocast=follows_autocast,
-            turns=turns,
-        )
+        super().__init__(trunk, **vars(settings.of_stage(layers, path)), turns=turns)
         self.layers = layers
         """Their indices."""
 

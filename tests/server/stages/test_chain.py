@@ -33,6 +33,7 @@ from flower_split.server.compute.queue import BatchSettings
 from flower_split.server.compute.session_step import SessionStep
 from flower_split.server.engine import TrunkEngine
 from flower_split.server.stages.chain import Chain
+from flower_split.server.stages.engine_settings import EngineSettings
 from flower_split.server.stages.local_chain import local_chain
 from flower_split.server.stages.messages import Passed
 from flower_split.server.ticket_record import TrunkStart
@@ -65,7 +66,7 @@ def chain_of(mode: str, family: str = "llama", **options: Any) -> Chain[Any]:
     """The same trunk, a stage for each layer."""
     model, plan = made(mode, family)
     trunks = [split_model(model, first, LAYERS - first - 1)[1] for first in (1, 2)]
-    return local_chain(trunks, plan=plan, mode=mode_of(mode), **options)
+    return local_chain(trunks, EngineSettings(plan=plan, mode=mode_of(mode), **options))
 
 
 def made(mode: str, family: str) -> tuple[Any, AdapterPlan | None]:
@@ -198,7 +199,7 @@ def test_stages_compute_at_the_same_time() -> None:
 
     for trunk, index, hook in ((trunks[0], 1, first_stage), (trunks[1], 2, second_stage)):
         find_layers(trunk.model)[1][index].register_forward_pre_hook(hook)
-    chain = local_chain(trunks)
+    chain = local_chain(trunks, EngineSettings())
     with hosting(chain) as server, GrpcTransport(server.address, chain.describe()) as transport:
         asked = [
             transport.forward(ForwardRequest(step=0, microbatch=number, hidden=tensor(number)))
@@ -222,7 +223,7 @@ def test_a_stage_without_an_adapter_in_it_computes_as_it_is() -> None:
     )
     plan = resolve_plan(model, replace(LORA, target_modules=("q_proj", "down_proj")), only)
     trunks = [split_model(model, first, LAYERS - first - 1)[1] for first in (1, 2)]
-    chain = local_chain(trunks, plan=plan, mode="federated")
+    chain = local_chain(trunks, EngineSettings(plan=plan, mode="federated"))
     whole = TrunkEngine(split_model(model, 1, 1)[1], plan=plan)
     assert same(trained(whole), trained(chain))
 
@@ -252,7 +253,7 @@ def test_what_a_chain_does_not_do_exactly_is_refused(options: Any, message: str)
     plan = resolve_plan(model, LoraSettings(), options.pop("peft", PeftSettings()))
     trunks = [split_model(model, first, LAYERS - first - 1)[1] for first in (1, 2)]
     with pytest.raises(ConfigError, match=message):
-        local_chain(trunks, plan=plan, mode="federated", **options)
+        local_chain(trunks, EngineSettings(plan=plan, mode="federated", **options))
 
 
 def test_a_silo_that_brings_noise_of_its_own_is_refused() -> None:

@@ -16,6 +16,7 @@ from flower_split.errors import SequenceError, TrunkBusyError, TrunkError, WireE
 from flower_split.segments import split_model
 from flower_split.server.compute.batch import TrunkComputer
 from flower_split.server.engine import TrunkEngine
+from flower_split.server.stages.engine_settings import EngineSettings
 from flower_split.server.stages.local_chain import local_chain
 from flower_split.server.stepping import AdapterSlot
 from flower_split.transport.messages import (
@@ -42,7 +43,7 @@ def session_of(*, stages: bool, mode: str = "federated", **options: Any) -> Aski
     engine: Any
     if stages:
         trunks = [split_model(model, first, LAYERS - first - 1)[1] for first in (1, 2)]
-        engine = local_chain(trunks, **options)
+        engine = local_chain(trunks, EngineSettings(**options))
     else:
         engine = TrunkEngine(split_model(model, 1, 1)[1], **options)
     engine.load_shared_state(start_of(engine))
