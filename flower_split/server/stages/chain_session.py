@@ -20,7 +20,7 @@ from flower_split.server.adapter_calls import AdapterCalls
 from flower_split.server.border import TrunkBorder
 from flower_split.server.compute.session_step import SessionStep
 from flower_split.server.stages.chain_terms import ChainTerms
-from flower_split.server.stages.futures import failed, gathered, in_thread, then, unless
+from flower_split.server.stages.futures import failed, gathered, in_thread, then, unless, when_done
 from flower_split.server.stages.messages import (
     BeginStep,
     FinishStage,
@@ -198,7 +198,7 @@ class ChainSession(Generic[P]):
                     self._broken = error  # its cache has grown at some stages
 
             landed = gathered(landing)
-            landed.add_done_callback(judge)  # before those of whoever waits for it
+            when_done(landed, judge)  # before those of whoever waits for it
             return gathered([landed, retracting])
 
         def forgotten() -> None:

@@ -1,4 +1,8 @@
-"""Futures that follow from others, which nobody can cancel."""
+"""Futures that follow from others, which nobody can cancel.
+
+A future keeps its callbacks when they were called, and they what they were made of: futures that
+follow from one another would hold tensors until Python looks for cycles. `when_done` lets go.
+"""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -41,10 +45,27 @@ def settle(future: "Future[R]", work: Callable[[], R]) -> None:
         future.set_result(answer)
 
 
+def when_done(given: "Future[Any]", work: "Callable[[Future[Any]], object]") -> None:
+    """Call `work` with `given` once that has ended, and keep nothing of it then."""
+    given.add_done_callback(_Once(work))
+
+
+class _Once:
+    """A callback that forgets what it has called."""
+
+    def __init__(self, work: "Callable[[Future[Any]], object]") -> None:
+        self._work: Callable[[Future[Any]], object] | None = work
+
+    def __call__(self, made: "Future[Any]") -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work(made)
+
+
 def then(given: "Future[T]", work: Callable[[T], R]) -> "Future[R]":
     """What `work` makes of the answer, in the thread that gives it."""
     future: Future[R] = running()
-    given.add_done_callback(lambda made: settle(future, lambda: work(made.result())))
+    when_done(given, lambda made: settle(future, lambda: work(made.result())))
     return future
 
 
@@ -71,9 +92,9 @@ def unless(
             begun = failing(error)
         except Exception as other:
             begun = failed(other)
-        begun.add_done_callback(told)
+        when_done(begun, told)
 
-    given.add_done_callback(ended)
+    when_done(given, ended)
     return future
 
 
@@ -94,7 +115,7 @@ def gathered(futures: "Sequence[Future[T]]") -> "Future[list[T]]":
     if not futures:
         whole.set_result([])
     for future in futures:
-        future.add_done_callback(ended)
+        when_done(future, ended)
     return whole
 
 

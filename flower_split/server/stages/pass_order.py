@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from flower_split.server.stages.futures import running, settle
+from flower_split.server.stages.futures import running, settle, when_done
 
 Start = Callable[[Any], "Future[Any]"]
 
@@ -29,7 +29,7 @@ class PassOrder:
     def add(self, given: "Future[Any]", start: Start) -> "Future[Any]":
         """The answer of `start`, which is called with the answer of `given`."""
         answer = running()
-        given.add_done_callback(partial(self._arrived, start=start, answer=answer))
+        when_done(given, partial(self._arrived, start=start, answer=answer))
         return answer
 
     def _arrived(self, given: "Future[Any]", *, start: Start, answer: "Future[Any]") -> None:
@@ -53,7 +53,7 @@ class PassOrder:
                 answer.set_exception(error)
                 continue
             if not made.done():
-                made.add_done_callback(partial(self._made, answer=answer))
+                when_done(made, partial(self._made, answer=answer))
                 return
             settle(answer, made.result)
 

@@ -26,9 +26,8 @@ def check_stages(cuts: Cuts, count: int, *, key: str = "trunk.devices") -> None:
     if count > layers:
         raise ConfigError(
             f"{key} makes {count} stages of a trunk that has {layers} layers, after "
-            f"split.bottom-layers {cuts.bottom_layers} and before split.top-layers "
-            f"{cuts.top_layers} of {cuts.num_layers}: a stage holds one layer at least, so name "
-            f"{layers} at most"
+            f"{cuts.bottom_layers} bottom and before {cuts.top_layers} top layers of "
+            f"{cuts.num_layers}: a stage holds one layer at least, so name {layers} at most"
         )
 
 
