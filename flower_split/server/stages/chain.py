@@ -17,6 +17,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
+from flower_split.adapters.state import check_state
 from flower_split.config.peft import ADALORA
 from flower_split.errors import (
     ConfigError,
@@ -214,6 +215,10 @@ class Chain(Generic[P]):
 
     def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
         """See `TrunkEngine.load_shared_state`."""
+        held = dict(one for stage in self._stages for one in stage.held)
+        if not held:
+            return
+        check_state(state, held)  # or one stage would have it, and another refuse it
         with self._session_terms.in_turn:
             split = self._parts.split(state)
             loading = [

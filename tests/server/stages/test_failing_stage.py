@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 
 from flower_split.adapters import resolve_lora
 from flower_split.config.sections import LoraSettings
-from flower_split.errors import SequenceError, TrunkBusyError, TrunkError, WireError
+from flower_split.errors import AdapterError, SequenceError, TrunkBusyError, TrunkError, WireError
 from flower_split.segments import split_model
 from flower_split.server.compute.batch import TrunkComputer
 from flower_split.server.engine import TrunkEngine
@@ -208,3 +208,18 @@ def test_what_cannot_be_taken_back_is_followed_by_nothing(
     assert after and set(after) == {SequenceError.__name__}
     assert session.engine.loads == (0,)
     assert torch.is_tensor(made[0])
+
+
+def test_an_adapter_that_does_not_fit_one_stage_is_loaded_at_none() -> None:
+    left = list[Any]()
+    for stages in (False, True):
+        engine = session_of(stages=stages, mode="shared").engine
+        before = start_of(engine)
+        engine.load_shared_state(before)
+        wrong = {n: t[:1] if ".layers.2." in n else t + 1 for n, t in before.items()}
+        for state in (wrong, {**before, "odd": tensor(0)}, dict([*before.items()][:-1]), {}):
+            with pytest.raises(AdapterError) as caught:
+                engine.load_shared_state(state)
+            left.append(str(caught.value))
+            assert same(engine.shared_state(), before)
+    assert left[:4] == left[4:]
