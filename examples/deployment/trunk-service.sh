@@ -2,6 +2,7 @@
 # On the trunk's machine, with TRUNK_HOST set: start the service that hosts the trunk for the runs of
 # the SuperLink. It runs in the foreground until Ctrl-C or stop.sh.
 #   trunk-service.sh MODEL [OPTION …]       such as Qwen/Qwen3-0.6B --bottom 2 --top 2
+# and, on a machine with several GPUs, --devices cuda:0,cuda:1
 set -euo pipefail
 : "${1:?usage: trunk-service.sh MODEL [OPTION …]}"
 # shellcheck source=common.sh source-path=SCRIPTDIR

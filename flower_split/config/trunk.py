@@ -123,28 +123,40 @@ class TrunkConfig:
         at_least("trunk.max-activation-tokens", self.max_activation_tokens, 0)
 
 
-def check_devices(names: tuple[str, ...]) -> None:
-    """Raise `ConfigError` unless a trunk may be laid over devices of these names, or over none."""
+def check_devices(names: tuple[str, ...], *, key: str = "trunk.device") -> None:
+    """Raise `ConfigError` unless a trunk may be laid over devices of these names, or over none.
+
+    Args:
+        names: The devices.
+        key: What errors call the setting of a single device; with an s, that of several.
+    """
+    several = f"{key}s"
     for name in names:
-        device_name("trunk.devices", name)
+        try:
+            device_name(several, name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{several} must be names with commas between them, each cpu, mps, cuda or "
+                f"cuda:N, not {name!r}"
+            ) from error
     kinds = sorted({name.partition(":")[0] for name in names})
     if len(names) == 1:
         raise ConfigError(
-            f"trunk.devices names {names[0]!r} alone, and is for several devices: name two at "
-            "least, with commas, or set trunk.device"
+            f"{several} names {names[0]!r} alone, and is for several devices: name two at "
+            f"least, with commas, or set {key}"
         )
     if "auto" in kinds:
-        raise ConfigError("trunk.devices must name every device: 'auto' means one of them")
+        raise ConfigError(f"{several} must name every device: 'auto' means one of them")
     if len(kinds) > 1:
         raise ConfigError(
-            f"trunk.devices must name devices of one kind, not {' and '.join(kinds)}, which round "
+            f"{several} must name devices of one kind, not {' and '.join(kinds)}, which round "
             "differently"
         )
     places = [_place(name) for name in names]
     twice = sorted({name for name in places if places.count(name) > 1})
     if twice and kinds != ["cpu"]:
         raise ConfigError(
-            f"trunk.devices names {twice[0]} twice, which computes no faster for it: name every "
+            f"{several} names {twice[0]} twice, which computes no faster for it: name every "
             "device once"
         )
 

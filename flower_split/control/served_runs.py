@@ -1,9 +1,10 @@
 """`ServedRuns`: the runs of a trunk service, which have one copy of the weights in common.
 
 Each run has modules, adapters, optimizers, tickets and a queue of its own; what they share is the
-weights, which nobody changes, and the device, on which they take turns.
+weights, which nobody changes, and the devices, on each of which they take turns.
 """
 
+import gc
 import hashlib
 import hmac
 import logging
@@ -23,6 +24,7 @@ from flower_split.control.making_bound import LEAST_BYTES, MakingBound
 from flower_split.control.patterns import check_patterns
 from flower_split.control.served_model import ServedModel, located
 from flower_split.control.served_run import BYTES_AN_ELEMENT, RunQuota, ServedRun
+from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.shares import has_place
 from flower_split.delivery.pack import Pack
 from flower_split.errors import (
@@ -31,11 +33,7 @@ from flower_split.errors import (
     TrunkRestartedError,
     TrunkUnavailableError,
 )
-from flower_split.segments import Trunk
-from flower_split.server.compute.kept_activations import KeptActivations
-from flower_split.server.compute.memory import PassMemory
 from flower_split.server.compute.queue import Computed
-from flower_split.server.compute.turns import DeviceTurns
 from flower_split.server.grpc.delivery import PackSource
 from flower_split.server.hosting.hosted_run import HostedRun
 from flower_split.server.hosting.resolving import open_pack, resolve_run
@@ -46,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 90.0
 """After which a run whose strategy is not heard of any more is closed."""
+FREE_SECONDS = 2.0
+"""After which the sessions of a run that was closed have ended: their streams look every second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class ServedRuns:
     """The runs of one service; `DataPort` serves them to silos, and `ControlService` to strategies.
 
     Args:
-        trunk: Loaded, frozen, and never computed with itself.
+        trunk: Loaded.
         model: What it is.
         source: Where this machine finds the model.
         bounds: Of the runs.
@@ -108,7 +108,7 @@ class ServedRuns:
 
     def __init__(
         self,
-        trunk: Trunk,
+        trunk: ServedTrunk,
         model: ServedModel,
         source: str,
         bounds: RunBounds,
@@ -116,16 +116,13 @@ class ServedRuns:
         strategies: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        trunk.requires_grad_(False)
         self.model = model
         self.bounds = bounds
-        self._trunk = trunk
+        self.trunk = trunk
         self._source = source
         self._clock = clock
-        free = PassMemory(trunk, 0).max_bytes
-        self._turns = DeviceTurns(KeptActivations(bounds.max_activation_bytes or free))
         self._strategies = frozenset(strategies)
-        self._max_memory = bounds.max_memory or free / 1e9
+        self._max_memory = bounds.max_memory or trunk.max_memory
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._runs: dict[bytes, ServedRun] = {}
@@ -136,6 +133,8 @@ class ServedRuns:
         self._packs = ExitStack()
         self._pack: Pack | None = None
         self._draining = False
+        self._closed = list[float]()
+        """When runs were closed whose memory is not freed yet."""
 
     @property
     def all(self) -> list[ServedRun]:
@@ -161,11 +160,6 @@ class ServedRuns:
         return ServiceFigures(
             runs=runs, computed=sum((one.computed for one in runs), done), opened=opened
         )
-
-    @property
-    def hidden_size(self) -> int:
-        """H of every tensor."""
-        return self._trunk.hidden_size
 
     def open(self, config: SplitConfig, owner: str, channel: SiloChannel) -> ServedRun:
         """A new run; takes as long as its adapter takes to be initialised.
@@ -220,17 +214,23 @@ class ServedRuns:
             known = self._runs.pop(run.secret, None)
             if known is not None:
                 self._computed += known.hosted.computed
+                self._closed.append(self._clock())
         run.close()
         if known is not None:
             logger.info("run %s… is closed", run.name)
 
     def expire(self) -> None:
-        """Close the runs whose strategies are not heard of any more."""
-        before = self._clock() - LEASE_SECONDS
+        """Close the runs whose strategies are not heard of any more, and free what runs had."""
+        now = self._clock()
         for run in self.all:
-            if run.seen < before and not run.calls:
+            if run.seen < now - LEASE_SECONDS and not run.calls:
                 logger.warning("run %s… is left by its strategy", run.name)
                 self.close(run)
+        with self._lock:
+            left = [closed for closed in self._closed if closed > now - FREE_SECONDS]
+            is_due, self._closed = len(left) < len(self._closed), left
+        if is_due:  # modules refer to one another, and Python counts objects, not a device's bytes
+            gc.collect()
 
     def drain(self) -> None:
         """Take no further runs and invitations."""
@@ -269,14 +269,14 @@ class ServedRuns:
     def _make(self, config: SplitConfig, owner: str, channel: SiloChannel) -> ServedRun:
         with self._opening:
             pack = self._delivered(config)
-            with self._turns:  # PEFT draws numbers, and may compute with the weights
+            with self.trunk.nothing_computed():  # PEFT draws numbers, and may use the weights
                 resolved = resolve_run(
                     config,
-                    lambda *_: [self._trunk.with_same_weights()],
+                    lambda *_: self.trunk.stages_of_run(),
                     making=MakingBound(self.bounds.max_bytes, self.bounds.opening),
                     check=self._check_plan,
                 )
-                hosted = HostedRun(config, resolved, pack=pack, turns=[self._turns])
+                hosted = HostedRun(config, resolved, pack=pack, turns=self.trunk.turns)
             hosted.serve_at(channel)
         run = ServedRun(
             secrets.token_bytes(32),
@@ -338,6 +338,7 @@ class ServedRuns:
                 "peft.tokenizer-name-or-path names another model than the run's, which a trunk "
                 "service does not load: leave it out"
             )
+        found += self.trunk.problems(config)
         if found:
             raise ConfigError("\n".join(found))
         check_patterns(config)

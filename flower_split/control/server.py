@@ -17,6 +17,7 @@ from flower_split.control.calls import RunCalls
 from flower_split.control.data_port import DataPort
 from flower_split.control.served_model import ServedModel
 from flower_split.control.served_runs import ServedRuns, ServiceFigures
+from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.service import ControlService
 from flower_split.control.service_tls import ServiceTls
 from flower_split.proto.control_pb2_grpc import add_ControlServicer_to_server
@@ -87,7 +88,7 @@ class TrunkServiceServer:
                 session=bounds.session,
                 max_sessions=bounds.max_sessions,
                 max_deliveries=bounds.max_sessions,
-                hidden_size=runs.hidden_size,
+                hidden_size=runs.trunk.hidden_size,
             ),
             tls=None if tls is None else tls.data,
             advertise=advertise,
@@ -120,6 +121,11 @@ class TrunkServiceServer:
     def model(self) -> ServedModel:
         """What is served."""
         return self._runs.model
+
+    @property
+    def trunk(self) -> ServedTrunk:
+        """Where that is."""
+        return self._runs.trunk
 
     @property
     def figures(self) -> ServiceFigures:

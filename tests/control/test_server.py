@@ -230,10 +230,14 @@ def test_a_certificate_of_a_service_needs_strategies(tls):
         replace(tls, strategies=frozenset())
 
 
-def test_a_service_that_is_told_to_end_waits_for_what_is_under_way(folder):
+@pytest.mark.parametrize("devices", ["cpu", "cpu, cpu"])
+def test_a_service_that_is_told_to_end_waits_for_what_is_under_way(folder, devices):
     """Until the session has ended and its strategy has what it left; nothing new is taken."""
     values = run_config(folder)
-    with serving(values) as server, TrunkHost(read_run_config(at(server, values))) as host:
+    with (
+        serving(values, devices=devices) as server,
+        TrunkHost(read_run_config(at(server, values))) as host,
+    ):
         _, trunk = host.parts.split(host.begin(None))
         terms = RoundTerms(purpose="train", server_round=1, num_rounds=1, seconds=60.0)
         invited = [host.invite(terms, 1, node, TrunkStart(tensors=trunk)) for node in (5, 6)]

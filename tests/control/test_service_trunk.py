@@ -21,6 +21,23 @@ from flower_split.errors import (
 from flower_split.server.compute import scheduler
 from flower_split.strategies import TrunkHost
 
+CHANGES = [
+    KEEPING,
+    {"trunk.adapters": "shared"},
+    {"trunk.adapters": "frozen"},
+    {"strategy.name": "fedadam"},
+    {"strategy.name": "scaffoldlora"},
+    {"strategy.name": "flora"},
+    {"model.delivery": "server"},
+    {"peft.use-dora": True},
+    {"trunk.adapters": "federated", "peft.type": "IA3"},
+    {
+        "trunk.adapters": "frozen",
+        "train.max-length": 128,
+        "peft.num-virtual-tokens": 3,
+        "peft.type": "PREFIX_TUNING",
+    },
+]
 OTHER = {"lora.r": 2, "train.learning-rate": 1e-2, "seed": 5, "lora.target-modules": "q_proj"}
 
 
@@ -35,6 +52,21 @@ def service(folder):
         yield server
 
 
+@pytest.fixture(scope="module")
+def on_two(folder, service):
+    """A service whose trunk has a device for each layer, beside the other one."""
+    with serving(run_config(folder), devices="cpu, cpu", amid_a_run=True) as server:
+        yield server
+
+
+def values_of(folder, changes):
+    """Of a run of that method."""
+    values = run_config(folder, **changes)
+    if "peft.type" in changes:
+        values = {key: value for key, value in values.items() if not key.startswith("lora.")}
+    return values
+
+
 def same(ours, theirs):
     assert list(ours) == list(theirs)
     for name, tensor in theirs.items():
@@ -44,45 +76,43 @@ def same(ours, theirs):
 @pytest.mark.medium
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize(
-    "changes",
-    [
-        KEEPING,
-        {"trunk.adapters": "shared"},
-        {"trunk.adapters": "frozen"},
-        {"strategy.name": "fedadam"},
-        {"strategy.name": "scaffoldlora"},
-        {"strategy.name": "flora"},
-        {"model.delivery": "server"},
-        {"peft.use-dora": True},
-        {"trunk.adapters": "federated", "peft.type": "IA3"},
-        {
-            "trunk.adapters": "frozen",
-            "train.max-length": 128,
-            "peft.num-virtual-tokens": 3,
-            "peft.type": "PREFIX_TUNING",
-        },
-    ],
-    ids=lambda changes: str(next(reversed(changes.values()))),
+    "changes", CHANGES, ids=lambda changes: str(next(reversed(changes.values())))
 )
 def test_a_run_yields_what_it_yields_with_a_trunk_of_its_own(folder, service, changes):
-    values = run_config(folder, **changes)
-    if "peft.type" in changes:
-        values = {key: value for key, value in values.items() if not key.startswith("lora.")}
+    values = values_of(folder, changes)
     same(learned(at(service, values)), learned(values))
     assert service.runs.all == []
 
 
 @pytest.mark.medium
-def test_a_service_without_room_for_activations_computes_them_anew(folder, monkeypatch):
+@pytest.mark.sampled(keep=1)
+@pytest.mark.parametrize(
+    "changes",
+    [*CHANGES, {"trunk.recompute": True}],
+    ids=lambda changes: str(next(reversed(changes.values()))),
+)
+def test_a_trunk_over_two_devices_yields_the_same(folder, on_two, changes):
+    values = values_of(folder, changes)
+    same(learned(at(on_two, values)), learned(values))
+    assert on_two.runs.all == []
+
+
+@pytest.mark.medium
+@pytest.mark.sampled(keep=1)
+@pytest.mark.parametrize("devices", ["cpu, cpu", "cpu"])
+def test_a_service_without_room_for_activations_computes_them_anew(folder, monkeypatch, devices):
     monkeypatch.setattr(scheduler, "_ROOM_SECONDS", 0.01)
     values = run_config(folder, **{**KEEPING, "num-server-rounds": 1})
-    with serving(values, bounds=RunBounds(max_activation_bytes=1)) as service:
+    bounds = RunBounds(max_activation_bytes=1)
+    with serving(values, bounds=bounds, devices=devices) as service:
         same(learned(at(service, values)), learned(values))
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_yield_what_each_yields_alone(folder, service):
+@pytest.mark.parametrize("place", ["service", "on_two"])
+def test_two_runs_at_once_yield_what_each_yields_alone(folder, place, request):
     """Other plans, modes and constants, on one copy of the weights."""
+    service = request.getfixturevalue(place)
     first = at(service, run_config(folder, **KEEPING))
     second = at(service, run_config(folder, **OTHER, **{"trunk.adapters": "shared"}))
     alone = learned(first), learned(second)

@@ -30,6 +30,7 @@ from flower_split.control.messages import invite_message, start_text
 from flower_split.control.run_settings import told_settings
 from flower_split.control.served_model import ServedModel
 from flower_split.control.served_runs import RunBounds, ServedRuns
+from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.service import PROTOCOL_VERSION, ControlService
 from flower_split.proto import control_pb2 as pb
 from flower_split.server.hosting.resolving import load_run_trunk
@@ -100,7 +101,7 @@ def _served() -> tuple[ServedRuns, ControlService, dict[str, Any]]:
     values = run_config(save_tiny_model(Path(folder.name) / "model", "llama"))
     config = read_run_config(values)
     runs = ServedRuns(
-        load_run_trunk(config),
+        ServedTrunk([load_run_trunk(config)]),
         ServedModel.of_run(config),
         config.model.name,
         RunBounds(max_runs=3, max_bytes=1 << 20),

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from federation import wait_for
-from grpc import insecure_channel
+from grpc import insecure_channel, secure_channel, ssl_channel_credentials
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 CLI = [sys.executable, "-m", "flower_split.apps.cli", "trunk", "serve"]
@@ -27,13 +27,17 @@ class TrunkProcess:
         folder: The model's.
         log: What it writes.
         options: Of the command.
+        devices: That hold the trunk.
+        ca: Of its certificate; None without TLS.
     """
 
-    def __init__(self, folder, log, *options):
+    def __init__(self, folder, log, *options, devices="cpu", ca=None):
+        self._ca = ca
+        place = "--devices" if "," in devices else "--device"
         self._ports = free_ports(4)
         data, control, health, metrics = map(str, self._ports)
         self._command = [
-            *(*CLI, str(folder), "--device", "cpu", "--port", data),
+            *(*CLI, str(folder), place, devices, "--port", data),
             *("--control-port", control, "--health-port", health),
             *("--metrics", f"127.0.0.1:{metrics}"),
             *options,
@@ -54,7 +58,10 @@ class TrunkProcess:
 
     def _serves(self):
         assert self.process.poll() is None, self.log.read_text()
-        with insecure_channel(self._health) as channel:
+        trust = None if self._ca is None else ssl_channel_credentials(self._ca.read_bytes())
+        with (
+            insecure_channel(self._health) if trust is None else secure_channel(self._health, trust)
+        ) as channel:
             request = health_pb2.HealthCheckRequest(service="flower_split.v1.Trunk")
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2.0)

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 from hosting import nothing_left
 from split_run import run_split
 
 from flower_split.config.run_config import read_run_config
+from flower_split.config.sections import SplitConfig, TrunkConfig
 from flower_split.control.served_model import ServedModel
 from flower_split.control.served_runs import RunBounds, ServedRuns
+from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.server import TrunkServiceServer
-from flower_split.server.hosting.resolving import load_run_trunk
+from flower_split.server.hosting.resolving import load_run_trunks
 
 
 @contextmanager
@@ -20,6 +21,7 @@ def serving(
     values: Mapping[str, Any],
     *,
     bounds: RunBounds | None = None,
+    devices: str = "cpu",
     amid_a_run: bool = False,
     **options: Any,
 ) -> Iterator[TrunkServiceServer]:
@@ -28,24 +30,40 @@ def serving(
     Args:
         values: Of a run.
         bounds: Of all runs.
+        devices: That hold the trunk, with commas.
         amid_a_run: Whether others' threads may begin meanwhile, and go on.
         options: Of the server.
     """
+    tls = options.get("tls")
+    strategies = () if tls is None else tls.strategies
+    runs = runs_of(values, bounds=bounds, devices=devices, strategies=strategies)
+    with (
+        nullcontext() if amid_a_run else nothing_left(),
+        TrunkServiceServer(runs, **options) as server,
+    ):
+        server.runs = runs  # type: ignore[attr-defined]
+        yield server
+
+
+def runs_of(
+    values: Mapping[str, Any],
+    *,
+    bounds: RunBounds | None = None,
+    devices: str = "cpu",
+    **options: Any,
+) -> ServedRuns:
+    """The runs of a service for the model and the cuts of the run config `values`."""
     config = read_run_config(dict(values))
+    names = tuple(one.strip() for one in devices.split(","))
+    place: dict[str, Any] = {"devices": names} if len(names) > 1 else {"device": names[0]}
+    trunk = TrunkConfig(dtype=config.trunk.dtype, **place)
+    bounds = bounds or RunBounds()
+    served = ServedTrunk(
+        load_run_trunks(SplitConfig(model=config.model, split=config.split, trunk=trunk)),
+        bounds.max_activation_bytes,
+    )
     model = ServedModel.of_run(config)
-    trunk = load_run_trunk(replace(config, trunk=replace(config.trunk, device="cpu")))
-    with nullcontext() if amid_a_run else nothing_left():
-        tls = options.get("tls")
-        runs = ServedRuns(
-            trunk,
-            model,
-            config.model.name,
-            bounds or RunBounds(),
-            strategies=() if tls is None else tls.strategies,
-        )
-        with TrunkServiceServer(runs, **options) as server:
-            server.runs = runs  # type: ignore[attr-defined]
-            yield server
+    return ServedRuns(served, model, config.model.name, bounds, **options)
 
 
 def at(server: TrunkServiceServer, values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:

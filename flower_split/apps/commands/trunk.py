@@ -26,6 +26,9 @@ def serve_command(
     attention: Annotated[str, typer.Option(help="As model.attention.")] = "auto",
     quantization: Annotated[str, typer.Option(help="As model.quantization.")] = "none",
     device: Annotated[str, typer.Option(help="As trunk.device.")] = "auto",
+    devices: Annotated[
+        str, typer.Option(help="As trunk.devices: several, with commas, for one trunk.")
+    ] = "",
     host: Annotated[
         str, typer.Option(help="Bound for silos and health.", rich_help_panel=_LISTENS)
     ] = "127.0.0.1",
@@ -131,14 +134,21 @@ def serve_command(
         )
         from flower_split.config.address import Address, bare_host
         from flower_split.config.sections import CutConfig, ModelConfig
+        from flower_split.config.trunk import check_devices
         from flower_split.control.served_runs import RunBounds
         from flower_split.control.service_tls import ServiceTls
         from flower_split.errors import ConfigError
         from flower_split.transport.messages import SessionLimits
 
-        if metrics:
-            with usage():
+        several = _names(devices)
+        with usage():
+            if metrics:
                 Address.parse(metrics, what="--metrics")
+            check_devices(several, key="--device")
+            if several and device != "auto":
+                raise ConfigError(
+                    f"--device {device} would not be used with --devices: leave one of them out"
+                )
         tls = None
         if certificate or private_key:
             tls = ServiceTls.from_files(
@@ -159,7 +169,7 @@ def serve_command(
                 name=model,
                 revision=revision,
                 task=task,
-                labels=tuple(one.strip() for one in labels.split(",") if one.strip()),
+                labels=_names(labels),
                 dtype=dtype,
                 attention=attention,
                 quantization=quantization,
@@ -167,6 +177,7 @@ def serve_command(
             cuts=CutConfig(bottom_layers=bottom, top_layers=top),
             name=name,
             device=device,
+            devices=several,
             ports=ServicePorts(
                 data=str(Address(bare_host(host), port)),
                 control=str(Address(bare_host(control_host or host), control_port)),
@@ -192,3 +203,8 @@ def serve_command(
             grace=grace_seconds,
         )
         serve_trunk(settings)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """What is between commas."""
+    return tuple(one.strip() for one in text.split(",") if one.strip())

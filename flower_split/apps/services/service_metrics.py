@@ -6,7 +6,6 @@ conventions (https://prometheus.io/docs/practices/naming/).
 
 from collections.abc import Iterator
 
-import torch
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -18,7 +17,6 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from flower_split.control.server import TrunkServiceServer
-from flower_split.devices.memory import unused_memory
 
 PREFIX = "flower_split_service_"
 
@@ -28,13 +26,11 @@ class ServiceMetrics(Collector):
 
     Args:
         server: The service.
-        device: Where it has it.
     """
 
-    def __init__(self, server: TrunkServiceServer, device: torch.device) -> None:
+    def __init__(self, server: TrunkServiceServer) -> None:
         self._server = server
-        self._about = {"model": server.model.name, "device": str(device)}
-        self._device = device
+        self._about = {"model": server.model.name, "device": server.trunk.devices}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -52,9 +48,14 @@ class ServiceMetrics(Collector):
             ("runs", "Runs that are open.", len(figures.runs)),
             ("open_sessions", "Sessions of silos that are open.", server.num_sessions),
             ("open_deliveries", "Deliveries to silos under way.", server.num_deliveries),
-            ("free_memory_bytes", "Of the device.", unused_memory(self._device)),
         ):
             yield GaugeMetricFamily(PREFIX + name, what, float(value))
+        free = GaugeMetricFamily(
+            PREFIX + "free_memory_bytes", "That nobody uses, of a device.", labels=["device"]
+        )
+        for device, unused in server.trunk.unused_memory().items():
+            free.add_metric([device], float(unused))
+        yield free
         done = figures.computed
         for name, what, count in (
             ("opened_runs", "Runs that were opened.", figures.opened),

@@ -1,5 +1,6 @@
 """The trunk service: the process of `flower-split trunk serve`, from its settings to its end."""
 
+import gc
 import logging
 import signal
 import threading
@@ -9,18 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from flower_split.apps.process import set_up_process
 from flower_split.apps.services.systemd import tell_systemd
 from flower_split.attestation import attester_of
 from flower_split.config.sections import CutConfig, ModelConfig, SplitConfig, TrunkConfig
 from flower_split.control.served_model import ServedModel
 from flower_split.control.served_runs import RunBounds, ServedRuns
+from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.server import TrunkServiceServer
 from flower_split.control.service_tls import ServiceTls
 from flower_split.errors import ConfigError
-from flower_split.server.hosting.resolving import load_run_trunk
+from flower_split.server.hosting.resolving import load_run_trunks
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ class TrunkServiceSettings:
     name: str = ""
     """By which runs name the model; empty for `model.name`."""
     device: str = "auto"
+    """As `trunk.device`."""
+    devices: tuple[str, ...] = ()
+    """As `trunk.devices`; empty for `device` alone."""
     ports: ServicePorts
     tls: ServiceTls | None = None
     bounds: RunBounds = field(default_factory=RunBounds)
@@ -65,8 +68,8 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
-        ConfigError: a port or the certificate cannot be used, there is no such device, or a
-            package is missing.
+        ConfigError: a port or the certificate cannot be used, there is no such device, or more of
+            them than layers, or a package is missing.
         StateError: the metrics' token file cannot be used.
     """
     set_up_process()
@@ -77,9 +80,13 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
     ended, hurried = threading.Event(), threading.Event()
     with _signals(ended, hurried):
         config = SplitConfig(
-            model=settings.model, split=settings.cuts, trunk=TrunkConfig(device=settings.device)
+            model=settings.model,
+            split=settings.cuts,
+            trunk=TrunkConfig(device=settings.device, devices=settings.devices),
         )
-        trunk = load_run_trunk(config)
+        trunk = ServedTrunk(
+            load_run_trunks(config, key="--device"), settings.bounds.max_activation_bytes
+        )
         model = ServedModel.of_run(config)
         model = replace(model, name=settings.name or model.name)
         tls = settings.tls
@@ -91,6 +98,8 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
             strategies=() if tls is None else tls.strategies,
         )
         ports = settings.ports
+        gc.collect()
+        gc.freeze()  # what is here stays, and need not be looked through as a run's memory is freed
         with (
             TrunkServiceServer(
                 runs,
@@ -101,9 +110,9 @@ def serve_trunk(settings: TrunkServiceSettings) -> None:
                 advertise=ports.advertise,
                 attester=attester,
             ) as server,
-            _metrics(ports, server, trunk.device),
+            _metrics(ports, server),
         ):
-            logger.info("the trunk service has %s on %s", model, trunk.device)
+            logger.info("the trunk service has %s, %s", model, trunk)
             logger.info(
                 "silos connect to %s, strategies to %s, health checks to %s, %s",
                 server.address,
@@ -143,9 +152,7 @@ def _check_metrics() -> None:
 
 
 @contextmanager
-def _metrics(
-    ports: ServicePorts, server: TrunkServiceServer, device: torch.device
-) -> Iterator[None]:
+def _metrics(ports: ServicePorts, server: TrunkServiceServer) -> Iterator[None]:
     if not ports.metrics:
         yield
         return
@@ -154,7 +161,7 @@ def _metrics(
 
     with metrics_port(
         ports.metrics,
-        ServiceMetrics(server, device).text,
+        ServiceMetrics(server).text,
         name="--metrics",
         is_draining=lambda: server.is_draining,
         token_file=ports.metrics_token_file,

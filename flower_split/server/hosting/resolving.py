@@ -62,36 +62,55 @@ class ResolvedRun:
     of the silo that holds fewest."""
 
 
-def load_run_trunk(config: SplitConfig) -> Trunk:
+def load_run_trunk(config: SplitConfig, *, key: str = "trunk.device") -> Trunk:
     """The trunk of a run on one device, loaded for it alone.
+
+    Args:
+        config: The run's.
+        key: What errors call the device's setting.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         ConfigError: there is no such device.
     """
-    device = resolve_device(config.trunk.device, key="trunk.device")
+    device = resolve_device(config.trunk.device, key=key)
     split = config.split
     return _load(config, split.bottom_layers, split.top_layers, device)
 
 
-def load_run_trunks(config: SplitConfig, cuts: Cuts) -> Sequence[Trunk]:
+def load_run_trunks(
+    config: SplitConfig, cuts: Cuts | None = None, *, key: str = "trunk.device"
+) -> Sequence[Trunk]:
     """The stages of a run's trunk, on the devices that it names, loaded for it alone.
+
+    Args:
+        config: The run's.
+        cuts: Around all of the trunk's layers; None finds them out.
+        key: What errors call the setting of a single device; with an s, that of several.
 
     Raises:
         ModelError: the model cannot be loaded, or not be cut there.
         ConfigError: there is no such device, or more of them than the trunk has layers.
     """
     if config.trunk.engine == RAY:
-        check_stages(cuts, config.trunk.stages, key="trunk.stages")
+        check_stages(cuts or _cuts(config), config.trunk.stages, key="trunk.stages")
         return []
     if not config.trunk.devices:
-        return [load_run_trunk(config)]
-    devices = stage_devices(config.trunk.devices)
-    check_stages(cuts, len(devices))
+        return [load_run_trunk(config, key=key)]
+    devices = stage_devices(config.trunk.devices, key=f"{key}s")
+    cuts = cuts or _cuts(config)
+    check_stages(cuts, len(devices), key=f"{key}s")
     return [
         _load(config, part.bottom_layers, part.top_layers, device)
         for part, device in zip(by_memory(cuts, devices), devices, strict=True)
     ]
+
+
+def _cuts(config: SplitConfig) -> Cuts:
+    model, split = config.model, config.split
+    skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
+    layers = len(find_layers(skeleton)[1])
+    return Cuts(bottom_layers=split.bottom_layers, top_layers=split.top_layers, num_layers=layers)
 
 
 def _load(config: SplitConfig, bottom_layers: int, top_layers: int, device: torch.device) -> Trunk:

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-import torch
 
 pytest.importorskip("prometheus_client")
 pytest.importorskip("starlette")
@@ -22,6 +21,9 @@ from flower_split.apps.services.service_metrics import PREFIX, ServiceMetrics
 from flower_split.control.served_runs import RunFigures, ServiceFigures
 from flower_split.errors import ConfigError
 from flower_split.server.compute.queue import Computed
+
+FREE = {"cuda:0": 3e9, "cuda:1": 5e9}
+"""Bytes of devices."""
 
 
 def told(metrics):
@@ -49,9 +51,12 @@ def test_it_tells_of_every_run_and_of_those_that_were():
         is_draining=False,
         num_sessions=2,
         num_deliveries=1,
+        trunk=SimpleNamespace(devices="cuda:0, cuda:1", unused_memory=lambda: FREE),
     )
-    found = told(ServiceMetrics(service, torch.device("cpu")))
-    assert found["model_info", "cpu", "tiny"] == 1
+    found = told(ServiceMetrics(service))
+    assert found["model_info", "cuda:0, cuda:1", "tiny"] == 1
+    for device, free in FREE.items():
+        assert found["free_memory_bytes", device] == free
     assert found["runs",] == 2 and found["opened_runs_total",] == 3
     assert found["open_sessions",] == 2 and found["open_deliveries",] == 1
     assert found["passes_total",] == 16 and found["tokens_total",] == 160
@@ -59,15 +64,16 @@ def test_it_tells_of_every_run_and_of_those_that_were():
     assert (
         found["run_tokens_total", "0badcafe"] == 40 and found["run_room_bytes", "deadbeef"] == 1024
     )
-    assert found["run_waiting", "0badcafe"] == 1 and found["free_memory_bytes",] > 0
+    assert found["run_waiting", "0badcafe"] == 1
 
 
 @pytest.mark.medium
 def test_what_a_run_computed_counts_when_it_is_closed(tmp_path):
     values = run_config(save_tiny_model(tmp_path / "model", "llama"))
     with serving(values) as service:
-        metrics = ServiceMetrics(service, torch.device("cpu"))
+        metrics = ServiceMetrics(service)
         assert told(metrics)["tokens_total",] == 0
+        assert told(metrics)["free_memory_bytes", "cpu"] > 0
         learned(at(service, values))
         found = told(metrics)
         assert found["runs",] == 0 and found["opened_runs_total",] == 1

@@ -7,8 +7,8 @@ import torch
 from tiny_checkpoint import save_tiny_model
 
 from flower_split.config.run_config import read_run_config
-from flower_split.errors import ModelError
-from flower_split.server.hosting.resolving import load_run_trunk, resolve_run
+from flower_split.errors import ConfigError, CutError, ModelError
+from flower_split.server.hosting.resolving import load_run_trunk, load_run_trunks, resolve_run
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,19 @@ def test_cuts_that_leave_no_trunk_are_refused_before_it_is_made(model):
         resolve_run(config(model, **{"split.bottom-layers": 4}), lambda one: made.append(one))
     assert made == []
     assert load_run_trunk(config(model)).cuts.trunk_range == range(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"trunk.devices": "cuda:17, cuda:18"}, ConfigError, "--devices is 'cuda:17'"),
+        ({"trunk.device": "cuda:17"}, ConfigError, "--device is 'cuda:17'"),
+        ({"trunk.devices": "cpu, cpu, cpu"}, ConfigError, "--devices makes 3 stages .* 2 layers"),
+        ({"trunk.devices": "cpu, cpu", "split.bottom-layers": 3}, CutError, "leave no layer"),
+    ],
+)
+def test_a_trunk_is_loaded_for_many_runs_or_refused_by_its_option(model, changes, kind, said):
+    with pytest.raises(kind, match=said):
+        load_run_trunks(config(model, **changes), key="--device")
+    stages = load_run_trunks(config(model, **{"trunk.devices": "cpu, cpu"}), key="--device")
+    assert [stage.cuts.trunk_range for stage in stages] == [range(1, 2), range(2, 3)]

@@ -19,11 +19,18 @@ def folder(tmp_path_factory):
 
 
 class Restarts:
-    """A service that ends, and comes back at the same ports, as a silo begins a round."""
+    """A service that ends, and comes back at the same ports, as a silo begins a round.
 
-    def __init__(self, values, *, times=1):
+    Args:
+        values: Of the run.
+        times: How often it ends.
+        devices: That hold its trunk, and when it has come back.
+    """
+
+    def __init__(self, values, *, times=1, devices=("cpu", "cpu")):
         self._values, self._times = values, times
-        self._context = serving(values, amid_a_run=True)
+        first, self._then = devices
+        self._context = serving(values, amid_a_run=True, devices=first)
         self.server = self._context.__enter__()
         self.count = 0
 
@@ -34,7 +41,7 @@ class Restarts:
             self.count += 1
             ports = {"data": self.server.address, "control": self.server.control_address}
             self.close()
-            self._context = serving(self._values, amid_a_run=True, **ports)
+            self._context = serving(self._values, amid_a_run=True, devices=self._then, **ports)
             self.server = self._context.__enter__()
 
     def close(self):
@@ -42,12 +49,20 @@ class Restarts:
 
 
 @pytest.mark.sampled(keep=1)
-@pytest.mark.parametrize("mode", ["federated", "shared"])
-def test_the_round_is_done_again_at_a_service_that_came_back(folder, mode, caplog):
+@pytest.mark.parametrize(
+    ("mode", "devices"),
+    [
+        ("federated", ("cpu", "cpu")),
+        ("shared", ("cpu", "cpu")),
+        ("federated", ("cpu, cpu", "cpu")),
+        ("shared", ("cpu", "cpu, cpu")),
+    ],
+)
+def test_the_round_is_done_again_at_a_service_that_came_back(folder, mode, devices, caplog):
     values = run_config(folder, **KEEPING, **{"trunk.adapters": mode, **PATIENT})
     strategy = {"fraction_evaluate": 0.0, "eta": 1e-2, "min_train_nodes": SILOS}
     theirs, _ = run_split(values, FedAdam(**strategy))
-    restarts = Restarts(values)
+    restarts = Restarts(values, devices=devices)
     try:
         ours, _ = run_split(at(restarts.server, values), FedAdam(**strategy), before=restarts)
     finally:
