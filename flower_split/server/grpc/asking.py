@@ -17,6 +17,9 @@ from flower_split.transport.messages import (
 class Asking:
     """Asks for passes up to the session's depth at a time, and for all else alone.
 
+    A backward pass is asked for when its forward pass is answered, as a session of any depth may
+    expect: a silo need not have waited for h2.
+
     Args:
         session: Open.
         progress: Notes that the session works.
@@ -31,6 +34,8 @@ class Asking:
         self._group = group
         self._depth = session.depth
         self._asked: asyncio.Queue[tuple[Request, asyncio.Task[Reply]] | None] = asyncio.Queue()
+        self._forwards: dict[int, asyncio.Task[Reply]] = {}
+        """Under way, by their microbatches."""
         self._under_way = 0
         self._taken = asyncio.Event()
 
@@ -38,9 +43,14 @@ class Asking:
         """Ask; returns when the next request may be asked for, if it is of the same kind."""
         alone = not isinstance(request, ForwardRequest | BackwardRequest)
         await self._fewer_than(1 if alone else self._depth)
+        if isinstance(request, BackwardRequest) and request.microbatch in self._forwards:
+            await asyncio.wait([self._forwards[request.microbatch]])
         self._under_way += 1
         # Tasks begin in the order of their making, and requests are taken as they begin.
-        self._asked.put_nowait((request, self._group.create_task(self._answered(request))))
+        asked = self._group.create_task(self._answered(request))
+        self._asked.put_nowait((request, asked))
+        if isinstance(request, ForwardRequest):
+            self._forwards[request.microbatch] = asked
         if alone:
             await self._fewer_than(1)
 
@@ -53,6 +63,8 @@ class Asking:
         while (item := await self._asked.get()) is not None:
             request, asked = item
             yield request, await asked
+            if isinstance(request, ForwardRequest):
+                self._forwards.pop(request.microbatch, None)
             self._under_way -= 1
             self._taken.set()
 

@@ -43,7 +43,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(
-    ("depth", "batches"), [(1, [1] * 9), (2, [2, 2, 1, 1, 1, 1, 1]), (4, [4, 1, 1, 1, 1, 1])]
+    ("depth", "batches"), [(1, [1] * 9), (2, [2, 2, 1, 1, 1, 1, 1]), (4, [3, 1, 1, 1, 1, 1, 1])]
 )
 def test_requests_under_way(depth: int, batches: list[int]) -> None:
     async def run() -> None:
@@ -72,6 +72,33 @@ def test_requests_under_way(depth: int, batches: list[int]) -> None:
             assert seen == batches
         assert session.asked == REQUESTS
         assert got == list(zip(REQUESTS, range(len(REQUESTS)), strict=True))
+
+    asyncio.run(run())
+
+
+def test_a_backward_pass_waits_for_its_own_forward_pass_alone() -> None:
+    requests = [forward(0), forward(1), backward(1), backward(0)]
+
+    async def run() -> None:
+        session = Session(4)
+        async with asyncio.TaskGroup() as group:
+            asking = Asking(session, Progress(), group)  # type: ignore[arg-type]
+
+            async def ask() -> None:
+                for request in requests:
+                    await asking.ask(request)
+
+            group.create_task(ask())
+            await settled()
+            assert session.asked == requests[:2]
+            session.answers[1].set_result(1)
+            await settled()
+            assert session.asked == requests[:3]
+            session.answers[0].set_result(0)
+            await settled()
+            assert session.asked == requests
+            for answer in session.answers[2:]:
+                answer.set_result(None)
 
     asyncio.run(run())
 

@@ -104,6 +104,21 @@ def test_what_is_asked_without_waiting_yields_the_same(mode: str) -> None:
         assert same(one, other), number
 
 
+def test_a_backward_pass_may_be_asked_for_before_its_forward_pass_is_answered() -> None:
+    left = list[list[Any]]()
+    for engine in (one_trunk("federated"), chain_of("federated")):
+        engine.load_shared_state(start_of(engine))
+        with hosting(engine) as server, GrpcTransport(server.address, engine.describe()) as silo:
+            asked = list[Any]()
+            for step in range(2):
+                h1 = ForwardRequest(step=step, microbatch=step, hidden=tensor(0), keep_graph=True)
+                g2 = BackwardRequest(step=step, microbatch=step, grad=tensor(9))
+                taken = StepRequest(step=step, learning_rate=0.01)
+                asked += [silo.forward(h1), silo.backward(g2), silo.step(taken)]
+            left.append([plain(one.result(SECONDS)) for one in asked])
+    assert same(*left)
+
+
 def test_a_session_that_is_closed_answers_all_that_is_under_way() -> None:
     with nothing_left(servers_too=True):
         chain = chain_of("federated")
