@@ -6,13 +6,16 @@ from flower_split.config.checks import device_name
 from flower_split.errors import ConfigError
 
 
-def resolve_device(name: str, *, key: str = "device") -> torch.device:
+def resolve_device(
+    name: str, *, key: str = "device", instead: str = "set it to 'auto'"
+) -> torch.device:
     """The device that `name` means on this machine.
 
     Args:
         name: `auto` (CUDA where there is one, else MPS, else the CPU), `cpu`, `mps`, `cuda`, or
             `cuda:N`.
         key: What errors call the setting.
+        instead: What else can be done, as errors say it.
 
     Raises:
         ConfigError: `name` is none of these, or this machine has no such device.
@@ -25,13 +28,12 @@ def resolve_device(name: str, *, key: str = "device") -> torch.device:
             raise ConfigError(
                 f"{key} is {name!r}, and torch {torch.__version__} finds {count} CUDA devices "
                 "here: check the driver, CUDA_VISIBLE_DEVICES and that torch was built for CUDA, "
-                "or set it to 'auto'"
+                f"or {instead}"
             )
         return torch.device("cuda", number)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(
-            f"{key} is 'mps', and torch {torch.__version__} finds no Apple GPU here: set it to "
-            "'auto'"
+            f"{key} is 'mps', and torch {torch.__version__} finds no Apple GPU here: {instead}"
         )
     return device
 

@@ -17,7 +17,7 @@ def stage_devices(names: Sequence[str], *, key: str = "trunk.devices") -> list[t
     Raises:
         ConfigError: one of them is not there.
     """
-    return [resolve_device(name, key=key) for name in names]
+    return [resolve_device(name, key=key, instead="name others") for name in names]
 
 
 def check_stages(cuts: Cuts, count: int, *, key: str = "trunk.devices") -> None:

@@ -51,5 +51,5 @@ def test_more_stages_than_layers_are_refused() -> None:
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"trunk\.devices is 'cuda:17'"):
+    with pytest.raises(ConfigError, match=r"trunk\.devices is 'cuda:17'.*name others"):
         stage_devices(["cuda:17", "cuda:18"])
