@@ -82,6 +82,7 @@ def work(engine: Any) -> list[Any]:
     return [*answers, session.finish().steps, engine.shared_state()]
 
 
+@pytest.mark.medium
 def test_runs_of_all_modes_at_once_yield_what_each_yields_alone(
     folder: Any, runs: ServedRuns
 ) -> None:
