@@ -54,7 +54,11 @@ class TrunkProcess:
                 stdout=written,
                 stderr=subprocess.STDOUT,
             )
-        wait_for(self._serves, "the service serves", logs=self.log.read_text)
+        try:
+            wait_for(self._serves, "the service serves", logs=self.log.read_text)
+        except BaseException:  # or it would outlive the test
+            self.kill()
+            raise
 
     def _serves(self):
         assert self.process.poll() is None, self.log.read_text()
