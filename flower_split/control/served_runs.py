@@ -15,13 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flower_split.adapters import AdapterPlan
 from flower_split.adapters.plan import PEFT_PREFIX
 from flower_split.config.sections import SplitConfig
 from flower_split.control.making_bound import LEAST_BYTES, MakingBound
 from flower_split.control.patterns import check_patterns
+from flower_split.control.run_bounds import RunBounds
 from flower_split.control.served_model import ServedModel, located
 from flower_split.control.served_run import BYTES_AN_ELEMENT, RunQuota, ServedRun
 from flower_split.control.served_trunk import ServedTrunk
@@ -38,7 +39,7 @@ from flower_split.server.grpc.delivery import PackSource
 from flower_split.server.hosting.hosted_run import HostedRun
 from flower_split.server.hosting.resolving import open_pack, resolve_run
 from flower_split.server.hosting.run_trunk import SiloChannel
-from flower_split.transport.messages import SessionLimits, Ticket
+from flower_split.transport.messages import Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +47,6 @@ LEASE_SECONDS = 90.0
 """After which a run whose strategy is not heard of any more is closed."""
 FREE_SECONDS = 2.0
 """After which the sessions of a run that was closed have ended: their streams look every second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunBounds:
-    """What a service lets its runs have."""
-
-    max_runs: int = 8
-    max_sessions: int = 64
-    """Of all runs together."""
-    session: SessionLimits = field(default_factory=SessionLimits)
-    """What one session of any run may hold."""
-    max_bytes: int = 16 << 30
-    """See `RunQuota`."""
-    max_memory: float = 0.0
-    """GB that `trunk.max-memory` of a run may be; 0 for what a run of its own would choose as the
-    service begins."""
-    max_activation_bytes: int = 0
-    """Of activations that runs keep, together; 0 for what is free as the service begins."""
-    opening: float = 20.0
-    """Seconds that a run's adapter may take to begin with; the other runs wait meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,38 +281,7 @@ class ServedRuns:
         return self._pack if config.model.delivery == "server" else None
 
     def _check_bounds(self, config: SplitConfig) -> None:
-        trunk, most = config.trunk, self.bounds
-        found = [
-            f"{key} is {asked}, and the trunk service lets a run have {bound}: lower it, or raise "
-            f"the service's {option}"
-            for key, asked, bound, option in (
-                (
-                    "trunk.max-sessions",
-                    *(trunk.max_sessions, most.max_sessions, "--max-sessions"),
-                ),
-                (
-                    "trunk.max-in-flight",
-                    *(trunk.max_in_flight, most.session.max_in_flight, "--max-in-flight"),
-                ),
-                (
-                    "trunk.max-message-tokens",
-                    *(trunk.max_message_tokens, most.session.max_message_tokens),
-                    "--max-message-tokens",
-                ),
-                (
-                    "trunk.max-cached-tokens",
-                    *(trunk.max_cached_tokens, most.session.max_cached_tokens),
-                    "--max-cached-tokens",
-                ),
-            )
-            if asked > bound
-        ]
-        if trunk.max_memory > self._max_memory:
-            found.append(
-                f"trunk.max-memory is {trunk.max_memory:g}, and the trunk service lets a run have "
-                f"{self._max_memory:.3g}: lower it, leave it at 0, or raise the service's "
-                "--max-memory"
-            )
+        found = self.bounds.problems(config, max_memory=self._max_memory)
         named = config.peft.options.get("tokenizer_name_or_path", self.model.name)
         if named != self.model.name:
             found.append(

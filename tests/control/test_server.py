@@ -14,8 +14,8 @@ import flower_split
 from flower_split.config.run_config import read_run_config
 from flower_split.control.caller import ControlCaller
 from flower_split.control.content import Content
+from flower_split.control.run_bounds import RunBounds
 from flower_split.control.run_settings import told_settings
-from flower_split.control.served_runs import RunBounds
 from flower_split.control.service import MOST_CALLS, PROTOCOL_VERSION
 from flower_split.control.service_tls import ServiceTls
 from flower_split.errors import (

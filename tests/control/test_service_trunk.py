@@ -10,7 +10,7 @@ from tiny_checkpoint import save_tiny_model
 from trunk_services import at, learned, serving
 
 from flower_split.config.run_config import read_run_config
-from flower_split.control.served_runs import RunBounds
+from flower_split.control.run_bounds import RunBounds
 from flower_split.errors import (
     AdapterError,
     ConfigError,

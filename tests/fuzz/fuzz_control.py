@@ -27,9 +27,10 @@ from flower_split.config.run_config import read_run_config
 from flower_split.control.calls import RunCalls
 from flower_split.control.content import MOST_TEXT, ArrivingContent, Content
 from flower_split.control.messages import invite_message, start_text
+from flower_split.control.run_bounds import RunBounds
 from flower_split.control.run_settings import told_settings
 from flower_split.control.served_model import ServedModel
-from flower_split.control.served_runs import RunBounds, ServedRuns
+from flower_split.control.served_runs import ServedRuns
 from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.service import PROTOCOL_VERSION, ControlService
 from flower_split.proto import control_pb2 as pb

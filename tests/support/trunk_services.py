@@ -9,8 +9,9 @@ from split_run import run_split
 
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import SplitConfig, TrunkConfig
+from flower_split.control.run_bounds import RunBounds
 from flower_split.control.served_model import ServedModel
-from flower_split.control.served_runs import RunBounds, ServedRuns
+from flower_split.control.served_runs import ServedRuns
 from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.server import TrunkServiceServer
 from flower_split.server.hosting.resolving import load_run_trunks

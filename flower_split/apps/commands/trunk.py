@@ -135,7 +135,7 @@ def serve_command(
         from flower_split.config.address import Address, bare_host
         from flower_split.config.sections import CutConfig, ModelConfig
         from flower_split.config.trunk import check_devices
-        from flower_split.control.served_runs import RunBounds
+        from flower_split.control.run_bounds import RunBounds
         from flower_split.control.service_tls import ServiceTls
         from flower_split.errors import ConfigError
         from flower_split.transport.messages import SessionLimits

@@ -14,8 +14,9 @@ from flower_split.apps.process import set_up_process
 from flower_split.apps.services.systemd import tell_systemd
 from flower_split.attestation import attester_of
 from flower_split.config.sections import CutConfig, ModelConfig, SplitConfig, TrunkConfig
+from flower_split.control.run_bounds import RunBounds
 from flower_split.control.served_model import ServedModel
-from flower_split.control.served_runs import RunBounds, ServedRuns
+from flower_split.control.served_runs import ServedRuns
 from flower_split.control.served_trunk import ServedTrunk
 from flower_split.control.server import TrunkServiceServer
 from flower_split.control.service_tls import ServiceTls
