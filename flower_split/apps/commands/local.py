@@ -91,7 +91,7 @@ def _run(
     from flower_split.apps.flower.party_folder import party_folder
     from flower_split.apps.folder.app import App
     from flower_split.apps.folder.completed import completed
-    from flower_split.apps.folder.overrides import rendered
+    from flower_split.apps.folder.overrides import Value, parse_overrides, rendered
     from flower_split.apps.folder.template import new_app
     from flower_split.apps.simulate import OUTPUT_KEY, tell_result
     from flower_split.private_files import make_folder
@@ -103,8 +103,11 @@ def _run(
                 new_app(app, name="trial")
         federation = LocalFederation(folder, silos)
         read = App.read(app)
-        settings = dict(federation.trunk_settings) if read.is_ready_made else {}
+        settings: dict[str, Value] = {}
         if read.is_ready_made:
+            # A trunk service has certificates of its own.
+            if not {**read.settings, **parse_overrides(given)}.get("trunk.service"):
+                settings |= federation.trunk_settings
             settings["strategy.min-nodes"] = len(silos)
         # What is given on the command line comes last, and so counts.
         given = [rendered(settings), *given] if settings else given

@@ -35,3 +35,13 @@ def test_settings_are_checked_before_anything_starts(tmp_path: Path) -> None:
     assert "problem" in done.stdout and "99" in done.stdout
     assert "checkpoint.keep" not in done.stdout + done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.medium
+def test_a_trunk_service_is_not_given_this_machines_certificates(tmp_path: Path) -> None:
+    app = Path(__file__).parents[3] / "examples/quickstart"
+    arguments = ["deployment", "local", str(app), "--output-dir", str(tmp_path / "out")]
+    settings = 'trunk.service="127.0.0.1:9" trunk.service-timeout=1.0 split.bottom-layers=99'
+    done = CliRunner().invoke(cli, [*arguments, "-c", settings])
+    assert done.exit_code == 1
+    assert "99" in done.stdout and "tls" not in done.stdout + done.stderr
