@@ -101,14 +101,12 @@ def _run(
             app = folder / "app"
             if not app.exists():
                 new_app(app, name="trial")
-        federation = LocalFederation(folder, silos)
         read = App.read(app)
+        service = {**read.settings, **parse_overrides(given)}.get("trunk.service")
+        federation = LocalFederation(folder, silos, hosts_trunk=not service)
         settings: dict[str, Value] = {}
         if read.is_ready_made:
-            # A trunk service has certificates of its own.
-            if not {**read.settings, **parse_overrides(given)}.get("trunk.service"):
-                settings |= federation.trunk_settings
-            settings["strategy.min-nodes"] = len(silos)
+            settings = {**federation.trunk_settings, "strategy.min-nodes": len(silos)}
         # What is given on the command line comes last, and so counts.
         given = [rendered(settings), *given] if settings else given
         if output_dir is not None:

@@ -52,6 +52,8 @@ class LocalFederation:
         folder: Of this user alone. Keys that an earlier federation has left there are used again.
         silos: At least one, each with a name of its own that can be a file's.
         tell: Takes a line on what is going on.
+        hosts_trunk: Whether runs have their trunk here, with certificates of the federation's own.
+            A trunk service has others, which its invitations name.
 
     Raises:
         FlwrError: on entering, when a program does not start or a silo is not let in.
@@ -59,11 +61,17 @@ class LocalFederation:
     """
 
     def __init__(
-        self, folder: Path, silos: Sequence[LocalSilo], tell: Callable[[str], None] = print
+        self,
+        folder: Path,
+        silos: Sequence[LocalSilo],
+        tell: Callable[[str], None] = print,
+        *,
+        hosts_trunk: bool = True,
     ) -> None:
         self._folder = folder
         self._silos = list(silos)
         self._tell = tell
+        self._hosts_trunk = hosts_trunk
         self._port = free_port()
         self._home = folder / "server" / "flower"
         self._started: dict[str, subprocess.Popen[bytes]] = {}
@@ -76,6 +84,8 @@ class LocalFederation:
     @property
     def trunk_settings(self) -> Settings:
         """Keys of a run whose trunk this federation's silos trust, and which trusts them alone."""
+        if not self._hosts_trunk:
+            return {}
         keys = self._folder / "server" / "keys"
         return {
             "trunk.host": HOST,
@@ -186,10 +196,13 @@ class LocalFederation:
             "silo": one.name,
             "state-dir": str(own / "state"),
             "cache-dir": str(own / "cache"),
-            "trunk-ca": str(keys / "ca.crt"),
-            "trunk-certificate": str(keys / f"{one.name}-trunk.crt"),
-            "trunk-private-key": str(keys / f"{one.name}-trunk.key"),
         }
+        if self._hosts_trunk:
+            config |= {
+                "trunk-ca": str(keys / "ca.crt"),
+                "trunk-certificate": str(keys / f"{one.name}-trunk.crt"),
+                "trunk-private-key": str(keys / f"{one.name}-trunk.key"),
+            }
         if one.data:
             config["data-path"] = one.data
         else:

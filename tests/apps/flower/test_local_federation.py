@@ -92,6 +92,20 @@ def test_every_party_has_its_own_keys_which_are_used_again(flower, tmp_path: Pat
     assert {path: path.read_bytes() for path in kept} == kept
 
 
+@pytest.mark.parametrize("hosts_trunk", [True, False])
+def test_silos_trust_what_a_trunk_service_invites_them_with(
+    flower, tmp_path: Path, hosts_trunk: bool
+) -> None:
+    federation = LocalFederation(
+        tmp_path / "parties", SILOS[:1], lambda _: None, hosts_trunk=hosts_trunk
+    )
+    with federation:
+        home = Path(federation.environment["FLWR_HOME"])
+        started = [" ".join(process.cmdline()) for process in processes_of(home)]
+    assert any("trunk-ca" in one for one in started) == hosts_trunk
+    assert bool(federation.trunk_settings) == hosts_trunk
+
+
 def test_a_silo_that_is_not_let_in_is_named_and_nothing_stays(flower, tmp_path: Path) -> None:
     flower.most = 1
     silos = [SILOS[0], LocalSilo(name="clinic-b", data="/data/NOT_LET_IN")]
