@@ -6,6 +6,7 @@ Clipping every silo's update and adding Gaussian noise to the mean are McMahan e
 
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -87,6 +88,22 @@ class CentralPrivacy(DifferentialPrivacyServerSideFixedClipping):
                 f"strategy.dp-max-epsilon is {self.max_epsilon:g}, and the first round has ε = "
                 f"{first:.3g} at strategy.dp-noise {self.noise_multiplier:g}: raise either"
             )
+
+    def foreseen(self, rounds: int) -> tuple[float, int]:
+        """ε of so many rounds, and how many of them stay within `max_epsilon`.
+
+        Raises:
+            ConfigError: the accountant is not installed.
+        """
+        epsilon = self._spent(rounds).epsilon(self.delta)
+        if not self.max_epsilon or epsilon <= self.max_epsilon:
+            return epsilon, rounds
+        beyond = bisect_right(
+            range(1, rounds + 1),
+            self.max_epsilon,
+            key=lambda count: self._spent(count).epsilon(self.delta),
+        )
+        return epsilon, beyond
 
     def epsilon(self) -> float:
         """ε of all that was published.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flower_split.adapters import method_problems
 from flower_split.apps.checking.addresses import look_at_addresses
-from flower_split.apps.checking.data_check import Whose, look_at_data
+from flower_split.apps.checking.data_check import DP, Whose, look_at_data
 from flower_split.apps.checking.findings import Findings
 from flower_split.apps.checking.memory_check import look_at_memory
 from flower_split.apps.checking.model_check import look_at_model
@@ -15,9 +15,11 @@ from flower_split.apps.folder.archive import check_archive
 from flower_split.config.address import is_loopback
 from flower_split.config.run_config import read_run_config
 from flower_split.config.sections import SplitConfig
+from flower_split.privacy.statement import figures
 from flower_split.reporting.figures import four_digits, in_bytes
 from flower_split.strategies import build_inner, inner_problems
-from flower_split.strategies.inner import check_inner, least_nodes
+from flower_split.strategies.central_privacy import CentralPrivacy
+from flower_split.strategies.inner import central_privacy, check_inner, least_nodes
 
 EXAMPLES = 3
 """Rendered examples that a check shows."""
@@ -126,6 +128,8 @@ def _look_at_rounds(config: SplitConfig, silos: int, findings: Findings) -> None
             f"{config.strategy.name}, {config.num_server_rounds} rounds of {how}, learning rate "
             f"{four_digits(train.learning_rate)}",
         )
+        if (central := central_privacy(inner)) is not None:
+            _look_at_releases(central, config.num_server_rounds, findings)
         least = max(least_nodes(inner, "train"), least_nodes(inner, "evaluate"))
         if 0 < silos < least:
             key = (
@@ -138,3 +142,17 @@ def _look_at_rounds(config: SplitConfig, silos: int, findings: Findings) -> None
                 f"a round starts with {least} silos at least, and there are {silos}: raise "
                 f"--silos, or {key}",
             )
+
+
+def _look_at_releases(central: CentralPrivacy, rounds: int, findings: Findings) -> None:
+    """Note what central differential privacy comes to over the whole run."""
+    epsilon, within = central.foreseen(rounds)
+    text = f"{figures(epsilon, central.delta)} for all data of a silo after {rounds} rounds"
+    if within == rounds:
+        findings.ok(DP, text)
+    else:
+        findings.warn(
+            DP,
+            f"{text}, and strategy.dp-max-epsilon {central.max_epsilon:g} ends the run after "
+            f"{within} of them: raise strategy.dp-noise or make fewer rounds",
+        )

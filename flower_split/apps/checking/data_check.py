@@ -146,20 +146,23 @@ def _look_at_draws(name: str, found: SiloBatches, config: SplitConfig, findings:
         chance=min(1.0, expected / max(1, examples)),
         times=steps * config.num_server_rounds,
     )
-    epsilon, most = released.epsilon(config.dp.delta), config.dp.max_epsilon
-    text = (
-        f"{_silos([name])}: {figures(epsilon, config.dp.delta)} after {released.times} steps on "
-        f"{'' if whole else 'about '}{examples} examples"
-    )
-    if most and epsilon > most:
-        wanted = released.least_noise(config.dp.delta, most)
-        findings.warn(
+    delta, most = config.dp.delta, config.dp.max_epsilon
+    epsilon, first = released.epsilon(delta), replace(released, times=steps).epsilon(delta)
+    on = f"on {'' if whole else 'about '}{examples} examples"
+    text = f"{_silos([name])}: {figures(epsilon, delta)} after {released.times} steps {on}"
+    if not most or epsilon <= most:
+        findings.ok(DP, text)
+        return
+    within = f"all of its steps stay within it with dp.noise {released.least_noise(delta, most):g}"
+    if first > most:
+        findings.refuse(
             DP,
-            f"{text}, and dp.max-epsilon {most:g} ends the run before: all of its steps stay "
-            f"within it with dp.noise {wanted:g}",
+            f"{_silos([name])}: the first round's {steps} steps {on} come to ε = {first:.3g}, and "
+            f"dp.max-epsilon is {most:g}, so that the run trains nothing: {within}; fewer steps "
+            "(train.local-steps, num-server-rounds) or more examples need less",
         )
     else:
-        findings.ok(DP, text)
+        findings.warn(DP, f"{text}, and dp.max-epsilon {most:g} ends the run before: {within}")
 
 
 def _silos(names: list[str]) -> str:

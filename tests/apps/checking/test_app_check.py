@@ -131,11 +131,31 @@ def test_dp_sgd_is_told_by_its_epsilon_before_a_run(app):
     told = [text for topic, text in said(findings, "ok") if topic == "dp"]
     assert len(told) == 3 and all("(ε = " in text and "steps on" in text for text in told)
     _, findings = check_app(app, [f"{DP} dp.max-epsilon=0.2"], silos=3)
+    refused = [text for topic, text in said(findings, "problem") if topic == "dp"]
+    assert refused
+    assert all("so that the run trains nothing" in one and "dp.noise" in one for one in refused)
+    _, findings = check_app(app, [f"{DP} num-server-rounds=40 dp.max-epsilon=12"], silos=3)
+    assert findings.problems == []
     warned = [text for topic, text in said(findings, "warning") if topic == "dp"]
     assert all("ends the run before" in text and "dp.noise" in text for text in warned) and warned
     _, findings = check_app(app, [f"{DP} train.accumulation=100"], silos=3)
     problems = dict(said(findings, "problem"))
     assert "a step expects 200 of them" in problems["dp"]
+
+
+def test_central_privacy_is_told_by_its_epsilon_before_a_run(app):
+    pytest.importorskip("dp_accounting")
+    central = "strategy.dp-noise=8.0 strategy.dp-clip=0.5 num-server-rounds=30"
+    _, findings = check_app(app, [central], silos=3)
+    assert [text for topic, text in said(findings, "ok") if topic == "dp"] == [
+        "(ε = 6.33, δ = 1e-05) for all data of a silo after 30 rounds"
+    ]
+    _, findings = check_app(app, [f"{central} strategy.dp-max-epsilon=2.0"], silos=3)
+    assert findings.problems == []
+    warned = next(text for topic, text in said(findings, "warning") if topic == "dp")
+    assert "strategy.dp-max-epsilon 2 ends the run after 4 of them" in warned
+    _, findings = check_app(app, [f"{central} strategy.dp-max-epsilon=0.5"], silos=3)
+    assert "raise either" in dict(said(findings, "problem"))["strategy"]
 
 
 def test_a_silos_own_file(app, tmp_path):
