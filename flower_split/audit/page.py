@@ -3,7 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from flower_split.audit.outcome import VERDICTS, AttackResult, Outcome, SweepPoint
+from flower_split.audit.outcome import (
+    INSTRUMENT,
+    LEAK,
+    PASSED,
+    USED_UP,
+    VERDICTS,
+    AttackResult,
+    Outcome,
+    SweepPoint,
+)
 from flower_split.audit.policy import LIMITS
 from flower_split.audit.texts import AuditTexts
 from flower_split.reporting.report.html import POLICY, style, to_html
@@ -20,6 +29,21 @@ from flower_split.reporting.report.sections import (
 
 BADGES = {0: "done", 3: "failed", 4: "refused", 5: "left"}
 MOST_TEXTS = 32
+PARTIES = {
+    "T": "the operator of the trunk",
+    "A": "the operator of the server, who aggregates the silos' adapters",
+    "A+T": "who is both, as in a run without a trunk service",
+    "M": "whoever has the final adapter",
+}
+MEANINGS = {
+    PASSED: "These attacks found no more than the policy allows, with this budget and this seed. "
+    "It proves no setting private.",
+    LEAK: "What the silo sends tells its texts: treat it as the texts themselves, and let nobody "
+    "run the trunk who must not see them.",
+    INSTRUMENT: "A check of the instrument failed, so that nothing was measured: no figure below "
+    "tells of the setting, in either direction.",
+    USED_UP: "The time was used up first: what was not run may find more.",
+}
 
 Placing = Callable[[SweepPoint], int]
 
@@ -68,7 +92,8 @@ def _short(outcome: Outcome) -> list[Part]:
         )
         for name, (value, key) in outcome.strongest().items()
     ]
-    parts: list[Part] = [Tiles(rows=rows), Prose(text=outcome.sentence)]
+    meaning = Prose(text=MEANINGS[outcome.status], bad=outcome.status != PASSED)
+    parts: list[Part] = [meaning, Tiles(rows=rows), Prose(text=outcome.sentence)]
     for name in outcome.above:
         value, key = outcome.strongest()[name]
         text = f"{LIMITS[name]}: {_percent(value)} by {key}, above {_percent(limits[name])}"
@@ -78,6 +103,8 @@ def _short(outcome: Outcome) -> list[Part]:
 
 def _by_adversary(attacks: Sequence[AttackResult]) -> list[Part]:
     """By who can make them; what is found of texts, of labels and of other things apart."""
+    if not attacks:
+        return []
     parties = list(dict.fromkeys(one.party for one in attacks))
     ordered = sorted(attacks, key=lambda one: parties.index(one.party))
     texts = [
@@ -108,7 +135,8 @@ def _by_adversary(attacks: Sequence[AttackResult]) -> list[Part]:
         (("other", "party", "share"), others),
         (("what is taken as known", "party", "known", "seconds"), known),
     ]
-    return [Table(head=head, rows=rows) for head, rows in tables if rows]
+    who = Facts(rows={party: PARTIES[party] for party in sorted(parties, key=[*PARTIES].index)})
+    return [who, *(Table(head=head, rows=rows) for head, rows in tables if rows)]
 
 
 def _who(attack: AttackResult) -> tuple[str, str]:
@@ -128,6 +156,7 @@ def _over_depth(sweep: Sequence[SweepPoint]) -> list[Part]:
             series=texts,
             along="layer",
             each="",
+            within=(0.0, 1.0),
         ),
         Lines(
             title="Labels found over layers behind the trunk",
@@ -135,6 +164,7 @@ def _over_depth(sweep: Sequence[SweepPoint]) -> list[Part]:
             series=labels,
             along="layer",
             each="",
+            within=(0.0, 1.0),
         ),
         _swept(points, "layers before / behind the trunk"),
     ]
@@ -243,7 +273,7 @@ def _subject(outcome: Outcome) -> Facts:
     policy = outcome.policy
     rows["policy"] = f"{policy.path.name if policy.path else 'the default'}, {policy.sha256}"
     rows["limits"] = _flat(policy.limits)
-    rows["seconds"] = f"{outcome.seconds:.0f}"
+    rows["seconds"] = f"{outcome.seconds:.0f}, of the processor {outcome.processor_seconds:.0f}"
     return Facts(rows=rows)
 
 

@@ -25,7 +25,7 @@ def line_chart(chart: Lines) -> str:
     drawn = [points for points in (*chart.series.values(), *chart.dashed.values()) if points]
     if not drawn:
         return ""
-    scale = _Scale(drawn)
+    scale = _Scale(drawn, chart.within)
     many = len(chart.series) > MOST_LINES
     body = [*scale.axes()]
     names = sorted({*chart.series, *chart.dashed}, key=silo_order)
@@ -93,9 +93,9 @@ def sparkline(values: Sequence[float], label: str) -> str:
 class _Scale:
     """Where rounds and values are in a chart."""
 
-    def __init__(self, drawn: Sequence[Points]) -> None:
+    def __init__(self, drawn: Sequence[Points], within: tuple[float, float] | None) -> None:
         rounds = [number for points in drawn for number, _ in points]
-        values = [value for points in drawn for _, value in points]
+        values = [value for points in drawn for _, value in points] + [*(within or ())]
         self._first, self._last = min(rounds), max(max(rounds), min(rounds) + 1)
         self._ticks = ticks(min(values), max(values))
 

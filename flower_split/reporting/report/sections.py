@@ -59,6 +59,8 @@ class Lines:
     """What the numbers of points count."""
     each: str = "silo"
     """What a line is of; empty where its name says so."""
+    within: tuple[float, float] | None = None
+    """Values that the axis has at least; None for those of the points alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

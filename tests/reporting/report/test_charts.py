@@ -30,6 +30,15 @@ def test_points_are_within_the_chart_and_in_order():
     assert places[0][1] < places[2][1] < places[1][1]  # 3 is above 2 is above 1
 
 
+def test_an_axis_has_what_it_shall_have_at_least():
+    points = {"a": [(0, 0.62), (1, 0.9)]}
+    told = re.compile(r'class="end">([^<]*)<')
+    alone = told.findall(line_chart(Lines(title="t", unit="u", series=points)))
+    shares = line_chart(Lines(title="t", unit="u", series=points, within=(0.0, 1.0)))
+    assert float(alone[0]) > 0.5
+    assert [float(one) for one in told.findall(shares)][:: len(told.findall(shares)) - 1] == [0, 1]
+
+
 def test_one_round_is_a_point():
     svg = line_chart(Lines(title="t", unit="u", series={"a": [(0, 3.0)]}))
     assert svg.count("<circle") == 1 and "polyline" not in svg
