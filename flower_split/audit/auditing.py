@@ -1,5 +1,6 @@
 """An audit from its beginning to its end: recording, attacks, instrument checks, other settings."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -59,6 +60,12 @@ def run_audit(
         ConfigError: the policy's file was changed meanwhile.
         FlowerSplitError: the model cannot be cut there, or does not compute.
     """
+
+    def fixed(text: str) -> None:
+        policy.check_unchanged()
+        say(text)
+
+    began = time.process_time()
     outcome = Outcome(
         subject=described(subject, texts, settings, budget),
         policy=policy,
@@ -69,7 +76,7 @@ def run_audit(
         texts=texts,
         settings=settings,
         budget=budget,
-        say=say,
+        say=fixed,
         outcome=outcome,
     )
     if not sweeps:
@@ -84,7 +91,7 @@ def run_audit(
                 left = "the budget was used up, or not all of it was run"
                 outcome.not_run |= {name: left for name, _ in steps[place:]}
                 break
-    outcome.seconds = budget.spent
+    outcome.seconds, outcome.processor_seconds = budget.spent, time.process_time() - began
     policy.check_unchanged()
     return outcome
 

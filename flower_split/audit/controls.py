@@ -93,17 +93,19 @@ def injected_found(before: Tensor, after: Tensor, leaks: Tensor, texts: AuditTex
     """
     ids, scored = texts.victims.ids, texts.victims.scored
     there = leaks & scored
+    rows, total = int(there.sum()), float(scored.sum())
     share = float((after == ids)[there].double().mean())
-    risen = float(((after == ids) & scored).sum() - ((before == ids) & scored).sum())
-    risen /= float(scored.sum())
-    expected = FOUND * float(there.sum()) / float(scored.sum()) - metrics.best_constant(texts) * (
-        float(there.sum()) / float(scored.sum())
-    )
+    risen = float(((after == ids) & scored).sum() - ((before == ids) & scored).sum()) / total
+    # What was right there before by chance cannot rise.
+    constant = metrics.best_constant(texts)
+    by_chance = constant * rows + DEVIATIONS * math.sqrt(constant * (1 - constant) * rows)
+    already = min(float((before == ids)[there].sum()), by_chance)
+    expected = (FOUND * rows - already) / total
     return Control(
         name="injected leak",
         passed=share >= FOUND and risen >= expected,
         measured=(
-            f"of {int(there.sum())} leaking rows {share:.0%} found, expected {FOUND:.0%}; the "
+            f"of {rows} leaking rows {share:.0%} found, expected {FOUND:.0%}; the "
             f"total rose by {risen:.2%}, expected {expected:.2%}"
         ),
     )
@@ -189,7 +191,8 @@ def span(checks: Sequence[SpanCheck]) -> Control:
         one.found == 1.0 and one.false <= SLACK if one.applicable else one.found <= 0.5
         for one in checks
     )
-    return Control(name="span check", passed=passed and bool(checks), measured=said)
+    told = any(one.applicable for one in checks)
+    return Control(name="span check", passed=passed and told, measured=said)
 
 
 def converged(fitted: Mapping[str, Fitted], matched: Mapping[str, Matched]) -> Control:

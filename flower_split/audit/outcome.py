@@ -119,6 +119,8 @@ class Outcome:
     """Whether all attacks at the run's own cut and all their checks were run."""
     used_up: bool = False
     seconds: float = 0.0
+    processor_seconds: float = 0.0
+    """Of all of the process's threads together."""
 
     @property
     def status(self) -> int:
@@ -205,6 +207,7 @@ class Outcome:
             "not-run": self.not_run,
             "budget-used-up": self.used_up,
             "seconds": round(self.seconds, 1),
+            "processor-seconds": round(self.processor_seconds, 1),
         }
 
 

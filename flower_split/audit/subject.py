@@ -113,10 +113,24 @@ class CutModel:
         self._engine = engine
 
     def record(
-        self, documents: Documents, wire: WireConfig, *, seed: int, check: Check = lambda: None
+        self,
+        documents: Documents,
+        wire: WireConfig,
+        *,
+        seed: int,
+        check: Check = lambda: None,
+        between: Callable[[TrunkBackend], TrunkBackend] = lambda backend: backend,
     ) -> Recording:
-        """One pass of training over `documents` in their order, without a step."""
-        recorder = Recorder(self._engine)
+        """One pass of training over `documents` in their order, without a step.
+
+        Args:
+            documents: Texts.
+            wire: Between silo and trunk.
+            seed: Of dropout.
+            check: Called before every step.
+            between: Makes of the trunk's host what the silo takes for it.
+        """
+        recorder = Recorder(between(self._engine))
         train = self._config.train
         rows, groups = list(range(len(documents))), list[tuple[int, int]]()
         with self._attached(recorder, wire), mode(self._client, training=True):

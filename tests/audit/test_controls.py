@@ -45,6 +45,11 @@ def test_an_injected_leak_is_found_and_one_that_is_passed_over_is_told() -> None
     before = nearest(silent, known(rows), "cosine")
     after = nearest(leaking, known(rows), "cosine")
     assert controls.injected_found(before, after, leaks, given).passed
+    # What is right there by chance cannot rise.
+    row, place = leaks.nonzero()[0].tolist()
+    lucky = before.clone()
+    lucky[row, place] = given.victims.ids[row, place]
+    assert controls.injected_found(lucky, after, leaks, given).passed
     # An instrument that looks at a table of another model.
     blind = nearest(leaking, known(table(9)), "cosine")
     assert not controls.injected_found(before, blind, leaks, given).passed
@@ -96,6 +101,7 @@ def test_the_span_check_succeeds_exactly_up_to_the_rank() -> None:
     assert not controls.span([check(4, 1.0, false=0.5)]).passed
     assert not controls.span([check(4, 1.0), check(9, 1.0)]).passed
     assert not controls.span([]).passed
+    assert not controls.span([check(9, 0.0)]).passed  # none of which anything is to be found
 
 
 def test_inverters_must_have_converged() -> None:

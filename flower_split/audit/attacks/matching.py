@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flower_split.audit.attacks.descent import descend
+from flower_split.audit.attacks.least_squares import solve
 from flower_split.audit.attacks.nearest import AT_ONCE
 from flower_split.audit.attacks.search import clipped
 from flower_split.audit.recording import Recording
+from flower_split.compression.table import CODEC_TABLE, round_trip
 from flower_split.config.wire import WireConfig
 
-STEPS = 800
-"""Of the descent at most."""
-RATE = 0.1
-"""Of Adam, in standard deviations of the embeddings' elements."""
+STEPS = 2500
+"""Products with the bottom's Jacobian at most."""
 DONE = 3e-4
 """Mean of the squared distances over what was seen with which nothing is left to gain; with noise,
 its share of what was seen is, as who comes nearer fits the noise."""
+
+LEAST_SPREAD = 1e-4
+"""Variance in any direction, as a share of the mean one."""
 
 Embedded = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,36 +63,64 @@ def match(
         table: (V, E): what enters the first layer for every token.
         bottom: h1, (B, T, H) with a graph, of what enters, (B, T, E), and mask, (B, T).
         wire: Of the recording: rows are clipped alike.
-        steps: Of the descent at most.
-        check: Called at every step.
+        steps: Products with the Jacobian at most.
+        check: Called at every product.
     """
     documents = len(scores)
     mask, seen = recording.mask[:documents], recording.h1[:documents]
-    begun = scores.softmax(-1) @ table
-    spread = table.std()
-    moved = torch.zeros_like(begun, requires_grad=True)
+    believed = scores.softmax(-1) @ table
     squares = seen.square().sum(-1).clamp_min(1e-12)
+    weights = (mask / squares / mask.sum()).sqrt()[..., None]
+    mean, spread = table.mean(0), _spread(table)
 
-    def errors(embedded: Tensor) -> Tensor:
-        gap = clipped(bottom(embedded, mask), wire) - seen
-        return gap.square().sum(-1) / squares * mask
+    def residuals(embedded: Tensor, rows: Tensor) -> Tensor:
+        made = clipped(bottom(embedded, mask[rows]), wire)
+        return (made - seen[rows]) * weights[rows]
 
-    def loss() -> Tensor:
-        return errors(begun + spread * moved).sum() / mask.sum()
+    def of_places(at: Tensor, rows: Tensor) -> Tensor:
+        return residuals(mean + at @ spread, rows)
 
-    noise = seen.shape[-1] * wire.deviation_of("h1") ** 2
-    level = float((noise / squares * mask).sum() / mask.sum())
-    done = descend([moved], loss, rate=RATE, most_steps=steps, done=max(DONE, level), check=check)
+    first = scores.argmax(-1)
     with torch.no_grad():
-        found = nearest_rows((begun + spread * moved).detach(), table)
-        first = scores.argmax(-1)
-        nearer = errors(F.embedding(found, table)).sum(1) < errors(F.embedding(first, table)).sum(1)
+        sent = clipped(bottom(F.embedding(first, table), mask), wire)
+    noise = seen.shape[-1] * wire.deviation_of("h1") ** 2
+    level = max(DONE, float((noise * weights.square()).sum()))
+    # What a codec rounds may stay; coming nearer still finds more of it than it fits.
+    rounded = float((squares * _rounded(sent, wire) * weights[..., 0].square()).sum())
+    begun = torch.linalg.solve(spread, believed - mean, left=False)
+    done = solve(of_places, begun, done=level, most_steps=steps, check=check)
+    with torch.no_grad():
+        found = nearest_rows(mean + done.at @ spread, table)
+        rows = torch.arange(documents)
+
+        def errors(ids: Tensor) -> Tensor:
+            return residuals(F.embedding(ids, table), rows).square().sum((1, 2))
+
+        nearer = errors(found) < errors(first)
     return Matched(
         found=torch.where(nearer[:, None], found, first),
         steps=done.steps,
-        converged=done.converged,
-        error=done.loss,
+        converged=done.converged or float(done.errors.sum()) <= level + rounded,
+        error=float(done.errors.sum()),
     )
+
+
+def _rounded(sent: Tensor, wire: WireConfig) -> Tensor:
+    """(D, T): squared distance by which the codec of h1 rounds a row, over its square."""
+    apart = round_trip(sent, CODEC_TABLE[wire.h1], "h1") - sent
+    shares: Tensor = apart.square().sum(-1) / sent.square().sum(-1).clamp_min(1e-12)
+    return shares
+
+
+def _spread(table: Tensor) -> Tensor:
+    """(E, E): by which a place of unit variance in all directions is one of the table's, (V, E).
+
+    So changes are dear where no two tokens' embeddings differ.
+    """
+    covariance = torch.cov(table.T)
+    least = LEAST_SPREAD * covariance.diag().mean()
+    spread: Tensor = torch.linalg.cholesky(covariance + least * torch.eye(len(covariance))).T
+    return spread
 
 
 def nearest_rows(embedded: Tensor, table: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A silo's local steps as the aggregator computes them: of a text that he has guessed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,51 @@ class SimulatedSteps:
             found = torch.autograd.grad(loss, [*named.values()], create_graph=graph)
         return dict(zip(named, found, strict=True))
 
+    def first_updates(self, embedded: Tensor, following: Tensor) -> dict[str, Tensor] | None:
+        """What the first step of AdamW over each of K texts adds, (K, *its shape), in one pass.
+
+        None where something is trained that is not the weight of a linear module, of which alone
+        the texts' gradients can be told apart: by its inputs and the gradients at its outputs.
+
+        Args:
+            embedded: (K, T, E).
+            following: (K, T - 1, V).
+        """
+        owners = self._owners()
+        if owners is None:
+            return None
+        passed = dict[str, tuple[Tensor, Tensor]]()
+        hooks = [
+            module.register_forward_hook(_noting(passed, name)) for name, module in owners.items()
+        ]
+        named = {name: one.detach().requires_grad_() for name, one in self.start.items()}
+        ones = torch.ones(embedded.shape[:2], dtype=torch.int64, device=embedded.device)
+        try:
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                call = {"inputs_embeds": embedded, "attention_mask": ones, "use_cache": False}
+                logits = functional_call(self.model, named, (), call).logits[:, :-1].float()
+                loss = -(following * logits.log_softmax(-1)).sum() / following.shape[1]
+                outputs = [passed[name][1] for name in owners]
+                found = torch.autograd.grad(loss, outputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        updates = dict[str, Tensor]()
+        for name, at_output in zip(owners, found, strict=True):
+            gradient = torch.einsum("kto,kti->koi", at_output, passed[name][0].detach())
+            updates[name] = -self.rate * gradient / (gradient.abs() + EPS)
+        return updates
+
+    def _owners(self) -> dict[str, nn.Linear] | None:
+        owners = dict[str, nn.Linear]()
+        for name in self.start:
+            module_name, _, own = name.rpartition(".")
+            module = self.model.get_submodule(module_name)
+            if own != "weight" or not isinstance(module, nn.Linear):
+                return None
+            owners[name] = module
+        return owners
+
     def update(
         self, embedded: Tensor, following: Tensor, steps: int, *, smooth: bool
     ) -> dict[str, Tensor]:
@@ -84,6 +129,15 @@ class SimulatedSteps:
                 total[name] = total[name] + moved
                 at[name] = (at[name] + moved).detach()
         return total
+
+
+def _noting(
+    passed: dict[str, tuple[Tensor, Tensor]], name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def note(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        passed[name] = given[0], made
+
+    return note
 
 
 @contextmanager

@@ -94,6 +94,18 @@ def numerical_rank(gradient: Tensor) -> int:
     return _beyond_rounding(torch.linalg.svdvals(gradient.double()))
 
 
+def rank_of_step(gradient: Tensor, tokens: int, rank: int) -> int:
+    """Rank of the factors' gradient of a step, which some texts leave below its usual one.
+
+    Args:
+        gradient: (R, H): of the step.
+        tokens: Different ones of the text.
+        rank: Of the gradient of a longer text.
+    """
+    own = numerical_rank(gradient)
+    return own if own < min(tokens, rank) else rank
+
+
 def _beyond_rounding(values: Tensor) -> int:
     return int((values > RANK * values.max()).sum())
 

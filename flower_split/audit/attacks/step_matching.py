@@ -22,7 +22,9 @@ STEPS = 2
 """Of the run's local steps at most, all over one text."""
 STARTS = 2
 CANDIDATES = 12
-"""Tokens that are tried at a place."""
+"""Tokens that are tried at a place, by each derivative."""
+SHARES = (0.5, 0.0)
+"""Of the token at a place in what is derived there; the rest are public texts' tokens."""
 ROUNDS = 12
 """Searches through all places at most."""
 FITS = 1e-3
@@ -114,31 +116,56 @@ class StepMatching:
     def searched(self, ids: Tensor, places: Sequence[int]) -> tuple[Tensor, bool]:
         """A text, (T,), in which no token that is tried fits better at one of the places; and
         whether it was come to within the rounds."""
-        ids, best = ids.clone(), self.gap(ids)
-        for _ in range(ROUNDS):
-            before = best
-            for place in places:
-                self._check()
-                for token in self._proposed(ids, place):
-                    tried = ids.clone()
-                    tried[place] = token
-                    gap = self.gap(tried)
-                    if gap < best:
-                        best, ids = gap, tried
-            if best >= before or best < FITS:
+        ids, best, idle = ids.clone(), self.gap(ids), 0
+        for place in [*places] * ROUNDS:
+            if idle == len(places) or best < FITS:
                 return ids, True
-        return ids, False
+            idle += 1
+            self._check()
+            tried = self._proposed(ids, place)
+            nearest = tried[min(range(len(tried)), key=self._gaps(tried).__getitem__)]
+            gap = self.gap(nearest)
+            if gap < best:
+                best, ids, idle = gap, nearest, 0
+        return ids, idle == len(places) or best < FITS
 
     def gap(self, ids: Tensor) -> float:
         """One less the cosine of what a text, (T,), adds with what was sent."""
         return float(self._gap(self._sure(ids), smooth=False).detach())
 
-    def _proposed(self, ids: Tensor, place: int) -> list[int]:
-        """Tokens of which the fit's derivative promises most."""
-        chances = self._sure(ids).requires_grad_()
-        (slope,) = torch.autograd.grad(self._gap(chances, smooth=True), chances)
-        best = slope[place].topk(min(CANDIDATES, len(self._prior)), largest=False).indices
-        return [one for one in best.tolist() if one != int(ids[place])]
+    def _gaps(self, ids: Tensor) -> list[float]:
+        """Of K texts, (K, T)."""
+        sure = self._sure(ids)
+        made = None
+        if self._sent.steps == 1:
+            made = self._simulated.first_updates(sure @ self._simulated.table, sure[:, 1:])
+        if made is None:
+            return [self.gap(one) for one in ids]
+        fits = [
+            F.cosine_similarity(made[name].flatten(1), self._sent.update[name].flatten()[None])
+            for name in self._told
+        ]
+        gaps: list[float] = (1 - torch.stack(fits).mean(0)).tolist()
+        return gaps
+
+    def _proposed(self, ids: Tensor, place: int) -> Tensor:
+        """(K, T): the text with tokens at a place of which the fit's derivative promises most.
+
+        Derived where the token that is there counts half or not at all: a wrong one would be most
+        of what is derived.
+        """
+        found = list[Tensor]()
+        for share in SHARES:
+            chances = self._sure(ids)
+            chances[place] = share * chances[place] + (1 - share) * self._prior
+            chances.requires_grad_()
+            (slope,) = torch.autograd.grad(self._gap(chances, smooth=True), chances)
+            found.append(slope[place].topk(min(CANDIDATES, len(self._prior)), largest=False)[1])
+        best = torch.cat(found).unique()
+        best = best[best != ids[place]]
+        tried = ids.repeat(len(best), 1)
+        tried[:, place] = best
+        return tried
 
     def _sure(self, ids: Tensor) -> Tensor:
         return F.one_hot(ids, len(self._prior)).to(self._prior)

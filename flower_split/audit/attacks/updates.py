@@ -96,19 +96,17 @@ class Inputs:
 def step_gradient(inputs: Inputs, ids: Tensor, gradients: Tensor, *, rank: int) -> StepGradient:
     """What the span check looks at, of a step over one text.
 
-    The last token is a label alone: nothing is computed of it that has a loss.
-
     Args:
         inputs: Of the factors.
-        ids: (T,): the text.
+        ids: (T,): the tokens of which something with a gradient is computed.
         gradients: (R, H): of all factors, below one another.
         rank: Of those of a longer text.
     """
     return StepGradient(
         gradient=gradients,
         inputs=inputs.at,
-        moving=inputs.moves(int(ids[0]), len(ids) - 1),
-        ids=ids[:-1],
+        moving=inputs.moves(int(ids[0]), len(ids)),
+        ids=ids,
         rank=rank,
     )
 

@@ -13,7 +13,12 @@ from flower_split.audit.attacks.hijacking import Hijacker, train_hijacked
 from flower_split.audit.attacks.learning import Inverter
 from flower_split.audit.attacks.lone_silo import batches_of, lone_silo
 from flower_split.config.wire import WireConfig
-from flower_split.transport.messages import BackwardReply, BackwardRequest, ForwardRequest
+from flower_split.transport.messages import (
+    BackwardReply,
+    BackwardRequest,
+    ForwardReply,
+    ForwardRequest,
+)
 
 H1 = 0.02 * torch.randn(2, 3, HIDDEN, generator=torch.Generator().manual_seed(0))
 HONEST = torch.full_like(H1, 0.25)
@@ -103,3 +108,39 @@ def test_a_training_has_the_steps_of_all_rounds(tmp_path: Path) -> None:
     whole, texts = opened(tmp_path / "whole", **{"num-server-rounds": 3, "train.local-epochs": 2})
     with lone_silo(whole, WireConfig()) as silo:
         assert silo.train(batches_of(texts.victims, 5), seed=0) == 3 * 2 * 2
+
+
+class Fixed:
+    """A trunk before an honest one, whose g1 is all of one number and whose h2 is moved."""
+
+    resumed, depth = "", 1
+
+    def __init__(self, inner, moved):
+        self.inner, self.moved = inner, moved
+
+    def open(self, spec, ticket):
+        return done(Fixed(self.inner.open(spec, ticket).result(), self.moved))
+
+    def submit(self, request):
+        reply = self.inner.submit(request).result()
+        if isinstance(request, ForwardRequest):
+            hidden = reply.hidden if isinstance(reply, ForwardReply) else reply
+            return done(hidden + self.moved)
+        if isinstance(request, BackwardRequest):
+            return done(BackwardReply(grad=torch.full_like(request.grad, 1e-3)))
+        return done(reply)
+
+    def close(self):
+        return self.inner.close()
+
+
+@pytest.mark.medium
+def test_a_bottom_learns_of_g1_alone_whatever_h2_is(tmp_path: Path) -> None:
+    subject, texts = opened(tmp_path, **{"train.max-grad-norm": 0.0})
+    sent = []
+    for moved, steps in ((0.0, 3), (0.5, 3), (0.0, 1)):
+        torch.manual_seed(0)
+        with lone_silo(subject, WireConfig(), between=lambda b, m=moved: Fixed(b, m)) as silo:
+            silo.train(batches_of(texts.victims, 5), seed=0, steps=steps, rate=1e-2)
+            sent.append(silo.recorder().record_h1(texts.victims, WireConfig(), seed=0).h1)
+    assert torch.equal(sent[0], sent[1]) and not torch.equal(sent[0], sent[2])

@@ -5,6 +5,7 @@ from audit_texts import HIDDEN, VOCABULARY, noise, share, table, texts
 
 from flower_split.audit import metrics
 from flower_split.audit.attacks.matching import match
+from flower_split.compression.table import CODEC_TABLE, round_trip
 from flower_split.config.wire import WireConfig
 
 MIXING = torch.linalg.qr(table(3)[:HIDDEN])[0]
@@ -37,6 +38,18 @@ def test_clipped_rows_are_matched_as_they_were_clipped() -> None:
     wire = WireConfig(h1_clip=1.5)
     made = match(noise(victims).with_h1(short), believed, rows, bottom, wire)
     assert made.converged and share(made.found, victims) > 0.9
+
+
+def test_what_a_codec_rounds_need_not_be_matched() -> None:
+    given, rows = texts(8), table()
+    victims = given.victims
+    h1 = bottom(rows[victims.ids], victims.mask) * victims.mask[..., None]
+    believed = given.prior.log().expand(*victims.ids.shape, VOCABULARY)
+    coarse = noise(victims).with_h1(round_trip(h1, CODEC_TABLE["nf4"], "h1"))
+    made = match(coarse, believed, rows, bottom, WireConfig(h1="nf4"), steps=30)
+    unaware = match(coarse, believed, rows, bottom, WireConfig(), steps=30)
+    assert made.converged and not unaware.converged
+    assert made.error == unaware.error > 3e-4 and share(made.found, victims) > 0.9
 
 
 def test_noise_leaves_what_was_believed_before() -> None:

@@ -3,7 +3,13 @@
 import torch
 from audit_texts import HIDDEN, VOCABULARY, table
 
-from flower_split.audit.attacks.span import StepGradient, numerical_rank, sizes, span_check
+from flower_split.audit.attacks.span import (
+    StepGradient,
+    numerical_rank,
+    rank_of_step,
+    sizes,
+    span_check,
+)
 
 RANK = 6
 
@@ -46,3 +52,5 @@ def test_rows_that_depend_on_one_another_do_not_count() -> None:
     assert numerical_rank(step(RANK - 2).gradient) == RANK - 2
     twice = torch.cat([made.gradient[:-1], -made.gradient[:1]])
     assert numerical_rank(twice) == RANK - 1
+    assert rank_of_step(twice, RANK, RANK) == RANK - 1
+    assert rank_of_step(step(RANK - 2).gradient, RANK - 2, RANK) == RANK

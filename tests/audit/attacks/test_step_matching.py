@@ -77,3 +77,22 @@ def test_the_aggregator_s_copy_takes_the_silo_s_own_steps(tmp_path: Path) -> Non
         tried = StepMatching(made, held, torch.full((len(made.table),), 1 / len(made.table)))
         assert tried.gap(text) < 1e-3
         assert tried.gap(text.roll(1)) > 0.1
+        rows = torch.stack([text, text.roll(1)])
+        sure = nn.functional.one_hot(rows, len(made.table)).float()
+        at_once = made.first_updates(sure @ made.table, sure[:, 1:])
+        assert at_once is not None and at_once.keys() == start.keys()
+        for place, one in enumerate(sure):
+            alone = made.update(one @ made.table, one[1:], 1, smooth=False)
+            # AdamW makes signs of gradients: those that are rounding are of either.
+            fits = [
+                nn.functional.cosine_similarity(update[place].flatten(), alone[name].flatten(), 0)
+                for name, update in at_once.items()
+                if alone[name].any()
+            ]
+            assert fits and min(map(float, fits)) > 0.999
+
+
+def test_what_is_no_linear_module_is_taken_one_by_one() -> None:
+    silo = simulated()
+    chances = nn.functional.one_hot(torch.tensor([[3, 11, 7]]), VOCABULARY).float()
+    assert silo.first_updates(chances @ silo.table, chances[:, 1:]) is None
