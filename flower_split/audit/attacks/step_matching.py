@@ -23,8 +23,9 @@ STEPS = 2
 STARTS = 2
 CANDIDATES = 12
 """Tokens that are tried at a place, by each derivative."""
-SHARES = (0.5, 0.0)
-"""Of the token at a place in what is derived there; the rest are public texts' tokens."""
+SHARES = ((1.0,), (0.5, 0.0))
+"""Of the token at a place in what is derived there, the rest being public texts' tokens: of one
+search, and of one that goes on from what it has found."""
 ROUNDS = 12
 """Searches through all places at most."""
 FITS = 1e-3
@@ -116,13 +117,23 @@ class StepMatching:
     def searched(self, ids: Tensor, places: Sequence[int]) -> tuple[Tensor, bool]:
         """A text, (T,), in which no token that is tried fits better at one of the places; and
         whether it was come to within the rounds."""
+        ended = True
+        for shares in SHARES:
+            ids, ended = self._searched(ids, places, shares)
+            if not ended or self.gap(ids) < FITS:
+                break
+        return ids, ended
+
+    def _searched(
+        self, ids: Tensor, places: Sequence[int], shares: Sequence[float]
+    ) -> tuple[Tensor, bool]:
         ids, best, idle = ids.clone(), self.gap(ids), 0
         for place in [*places] * ROUNDS:
             if idle == len(places) or best < FITS:
                 return ids, True
             idle += 1
             self._check()
-            tried = self._proposed(ids, place)
+            tried = self._proposed(ids, place, shares)
             nearest = tried[min(range(len(tried)), key=self._gaps(tried).__getitem__)]
             gap = self.gap(nearest)
             if gap < best:
@@ -148,14 +159,14 @@ class StepMatching:
         gaps: list[float] = (1 - torch.stack(fits).mean(0)).tolist()
         return gaps
 
-    def _proposed(self, ids: Tensor, place: int) -> Tensor:
+    def _proposed(self, ids: Tensor, place: int, shares: Sequence[float]) -> Tensor:
         """(K, T): the text with tokens at a place of which the fit's derivative promises most.
 
-        Derived where the token that is there counts half or not at all: a wrong one would be most
-        of what is derived.
+        Derived where the token that is there counts by each of `shares`: where it counts wholly, a
+        wrong one can be most of what is derived.
         """
         found = list[Tensor]()
-        for share in SHARES:
+        for share in shares:
             chances = self._sure(ids)
             chances[place] = share * chances[place] + (1 - share) * self._prior
             chances.requires_grad_()
