@@ -47,7 +47,7 @@ def run(
     return result
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_steps_are_counted_over_resumed_runs_and_epsilon_is_told(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:

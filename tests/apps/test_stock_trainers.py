@@ -75,7 +75,7 @@ def test_the_trainer_and_its_own_optimizer(example: Any, tmp_path: Path) -> None
     assert len(losses) == 12
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_trainer_with_the_optimizer_of_both_sides(
     example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,6 +285,7 @@ def test_what_a_killed_run_left_half_written_is_swept(store, tmp_path):
         assert rounds(again.folder) == ["round-00001"]
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_leaves_whole_checkpoints_only(tmp_path):
     code = (
         "import sys, itertools; from pathlib import Path; import numpy as np\n"

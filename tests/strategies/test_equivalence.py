@@ -91,6 +91,7 @@ def test_silos_at_once_give_the_same_adapters_as_one_by_one(folders):
         assert (array.numpy() == at_once[name].numpy()).all(), name
 
 
+@pytest.mark.slow
 def test_the_ready_made_apps_equal_plain_flower_too(folders, tmp_path):
     """The batches are flower_split's, with prompts masked; training and Flower are plain again."""
     folder = folders["llama"]

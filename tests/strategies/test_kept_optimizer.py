@@ -152,6 +152,7 @@ class Resumed(TrunkHost):
         return arrays
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("mode", ["federated", "shared", "frozen"])
 def test_a_restarted_server_goes_on_with_the_silos_halves(folder, mode, monkeypatch):

@@ -124,7 +124,7 @@ def test_silos_of_different_cuts_that_share_a_service_have_their_own_models(
         assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "alone")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_another_runs_data_is_not_kept_and_all_is_given_back(tiny, holdings, serving, folder):
     values = tiny_run_config(tiny, **{"strategy.min-nodes": 2, "num-server-rounds": 1})
     with serving(HANDLERS, holdings=holdings):

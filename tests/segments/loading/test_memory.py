@@ -11,7 +11,10 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc"),
+]
 
 LAYERS = 24
 MIB = 2**20

@@ -79,6 +79,7 @@ def bits(result):
     return {name: array.numpy().tobytes() for name, array in result.arrays.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(keep=1)
 @pytest.mark.parametrize("name", CASES)
 def test_honest_silos_pass_and_a_hostile_one_is_as_if_it_had_failed(run, name):
