@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from flower_split.config.sections import SplitConfig
 from flower_split.errors import ConfigError, TrunkUnavailableError
@@ -68,7 +69,9 @@ def ray_chain(
         try:
             groups += [_group(ray, needs, trunk.stages) for _ in range(trunk.replicas)]
             _await_groups(ray, groups, needs, count)
-            jobs = _jobs(config, settings, parts, needs)
+            model = config.model
+            skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
+            jobs = _jobs(config, settings, parts, layers_path(skeleton), needs)
             replicas = [
                 [
                     RayStage(
@@ -81,7 +84,7 @@ def ray_chain(
                 ]
                 for group in groups
             ]
-            yield _chain(config, settings, cuts, replicas)
+            yield _chain(config, settings, cuts, skeleton, replicas)
         finally:
             _end(ray, actors, groups)
 
@@ -90,6 +93,7 @@ def _chain(
     config: SplitConfig,
     settings: EngineSettings,
     cuts: Cuts,
+    skeleton: PreTrainedModel,
     replicas: Sequence[Sequence[RayStage]],
 ) -> Chain[Reference]:
     facts = [_first_facts(stage) for stages in replicas for stage in stages]
@@ -98,8 +102,6 @@ def _chain(
             told = stage.facts
             if told is not None:
                 logger.info("%s is on %s, %s", stage.name, told.node, told.device)
-    model = config.model
-    skeleton = load_skeleton(model.name, revision=model.revision, task=model.as_task())
     terms = settings.terms(
         fingerprint=facts[0].fingerprint, cuts=cuts, weights_dtype=facts[0].dtype
     )
@@ -107,7 +109,7 @@ def _chain(
     if len({one.fingerprint for one in facts}) > 1:
         raise ConfigError(
             "the machines of the cluster have different models under model.name "
-            f"{model.name!r}: give all of them the same files"
+            f"{config.model.name!r}: give all of them the same files"
         )
     check_wire(config.wire)
     place = StagePlace(dtype=getattr(torch, facts[0].dtype), device=torch.device("cpu"))
@@ -147,13 +149,12 @@ def _first_facts(stage: RayStage) -> StageFacts:
 
 
 def _jobs(
-    config: SplitConfig, settings: EngineSettings, parts: Sequence[Cuts], needs: _Needs
+    config: SplitConfig,
+    settings: EngineSettings,
+    parts: Sequence[Cuts],
+    path: str,
+    needs: _Needs,
 ) -> list[StageJob]:
-    path = layers_path(
-        load_skeleton(
-            config.model.name, revision=config.model.revision, task=config.model.as_task()
-        )
-    )
     return [
         StageJob(
             model=config.model,

@@ -62,9 +62,10 @@ class Asking:
         """Requests and their answers, in order; one is under way until the next is asked for."""
         while (item := await self._asked.get()) is not None:
             request, asked = item
-            yield request, await asked
+            reply = await asked
             if isinstance(request, ForwardRequest):
                 self._forwards.pop(request.microbatch, None)
+            yield request, reply
             self._under_way -= 1
             self._taken.set()
 
